@@ -1,0 +1,235 @@
+"""The first thing to run: real photographs in tars, some of them broken, through the loader into a contact sheet."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curator_dali.errors import CuratorDaliError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Built", "build", "photographs", "run"]
+
+SAMPLES = 240
+SHARDS = 4
+_LONGEST = 320  # pixels of a crop's longer side
+_ON_SHEET = 40
+_MARKER = "README.txt"
+_MARKER_TEXT = """\
+curator-dali demo: made by `curator-dali demo`, which rewrites this folder; delete it as you like.
+
+shards/    a small WebDataset: four tars, a sample is KEY.jpg with KEY.json, KEY.txt and KEY.cls beside it
+sheet.png  a contact sheet of what was loaded
+
+The images are crops, reduced in size, of photographs that scikit-learn and scikit-image carry; their README files
+name the authors (china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0).
+"""
+
+# Module, folder inside it, file, key, caption. Only what lies in the wheels: nothing is downloaded.
+_PHOTOGRAPHS = (
+    ("sklearn", "datasets/images", "china.jpg", "china", "a pavilion in China"),
+    ("sklearn", "datasets/images", "flower.jpg", "flower", "a dahlia in bloom"),
+    ("skimage", "data", "astronaut.png", "astronaut", "the astronaut Eileen Collins"),
+    ("skimage", "data", "chelsea.png", "cat", "Chelsea the cat"),
+    ("skimage", "data", "coffee.png", "coffee", "a cup of coffee"),
+    ("skimage", "data", "rocket.jpg", "rocket", "a rocket on its launch pad"),
+    ("skimage", "data", "motorcycle_left.png", "motorcycle", "a motorcycle in a garage"),
+    ("skimage", "data", "camera.png", "camera", "a man with a camera"),
+)
+_PACKAGES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` left in the folder.
+
+    Attributes:
+        shards: The tars.
+        photographs: File names of the photographs that the crops are of.
+        packages: The packages that carry them, with versions.
+        planted: Key -> what was done to it, for samples that cannot be decoded.
+        renamed: Key of a PNG that is called `.jpg`, and decodes.
+    """
+
+    shards: list[Path]
+    photographs: list[str]
+    packages: list[str]
+    planted: dict[str, str]
+    renamed: str
+
+
+def photographs() -> list[tuple[str, str, Path]]:
+    """Key, caption and path of the photographs that scikit-learn and scikit-image carry.
+
+    Raises:
+        CuratorDaliError: One of the two is not installed.
+    """
+    found = []
+    for module, folder, file, key, caption in _PHOTOGRAPHS:
+        spec = util.find_spec(module)  # finds the files without the seconds that an import takes
+        if spec is None or not spec.submodule_search_locations:
+            raise CuratorDaliError(
+                f"the demo needs the photographs in {_PACKAGES[module]}, which is not installed: "
+                'pip install "curator-dali[demo]"'
+            )
+        path = Path(spec.submodule_search_locations[0], folder, file)
+        if path.is_file():  # another release may carry fewer
+            found.append((key, caption, path))
+    if not found:
+        raise CuratorDaliError(
+            'the installed scikit-learn and scikit-image carry no photographs: pip install -U "curator-dali[demo]"'
+        )
+    return found
+
+
+def build(out: Path) -> Built:
+    """Make a small WebDataset of crops of real photographs, with three broken images and a misnamed one.
+
+    The same packages give the same bytes every time.
+
+    Args:
+        out: Folder; made if missing. A folder of an earlier demo is rewritten.
+
+    Raises:
+        CuratorDaliError: The folder holds something else, or a package with the photographs is not installed.
+    """
+    sources = photographs()
+    marker = out / _MARKER
+    if out.exists() and not out.is_dir():
+        raise CuratorDaliError(f"{str(out)!r} is a file: give another folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not (marker.is_file() and marker.read_text() == _MARKER_TEXT):
+        raise CuratorDaliError(f"{str(out)!r} is not empty and not an earlier demo: give another folder with --out")
+    (out / "shards").mkdir(parents=True, exist_ok=True)
+    marker.write_text(_MARKER_TEXT)
+
+    rng = random.Random(20)
+    opened = [(key, caption, path.name, _open(path)) for key, caption, path in sources]
+    order = [number % len(opened) for number in range(SAMPLES)]
+    rng.shuffle(order)
+    plant = dict(zip(rng.sample(range(SAMPLES), 4), ("truncated", "empty", "web page", "png"), strict=True))
+    planted: dict[str, str] = {}
+    renamed = ""
+    paths = [out / "shards" / f"{shard:05d}.tar" for shard in range(SHARDS)]
+    for shard, path in enumerate(paths):
+        partial = path.with_suffix(".partial")
+        with tarfile.open(partial, "w") as tar:
+            for number in range(shard * SAMPLES // SHARDS, (shard + 1) * SAMPLES // SHARDS):
+                label = order[number]
+                name, caption, file, photograph = opened[label]
+                key = f"{name}-{number:03d}"
+                crop, box = _crop(photograph, rng)
+                encoded = _encode(crop, "PNG" if plant.get(number) == "png" else "JPEG")
+                match plant.get(number):
+                    case "truncated":
+                        encoded, planted[key] = encoded[: len(encoded) // 2], "second half cut off"
+                    case "empty":
+                        encoded, planted[key] = b"", "zero bytes"
+                    case "web page":
+                        encoded = b"<!DOCTYPE html>\n<title>404 Not Found</title>\n"
+                        planted[key] = "a web page called .jpg, as crawlers save them"
+                    case "png":
+                        renamed = key
+                fields = {"photograph": file, "box": box, "width": crop.width, "height": crop.height}
+                _add(tar, f"{key}.jpg", encoded)
+                _add(tar, f"{key}.json", json.dumps(fields).encode())
+                _add(tar, f"{key}.txt", caption.encode())
+                _add(tar, f"{key}.cls", str(label).encode())
+        partial.replace(path)
+    packages = [f"{package} {metadata.version(package)}" for package in _PACKAGES.values()]
+    return Built(paths, [file for _, _, file, _ in opened], packages, planted, renamed)
+
+
+def run(out: Path, device: str = "auto") -> Iterator[str]:
+    """Build the data set, load it, and draw a contact sheet.
+
+    Args:
+        out: Folder for the data set and the sheet.
+        device: Where to decode, as `ImageLoader` takes it.
+
+    Yields:
+        Lines for the user.
+
+    Raises:
+        CuratorDaliError: As `build`.
+    """
+    from curator_dali.display import contact_sheet, thumbnail
+    from curator_dali.loader import ImageLoader
+
+    built = build(out)
+    pattern = str(out / "shards" / "*.tar")
+    size = sum(path.stat().st_size for path in built.shards)
+    yield f"Built    {SAMPLES} samples in {SHARDS} tars, {size / 1e6:.1f} MB: {pattern}"
+    yield f"         Crops, reduced to {_LONGEST} pixels, of {len(built.photographs)} real photographs that"
+    yield f"         {' and '.join(built.packages)} carry. Three are broken on purpose."
+
+    thumbnails: list[Image.Image] = []
+    captions: list[str] = []
+    shapes: set[tuple[int, ...]] = set()
+    seen: set[str] = set()
+    with ImageLoader(pattern, batch_size=32, device=device, shuffle=0) as loader:
+        for batch in loader:
+            if batch.images is None:
+                continue
+            shapes.update(tuple(image.shape) for image in batch.images)
+            seen.update(item.image_id for item in batch.data)
+            rest = _ON_SHEET - len(thumbnails)
+            thumbnails += [thumbnail(image) for image in batch.images[: max(rest, 0)]]
+            captions += [f"{item.image_id}\n{item.metadata['caption']}" for item in batch.data[: max(rest, 0)]]
+        for _ in loader:  # again, with the pipeline built and its memory warm: that is the speed to quote
+            pass
+        stats, errors, where = loader.stats, loader.errors, loader.device
+
+    smallest, largest = (" x ".join(str(edge(sides)) for sides in zip(*shapes, strict=True)) for edge in (min, max))
+    yield f"Loaded   {stats.samples} images on {where} through DALI, {stats.images_per_second:,.0f} a second"
+    yield f"         (height, width, channels) uint8 RGB arrays, from {smallest} to {largest},"
+    yield "         each with its id, path, caption and label"
+    yield f"Broken   {stats.failed} samples, left out by name; their neighbours in the batch are untouched"
+    width = max((len(error.image_id) for error in errors), default=0)
+    for error in errors:
+        yield f"         {error.image_id:{width}}  {Path(error.shard).name}  {error.reason}"
+        yield f"         {'':{width}}  planted: {built.planted.get(error.image_id, 'not by the demo')}"
+    if built.renamed in seen:
+        yield f"Renamed  {built.renamed}.jpg is a PNG inside, and decoded: bytes decide, not names"
+    sheet = out / "sheet.png"
+    contact_sheet(thumbnails, captions, columns=8).save(sheet)
+    yield f"Drew     {sheet}: open it to see {len(thumbnails)} of them"
+    yield f"Next     curator-dali verify '{pattern}'"
+
+
+def _open(path: Path) -> Image.Image:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def _crop(image: Image.Image, rng: random.Random) -> tuple[Image.Image, list[int]]:
+    """A random part of an image, 40 to 90% of each side, and its box (left, top, right, bottom)."""
+    width, height = (int(side * rng.uniform(0.4, 0.9)) for side in image.size)
+    left, top = rng.randrange(image.width - width), rng.randrange(image.height - height)
+    box = (left, top, left + width, top + height)
+    crop = image.crop(box)
+    crop.thumbnail((_LONGEST, _LONGEST))
+    return crop, list(box)
+
+
+def _encode(image: Image.Image, form: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **({"quality": 90} if form == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

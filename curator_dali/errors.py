@@ -1,0 +1,78 @@
+"""What can go wrong: one bad image (`ImageError`), and the exceptions that end a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ["CuratorDaliError", "ImageError", "SourceError", "TooManyErrors", "write_errors"]
+
+
+class CuratorDaliError(Exception):
+    """Base of every exception that curator_dali raises on its own account."""
+
+
+class SourceError(CuratorDaliError):
+    """A source cannot be opened or read at all (not: one bad image in it)."""
+
+
+class TooManyErrors(CuratorDaliError):
+    """The share of bad images passed `max_error_rate`."""
+
+
+@dataclass(eq=True)
+class ImageError(CuratorDaliError):
+    """One bad image: which one, where it lies, and why it could not be used.
+
+    With `on_error="skip"` the loader collects these in `loader.errors`; with `"raise"` the first is raised.
+
+    Attributes:
+        image_id: The sample's key, as in `ImageObject.image_id`.
+        image_path: URL of the member, as in `ImageObject.image_path`.
+        shard: The file that holds it (a tar, a Parquet file), or the folder.
+        reason: Why, in one line.
+        index: The sample's index in its source.
+    """
+
+    image_id: str
+    image_path: str
+    shard: str
+    reason: str
+    index: int = -1
+
+    def __str__(self) -> str:
+        return f"image {self.image_id!r} ({self.image_path}): {self.reason}"
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str, str, str, int]]:
+        return ImageError, (self.image_id, self.image_path, self.shard, self.reason, self.index)
+
+    __hash__ = CuratorDaliError.__hash__
+
+
+def write_errors(errors: Iterable[ImageError], path: str | Path) -> None:
+    """Write bad images to `path`, one row each: `.parquet`, `.jsonl` or `.json` by its ending.
+
+    The file appears whole: it is written beside its place and renamed.
+
+    Raises:
+        ValueError: The ending is none of these.
+    """
+    path = Path(path)
+    rows = [asdict(error) for error in errors]
+    if path.suffix not in (".parquet", ".jsonl", ".json"):
+        raise ValueError(f"cannot write errors to {str(path)!r}: the name must end in .parquet, .jsonl or .json")
+    partial = path.with_name(f".{path.name}.partial")
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = ["image_id", "image_path", "shard", "reason"]
+        schema = pa.schema([(name, pa.string()) for name in columns] + [("index", pa.int64())])
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+    elif path.suffix == ".jsonl":
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        partial.write_text(json.dumps(rows, indent=1))
+    partial.replace(path)

@@ -1,0 +1,466 @@
+"""`ImageLoader`: a source, an order and a decoder make an iterable of device-resident `ImageBatch`es.
+
+Three kinds of threads: readers (bytes and headers), one that runs DALI, and the caller's. They are joined by one
+bounded queue, and stop when the iteration ends, is left or is collected.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali import arrays
+from curator_dali.batch import ImageBatch
+from curator_dali.decoding import Decoded, Decoder, Gated, gate
+from curator_dali.errors import ImageError, TooManyErrors
+from curator_dali.headers import MAX_PIXELS
+from curator_dali.sampling import Position, Shard, Shuffle
+from curator_dali.sources import Source, open_source
+from curator_dali.transforms import Transform, output_size
+
+__all__ = ["ImageLoader", "LoaderStats"]
+
+logger = logging.getLogger(__name__)
+
+_MIN_SEEN = 100  # samples before `max_error_rate` is judged, unless the pass ends before
+
+
+@dataclass
+class LoaderStats:
+    """What a loader did in its current pass. Times are in seconds and overlap: they are of different threads.
+
+    Attributes:
+        samples: Images that came out.
+        failed: Images that could not be used.
+        fallback: Images that Pillow decoded instead of DALI.
+        batches: Batches that came out.
+        bytes: Encoded bytes read.
+        seconds: Since the pass began.
+        wait_seconds: The consumer waited for a batch.
+        read_seconds: Readers spent reading bytes.
+        gate_seconds: Readers spent on headers.
+        decode_seconds: The decoding thread waited for DALI and Pillow.
+    """
+
+    samples: int = 0
+    failed: int = 0
+    fallback: int = 0
+    batches: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    read_seconds: float = 0.0
+    gate_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Images that came out, per second of the pass."""
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """All of it, as plain numbers for a log, JSON or a table."""
+        return {**asdict(self), "images_per_second": self.images_per_second}
+
+
+class ImageLoader:
+    """Load images from anywhere into `ImageBatch`es on a device, in a reproducible order, losing nothing.
+
+    Args:
+        source: A folder, glob, brace list (`shards/{00000..00099}.tar`), Parquet file, URL, a list of these, or a
+            `Source`.
+        batch_size: Samples a batch; fewer where images are bad and at the end.
+        device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N", as PyTorch names them.
+        transforms: `curator_dali.transforms`, run on the device in DALI. With a fixed output size a batch's
+            `images` is one contiguous array; otherwise a list of (H_i, W_i, 3), or an array where all are alike.
+        shuffle: A seed or a `Shuffle`; None keeps the source's order.
+        shard: `Shard(rank, world_size)`, or "torch" for torch.distributed's or torchrun's.
+        on_error: "skip" leaves bad images out and records them in `errors`; "raise" raises the first.
+        max_error_rate: With "skip", the share of bad images (0 to 1) above which `TooManyErrors` is raised, judged
+            from the 100th sample on and at the end.
+        prefetch: Batches under way or waiting at once, besides the consumer's.
+        num_threads: Decoding threads; None takes the CPUs this process may use.
+        keep_encoded: Whether batches keep their members' original bytes in `encoded`.
+        max_pixels: Larger images are refused by their header.
+
+    Raises:
+        ValueError: An argument is out of its range; before anything is read.
+        SourceError: The source cannot be opened.
+
+    `iter(loader)` starts a pass over the current epoch, from its beginning or, once after `load_state_dict`, from
+    where the state was taken. Batches in which every image is bad are left out.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        batch_size: int = 256,
+        device: str = "auto",
+        transforms: Sequence[Transform] = (),
+        shuffle: int | Shuffle | None = None,
+        shard: Shard | Literal["torch"] | None = None,
+        on_error: Literal["skip", "raise"] = "skip",
+        max_error_rate: float | None = None,
+        prefetch: int = 2,
+        num_threads: int | None = None,
+        keep_encoded: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if batch_size < 1 or prefetch < 1 or (num_threads is not None and num_threads < 1):
+            raise ValueError(
+                f"batch_size={batch_size}, prefetch={prefetch}, num_threads={num_threads}: each must be at least 1"
+            )
+        if on_error not in ("skip", "raise"):
+            raise ValueError(f'on_error is {on_error!r}; allowed: "skip", "raise"')
+        if max_error_rate is not None and not 0 <= max_error_rate <= 1:
+            raise ValueError(f"max_error_rate is {max_error_rate}; give a share from 0 to 1")
+        if isinstance(shard, str) and shard != "torch":
+            raise ValueError(f'shard is {shard!r}; give Shard(rank, world_size), "torch" or None')
+        if isinstance(transforms, Transform):
+            transforms = (transforms,)
+        output_size(transforms)  # refuses a wrong sequence before any work
+        self.batch_size, self.on_error, self.max_error_rate = batch_size, on_error, max_error_rate
+        self.device = arrays.resolve_device(device)
+        self.transforms = tuple(transforms)
+        self.shuffle = Shuffle(shuffle) if isinstance(shuffle, int) else shuffle
+        self.shard = Shard.from_torch() if shard == "torch" else shard or Shard()
+        self.source: Source = open_source(source)
+        self._owns_source = self.source is not source
+        self._prefetch, self._keep_encoded, self._max_pixels = prefetch, keep_encoded, max_pixels
+        self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._epoch = 0
+        self._start = 0  # position where the pass (re)started
+        self._taken = 0  # samples of this rank consumed since
+        self._resume = 0  # position where the next pass starts
+        self._decoder: Decoder | None = None
+        self._pass: _Pass | None = None
+        self.errors: list[ImageError] = []
+        self.stats = LoaderStats()
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the source, over all ranks."""
+        return len(self.source)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        return -(-self.shard.num_samples(self.num_samples) // self.batch_size)
+
+    @property
+    def position(self) -> Position:
+        """Where the consumer stands, counted over all ranks."""
+        consumed = min(self._start + self._taken * self.shard.world_size, self.num_samples)
+        return Position(self.shuffle.seed if self.shuffle else None, self._epoch, consumed)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, and so its order.
+
+        The epoch that `load_state_dict` restored is resumed where it was left; any other starts at its beginning.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}; give a number of at least 0")
+        self._stop_pass()
+        if epoch != self._epoch:
+            self._epoch, self._start, self._taken, self._resume = epoch, 0, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the consumer stands, as plain JSON. The same on every rank after the same number of steps."""
+        position = self.position
+        return {
+            "version": 1,
+            "seed": position.seed,
+            "window": self.shuffle.window if self.shuffle else None,
+            "epoch": position.epoch,
+            "position": position.position,
+            "num_samples": self.num_samples,
+            "fingerprint": self.source.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, also with another world size, batch size or device.
+
+        Raises:
+            ValueError: The state is of another data set, another seed or another version.
+        """
+        mine = self.state_dict()
+        missing = mine.keys() - state.keys()
+        if missing:
+            raise ValueError(f"this is no loader's state: it lacks {', '.join(sorted(missing))}")
+        for name, fix in (
+            ("version", "this release reads version 1"),
+            ("num_samples", "resume with the data set that the state was saved with"),
+            ("fingerprint", "resume with the data set that the state was saved with"),
+            ("seed", "give the loader the same shuffle"),
+            ("window", "give the loader the same shuffle"),
+        ):
+            if state[name] != mine[name]:
+                raise ValueError(f"the state's {name} is {state[name]!r}, the loader's {mine[name]!r}; {fix}")
+        if not 0 <= state["position"] <= self.num_samples or state["epoch"] < 0:
+            raise ValueError(f"the state's epoch {state['epoch']} or position {state['position']} is out of range")
+        self._stop_pass()
+        self._epoch, self._start, self._taken = state["epoch"], state["position"], 0
+        self._resume = self._start
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        self._stop_pass()
+        self._start, self._taken, self._resume = self._resume, 0, 0
+        self.errors, self.stats = [], LoaderStats()
+        if self._decoder is None:
+            self._decoder = self._make_decoder()
+        running = self._pass = _Pass(self._reads(), self.source, self._decoder, self._prefetch, self._keep_encoded)
+        return self._batches(running)
+
+    def _make_decoder(self) -> Decoder:
+        return Decoder(
+            batch_size=self.batch_size,
+            device=self.device,
+            num_threads=self._num_threads,
+            transforms=self.transforms,
+            depth=self._prefetch,
+            max_pixels=self._max_pixels,
+        )
+
+    def _reads(self) -> Iterator[NDArray[np.int64]]:
+        """The sample indices of each batch of the pass; knows nothing of the loader, so that it can be collected."""
+        source, shuffle, shard, batch_size = self.source, self.shuffle, self.shard, self.batch_size
+        n, start, epoch = self.num_samples, self._start, self._epoch
+        mine = shard.num_samples(n - start)
+        sizes = source.shard_sizes
+        for first in range(0, mine, batch_size):
+            positions = shard.positions(start, min(batch_size, mine - first), n, first)
+            yield positions if shuffle is None else shuffle.indices(positions, epoch, sizes)
+
+    def _batches(self, running: _Pass) -> Iterator[ImageBatch]:
+        began = time.perf_counter()
+        stats, errors = self.stats, self.errors
+        try:
+            for step in itertools.count():
+                asked = time.perf_counter()
+                item = running.take()
+                stats.wait_seconds += time.perf_counter() - asked
+                stats.seconds = time.perf_counter() - began
+                if item is None:
+                    self._judge(stats, at_end=True)
+                    return
+                decoded, read_seconds, gate_seconds, decode_seconds = item
+                self._taken += len(decoded.encoded)
+                stats.read_seconds += read_seconds
+                stats.gate_seconds += gate_seconds
+                stats.decode_seconds += decode_seconds
+                stats.bytes += sum(image.nbytes for image in decoded.encoded.images)
+                stats.samples += len(decoded.rows)
+                stats.failed += len(decoded.errors)
+                stats.fallback += decoded.fallback
+                self._record(decoded, errors)
+                self._judge(stats, at_end=False)
+                if len(decoded.rows):
+                    stats.batches += 1
+                    yield self._batch(decoded, step)
+        finally:
+            running.stop()
+
+    def _record(self, decoded: Decoded, errors: list[ImageError]) -> None:
+        encoded = decoded.encoded
+        for row in sorted(decoded.errors):
+            who = encoded.objects[row]
+            error = ImageError(who.image_id, who.image_path, encoded.shards[row], decoded.errors[row], int(encoded.indices[row]))
+            if self.on_error == "raise":
+                raise error
+            logger.debug("left out: %s", error)
+            errors.append(error)
+
+    def _judge(self, stats: LoaderStats, at_end: bool) -> None:
+        seen = stats.samples + stats.failed
+        if self.max_error_rate is None or not seen or (seen < _MIN_SEEN and not at_end):
+            return
+        if stats.failed > self.max_error_rate * seen:
+            raise TooManyErrors(
+                f"{stats.failed} of {seen} images are bad, more than max_error_rate={self.max_error_rate} allows; "
+                f"the last: {self.errors[-1]}"
+            )
+
+    def _batch(self, decoded: Decoded, step: int) -> ImageBatch:
+        encoded, rows = decoded.encoded, decoded.rows
+        whole = len(rows) == len(encoded)
+        picked = rows.tolist()
+        members = encoded.members
+        return ImageBatch(
+            task_id=f"{self._epoch}_{self.shard.rank}_{step}",
+            dataset_name=self.source.name,
+            data=encoded.objects if whole else [encoded.objects[row] for row in picked],
+            images=decoded.images,
+            encoded=members and (members if whole else [members[row] for row in picked]),
+        )
+
+    def peek(self, n: int = 16) -> ImageBatch:
+        """The first `n` samples of the epoch's order, decoded; consumes nothing and records no errors."""
+        positions = np.arange(min(max(n, 0), self.num_samples), dtype=np.int64)
+        if self.shuffle is not None and len(positions):
+            positions = self.shuffle.indices(positions, self._epoch, self.source.shard_sizes)
+        decoder = self._make_decoder()
+        try:
+            parts = []
+            for first in range(0, len(positions), self.batch_size):
+                indices = positions[first : first + self.batch_size]
+                decoder.submit(gate(self.source.read(indices, members=self._keep_encoded), self._max_pixels))
+                parts.append(decoder.collect())
+        finally:
+            decoder.close()
+        batches = [self._batch(part, step) for step, part in enumerate(parts) if len(part.rows)]
+        if len(batches) == 1:
+            return batches[0]
+        data = [item for batch in batches for item in batch.data]
+        images: list[Any] = [image for batch in batches for image in batch.images]
+        return ImageBatch(task_id="peek", dataset_name=self.source.name, data=data, images=images or None)
+
+    def _stop_pass(self) -> None:
+        running, self._pass = self._pass, None
+        if running is not None:
+            running.stop()
+
+    def close(self) -> None:
+        """Stop every thread, drop the pipeline, write down what was learnt. May be called again."""
+        self._stop_pass()
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+        if self._owns_source:
+            self.source.close()
+
+    def __enter__(self) -> ImageLoader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageLoader({self.source!r}, {len(self):,} batches of {self.batch_size}, {self.device}, "
+            f"epoch {self._epoch}, rank {self.shard.rank} of {self.shard.world_size})"
+        )
+
+
+_Item = tuple[Decoded, float, float, float]
+
+
+class _Pass:
+    """The threads of one pass. They hold no reference to the loader, so a forgotten loader stops them."""
+
+    def __init__(
+        self, reads: Iterator[NDArray[np.int64]], source: Source, decoder: Decoder, prefetch: int, members: bool
+    ) -> None:
+        self._stopping = threading.Event()
+        self._ready: queue.SimpleQueue[_Item | BaseException | None] = queue.SimpleQueue()
+        # one more than wanted: the consumer takes a batch later than the next one could start
+        self._room = threading.Semaphore(prefetch + 1)
+        self._thread = threading.Thread(
+            target=_decode_all,
+            args=(reads, source, decoder, prefetch, members, self._ready, self._room, self._stopping),
+            name="curator-dali-decode",
+            daemon=True,
+        )
+        self._over = False
+        self._thread.start()
+        self._finalizer = weakref.finalize(self, _stop, self._thread, self._stopping, self._room)
+
+    def take(self) -> _Item | None:
+        """The next decoded batch, or None at the end; raises what ended the threads."""
+        if self._over or self._stopping.is_set():
+            return None
+        item = self._ready.get()
+        self._room.release()
+        if item is None or isinstance(item, BaseException):
+            self._over = True
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def stop(self) -> None:
+        """End the threads and wait for them."""
+        self._over = True
+        self._finalizer()
+
+
+def _stop(thread: threading.Thread, stopping: threading.Event, room: threading.Semaphore) -> None:
+    stopping.set()
+    room.release()
+    if thread is not threading.current_thread():
+        thread.join()
+
+
+def _read(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> tuple[Gated, float, float]:
+    began = time.perf_counter()
+    encoded = source.read(indices, members=members)
+    read = time.perf_counter()
+    gated = gate(encoded, max_pixels)
+    if gated.learnt:
+        rows = np.array(gated.learnt)
+        source.learn(encoded.indices[rows], encoded.headers[rows])
+    return gated, read - began, time.perf_counter() - read
+
+
+def _decode_all(
+    reads: Iterator[NDArray[np.int64]],
+    source: Source,
+    decoder: Decoder,
+    prefetch: int,
+    members: bool,
+    ready: queue.SimpleQueue[_Item | BaseException | None],
+    room: threading.Semaphore,
+    stopping: threading.Event,
+) -> None:
+    """The decoding thread: keeps `read_ahead` reads and `prefetch` batches under way, and hands them over in order."""
+    reading: deque[Future[tuple[Gated, float, float]]] = deque()
+    times: deque[tuple[float, float]] = deque()
+    readers = ThreadPoolExecutor(max(1, source.read_ahead), thread_name_prefix="curator-dali-read")
+
+    def read_on() -> None:
+        while len(reading) <= source.read_ahead and (indices := next(reads, None)) is not None:
+            reading.append(readers.submit(_read, source, indices, members, decoder.max_pixels))
+
+    def hand_over() -> None:
+        began = time.perf_counter()
+        decoded = decoder.collect()
+        ready.put((decoded, *times.popleft(), time.perf_counter() - began))
+
+    try:
+        read_on()
+        while reading:
+            # what is under way comes first when DALI's queue is full, or with no room left for another batch
+            while decoder.under_way >= prefetch or not room.acquire(blocking=not decoder.under_way):
+                hand_over()
+            if stopping.is_set():
+                return
+            gated, *spent = reading.popleft().result()
+            read_on()
+            times.append((spent[0], spent[1]))
+            decoder.submit(gated)
+        while decoder.under_way and not stopping.is_set():
+            hand_over()
+        ready.put(None)
+    except BaseException as error:  # handed to the consumer, whose thread is the one that counts
+        ready.put(error)
+    finally:
+        for read in reading:
+            read.cancel()
+        readers.shutdown(wait=True)
+        while decoder.under_way:  # a left pass must not leave batches for the next one
+            try:
+                decoder.collect()
+            except RuntimeError:
+                logger.debug("a batch of a stopped pass failed", exc_info=True)

@@ -1,0 +1,103 @@
+"""What every source of encoded images offers: a length, and samples by index."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageObject
+
+__all__ = ["HEADER_DTYPE", "EncodedBatch", "Source"]
+
+HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1")])
+"""What a header says of one image: pixels as stored (before EXIF orientation), and which decoder takes it.
+
+`codec` 0 means unknown; the other values are `curator_dali.headers.Codec`'s.
+"""
+
+
+@dataclass
+class EncodedBatch:
+    """Encoded samples, a row each, as a source read them.
+
+    Attributes:
+        indices: (N,) int64, the samples' indices in the source.
+        objects: N `ImageObject`s without pixels: path, id and (lazy) metadata.
+        images: N one-dimensional *writable* uint8 arrays, views of the source's buffers; an array of length 0
+            where there is none. Valid as long as somebody holds them.
+        shards: N names of the files that the samples lie in.
+        errors: Row -> reason, for samples that could not be read.
+        headers: (N,) `HEADER_DTYPE`, what is known of the images; codec 0 where nothing is.
+        members: N mappings {extension: bytes-like} of all members of a sample, where asked for.
+    """
+
+    indices: NDArray[np.int64]
+    objects: list[ImageObject]
+    images: list[NDArray[np.uint8]]
+    shards: list[str]
+    headers: NDArray[np.void]
+    errors: dict[int, str] = field(default_factory=dict)
+    members: list[Mapping[str, memoryview]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+
+class Source(ABC):
+    """A data set of encoded images with a fixed order, read by index.
+
+    Sources know nothing of shuffling, ranks or decoding. `read` may be called from several threads at once.
+
+    Attributes:
+        name: The data set's name, used as `ImageBatch.dataset_name`.
+        read_ahead: How many `read` calls are worth having under way at once: 1 for a local disk, more where a
+            read waits for a network.
+    """
+
+    name: str = "images"
+    read_ahead: int = 1
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short text that changes when the data set does; kept in a loader's state to refuse a wrong resume."""
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """(S,) int64: samples a shard, in order. A sequential shuffle permutes these."""
+        return np.array([len(self)], dtype=np.int64)
+
+    @abstractmethod
+    def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
+        """Read samples.
+
+        Args:
+            indices: (N,) int64 in [0, len(self)), in the order wanted; repeats are allowed.
+            members: Whether to fill `EncodedBatch.members`.
+
+        A sample that cannot be read becomes a row in `errors`; only what makes the source itself unusable raises.
+
+        Raises:
+            SourceError: The source cannot be read at all.
+        """
+
+    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Known headers of samples, (N,) `HEADER_DTYPE`; codec 0 where nothing is known yet. Reads no image."""
+        return np.zeros(len(indices), HEADER_DTYPE)
+
+    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Keep what was learnt of samples' headers for this and later runs. May do nothing."""
+
+    def close(self) -> None:
+        """Free files and threads, and write down what was learnt. May be called again."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {len(self):,} samples)"

@@ -1,0 +1,146 @@
+"""Indexes of tar shards, and what was learnt of their images' headers, kept on disk and checked against the tar.
+
+A file is a few arrays as `np.save` writes them, one after the other; the first, eight int64s, says of which tar it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.sources.base import HEADER_DTYPE
+from curator_dali.sources.storage import Stat, is_remote
+from curator_dali.sources.tar_index import TarIndex
+
+__all__ = ["index_path", "load_headers", "load_index", "peek_index", "save_headers", "save_index"]
+
+logger = logging.getLogger(__name__)
+
+_MAGIC, _VERSION = 0x4344_5441_5258, 1
+_HEAD = 8  # magic, version, tar size, tar version, samples, samples with a repeated key, crc32 of the rest, 0
+_HEAD_BYTES = 128 + 8 * _HEAD  # np.save writes 128 bytes before a small array
+_NPY_START = b"\x93NUMPY\x01\x00"
+
+
+def index_path(url: str, keep: str) -> Path | None:
+    """Where the index of a tar is kept; the headers learnt lie beside it, under `.headers`.
+
+    Args:
+        url: The tar.
+        keep: `"beside"` the tar (remote tars: in the cache folder), in the `"cache"` folder ($CURATOR_DALI_CACHE, else
+            $XDG_CACHE_HOME/curator_dali, else ~/.cache/curator_dali), or `"none"`: nowhere.
+    """
+    if keep == "none":
+        return None
+    if keep == "beside" and not is_remote(url):
+        return Path(f"{url}.cdindex")
+    folder = os.environ.get("CURATOR_DALI_CACHE")
+    if not folder:
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "curator_dali")
+    digest = hashlib.blake2b(url.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return Path(folder, "tar", digest[:2], f"{digest}.cdindex")  # folders of thousands, not of millions
+
+
+def save_index(path: Path | None, stat: Stat, index: TarIndex) -> None:
+    """Keep an index; it appears whole, or not at all (a folder that cannot be written is no error)."""
+    if path is None:
+        return
+    body = io.BytesIO()
+    for array in (index.table, np.frombuffer(index.names, np.uint8), index.first, index.members):
+        np.save(body, array)
+    crc = zlib.crc32(body.getbuffer())
+    head = io.BytesIO()
+    np.save(head, np.array([_MAGIC, _VERSION, *stat, len(index), index.duplicates, crc, 0], np.int64))
+    _write(path, head.getvalue(), body.getvalue())
+
+
+def peek_index(path: Path | None, stat: Stat) -> tuple[int, int] | None:
+    """(samples, repeated keys) of a kept index, of its first bytes; None where there is none for this tar."""
+    if path is None:
+        return None
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = _parse_head(file.read(_HEAD_BYTES), stat)
+    except OSError:
+        return None
+    return None if head is None else (head[4], head[5])
+
+
+def load_index(path: Path | None, stat: Stat) -> TarIndex | None:
+    """A kept index; None where there is none, or an old, damaged or outdated one."""
+    if path is None:
+        return None
+    try:
+        data = path.read_bytes()
+        head = _parse_head(data, stat)
+        if head is None or zlib.crc32(memoryview(data)[_HEAD_BYTES:]) != head[6]:
+            return None
+        body = io.BytesIO(data)
+        body.seek(_HEAD_BYTES)
+        table, names, first, members = (np.load(body, allow_pickle=False) for _ in range(4))
+    except (OSError, ValueError, EOFError):
+        return None
+    return TarIndex(table, names.tobytes(), first, members, head[5])
+
+
+def save_headers(path: Path | None, stat: Stat, headers: NDArray[np.void]) -> None:
+    """Keep what was learnt of a shard's images, together with what another process has kept meanwhile."""
+    if path is None:
+        return
+    kept = load_headers(path, stat, len(headers))
+    if kept is not None:
+        headers = np.where(headers["codec"] != 0, headers, kept)
+    body = io.BytesIO()
+    np.save(body, headers)
+    head = io.BytesIO()
+    np.save(head, np.array([_MAGIC, _VERSION, *stat, len(headers), 0, zlib.crc32(body.getbuffer()), 0], np.int64))
+    _write(path.with_suffix(".headers"), head.getvalue(), body.getvalue())
+
+
+def load_headers(path: Path | None, stat: Stat, samples: int) -> NDArray[np.void] | None:
+    """(samples,) `HEADER_DTYPE` that was kept for a shard, or None."""
+    if path is None:
+        return None
+    try:
+        data = path.with_suffix(".headers").read_bytes()
+        head = _parse_head(data, stat)
+        if head is None or head[4] != samples or zlib.crc32(memoryview(data)[_HEAD_BYTES:]) != head[6]:
+            return None
+        headers: NDArray[np.void] = np.load(io.BytesIO(data[_HEAD_BYTES:]), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return headers if headers.dtype == HEADER_DTYPE and headers.shape == (samples,) else None
+
+
+def _parse_head(data: bytes, stat: Stat) -> list[int] | None:
+    if len(data) < _HEAD_BYTES or not data.startswith(_NPY_START):
+        return None
+    head: list[int] = np.frombuffer(data, "<i8", _HEAD, _HEAD_BYTES - 8 * _HEAD).tolist()
+    return head if head[:4] == [_MAGIC, _VERSION, *stat] else None
+
+
+def _write(path: Path, *parts: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{id(parts):x}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.writelines(parts)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        _warn_unwritable(str(path.parent.parent), str(error))
+
+
+@lru_cache(maxsize=64)
+def _warn_unwritable(folder: str, error: str) -> None:  # cached: one line, not one a shard
+    logger.warning("cannot keep indexes in %s (%s): tars are indexed again each time", folder, error)

@@ -1,0 +1,325 @@
+"""Bytes by range from local files and, through fsspec, from remote ones; and a cache that forgets the oldest."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from curator_dali.errors import SourceError
+
+__all__ = ["LRU", "Outcome", "Request", "Stat", "Storage", "filesystem", "is_remote", "one_line"]
+
+logger = logging.getLogger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # trying again changes nothing
+_THREADS = 16
+_VERSION_FIELDS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+def is_remote(url: str) -> bool:
+    """Whether `url` is for fsspec (`s3://...`, `filecache::s3://...`) and not a path of this machine."""
+    return "://" in url or "::" in url
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `url`, and the path in it.
+
+    Raises:
+        SourceError: fsspec does not know the protocol, or the package that it needs is missing.
+    """
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise SourceError(f"cannot open {url!r}: {error}") from error
+    return fs, path
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of text."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class Stat(NamedTuple):
+    """Size in bytes, and a number that changes with the content: mtime in ns, or a hash of a remote ETag."""
+
+    size: int
+    version: int
+
+
+class Request(NamedTuple):
+    """Fill `view` with the bytes of `url` from `offset` on; `stat` is what the file was when it was indexed."""
+
+    url: str
+    stat: Stat
+    offset: int
+    view: memoryview
+
+
+class Outcome(NamedTuple):
+    """How many bytes of a request were read, and why not all of them."""
+
+    count: int
+    reason: str
+
+
+class LRU(Generic[K, V]):
+    """A thread-safe mapping that drops the least recently used values once their weights pass `limit`.
+
+    A value is loaded once however many threads ask for it, and loads of different keys run at the same time.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        weigh: Callable[[V], int] = lambda value: 1,
+        dropped: Callable[[K, V], None] | None = None,
+    ) -> None:
+        self._limit, self._weigh, self._dropped = limit, weigh, dropped
+        self._items: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._weight = 0
+        self._lock = threading.Lock()
+        self._loading: dict[K, threading.Lock] = {}
+
+    def get(self, key: K, load: Callable[[], V]) -> V:
+        """The value of `key`, loaded if it is not there."""
+        with self._lock:
+            if (item := self._items.get(key)) is not None:
+                self._items.move_to_end(key)
+                return item[0]
+            loading = self._loading.setdefault(key, threading.Lock())
+        with loading:
+            with self._lock:
+                if (item := self._items.get(key)) is not None:
+                    return item[0]
+            try:
+                value = load()
+                self.put(key, value)
+            finally:
+                with self._lock:
+                    self._loading.pop(key, None)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        """Keep `value`, and drop the oldest ones (never the one just put)."""
+        out: list[tuple[K, V]] = []
+        with self._lock:
+            self._weight -= self._items.pop(key, (None, 0))[1]
+            weight = self._weigh(value)
+            self._items[key] = value, weight
+            self._weight += weight
+            while self._weight > self._limit and len(self._items) > 1:
+                old, (gone, weight) = self._items.popitem(last=False)
+                self._weight -= weight
+                out.append((old, gone))
+        if self._dropped is not None:
+            for old, gone in out:
+                self._dropped(old, gone)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            items, self._items, self._weight = self._items, OrderedDict(), 0
+        if self._dropped is not None:
+            for key, (value, _) in items.items():
+                self._dropped(key, value)
+
+
+class _File:
+    """An open file descriptor that closes with its last user, so that a cache may drop it while others read."""
+
+    __slots__ = ("fd", "stat")
+
+    def __init__(self, path: str) -> None:
+        self.fd = -1
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(self.fd)
+        self.stat = Stat(status.st_size, status.st_mtime_ns)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class Storage:
+    """Reads ranges and whole files; a failure is an `Outcome`, not an exception. Thread-safe.
+
+    Local files are read with `preadv` and never mapped: a mapped file that shrinks ends the process with SIGBUS.
+    Descriptors are kept open, the latest `max_open`. Remote requests run at the same time, and are tried again.
+    """
+
+    def __init__(self, max_open: int = 64) -> None:
+        self._max_open = max_open
+        self._files: LRU[str, _File] = LRU(max_open)
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[int]]:
+        return Storage, (self._max_open,)
+
+    def stat(self, url: str) -> Stat:
+        """Size and version of a file.
+
+        Raises:
+            OSError: It is not there, or may not be read.
+            SourceError: The server does not tell its size.
+        """
+        if not is_remote(url):
+            status = os.stat(url)
+            return Stat(status.st_size, status.st_mtime_ns)
+        fs, path = filesystem(url)
+        info = _retry(lambda: fs.info(path))
+        if info.get("size") is None:
+            raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
+        version = repr([info.get(field) for field in _VERSION_FIELDS])
+        digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
+        return Stat(int(info["size"]), int.from_bytes(digest, "little", signed=True))
+
+    def reader(self, url: str) -> Callable[[int, int], bytes]:
+        """A function `(offset, length) -> bytes`, for going through one file; it returns less at the file's end.
+
+        Raises:
+            OSError: The file cannot be opened. The function raises it too, once trying again did not help.
+        """
+        if not is_remote(url):
+            file = _File(url)
+            return lambda offset, length: os.pread(file.fd, length, offset)
+        fs, path = filesystem(url)
+
+        def read(offset: int, length: int) -> bytes:
+            data: bytes = _retry(lambda: fs.cat_file(path, start=offset, end=offset + length))
+            if len(data) > length:
+                raise SourceError(
+                    f"cannot read {url!r}: its server does not serve byte ranges. "
+                    f"Download it, or let fsspec keep a copy: 'filecache::{url}'"
+                )
+            return data
+
+        return read
+
+    def fill(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Read ranges into their views, all as far as they can be read."""
+        remote = [number for number, request in enumerate(requests) if is_remote(request.url)]
+        if not remote:
+            return [self._fill_local(request) for request in requests]
+        outcomes = [Outcome(0, "")] * len(requests)
+        ranges = [(r.url, r.offset, r.offset + len(r.view)) for r in (requests[number] for number in remote)]
+        for number, data in zip(remote, self.cat(ranges), strict=True):
+            outcomes[number] = _accept(requests[number], data)
+        for number in set(range(len(requests))) - set(remote):
+            outcomes[number] = self._fill_local(requests[number])
+        return outcomes
+
+    def cat(self, ranges: Sequence[tuple[str, int | None, int | None]]) -> list[bytes | BaseException]:
+        """Fetch ranges `(url, start, end)` of remote files (None, None: the whole), at the same time."""
+        results: list[bytes | BaseException] = [RuntimeError("not fetched")] * len(ranges)
+        left = list(range(len(ranges)))
+        for delay in (*_RETRY_DELAYS, None):
+            for number, result in zip(left, self._cat_once([ranges[n] for n in left]), strict=True):
+                results[number] = result
+            failed = [n for n in left if isinstance(results[n], BaseException) and not isinstance(results[n], _FINAL)]
+            if not failed or delay is None:
+                return results
+            logger.warning("%d of %d remote reads failed, trying again: %s", len(failed), len(left), results[failed[0]])
+            time.sleep(delay)
+            left = failed
+        return results
+
+    def close(self) -> None:
+        """Close files and threads; both come back when they are needed."""
+        self._files.clear()
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fill_local(self, request: Request) -> Outcome:
+        url, stat, offset, view = request
+        done = 0
+        try:
+            file = self._files.get(url, lambda: _File(url))
+            if file.stat != stat:
+                return Outcome(0, f"{url} changed after it was indexed: open the source again")
+            while done < len(view):
+                count = os.preadv(file.fd, [view[done:] if done else view], offset + done)
+                if count == 0:
+                    return Outcome(done, f"{url} was cut at byte {offset + done} after it was indexed")
+                done += count
+        except OSError as error:
+            return Outcome(done, one_line(error))
+        return Outcome(done, "")
+
+    def _cat_once(self, ranges: list[tuple[str, int | None, int | None]]) -> list[bytes | BaseException]:
+        """One try at each range. Filesystems with an event loop get them all at once, the others from threads."""
+        results: dict[int, bytes | BaseException] = {}
+        groups: dict[int, tuple[Any, list[int], list[str]]] = {}
+        for number, (url, _, _) in enumerate(ranges):
+            try:
+                fs, path = filesystem(url)
+            except SourceError as error:
+                results[number] = error
+                continue
+            _, numbers, paths = groups.setdefault(id(fs), (fs, [], []))
+            numbers.append(number)
+            paths.append(path)
+        for fs, numbers, paths in groups.values():
+            starts, ends = [ranges[n][1] for n in numbers], [ranges[n][2] for n in numbers]
+            results.update(zip(numbers, self._cat_group(fs, paths, starts, ends), strict=True))
+        return [results[number] for number in range(len(ranges))]
+
+    def _cat_group(
+        self, fs: Any, paths: list[str], starts: list[int | None], ends: list[int | None]
+    ) -> list[bytes | BaseException]:
+        from fsspec.asyn import AsyncFileSystem
+
+        try:
+            if isinstance(fs, AsyncFileSystem):
+                return list(fs.cat_ranges(paths, starts, ends, on_error="return"))
+            with self._lock:
+                self._pool = self._pool or ThreadPoolExecutor(_THREADS, thread_name_prefix="curator-dali-remote")
+                pool = self._pool
+            return list(pool.map(lambda path, start, end: _caught(fs.cat_file, path, start, end), paths, starts, ends))
+        except Exception as error:
+            return [error] * len(paths)
+
+
+def _caught(function: Callable[..., bytes], *args: Any) -> bytes | BaseException:
+    try:
+        return function(*args)
+    except Exception as error:
+        return error
+
+
+def _accept(request: Request, data: bytes | BaseException) -> Outcome:
+    if isinstance(data, BaseException):
+        return Outcome(0, one_line(data))
+    wanted = len(request.view)
+    if len(data) > wanted:
+        return Outcome(0, f"{request.url}: its server does not serve byte ranges")
+    request.view[: len(data)] = data
+    reason = "" if len(data) == wanted else f"{request.url} was cut at byte {request.offset + len(data)}"
+    return Outcome(len(data), reason)
+
+
+def _retry(function: Callable[[], V]) -> V:
+    for delay in _RETRY_DELAYS:
+        try:
+            return function()
+        except (*_FINAL, SourceError):
+            raise
+        except Exception as error:
+            logger.warning("a remote read failed, trying again: %s", one_line(error))
+            time.sleep(delay)
+    return function()

@@ -1,0 +1,197 @@
+"""The index of one tar shard, as arrays: which members make a sample, and where they lie."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.sources.samples import IMAGE_EXTENSIONS, SIDECARS, split_name
+from curator_dali.sources.tar_headers import Scan
+
+__all__ = ["COLUMNS", "Status", "TarIndex"]
+
+COLUMNS = (
+    *("image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "cls_offset", "cls_size"),
+    *("name_start", "name_size", "key_length", "status"),
+)
+"""Columns of `TarIndex.table`. The four sizes are kept *plus one*, so that 0 means that there is no such member. Names
+are counted in bytes of the blob, the key in characters of the name."""
+
+_OTHER, _IMAGE, _COMPOUND_IMAGE, _FIRST_SIDECAR = 0, 1, 2, 3
+
+
+class Status:
+    """Bits of the `status` column."""
+
+    NO_IMAGE = 1  # only sidecars
+    CUT = 2  # the tar ended within the image
+    DAMAGED = 4  # a stand-in for members whose header cannot be read
+    SHADOWED = 8  # a later member of the tar has the same name: plain tar readers would open that one
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Samples of one shard. Offsets and sizes are uint32 where the shard allows it, else int64.
+
+    Attributes:
+        table: (S, 12) what reading a sample takes; see `COLUMNS`.
+        names: Names of all members in UTF-8, joined.
+        first: (S + 1,) each sample's first row in `members`.
+        members: (M, 4) offset, size, start and length of the name in `names`; a sample's members follow each other.
+        duplicates: Samples whose key an earlier sample of the shard has too.
+    """
+
+    table: NDArray[np.int64] | NDArray[np.uint32]
+    names: bytes
+    first: NDArray[np.int64] | NDArray[np.uint32]
+    members: NDArray[np.int64] | NDArray[np.uint32]
+    duplicates: int = 0
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.table.nbytes + len(self.names) + self.first.nbytes + self.members.nbytes
+
+    @classmethod
+    def from_scan(cls, scan: Scan, size: int) -> TarIndex:
+        """Group a tar's members into samples.
+
+        - A sample is a run of adjacent members with one key. A name that comes again begins another sample.
+        - Sidecars that do not lie next to their image (all `.json` behind all `.jpg`) join the sample of their key if
+          there is exactly one with an image.
+        - Of several images, the sample's image is the first with a simple extension (`a.jpg`), else the first
+          (`a.left.jpg`).
+        - Members without an extension, or whose name begins with a dot, belong to no sample, as in WebDataset.
+        - Nothing is lost: sidecars without an image, a member that the end of the tar cuts, and damaged headers are
+          samples too, with a `Status` that says so.
+
+        Args:
+            scan: The members.
+            size: Bytes in the tar.
+        """
+        runs, keys = _group(scan)
+        starts = np.zeros(len(scan.names) + 1, np.int64)
+        encoded = [name.encode() for name in scan.names]
+        np.cumsum([len(name) for name in encoded], out=starts[1:])
+        columns = np.array([scan.offsets, scan.sizes, starts[:-1], np.diff(starts)], np.int64).reshape(4, -1).T
+
+        order = [member for run in runs for member in run.members]
+        first = np.zeros(len(runs) + 1, np.int64)
+        np.cumsum([len(run.members) for run in runs], out=first[1:])
+        table = np.zeros((len(runs), len(COLUMNS)), np.int64)
+        roles = np.array([run.roles for run in runs], np.int64).reshape(-1, 1 + len(SIDECARS))
+        for role in range(1 + len(SIDECARS)):
+            there = roles[:, role] >= 0
+            table[there, 2 * role : 2 * role + 2] = columns[roles[there, role], :2] + (0, 1)
+        named = np.where(roles[:, 0] >= 0, roles[:, 0], [run.members[0] for run in runs])
+        table[:, 8:10] = columns[named.astype(np.int64), 2:]
+        table[:, 10] = [len(run.key) for run in runs]
+        table[:, 11] = _statuses(scan, runs, size)
+        return cls(_narrow(table), b"".join(encoded), _narrow(first), _narrow(columns[order]), len(keys) - len({*keys}))
+
+
+class _Run:
+    """Members of one sample: all of them, and the numbers of the image and the sidecars (-1: none)."""
+
+    __slots__ = ("compound", "extensions", "key", "members", "roles")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.members: list[int] = []
+        self.extensions: set[str] = set()
+        self.roles = [-1] * (1 + len(SIDECARS))
+        self.compound = -1
+
+    def add(self, member: int, extension: str) -> None:
+        self.members.append(member)
+        self.extensions.add(extension)
+        kind = _kind(extension)
+        if kind == _COMPOUND_IMAGE:
+            self.compound = member if self.compound < 0 else self.compound
+        elif kind != _OTHER:
+            role = 0 if kind == _IMAGE else kind - _FIRST_SIDECAR + 1
+            if self.roles[role] < 0:
+                self.roles[role] = member
+
+
+@lru_cache(maxsize=4096)
+def _kind(extension: str) -> int:
+    lower = extension.lower()
+    if lower in IMAGE_EXTENSIONS:
+        return _IMAGE
+    if lower in SIDECARS:
+        return _FIRST_SIDECAR + SIDECARS.index(lower)
+    return _COMPOUND_IMAGE if lower.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER
+
+
+def _group(scan: Scan) -> tuple[list[_Run], list[str]]:
+    """Runs of members, in the order of the tar; and the keys of those with an image."""
+    runs: list[_Run] = []
+    run: _Run | None = None
+    for member, name in enumerate(scan.names):
+        if member in scan.problems:
+            run = _Run(name)
+            run.members.append(member)
+            runs.append(run)
+            continue
+        split = split_name(name)
+        if split is None:
+            continue
+        key, extension = split
+        if run is None or run.key != key or extension in run.extensions:
+            run = _Run(key)
+            runs.append(run)
+        run.add(member, extension)
+    for run in runs:
+        if run.roles[0] < 0:
+            run.roles[0] = run.compound
+    keys = [run.key for run in runs if run.roles[0] >= 0]
+    if any(run.roles[0] < 0 for run in runs):
+        runs = _join_strays(runs, scan, Counter(keys))
+    return runs, keys
+
+
+def _join_strays(runs: list[_Run], scan: Scan, images: Counter[str]) -> list[_Run]:
+    """Give sidecars that lie apart from their image to the one sample of their key."""
+    homes = {run.key: run for run in runs if run.roles[0] >= 0 and images[run.key] == 1}
+    kept = []
+    for run in runs:
+        home = homes.get(run.key)
+        if run.roles[0] >= 0 or home is None or run.extensions & home.extensions:
+            kept.append(run)
+            continue
+        for member in run.members:
+            home.add(member, scan.names[member][len(home.key) + 1 :])
+    return kept
+
+
+def _statuses(scan: Scan, runs: list[_Run], size: int) -> NDArray[np.int64]:
+    last = {name: member for member, name in enumerate(scan.names)}
+    repeated = len(last) < len(scan.names)
+    statuses = np.zeros(len(runs), np.int64)
+    for number, run in enumerate(runs):
+        image, lead = run.roles[0], run.members[0]
+        if (problem := scan.problems.get(lead)) is not None:
+            statuses[number] = Status.DAMAGED if problem == 1 else Status.CUT
+            continue
+        if image < 0:
+            cut = any(scan.offsets[member] + scan.sizes[member] > size for member in run.members)
+            statuses[number] = Status.NO_IMAGE | (Status.CUT if cut else 0)
+        elif scan.offsets[image] + scan.sizes[image] > size:
+            statuses[number] = Status.CUT
+        named = image if image >= 0 else lead
+        if repeated and last[scan.names[named]] != named:
+            statuses[number] |= Status.SHADOWED
+    return statuses
+
+
+def _narrow(array: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.uint32]:
+    """Half the memory, unless numbers are too large for it."""
+    return array.astype(np.uint32) if array.size == 0 or array.max() < 2**32 else array

@@ -1,0 +1,112 @@
+"""Every format against Pillow's upright RGB, every kind of damage, and what a bad image costs the others."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+import curator_dali as cd
+from curator_dali.decoding import Decoder, decode_with_pillow, gate
+from curator_dali.sources import MemorySource
+from tests import formats
+
+
+def upright_rgb(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def load(files: dict[str, bytes], **options: object) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    with cd.ImageLoader(MemorySource(files), device="cpu", num_threads=2, **options) as loader:
+        pixels = {
+            item.image_id: np.array(image)
+            for batch in loader
+            for item, image in zip(batch.data, batch.images, strict=True)
+        }
+        return pixels, {error.image_id: error.reason for error in loader.errors}
+
+
+def test_every_format_gives_pillows_upright_rgb_bit_for_bit(photo: Image.Image) -> None:
+    files = formats.good_files(photo)
+    pixels, errors = load(files)
+    assert errors == {}
+    assert set(pixels) == set(files)
+    for name, data in files.items():
+        if "16 bit" in name and "png" in name:
+            continue
+        assert np.array_equal(pixels[name], upright_rgb(data)), name
+
+
+def test_sixteen_bits_lose_their_lower_eight(photo: Image.Image) -> None:
+    files = formats.good_files(photo)
+    pixels, _ = load({name: files[name] for name in ("png 16 bit grey", "png 16 bit colour")})
+    small = photo.resize((61, 47))
+    assert np.array_equal(pixels["png 16 bit grey"][..., 0], np.asarray(small.convert("L")))
+    assert np.array_equal(pixels["png 16 bit colour"], np.asarray(small))
+
+
+def test_four_colours_are_within_one_of_pillow(photo: Image.Image) -> None:
+    files = formats.inexact_files(photo)
+    pixels, errors = load(files)
+    assert errors == {}
+    for name, data in files.items():
+        assert np.abs(pixels[name].astype(int) - upright_rgb(data)).max() <= 1, name
+
+
+def test_every_bad_file_is_named_with_its_reason_and_costs_no_other(photo: Image.Image) -> None:
+    good = {f"good {i}": formats.save(photo.resize((40 + i, 30)), "JPEG") for i in range(20)}
+    bad = formats.bad_files(photo)
+    mixed: dict[str, bytes] = {}
+    for i, (name, data) in enumerate(good.items()):
+        mixed[name] = data
+        if i < len(bad):
+            key = list(bad)[i]
+            mixed[key] = bad[key][0]
+    pixels, errors = load(mixed, batch_size=8)
+    assert set(pixels) == set(good)
+    assert set(errors) == set(bad)
+    for name, (_, reason) in bad.items():
+        assert re.search(reason, errors[name]), (name, errors[name])
+    for name, data in good.items():
+        assert np.array_equal(pixels[name], upright_rgb(data)), name
+
+
+def test_a_file_that_fails_in_dalis_decoder_is_isolated(photo: Image.Image) -> None:
+    """Past the gate by force (an end marker behind half a PNG's chunk list cannot be, so DALI itself must refuse)."""
+    jpeg = formats.save(photo.resize((61, 47)), "JPEG")
+    cut = jpeg[: len(jpeg) // 2]
+    files = [jpeg, cut, jpeg, jpeg]
+    source = MemorySource(files)
+    encoded = source.read(np.arange(4))
+    gated = gate(encoded)
+    assert list(gated.errors) == [1]
+    gated.dali, gated.errors = [0, 1, 2, 3], {}  # as if the gate had not seen it
+    decoder = Decoder(batch_size=4, device="cpu", num_threads=2)
+    try:
+        decoder.submit(gated)
+        decoder.submit(gate(source.read(np.array([0, 2]))))
+        decoded, after = decoder.collect(), decoder.collect()
+    finally:
+        decoder.close()
+    assert decoded.rows.tolist() == [0, 2, 3]
+    assert list(decoded.errors) == [1]
+    assert decoded.errors[1].startswith("cannot be decoded: ")
+    assert all(np.array_equal(image, upright_rgb(jpeg)) for image in decoded.images)
+    assert after.rows.tolist() == [0, 1]
+    assert after.errors == {}
+
+
+def test_transforms_apply_to_what_pillow_decoded_too(photo: Image.Image) -> None:
+    files = {"a": formats.save(photo, "PNG"), "b": formats.save(photo, "TIFF"), "c": formats.save(photo, "GIF")}
+    with cd.ImageLoader(MemorySource(files), device="cpu", transforms=cd.transforms.clip(64)) as loader:
+        (batch,) = loader
+        assert batch.images.shape == (3, 64, 64, 3)
+        assert np.array_equal(batch.images[0], batch.images[1])
+        assert loader.stats.fallback == 2
+
+
+def test_pillow_fallback_raises_for_damage(photo: Image.Image) -> None:
+    with pytest.raises(Exception, match="truncated|cannot identify|broken"):
+        decode_with_pillow(np.frombuffer(formats.save(photo, "TIFF")[:200], np.uint8))
