@@ -30,7 +30,7 @@ bench: $(VENV)/.installed-bench ## Against the peers, minutes; ARGS=--help tells
 	@$(BIN)/python -m tests.benchmarks.loading $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## The mutation fuzzer, longer than in the tests; ARGS=--help
-	@$(BIN)/python -m tests.fuzz $(ARGS)
+	@$(BIN)/python -m tests.fuzz $(or $(ARGS),--count 200000)
 
 constraints: ## Rewrite constraints.txt with the newest releases (torch stays)
 	@rm -rf $(VENV)-new && $(PYTHON) -m venv $(VENV)-new

@@ -278,11 +278,14 @@ class _Output:
             return
         import cupy
 
+        # DALI's free waits for the stream that the output is bound to: ours. So ours waits for the readers.
         with cupy.cuda.Device(self.device):
-            readers = {stream.ptr: stream for stream in _current_streams(self.device)}
-            for reader in readers.values():
-                # DALI's free waits for the stream that the output is bound to: ours, which waits for the readers
-                self.stream.wait_event(reader.record(cupy.cuda.Event(disable_timing=True)))
+            reader = cupy.cuda.get_current_stream()
+            self.stream.wait_event(reader.record(cupy.cuda.Event(disable_timing=True)))
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            ours = torch.cuda.ExternalStream(self.stream.ptr, self.device)
+            ours.wait_stream(torch.cuda.current_stream(self.device))
 
 
 @cache
@@ -292,17 +295,6 @@ def _stream(device: int) -> Any:
 
     with cupy.cuda.Device(device):
         return cupy.cuda.Stream(non_blocking=True)
-
-
-def _current_streams(device: int) -> list[Any]:
-    """CuPy's current stream, and torch's if torch uses a GPU. `device` is CUDA's current one."""
-    import cupy
-
-    streams = [cupy.cuda.get_current_stream()]
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        streams.append(cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device))
-    return streams
 
 
 def _tensor(array: Any) -> torch.Tensor:

@@ -93,7 +93,7 @@ class ImageBatch(Task[list[ImageObject]]):
             raise ValueError(f"ImageBatch: {problem}; give one row an image")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _ROWS and "_held" in self.__dict__:  # other arrays: what was known of the old ones is void
+        if name in _ROWS and "_hosted" in self.__dict__:  # other arrays: what was known of the old ones is void
             self._hosted.pop(name, None)
             self._held = 0 if name == "images" else self._held
         super().__setattr__(name, value)

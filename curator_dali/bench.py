@@ -86,7 +86,7 @@ def measure(loader: ImageLoader, rounds: int = 3, progress: Callable[[int], obje
     Args:
         loader: What to measure; stays open.
         rounds: Steady passes.
-        progress: Called with the number of images done since the last call.
+        progress: Called with the number of images, good and bad, done since the last call.
 
     Raises:
         KeyboardInterrupt: Ctrl-C before the first pass was over.
@@ -95,20 +95,19 @@ def measure(loader: ImageLoader, rounds: int = 3, progress: Callable[[int], obje
     if not loader.num_samples:
         raise ValueError("the source has no samples: nothing to measure")
     passes: list[Pass] = []
-    device = "cpu"
     try:
         for _ in range(rounds + 1):
             started = time.perf_counter()
-            samples = 0
-            for batch in loader:
-                samples += len(batch)
-                device = batch.device
+            seen = 0
+            for _ in loader:
+                done = loader.stats.samples + loader.stats.failed
                 if progress:
-                    progress(len(batch))
+                    progress(done - seen)
+                seen = done
             seconds = time.perf_counter() - started
-            passes.append(Pass(samples, len(loader.errors), seconds, loader.stats.as_dict()))
+            passes.append(Pass(loader.stats.samples, loader.stats.failed, seconds, loader.stats.as_dict()))
     except KeyboardInterrupt:
         if not passes:
             raise
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Benchmark(device, passes, peak)
+    return Benchmark(loader.device, passes, peak)

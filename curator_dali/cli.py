@@ -138,8 +138,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     from curator_dali.errors import write_errors
 
     report: Path | None = arguments.report
-    if report:
-        write_errors([], report)  # a wrong ending or folder shows now, not after hours of decoding
+    if report:  # a wrong ending or folder shows now, not after hours of decoding
+        _check_folder_of(report)
+        probe = report.with_name(f".probe-{report.name}")
+        write_errors([], probe)
+        probe.unlink()
     interrupted = False
     with _loader(arguments) as loader:
         with _progress(loader.num_samples, "verified") as bar:
@@ -191,8 +194,7 @@ def _preview(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"cannot draw to {str(out)!r}: the name must end in .png, .jpg or .webp")
-    if not out.parent.is_dir():
-        raise ValueError(f"the folder {str(out.parent)!r} does not exist: make it, or give another -o")
+    _check_folder_of(out)
     # Small batches, of which only thumbnails are kept: hundreds of large photographs need not fit in memory.
     size = min(arguments.count, 16)
     thumbnails, captions = [], []
@@ -274,6 +276,11 @@ def _loader(arguments: argparse.Namespace) -> ImageLoader:
 def _argument(source: list[str]) -> str | list[str]:
     """One SRC as it is, several (a glob that the shell expanded) as a list."""
     return source[0] if len(source) == 1 else source
+
+
+def _check_folder_of(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {str(path)!r}: the folder {str(path.parent)!r} does not exist")
 
 
 def _progress(total: int, unit: str) -> Any:

@@ -366,8 +366,7 @@ class _Pass:
     ) -> None:
         self._stopping = threading.Event()
         self._ready: queue.SimpleQueue[_Item | BaseException | None] = queue.SimpleQueue()
-        # one more than wanted: the consumer takes a batch later than the next one could start
-        self._room = threading.Semaphore(prefetch + 1)
+        self._room = threading.Semaphore(prefetch + 1)  # one is the consumer's, until it asks for the next
         self._thread = threading.Thread(
             target=_decode_all,
             args=(reads, source, decoder, prefetch, members, self._ready, self._room, self._stopping),
@@ -375,6 +374,7 @@ class _Pass:
             daemon=True,
         )
         self._over = False
+        self._lent = False
         self._thread.start()
         self._finalizer = weakref.finalize(self, _stop, self._thread, self._stopping, self._room)
 
@@ -382,8 +382,10 @@ class _Pass:
         """The next decoded batch, or None at the end; raises what ended the threads."""
         if self._over or self._stopping.is_set():
             return None
+        if self._lent:
+            self._room.release()
+        self._lent = True
         item = self._ready.get()
-        self._room.release()
         if item is None or isinstance(item, BaseException):
             self._over = True
         if isinstance(item, BaseException):

@@ -8,9 +8,7 @@ from typing import Any
 
 __all__ = ["IMAGE_EXTENSIONS", "SIDECARS", "is_image", "parse_metadata", "sniff_extension", "split_name"]
 
-IMAGE_EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2", "gif", "avif", "heic"]
-)
+IMAGE_EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2", "gif", "avif", "heic"])
 """Extensions, in lower case, of members that are images; names are compared without regard to case."""
 
 SIDECARS = ("json", "txt", "cls")

@@ -8,13 +8,24 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from curator_dali.errors import SourceError
 
-__all__ = ["LRU", "Outcome", "Request", "Stat", "Storage", "filesystem", "is_remote", "one_line"]
+__all__ = [
+    "LRU",
+    "Outcome",
+    "Request",
+    "Stat",
+    "Storage",
+    "common_name",
+    "filesystem",
+    "fingerprint",
+    "is_remote",
+    "one_line",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +63,22 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def common_name(urls: Sequence[str]) -> str:
+    """A data set's name: the stem of its only file, or the folder of the first."""
+    if not urls:
+        return "images"
+    folder, _, file = urls[0].partition("?")[0].rpartition("/")
+    return (file.partition(".")[0] if len(urls) == 1 else folder.rpartition("/")[2]) or "images"
+
+
+def fingerprint(kind: str, parts: Iterable[object]) -> str:
+    """A short text that changes when any of `parts` does."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(repr(part).encode())
+    return f"{kind}-{digest.hexdigest()}"
+
+
 class Stat(NamedTuple):
     """Size in bytes, and a number that changes with the content: mtime in ns, or a hash of a remote ETag."""
 
@@ -71,7 +98,7 @@ class Request(NamedTuple):
 class Outcome(NamedTuple):
     """How many bytes of a request were read, and why not all of them."""
 
-    count: int
+    done: int
     reason: str
 
 

@@ -35,10 +35,10 @@ class OddTarError(Exception):
 
 @dataclass
 class Scan:
-    """What a walk through a tar found.
+    r"""What a walk through a tar found.
 
     Attributes:
-        names: Regular members in the order of the file. Bytes that are not UTF-8 show as `\\xNN`, so that a name can be
+        names: Regular members in the order of the file. Bytes that are not UTF-8 show as `\xNN`, so that a name can be
             printed and written to Parquet.
         offsets: Where each one's body begins.
         sizes: Bytes in each one's body; the last body may reach past the end of a cut tar.

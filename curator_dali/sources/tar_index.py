@@ -91,6 +91,7 @@ class TarIndex:
             there = roles[:, role] >= 0
             table[there, 2 * role : 2 * role + 2] = columns[roles[there, role], :2] + (0, 1)
         named = np.where(roles[:, 0] >= 0, roles[:, 0], [run.members[0] for run in runs])
+        table[:, 0] = columns[named.astype(np.int64), 0]  # where there is no image, the first member's
         table[:, 8:10] = columns[named.astype(np.int64), 2:]
         table[:, 10] = [len(run.key) for run in runs]
         table[:, 11] = _statuses(scan, runs, size)

@@ -1,0 +1,19 @@
+"""Where encoded images come from: folders, WebDataset tars, Parquet files and memory."""
+
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from curator_dali.sources.folder import FolderSource
+from curator_dali.sources.memory import MemorySource
+from curator_dali.sources.opening import open_source
+from curator_dali.sources.parquet import ParquetSource
+from curator_dali.sources.tar import TarSource
+
+__all__ = [
+    "HEADER_DTYPE",
+    "EncodedBatch",
+    "FolderSource",
+    "MemorySource",
+    "ParquetSource",
+    "Source",
+    "TarSource",
+    "open_source",
+]

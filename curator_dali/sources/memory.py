@@ -1,0 +1,109 @@
+"""Encoded images that are in memory already."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageObject
+from curator_dali.errors import SourceError
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from curator_dali.sources.samples import sniff_extension
+from curator_dali.sources.storage import fingerprint
+
+__all__ = ["MemorySource"]
+
+Encoded = bytes | bytearray | memoryview | NDArray[np.uint8]
+
+
+class MemorySource(Source):
+    """Encoded images held as bytes; each read copies them into writable memory.
+
+    `image_id` is the mapping's key, or the number in the sequence; `image_path` is `<name>/<id>`, which no filesystem
+    opens.
+
+    Args:
+        images: Encoded images, in a sequence, or by key.
+        metadata: A mapping for each image, in the same order, or by the same keys (some may be missing).
+        name: The data set's name.
+
+    Raises:
+        SourceError: An image is not bytes, or there is not as much metadata as images.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Encoded] | Mapping[str, Encoded],
+        metadata: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None = None,
+        name: str = "memory",
+    ) -> None:
+        self.name = name
+        keyed = isinstance(images, Mapping)
+        self._keys = list(images) if isinstance(images, Mapping) else [str(number) for number in range(len(images))]
+        values = list(images.values()) if isinstance(images, Mapping) else list(images)
+        self._images = [_to_bytes(value, key) for key, value in zip(self._keys, values, strict=True)]
+        if metadata is None:
+            self._metadata: list[Mapping[str, Any]] = [{}] * len(self._images)
+        elif isinstance(metadata, Mapping):
+            self._metadata = [metadata.get(key, {}) for key in self._keys]
+        elif keyed:
+            raise SourceError("metadata of images by key must be a mapping with the same keys, not a sequence")
+        else:
+            self._metadata = list(metadata)
+        if len(self._metadata) != len(self._images):
+            raise SourceError(f"{len(self._images)} images need as many metadata, not {len(self._metadata)}")
+        self._headers = np.zeros(len(self._images), HEADER_DTYPE)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the keys and the images' bytes."""
+        return fingerprint(
+            "memory",
+            (
+                (key, hashlib.blake2b(data, digest_size=8).digest())
+                for key, data in zip(self._keys, self._images, strict=True)
+            ),
+        )
+
+    def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
+        """Copy images; see `Source.read`."""
+        numbers = [int(index) for index in indices]
+        data = [self._images[number] for number in numbers]
+        return EncodedBatch(
+            indices=np.asarray(indices, np.int64),
+            objects=[
+                ImageObject(f"{self.name}/{self._keys[n]}", self._keys[n], dict(self._metadata[n])) for n in numbers
+            ],
+            images=[np.frombuffer(bytearray(image), np.uint8) for image in data],
+            shards=[self.name] * len(numbers),
+            headers=self.headers(indices),
+            errors={row: "the image has no bytes" for row, image in enumerate(data) if not image},
+            members=[{sniff_extension(image): memoryview(image)} for image in data] if members else None,
+        )
+
+    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Known headers of samples."""
+        return self._headers[indices]
+
+    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Keep headers for as long as this object lives."""
+        known = headers["codec"] != 0
+        self._headers[np.asarray(indices)[known]] = headers[known]
+
+
+def _to_bytes(value: object, key: str) -> bytes:
+    if isinstance(value, np.ndarray) and (value.ndim != 1 or value.dtype != np.uint8):
+        raise SourceError(
+            f"image {key!r} is an array of shape {value.shape} and dtype {value.dtype}: images must be *encoded* "
+            "(the bytes of a JPEG, PNG, ...), as bytes or one-dimensional uint8 arrays"
+        )
+    if isinstance(value, (bytes, bytearray, memoryview, np.ndarray)):
+        return bytes(value)
+    raise SourceError(f"image {key!r} is a {type(value).__name__}: images must be encoded, as bytes or uint8 arrays")

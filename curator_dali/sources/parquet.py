@@ -1,0 +1,323 @@
+"""Parquet files with a column of encoded images, as img2dataset and Hugging Face write them, as a source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageObject
+from curator_dali.errors import SourceError
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from curator_dali.sources.samples import IMAGE_EXTENSIONS, sniff_extension
+from curator_dali.sources.storage import LRU, Storage, common_name, filesystem, fingerprint, is_remote, one_line
+
+__all__ = ["ParquetSource"]
+
+_MEMORY = 1 << 30  # bytes of row groups kept decoded
+_IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes", "content", "data")  # beside the names of image extensions
+_ID_COLUMNS = ("key", "__key__", "image_id", "id")
+
+
+class _RowGroup(NamedTuple):
+    """A row group in memory: (R,) where images begin and end in `data`, which rows have one, and all the rest."""
+
+    data: NDArray[np.uint8]
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    present: NDArray[np.bool_]
+    paths: Any  # Arrow array of text, or None
+    ids: Any  # Arrow array, or None
+    rest: Any  # Arrow table of the other columns
+    nbytes: int
+
+
+class ParquetSource(Source):
+    """Images in a binary column (img2dataset's `jpg`), or a struct `{bytes, path}` (Hugging Face's `image`).
+
+    Row groups are read as a whole when a sample of theirs is asked for, and the latest are kept (up to 1 GiB). A random
+    sample thus costs a row group: shuffle by windows of row groups (which `shard_sizes` counts), not over everything.
+
+    The other columns become metadata under their names, except binary ones. `image_id` is the column `key`, `__key__`,
+    `image_id` or `id`, else the struct's path without its extension, else `<file stem>-<row>`. `image_path` is
+    `<file>#row=<row>`: it tells every sample apart, but no filesystem opens it. Where a struct has a path and no bytes,
+    that file is read; a relative path counts from the Parquet file's folder.
+
+    Args:
+        urls: The files; the order of the samples is theirs.
+        image_column: The column with the images; found by its type and name if left out.
+        name: The data set's name; by default that of the folder.
+
+    Raises:
+        SourceError: A file cannot be read, or the column is missing or not clear.
+    """
+
+    def __init__(self, urls: str | Sequence[str], *, image_column: str | None = None, name: str | None = None) -> None:
+        urls = [urls] if isinstance(urls, str) else list(urls)
+        self._urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
+        self.name = name or common_name(self._urls)
+        remote = any(map(is_remote, self._urls))
+        self.read_ahead = 4 if remote else 1
+        self._storage = Storage()
+        self._start()
+        with ThreadPoolExecutor(16 if remote else 4, thread_name_prefix="curator-dali-parquet") as pool:
+            footers = list(pool.map(self._read_footer, self._urls))
+        bad = [f"{url}: {footer}" for url, footer in zip(self._urls, footers, strict=True) if isinstance(footer, str)]
+        if bad:
+            raise SourceError(
+                f"{len(bad)} of {len(footers)} Parquet files cannot be read: {'; '.join(bad[:10])}. "
+                "Repair these or leave them out"
+            )
+        schemas = [schema for _, schema in footers]
+        self._column = image_column or (_find_image_column(schemas[0], self._urls[0]) if schemas else "")
+        for url, schema in zip(self._urls, schemas, strict=True):
+            if self._column not in schema.names or not _is_image_type(schema.field(self._column).type):
+                raise SourceError(
+                    f"{url} has no image column {self._column!r} (binary, or a struct with binary 'bytes'); it "
+                    f"has {', '.join(schema.names)}: name the right one with image_column="
+                )
+        self._groups = [(file, group) for file, (rows, _) in enumerate(footers) for group in range(len(rows))]
+        self._sizes = np.array([size for rows, _ in footers for size in rows], np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
+        files = np.array([file for file, _ in self._groups], np.int64)
+        self._file_starts = self._starts[np.searchsorted(files, np.arange(len(self._urls)))] if self._groups else files
+        self._headers: dict[int, NDArray[np.void]] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """(S,) int64: samples in each row group."""
+        return self._sizes
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' names (without folders), their row groups' sizes and the image column."""
+        names = (url.rpartition("/")[2] for url in self._urls)
+        return fingerprint("parquet", [self._column, *names, *self._sizes.tolist()])
+
+    def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
+        """Read samples into one new buffer, row groups that are not in memory first; see `Source.read`."""
+        indices = np.asarray(indices, np.int64)
+        count = len(indices)
+        if count and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"indices must be in [0, {len(self)}), not {indices.min()} to {indices.max()}")
+        group_of = np.searchsorted(self._starts, indices, "right") - 1
+        objects: list[Any] = [None] * count
+        images = [np.empty(0, np.uint8)] * count
+        errors: dict[int, str] = {}
+        elsewhere: dict[int, str] = {}  # row -> file that the image lies in
+        for number in np.unique(group_of).tolist():
+            rows = np.flatnonzero(group_of == number).tolist()
+            file = self._groups[number][0]
+            url, stem = self._urls[file], self._urls[file].rpartition("/")[2].rpartition(".")[0]
+            try:
+                group: _RowGroup | None = self._loaded.get(number, lambda number=number: self._load(number))  # type: ignore[misc]
+            except Exception as error:  # Arrow raises OSError, ArrowInvalid and more for a damaged row group
+                group = None
+                errors.update(
+                    dict.fromkeys(rows, f"cannot read row group {self._groups[number][1]}: {one_line(error)}")
+                )
+            for row in rows:
+                at = int(indices[row] - self._starts[number])
+                in_file = int(indices[row] - self._file_starts[file])
+                path, key = f"{url}#row={in_file}", f"{stem}-{in_file}"
+                metadata: Any = {}
+                if group is not None:
+                    file_path = group.paths[at].as_py() if group.paths is not None else None
+                    given = group.ids[at].as_py() if group.ids is not None else None
+                    if given is not None:
+                        key = str(given)
+                    elif file_path:
+                        key = file_path.rpartition(".")[0] or file_path
+                    metadata = partial(_metadata, group.rest, at)
+                    if group.present[at]:
+                        images[row] = group.data[group.begins[at] : group.ends[at]]
+                        if len(images[row]) == 0:
+                            errors[row] = "the image has no bytes"
+                    elif file_path:
+                        elsewhere[row] = _beside(url, file_path)
+                    else:
+                        errors[row] = f"no image bytes: column {self._column!r} is null in row {in_file}"
+                objects[row] = ImageObject(path, key, metadata)
+        self._copy(images)
+        self._read_elsewhere(elsewhere, images, errors)
+        batch = EncodedBatch(
+            indices,
+            objects,
+            images,
+            [self._urls[self._groups[number][0]] for number in group_of.tolist()],
+            self.headers(indices),
+            errors,
+        )
+        if members:
+            batch.members = [self._members(image) for image in images]
+        return batch
+
+    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Known headers of samples."""
+        found = np.zeros(len(indices), HEADER_DTYPE)
+        group_of = np.searchsorted(self._starts, indices, "right") - 1
+        for number in np.unique(group_of).tolist():
+            if (known := self._headers.get(number)) is not None:
+                rows = group_of == number
+                found[rows] = known[np.asarray(indices)[rows] - self._starts[number]]
+        return found
+
+    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Keep headers for as long as this object lives."""
+        group_of = np.searchsorted(self._starts, indices, "right") - 1
+        for number in np.unique(group_of).tolist():
+            rows = (group_of == number) & (headers["codec"] != 0)
+            known = self._headers.setdefault(number, np.zeros(int(self._sizes[number]), HEADER_DTYPE))
+            known[np.asarray(indices)[rows] - self._starts[number]] = headers[rows]
+
+    def close(self) -> None:
+        """Forget row groups, and close files and threads. A later read opens them again."""
+        self._loaded.clear()
+        self._files.clear()
+        self._storage.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_loaded", "_files")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def _start(self) -> None:
+        self._loaded: LRU[int, _RowGroup] = LRU(_MEMORY, lambda group: group.nbytes)
+        self._files: LRU[str, Any] = LRU(64)  # footers; a reader of its own for every read, as these are not shared
+
+    def _open(self, url: str) -> Any:
+        import pyarrow.parquet as pq
+
+        fs, path = filesystem(url)
+        return pq.ParquetFile(
+            fs.open(path, "rb"), metadata=self._files.get(url, lambda: pq.read_metadata(path, filesystem=fs))
+        )
+
+    def _read_footer(self, url: str) -> Any:
+        """([rows of each row group], the Arrow schema), or why it cannot be read."""
+        try:
+            file = self._open(url)
+            metadata = file.metadata
+            return [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)], file.schema_arrow
+        except Exception as error:  # OSError, ArrowInvalid, and whatever a remote filesystem raises
+            return one_line(error)
+
+    def _load(self, number: int) -> _RowGroup:
+        import pyarrow as pa
+
+        file, group = self._groups[number]
+        reader = self._open(self._urls[file])
+        try:
+            table = reader.read_row_group(group)
+        finally:
+            reader.close(force=True)
+        column = table.column(self._column)
+        paths = None
+        if pa.types.is_struct(column.type):
+            names = [field.name for field in column.type]
+            parts = column.combine_chunks()
+            parts = parts.flatten() if isinstance(parts, pa.StructArray) else pa.concat_arrays(parts.chunks).flatten()
+            column, paths = parts[names.index("bytes")], parts[names.index("path")] if "path" in names else None
+        else:
+            column = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in column.chunks])
+        column = column.cast(pa.large_binary())
+        _, offsets, data = column.buffers()
+        bounds = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
+        names = [name for name in table.column_names if name != self._column]
+        ids = next((table.column(name).combine_chunks() for name in _ID_COLUMNS if name in names), None)
+        rest = table.select([name for name in names if not _is_binary(table.schema.field(name).type)])
+        return _RowGroup(
+            data=np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8),
+            begins=bounds[:-1],
+            ends=bounds[1:],
+            present=np.asarray(column.is_valid()),
+            paths=paths,
+            ids=ids,
+            rest=rest,
+            nbytes=table.nbytes,
+        )
+
+    def _copy(self, images: list[NDArray[np.uint8]]) -> None:
+        """Replace views of Arrow's memory, which is read-only, by views of one new buffer."""
+        arena = np.empty(sum(map(len, images)), np.uint8)
+        begin = 0
+        for row, image in enumerate(images):
+            arena[begin : begin + len(image)] = image
+            images[row] = arena[begin : begin + len(image)]
+            begin += len(image)
+
+    def _read_elsewhere(
+        self, files: Mapping[int, str], images: list[NDArray[np.uint8]], errors: dict[int, str]
+    ) -> None:
+        remote = {row: url for row, url in files.items() if is_remote(url)}
+        found: dict[int, bytes | BaseException] = {}
+        if remote:
+            found.update(zip(remote, self._storage.cat([(url, None, None) for url in remote.values()]), strict=True))
+        for row, path in files.items():
+            if row not in found:
+                try:
+                    with open(path, "rb") as file:
+                        found[row] = file.read()
+                except OSError as error:
+                    found[row] = error
+            data = found[row]
+            if isinstance(data, BaseException):
+                errors[row] = f"no image bytes, and its file cannot be read: {one_line(data)}"
+            else:
+                images[row] = np.frombuffer(bytearray(data), np.uint8)
+
+    def _members(self, image: NDArray[np.uint8]) -> dict[str, memoryview]:
+        if len(image) == 0:
+            return {}
+        known = self._column.lower()
+        return {known if known in IMAGE_EXTENSIONS else sniff_extension(image.data): image.data}
+
+
+def _metadata(table: Any, row: int) -> dict[str, Any]:
+    """A row as a dict. The table has no images in it, so that metadata that is not read yet keeps none."""
+    return {name: table.column(name)[row].as_py() for name in table.column_names}
+
+
+def _beside(url: str, path: str) -> str:
+    if is_remote(path) or path.startswith("/"):
+        return path
+    return f"{url.rpartition('/')[0]}/{path}"
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or getattr(pa.types, "is_binary_view", lambda _: False)(kind)
+    )
+
+
+def _is_image_type(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _find_image_column(schema: Any, url: str) -> str:
+    """The column with images: the only one that can be, or the one with the most usual name."""
+    found = [field.name for field in schema if _is_image_type(field.type)]
+    usual = [name for name in (*_IMAGE_COLUMNS, *sorted(IMAGE_EXTENSIONS)) if name in found]
+    if len(found) == 1 or usual:
+        return found[0] if len(found) == 1 else usual[0]
+    has = f"binary columns {', '.join(found)}" if found else f"no binary column, only {', '.join(schema.names)}"
+    raise SourceError(f"{url} has {has}: name the one that holds the images with image_column=")
