@@ -256,7 +256,7 @@ def _from_dali_gpu(output: Any, dense: bool) -> Any:
     device = output.device_id()
     owner = _Output(output, device)
     owner.stream.synchronize()  # waits for this output, and lets go of the GIL
-    dtype = np.dtype(to_numpy_type(output.dtype))  # type: ignore[no-untyped-call]
+    dtype = np.dtype(to_numpy_type(output.dtype))
 
     def view(tensor: Any) -> Any:
         shape = tuple(tensor.shape())

@@ -127,7 +127,7 @@ def _info(arguments: argparse.Namespace) -> int:
         if side:
             rows.append((name, f"{side.minimum:,} to {side.maximum:,} pixels, median {side.median:,}"))
     if images:
-        rows.append(("pixels", f"{survey.pixels / 1e6:,.1f} megapixels, {survey.pixels / images / 1e6:,.2f} an image"))
+        rows.append(("pixels", f"{survey.pixels / 1e6:,.1f} megapixels, {survey.pixels / images:,.0f} pixels an image"))
     if survey.unreadable:
         rows.append(("broken", f"{survey.unreadable:,} have no readable header: `curator-dali verify` names them"))
     _print_rows(rows)
@@ -199,7 +199,7 @@ def _preview(arguments: argparse.Namespace) -> int:
     size = min(arguments.count, 16)
     thumbnails, captions = [], []
     with ImageLoader(
-        _argument(arguments.source), batch_size=size, device=arguments.device, shuffle=arguments.shuffle
+        _argument(arguments.source), batch_size=size, device=_device(arguments.device), shuffle=arguments.shuffle
     ) as loader:
         with _progress(min(arguments.count, loader.num_samples), "images") as bar:
             for batch in loader:
@@ -257,7 +257,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from curator_dali.demo import run
 
-    for line in run(arguments.out, arguments.device):
+    for line in run(arguments.out, _device(arguments.device)):
         print(line, flush=True)
     return 0
 
@@ -268,9 +268,20 @@ def _loader(arguments: argparse.Namespace) -> ImageLoader:
     return ImageLoader(
         _argument(arguments.source),
         batch_size=arguments.batch_size,
-        device=arguments.device,
+        device=_device(arguments.device),
         num_threads=arguments.threads,
     )
+
+
+def _device(name: str) -> str:
+    """The device that is meant. That it is missing is the user's error here, and no RuntimeError of ours."""
+    from curator_dali.arrays import resolve_device
+    from curator_dali.errors import CuratorDaliError
+
+    try:
+        return resolve_device(name)
+    except RuntimeError as error:
+        raise CuratorDaliError(str(error)) from error
 
 
 def _argument(source: list[str]) -> str | list[str]:

@@ -99,7 +99,7 @@ def decode_with_pillow(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Decode what DALI may not have: upright RGB, (H, W, 3) uint8 on the host."""
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(memoryview(image))) as opened:
+    with Image.open(io.BytesIO(image.data)) as opened:
         upright = ImageOps.exif_transpose(opened)
         if upright.mode.startswith("I;16"):  # convert("RGB") would clip 16 bits to white
             wide = np.asarray(upright).astype(np.uint16)
@@ -187,7 +187,9 @@ class Decoder:
         if len(parts) == 1:
             return Decoded(gated.encoded, rows, parts[0][1], errors, fallback)
         at = {row: i for i, row in enumerate(rows.tolist())}
-        merged = arrays.merge([(np.array([at[row] for row in part], np.int64), images) for part, images in parts], len(rows))
+        merged = arrays.merge(
+            [(np.array([at[row] for row in part], np.int64), images) for part, images in parts], len(rows)
+        )
         return Decoded(gated.encoded, rows, merged if len(rows) else None, errors, fallback)
 
     def close(self) -> None:
@@ -251,13 +253,12 @@ class Decoder:
             if kind == "pixels":
                 node = node.gpu() if on_gpu else node
             else:
-                hardware = {"hw_decoder_load": self._hw_decoder_load} if on_gpu else {}
                 node = fn.decoders.image(
                     node,
                     device="mixed" if on_gpu else "cpu",
                     output_type=types.RGB,
                     jpeg_fancy_upsampling=True,  # chroma as libjpeg-turbo and so Pillow interpolate it
-                    **hardware,
+                    hw_decoder_load=self._hw_decoder_load,
                 )
             for transform in self._transforms:
                 node = transform.lower(node)

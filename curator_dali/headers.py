@@ -105,7 +105,7 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
     Returns:
         The header, or why the image cannot be decoded.
     """
-    data = memoryview(buffer)
+    data = buffer.data
     codec = _codec_for_dali(data)
     if codec is None:
         return _inspect_with_pillow(data, max_pixels) if len(data) else Refusal("empty: the image has 0 bytes")
@@ -202,4 +202,4 @@ def _plain_bmp(data: memoryview) -> bool:
     if len(data) < 54:
         return False
     bits, compression = struct.unpack_from("<HI", data, 28)
-    return bits == 24 and compression == 0
+    return bool(bits == 24 and compression == 0)

@@ -1,21 +1,12 @@
-"""`ImageLoader`: a source, an order and a decoder make an iterable of device-resident `ImageBatch`es.
-
-Three kinds of threads: readers (bytes and headers), one that runs DALI, and the caller's. They are joined by one
-bounded queue, and stop when the iteration ends, is left or is collected.
-"""
+"""`ImageLoader`: a source, an order and a decoder make an iterable of device-resident `ImageBatch`es."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import os
-import queue
-import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -25,9 +16,10 @@ from numpy.typing import NDArray
 
 from curator_dali import arrays
 from curator_dali.batch import ImageBatch
-from curator_dali.decoding import Decoded, Decoder, Gated, gate
+from curator_dali.decoding import Decoded, Decoder, gate
 from curator_dali.errors import ImageError, TooManyErrors
 from curator_dali.headers import MAX_PIXELS
+from curator_dali.prefetching import Pass
 from curator_dali.sampling import Position, Shard, Shuffle
 from curator_dali.sources import Source, open_source
 from curator_dali.transforms import Transform, output_size
@@ -148,7 +140,7 @@ class ImageLoader:
         self._taken = 0  # samples of this rank consumed since
         self._resume = 0  # position where the next pass starts
         self._decoder: Decoder | None = None
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self.errors: list[ImageError] = []
         self.stats = LoaderStats()
 
@@ -222,7 +214,7 @@ class ImageLoader:
         self.errors, self.stats = [], LoaderStats()
         if self._decoder is None:
             self._decoder = self._make_decoder()
-        running = self._pass = _Pass(self._reads(), self.source, self._decoder, self._prefetch, self._keep_encoded)
+        running = self._pass = Pass(self._reads(), self.source, self._decoder, self._prefetch, self._keep_encoded)
         return self._batches(running)
 
     def _make_decoder(self) -> Decoder:
@@ -245,7 +237,7 @@ class ImageLoader:
             positions = shard.positions(start, min(batch_size, mine - first), n, first)
             yield positions if shuffle is None else shuffle.indices(positions, epoch, sizes)
 
-    def _batches(self, running: _Pass) -> Iterator[ImageBatch]:
+    def _batches(self, running: Pass) -> Iterator[ImageBatch]:
         began = time.perf_counter()
         stats, errors = self.stats, self.errors
         try:
@@ -257,11 +249,11 @@ class ImageLoader:
                 if item is None:
                     self._judge(stats, at_end=True)
                     return
-                decoded, read_seconds, gate_seconds, decode_seconds = item
+                decoded = item.decoded
                 self._taken += len(decoded.encoded)
-                stats.read_seconds += read_seconds
-                stats.gate_seconds += gate_seconds
-                stats.decode_seconds += decode_seconds
+                stats.read_seconds += item.read_seconds
+                stats.gate_seconds += item.gate_seconds
+                stats.decode_seconds += item.decode_seconds
                 stats.bytes += sum(image.nbytes for image in decoded.encoded.images)
                 stats.samples += len(decoded.rows)
                 stats.failed += len(decoded.errors)
@@ -278,7 +270,9 @@ class ImageLoader:
         encoded = decoded.encoded
         for row in sorted(decoded.errors):
             who = encoded.objects[row]
-            error = ImageError(who.image_id, who.image_path, encoded.shards[row], decoded.errors[row], int(encoded.indices[row]))
+            error = ImageError(
+                who.image_id, who.image_path, encoded.shards[row], decoded.errors[row], int(encoded.indices[row])
+            )
             if self.on_error == "raise":
                 raise error
             logger.debug("left out: %s", error)
@@ -345,7 +339,9 @@ class ImageLoader:
     def __enter__(self) -> ImageLoader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -353,116 +349,3 @@ class ImageLoader:
             f"ImageLoader({self.source!r}, {len(self):,} batches of {self.batch_size}, {self.device}, "
             f"epoch {self._epoch}, rank {self.shard.rank} of {self.shard.world_size})"
         )
-
-
-_Item = tuple[Decoded, float, float, float]
-
-
-class _Pass:
-    """The threads of one pass. They hold no reference to the loader, so a forgotten loader stops them."""
-
-    def __init__(
-        self, reads: Iterator[NDArray[np.int64]], source: Source, decoder: Decoder, prefetch: int, members: bool
-    ) -> None:
-        self._stopping = threading.Event()
-        self._ready: queue.SimpleQueue[_Item | BaseException | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(prefetch + 1)  # one is the consumer's, until it asks for the next
-        self._thread = threading.Thread(
-            target=_decode_all,
-            args=(reads, source, decoder, prefetch, members, self._ready, self._room, self._stopping),
-            name="curator-dali-decode",
-            daemon=True,
-        )
-        self._over = False
-        self._lent = False
-        self._thread.start()
-        self._finalizer = weakref.finalize(self, _stop, self._thread, self._stopping, self._room)
-
-    def take(self) -> _Item | None:
-        """The next decoded batch, or None at the end; raises what ended the threads."""
-        if self._over or self._stopping.is_set():
-            return None
-        if self._lent:
-            self._room.release()
-        self._lent = True
-        item = self._ready.get()
-        if item is None or isinstance(item, BaseException):
-            self._over = True
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def stop(self) -> None:
-        """End the threads and wait for them."""
-        self._over = True
-        self._finalizer()
-
-
-def _stop(thread: threading.Thread, stopping: threading.Event, room: threading.Semaphore) -> None:
-    stopping.set()
-    room.release()
-    if thread is not threading.current_thread():
-        thread.join()
-
-
-def _read(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> tuple[Gated, float, float]:
-    began = time.perf_counter()
-    encoded = source.read(indices, members=members)
-    read = time.perf_counter()
-    gated = gate(encoded, max_pixels)
-    if gated.learnt:
-        rows = np.array(gated.learnt)
-        source.learn(encoded.indices[rows], encoded.headers[rows])
-    return gated, read - began, time.perf_counter() - read
-
-
-def _decode_all(
-    reads: Iterator[NDArray[np.int64]],
-    source: Source,
-    decoder: Decoder,
-    prefetch: int,
-    members: bool,
-    ready: queue.SimpleQueue[_Item | BaseException | None],
-    room: threading.Semaphore,
-    stopping: threading.Event,
-) -> None:
-    """The decoding thread: keeps `read_ahead` reads and `prefetch` batches under way, and hands them over in order."""
-    reading: deque[Future[tuple[Gated, float, float]]] = deque()
-    times: deque[tuple[float, float]] = deque()
-    readers = ThreadPoolExecutor(max(1, source.read_ahead), thread_name_prefix="curator-dali-read")
-
-    def read_on() -> None:
-        while len(reading) <= source.read_ahead and (indices := next(reads, None)) is not None:
-            reading.append(readers.submit(_read, source, indices, members, decoder.max_pixels))
-
-    def hand_over() -> None:
-        began = time.perf_counter()
-        decoded = decoder.collect()
-        ready.put((decoded, *times.popleft(), time.perf_counter() - began))
-
-    try:
-        read_on()
-        while reading:
-            # what is under way comes first when DALI's queue is full, or with no room left for another batch
-            while decoder.under_way >= prefetch or not room.acquire(blocking=not decoder.under_way):
-                hand_over()
-            if stopping.is_set():
-                return
-            gated, *spent = reading.popleft().result()
-            read_on()
-            times.append((spent[0], spent[1]))
-            decoder.submit(gated)
-        while decoder.under_way and not stopping.is_set():
-            hand_over()
-        ready.put(None)
-    except BaseException as error:  # handed to the consumer, whose thread is the one that counts
-        ready.put(error)
-    finally:
-        for read in reading:
-            read.cancel()
-        readers.shutdown(wait=True)
-        while decoder.under_way:  # a left pass must not leave batches for the next one
-            try:
-                decoder.collect()
-            except RuntimeError:
-                logger.debug("a batch of a stopped pass failed", exc_info=True)

@@ -28,7 +28,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _round_keys(*numbers: int) -> NDArray[np.uint64]:
     """Keys of the rounds from any integers, through numpy's documented and stable seed hashing."""
     entropy = [n % 2**64 for n in numbers]
-    return np.random.SeedSequence(entropy).generate_state(_ROUNDS, np.uint64)
+    return np.random.SeedSequence(entropy).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
 
 
 def permute(positions: NDArray[np.int64], n: int, *key: int) -> NDArray[np.int64]:

@@ -144,7 +144,9 @@ class CenterCrop(Transform):
         top = (shape[0] - height + 2 * height) // 2 - height
         left = (shape[1] - width + 2 * width) // 2 - width
         start = fn.stack(fn.cast(top, dtype=types.INT32), fn.cast(left, dtype=types.INT32))
-        return fn.slice(images, start=start, shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad", fill_values=0)
+        return fn.slice(
+            images, start=start, shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
+        )
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
         return _pair(self.size, "CenterCrop.size")
@@ -175,7 +177,9 @@ class Pad(Transform):
         new_height = shape[0] * (shape[0] > height) + height * (shape[0] <= height)
         new_width = shape[1] * (shape[1] > width) + width * (shape[1] <= width)
         size = fn.stack(fn.cast(new_height, dtype=types.INT32), fn.cast(new_width, dtype=types.INT32))
-        return fn.slice(images, start=[0, 0], shape=size, axes=(0, 1), out_of_bounds_policy="pad", fill_values=self.fill)
+        return fn.slice(
+            images, start=[0, 0], shape=size, axes=(0, 1), out_of_bounds_policy="pad", fill_values=self.fill
+        )
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
         height, width = _pair(self.size, "Pad.size")

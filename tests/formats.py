@@ -42,7 +42,9 @@ def png_of(pixels: np.ndarray, colour_type: int, bits: int) -> bytes:
 
 def bmp_of(width: int, height: int, bits: int, compression: int, palette: bytes, data: bytes) -> bytes:
     offset = 54 + len(palette)
-    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 2835, 2835, len(palette) // 4, 0)
+    info = struct.pack(
+        "<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 2835, 2835, len(palette) // 4, 0
+    )
     return b"BM" + struct.pack("<IHHI", offset + len(data), 0, 0, offset) + info + palette + data
 
 
@@ -124,7 +126,7 @@ def bad_files(photo: Image.Image) -> dict[str, tuple[bytes, str]]:
     at = jpeg.index(b"\xff\xc0") + 5
     bomb[at : at + 4] = struct.pack(">HH", 65500, 65500)
     return {
-        "zero bytes": (b"", "0 bytes"),
+        "zero bytes": (b"", "no bytes|0 bytes"),
         "text": (b"Not found\n", "begins with the text 'Not found"),
         "html": (b"<!DOCTYPE html><html>gone</html>", "begins with the text"),
         "json": (b'{"error": 404}', "begins with the text"),

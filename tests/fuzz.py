@@ -71,7 +71,9 @@ def main() -> None:
         counts["images"] += BATCH
         counts["refused"] += len(decoded.errors)
         counts["by Pillow"] += decoded.fallback
-        counts["refused in a decoder"] += sum(reason.startswith("cannot be decoded") for reason in decoded.errors.values())
+        counts["refused in a decoder"] += sum(
+            reason.startswith("cannot be decoded") for reason in decoded.errors.values()
+        )
     decoder.close()
     print(json.dumps(counts))
 

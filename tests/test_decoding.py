@@ -108,5 +108,5 @@ def test_transforms_apply_to_what_pillow_decoded_too(photo: Image.Image) -> None
 
 
 def test_pillow_fallback_raises_for_damage(photo: Image.Image) -> None:
-    with pytest.raises(Exception, match="truncated|cannot identify|broken"):
+    with pytest.raises(Exception, match=r"truncated|cannot identify|broken"):
         decode_with_pillow(np.frombuffer(formats.save(photo, "TIFF")[:200], np.uint8))

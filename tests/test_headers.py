@@ -21,15 +21,30 @@ def test_headers_give_the_stored_size_and_the_format(photo: Image.Image) -> None
         assert header.codec.format == name.split()[0].replace("jpeg2000", "jpeg") or "2000" in name, name
 
 
-@pytest.mark.parametrize("name", ["png 16 bit grey", "png animated", "png orientation 6", "webp orientation 3", "webp animated",
-                                  "bmp 16 bit", "bmp run length", "tiff", "jpeg 2000", "gif"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "png 16 bit grey",
+        "png animated",
+        "png orientation 6",
+        "webp orientation 3",
+        "webp animated",
+        "bmp 16 bit",
+        "bmp run length",
+        "tiff",
+        "jpeg 2000",
+        "gif",
+    ],
+)
 def test_what_dali_may_not_have_goes_to_pillow(photo: Image.Image, name: str) -> None:
     header = inspect(as_array(formats.good_files(photo)[name]))
     assert isinstance(header, Header)
     assert not header.codec.for_dali
 
 
-@pytest.mark.parametrize("name", ["jpeg 4:2:0", "jpeg orientation 6", "jpeg progressive", "png", "png alpha", "webp", "bmp"])
+@pytest.mark.parametrize(
+    "name", ["jpeg 4:2:0", "jpeg orientation 6", "jpeg progressive", "png", "png alpha", "webp", "bmp"]
+)
 def test_plain_files_go_to_dali(photo: Image.Image, name: str) -> None:
     header = inspect(as_array(formats.good_files(photo)[name]))
     assert isinstance(header, Header)

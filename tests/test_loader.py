@@ -57,7 +57,9 @@ def test_tars_load_with_ids_captions_and_metadata(shards: list[Path]) -> None:
 
 def test_pixels_stay_with_their_ids_when_shuffled(numbered: MemorySource, photo_small: dict[str, bytes]) -> None:
     with cd.ImageLoader(numbered, batch_size=5, device="cpu", shuffle=3) as loader:
-        seen = [(item.image_id, image.shape[1]) for batch in loader for item, image in zip(batch, batch.images, strict=True)]
+        seen = [
+            (item.image_id, image.shape[1]) for batch in loader for item, image in zip(batch, batch.images, strict=True)
+        ]
     assert sorted(seen) == [(key, 20 + int(key)) for key in photo_small]
     assert seen != sorted(seen)
 
@@ -98,7 +100,9 @@ def test_resume_goes_on_with_exactly_what_was_not_seen(
     seen: list[str] = []
     states = set()
     for rank in range(before):
-        with cd.ImageLoader(numbered, batch_size=batch, device="cpu", shuffle=9, shard=cd.Shard(rank, before)) as loader:
+        with cd.ImageLoader(
+            numbered, batch_size=batch, device="cpu", shuffle=9, shard=cd.Shard(rank, before)
+        ) as loader:
             loader.set_epoch(2)
             for number, loaded in enumerate(loader):
                 if number == step:
@@ -163,7 +167,9 @@ def test_a_wrong_state_is_refused_with_its_reason(numbered: MemorySource) -> Non
         ({"transforms": [cd.transforms.Normalize(), cd.transforms.Resize(3)]}, "Normalize must be the last"),
     ],
 )
-def test_a_wrong_argument_is_refused_before_work(numbered: MemorySource, options: dict[str, object], words: str) -> None:
+def test_a_wrong_argument_is_refused_before_work(
+    numbered: MemorySource, options: dict[str, object], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         cd.ImageLoader(numbered, **options)  # type: ignore[arg-type]
 
@@ -197,11 +203,11 @@ def test_raise_names_the_first_bad_image(photo_small: dict[str, bytes]) -> None:
 
 
 def test_too_many_errors_end_the_pass(photo_small: dict[str, bytes]) -> None:
-    with cd.ImageLoader(with_bad(photo_small, 4), batch_size=4, device="cpu", max_error_rate=0.1) as loader:
-        with pytest.raises(cd.TooManyErrors, match="10 of 37"):
-            list(loader)
+    loader = cd.ImageLoader(with_bad(photo_small, 4), batch_size=4, device="cpu", max_error_rate=0.1)
+    with loader, pytest.raises(cd.TooManyErrors, match="10 of 37"):
+        list(loader)
     with cd.ImageLoader(with_bad(photo_small, 4), batch_size=4, device="cpu", max_error_rate=0.5) as loader:
-        assert len(list(loader)) == 10
+        assert sum(len(batch) for batch in loader) == 27
 
 
 class Breaking(MemorySource):
@@ -221,9 +227,14 @@ def test_an_error_of_the_source_comes_out_as_itself(photo_small: dict[str, bytes
 
 def test_an_error_of_the_consumer_leaves_no_thread(numbered: MemorySource) -> None:
     loader = cd.ImageLoader(numbered, batch_size=2, device="cpu")
-    with pytest.raises(KeyError), loader:
-        for _ in loader:
-            raise KeyError("mine")
+
+    def consume() -> None:
+        with loader:
+            for _ in loader:
+                raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        consume()
     assert our_threads() == []
     loader.close()
 
@@ -236,8 +247,13 @@ def test_leaving_early_forgetting_and_two_at_once(numbered: MemorySource) -> Non
         del loader, _batch
         gc.collect()
     assert [name for name in our_threads() if "decode" in name or "read" in name] == []
-    with cd.ImageLoader(numbered, batch_size=4, device="cpu") as a, cd.ImageLoader(numbered, batch_size=4, device="cpu") as b:
-        assert [(x[0].image_id, y[0].image_id) for x, y in zip(a, b, strict=True)] == [(f"{i:02d}",) * 2 for i in range(0, 37, 4)]
+    with (
+        cd.ImageLoader(numbered, batch_size=4, device="cpu") as a,
+        cd.ImageLoader(numbered, batch_size=4, device="cpu") as b,
+    ):
+        assert [(x[0].image_id, y[0].image_id) for x, y in zip(a, b, strict=True)] == [
+            (f"{i:02d}",) * 2 for i in range(0, 37, 4)
+        ]
 
 
 def test_a_new_iterator_ends_the_old_one(numbered: MemorySource) -> None:
@@ -283,7 +299,9 @@ def test_encoded_members_are_kept_when_asked_for(shards: list[Path]) -> None:
 
 def run_script(body: str, *args: str) -> subprocess.Popen[str]:
     code = "import sys, time\nimport curator_dali as cd\n" + textwrap.dedent(body)
-    return subprocess.Popen([sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_ctrl_c_ends_the_process_at_once(shards: list[Path]) -> None:
@@ -308,7 +326,10 @@ def test_ctrl_c_ends_the_process_at_once(shards: list[Path]) -> None:
 
 
 def test_a_script_that_forgets_the_loader_ends_cleanly(shards: list[Path]) -> None:
-    process = run_script("loader = cd.ImageLoader(sys.argv[1], batch_size=2, device='cpu')\nnext(iter(loader))\nit = iter(loader); next(it)", str(shards[0]))
+    process = run_script(
+        "loader = cd.ImageLoader(sys.argv[1], batch_size=2, device='cpu')\nit = iter(loader); next(it)",
+        str(shards[0]),
+    )
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
 
@@ -328,9 +349,9 @@ def test_memory_is_flat(numbered: MemorySource) -> None:
 
 def test_the_fuzzer_brings_nothing_down() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "--count", "6000"], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "tests.fuzz", "--count", "6000"], capture_output=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:].decode(errors="replace")
     counts = json.loads(done.stdout)
     assert counts["refused in a decoder"] > 500  # it reached the decoders, and not only the gate
     assert counts["batches"] >= 187

@@ -23,7 +23,8 @@ def test_permute_is_a_permutation_for_every_n_up_to_3000() -> None:
 def test_permute_is_one_to_one_on_a_billion() -> None:
     n = 10**9
     out = permute(np.concatenate([np.arange(200_000), np.arange(n - 200_000, n)]), n, 3)
-    assert out.min() >= 0 and out.max() < n
+    assert out.min() >= 0
+    assert out.max() < n
     assert len(np.unique(out)) == 400_000
 
 
@@ -43,7 +44,9 @@ def test_the_order_is_pinned() -> None:
     assert windowed.tolist() == GOLDEN_WINDOWED
 
 
-@given(n=st.integers(1, 400), shards=st.integers(1, 9), window=st.none() | st.integers(1, 500), seed=st.integers(-5, 2**70))
+@given(
+    n=st.integers(1, 400), shards=st.integers(1, 9), window=st.none() | st.integers(1, 500), seed=st.integers(-5, 2**70)
+)
 def test_every_epoch_is_a_permutation(n: int, shards: int, window: int | None, seed: int) -> None:
     order = Shuffle(seed, window=window).indices(np.arange(n), 1, sizes_of(n, shards))
     assert sorted(order.tolist()) == list(range(n))
@@ -69,7 +72,9 @@ def test_a_window_reads_one_or_two_shards_at_a_time() -> None:
     batch=st.integers(1, 9),
     steps=st.lists(st.integers(0, 12), min_size=4, max_size=4),
 )
-def test_resume_with_other_world_sizes_sees_each_sample_once(n: int, worlds: list[int], batch: int, steps: list[int]) -> None:
+def test_resume_with_other_world_sizes_sees_each_sample_once(
+    n: int, worlds: list[int], batch: int, steps: list[int]
+) -> None:
     """Interrupted after any number of steps, each time with another number of ranks."""
     seen: list[int] = []
     start = 0

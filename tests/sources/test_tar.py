@@ -1,0 +1,283 @@
+"""Reading samples from local tars."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import tarfile
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curator_dali.sources import TarSource
+from curator_dali.sources.tar import coalesce
+from tests.helpers import write_tar
+
+
+def image(shard: int, number: int) -> bytes:
+    return b"\xff\xd8" + bytes([shard, number % 256]) * (40 + 90 * number)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    """Two tars of 12 and 8 samples with all sidecars."""
+    made = []
+    for shard, count in enumerate((12, 8)):
+        members = []
+        for n in range(count):
+            members += [
+                (f"d/{n:02d}.jpg", image(shard, n)),
+                (f"d/{n:02d}.json", b'{"n": %d, "url": "u"}' % n),
+                (f"d/{n:02d}.txt", b"caption %d\n" % n),
+                (f"d/{n:02d}.cls", b"%d" % (n % 3)),
+                (f"d/{n:02d}.npy", b"\x93NUMPY"),
+            ]
+        made.append(str(write_tar(tmp_path / "data" / f"{shard:05d}.tar", members)))
+    return made
+
+
+@pytest.mark.parametrize("members", [False, True])
+def test_any_order_with_repeats(paths: list[str], members: bool) -> None:
+    source = TarSource(paths)
+    assert len(source) == 20
+    assert source.shard_sizes.tolist() == [12, 8]
+    assert source.name == "data"
+    indices = np.random.default_rng(0).integers(0, 20, 70)
+    batch = source.read(indices, members=members)
+    assert batch.errors == {}
+    np.testing.assert_array_equal(batch.indices, indices)
+    for row, index in enumerate(indices.tolist()):
+        shard, n = divmod(index, 12)
+        obj = batch.objects[row]
+        assert bytes(batch.images[row]) == image(shard, n)
+        assert batch.shards[row] == paths[shard]
+        assert (obj.image_id, obj.image_path) == (f"d/{n:02d}", f"tar://d/{n:02d}.jpg::{paths[shard]}")
+        assert obj.metadata == {"n": n, "url": "u", "caption": f"caption {n}", "label": n % 3}
+        if members:
+            assert batch.members is not None
+            assert list(batch.members[row]) == ["jpg", "json", "txt", "cls", "npy"]
+            assert bytes(batch.members[row]["jpg"]) == image(shard, n)
+            assert bytes(batch.members[row]["npy"]) == b"\x93NUMPY"
+    assert (batch.members is not None) == members
+
+
+def test_images_are_writable_vectors_and_valid_after_later_reads(paths: list[str]) -> None:
+    source = TarSource(paths)
+    first = source.read(np.arange(6))
+    for _ in range(5):
+        source.read(np.arange(20))
+    source.close()
+    for n, data in enumerate(first.images):
+        assert data.flags.writeable
+        assert (data.dtype, data.ndim) == (np.uint8, 1)
+        assert bytes(data) == image(0, n)
+
+
+def test_metadata_does_not_keep_the_images(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", bytes(8 << 20)), ("a.json", b'{"x": 1}')])
+    source = TarSource(str(path))
+    tracemalloc.start()
+    obj = source.read(np.array([0])).objects[0]
+    assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    tracemalloc.stop()
+    assert obj.metadata == {"x": 1}
+
+
+def test_indices_outside_raise(paths: list[str]) -> None:
+    for index in (-1, 20):
+        with pytest.raises(IndexError, match=r"\[0, 20\)"):
+            TarSource(paths).read(np.array([index]))
+
+
+def test_sidecars_of_every_kind_cost_no_image(tmp_path: Path) -> None:
+    members = [
+        ("a.jpg", b"1"),
+        ("a.json", b"{broken"),
+        ("a.txt", "ein Fuß".encode()),
+        ("b.jpg", b"2"),
+        ("b.json", b"[1, 2]"),
+        ("b.cls", b"cat"),
+        ("c.jpg", b"3"),
+        ("c.json", b'{"caption": "own", "label": "text"}'),
+        ("c.txt", b"other"),
+        ("c.cls", b" 7\n"),
+        ("d.jpg", b"4"),
+        ("e.jpg", b"5"),
+        ("e.json", b""),
+        ("f.jpg", b"6"),
+        ("f.json", b"[" * 100_000),
+        ("g.jpg", b"7"),
+        ("g.txt", b"\xff\xfe"),
+    ]
+    batch = TarSource(str(write_tar(tmp_path / "a.tar", members))).read(np.arange(7))
+    assert batch.errors == {}
+    assert [bytes(data) for data in batch.images] == [b"%d" % n for n in range(1, 8)]
+    a, b, c, d, e, f, g = (obj.metadata for obj in batch.objects)
+    assert a["caption"] == "ein Fuß"
+    assert a["metadata_error"].startswith("invalid .json")
+    assert b["json"] == [1, 2]
+    assert "cat" in b["metadata_error"]
+    assert c == {"caption": "own", "label": 7}
+    assert d == {}
+    assert "metadata_error" in e
+    assert "metadata_error" in f
+    assert g == {"caption": "\ufffd\ufffd"}
+
+
+def test_samples_without_image_or_without_bytes_are_rows_with_errors(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.json", b"{}"), ("b.jpg", b""), ("c.jpg", b"c"), ("d.mp4", b"d")])
+    batch = TarSource(str(path)).read(np.arange(4), members=True)
+    assert "no image member" in batch.errors[0]
+    assert "no bytes" in batch.errors[1]
+    assert "no image member" in batch.errors[3]
+    assert [len(data) for data in batch.images] == [0, 0, 1, 0]
+    assert [obj.image_id for obj in batch.objects] == ["a", "b", "c", "d"]
+    assert batch.members is not None
+    assert [list(m) for m in batch.members] == [["json"], ["jpg"], ["jpg"], ["mp4"]]
+
+
+def test_a_truncated_tar_loses_only_what_is_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_tar(
+        tmp_path / "a.tar", [(f"{n}.{ext}", bytes([n]) * 3000) for n in range(4) for ext in ("jpg", "txt")]
+    )
+    with tarfile.open(path) as tar:
+        places = {m.name: m.offset_data for m in tar}
+    os.truncate(path, places["3.jpg"] + 10)
+    source = TarSource(str(path))
+    batch = source.read(np.arange(len(source)), members=True)
+    assert [obj.image_id for obj in batch.objects] == ["0", "1", "2", "3"]
+    assert list(batch.errors) == [3]
+    assert "truncated tar" in batch.errors[3]
+    assert [bytes(data[:1]) for data in batch.images] == [b"\0", b"\1", b"\2", b""]
+    assert batch.members is not None
+    assert batch.members[3] == {}
+
+    os.truncate(path, places["2.txt"] + 10)  # a sidecar's end: the image is whole
+    batch = TarSource(str(path)).read(np.arange(3))
+    assert batch.errors == {}
+    assert "ends within it" in batch.objects[2].metadata["metadata_error"]
+
+    os.truncate(path, places["2.jpg"] - 200)  # within a header: even the name is gone
+    source = TarSource(str(path))
+    batch = source.read(np.arange(len(source)))
+    assert len(source) == 3
+    assert "truncated tar" in batch.errors[2]
+    assert "damaged or truncated" in caplog.text
+
+
+def test_no_sample_shadows_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = write_tar(tmp_path / "1.tar", [("a.jpg", b"first"), ("b.jpg", b"b"), ("a.jpg", b"second"), ("a.png", b"p")])
+    two = write_tar(tmp_path / "2.tar", [("a.jpg", b"third")])
+    with caplog.at_level(logging.WARNING):
+        source = TarSource([str(one), str(two)])
+    assert "repeat a key" in caplog.text
+    assert source.duplicate_keys == 1
+    batch = source.read(np.arange(len(source)))
+    assert [obj.image_id for obj in batch.objects] == ["a", "b", "a", "a"]
+    assert [bytes(data) for data in batch.images] == [b"first", b"b", b"second", b"third"]
+    assert len({obj.image_path for obj in batch.objects}) == 4
+    assert batch.objects[0].image_path == f"tar://a.jpg#offset=512::{one}"
+    with fsspec.open(batch.objects[2].image_path) as file:  # the plain path is the one that tar readers open
+        assert file.read() == b"second"
+    with pytest.raises(FileNotFoundError), fsspec.open(batch.objects[0].image_path) as file:
+        file.read()
+
+
+def test_a_shard_that_vanishes_or_shrinks_costs_its_rows_only(paths: list[str]) -> None:
+    source = TarSource(paths)
+    source.read(np.arange(20))
+    os.truncate(paths[0], 5000)  # while its file is open
+    batch = source.read(np.arange(20))
+    assert 0 < len(batch.errors) <= 12
+    for row in range(20):
+        shard, n = divmod(row, 12)
+        if row in batch.errors:
+            assert shard == 0
+            assert "cut at byte 5000" in batch.errors[row]
+            assert len(batch.images[row]) == 0
+        else:
+            assert bytes(batch.images[row]) == image(shard, n)
+    source.close()  # files are opened again
+    assert "changed after it was indexed" in source.read(np.array([0])).errors[0]
+    os.remove(paths[0])
+    source.close()
+    batch = source.read(np.array([1, 13]))
+    assert list(batch.errors) == [0]
+    assert "FileNotFoundError" in batch.errors[0]
+    assert batch.objects[0].image_id == "d/01"  # the index is still there
+
+
+def test_a_shard_whose_index_is_gone_too(paths: list[str]) -> None:
+    source = TarSource(paths, index="none")
+    source.close()
+    os.remove(paths[0])
+    batch = source.read(np.array([14, 3]))
+    assert list(batch.errors) == [1]
+    assert bytes(batch.images[0]) == image(1, 2)
+    assert batch.shards[1] == paths[0]
+    assert source.headers(np.array([3]))["codec"].tolist() == [0]
+
+
+def test_pickle_and_threads(paths: list[str]) -> None:
+    source = pickle.loads(pickle.dumps(TarSource(paths)))
+    with ThreadPoolExecutor(8) as pool:
+        batches = list(pool.map(source.read, [np.array([n % 20, 19 - n % 20]) for n in range(200)]))
+    for n, batch in enumerate(batches):
+        assert bytes(batch.images[0]) == image(*divmod(n % 20, 12))
+        assert bytes(batch.images[1]) == image(*divmod(19 - n % 20, 12))
+
+
+def test_more_shards_than_open_files(tmp_path: Path) -> None:
+    paths = [str(write_tar(tmp_path / f"{n:03d}.tar", [("a.jpg", b"%d" % n)])) for n in range(100)]
+    source = TarSource(paths)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        assert [bytes(data) for data in source.read(np.arange(100)).images] == [b"%d" % n for n in range(100)]
+    assert len(os.listdir("/proc/self/fd")) - before <= 64
+    source.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_fingerprint_follows_names_and_counts_but_not_the_folder(paths: list[str], tmp_path: Path) -> None:
+    print_ = TarSource(paths).fingerprint
+    assert TarSource(paths[::-1]).fingerprint != print_
+    assert TarSource(paths[:1]).fingerprint != print_
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert TarSource([path.replace("/data/", "/moved/") for path in paths]).fingerprint == print_
+
+
+def test_image_sizes_come_from_the_index(paths: list[str]) -> None:
+    sizes = TarSource(paths).image_sizes(np.array([13, 2]))
+    assert sizes.tolist() == [len(image(1, 1)), len(image(0, 2))]
+
+
+def test_an_unknown_place_for_indexes(paths: list[str]) -> None:
+    with pytest.raises(ValueError, match="'cache', 'beside' or 'none'"):
+        TarSource(paths, index="there")  # type: ignore[arg-type]
+
+
+items = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 500), st.integers(1, 60)), max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(items, st.integers(0, 50))
+def test_coalesced_extents_hold_every_item_and_do_not_overlap(items: list[tuple[int, int, int]], gap: int) -> None:
+    shard, offset, size = np.array(items, np.int64).reshape(-1, 3).T
+    extent, shards, starts, ends, position = coalesce(shard, offset, size, gap)
+    laid = np.concatenate([[0], np.cumsum(ends - starts)])
+    for n, (s, o, length) in enumerate(items):
+        e = extent[n]
+        assert shards[e] == s
+        assert starts[e] <= o
+        assert o + length <= ends[e]
+        assert position[n] == laid[e] + o - starts[e]
+    for s in set(shards.tolist()):
+        mine = sorted((a, b) for t, a, b in zip(shards, starts, ends, strict=True) if t == s)
+        assert all(b + gap < a for (_, b), (a, _) in zip(mine, mine[1:], strict=False))
