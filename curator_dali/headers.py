@@ -108,7 +108,7 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
     data = buffer.data
     codec = _codec_for_dali(data)
     if codec is None:
-        return _inspect_with_pillow(data, max_pixels) if len(data) else Refusal("empty: the image has 0 bytes")
+        return _inspect_with_pillow(data, max_pixels) if len(data) else Refusal("the image has no bytes")
     try:
         stream = _code_stream(buffer)
         height, width = int(stream.height), int(stream.width)

@@ -79,9 +79,7 @@ def read_headers(
 
     def read(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.int64]]:
         headers = source.headers(indices).copy()
-        sizes = np.full(len(indices), -1, np.int64)
-        if hasattr(source, "image_sizes"):  # sources with an index know them
-            sizes[:] = source.image_sizes(indices)
+        sizes = source.image_sizes(indices)
         unknown = np.flatnonzero(headers["codec"] == Codec.UNKNOWN)
         if len(unknown):
             encoded = source.read(indices[unknown])

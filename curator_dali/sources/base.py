@@ -93,10 +93,14 @@ class Source(ABC):
         """Known headers of samples, (N,) `HEADER_DTYPE`; codec 0 where nothing is known yet. Reads no image."""
         return np.zeros(len(indices), HEADER_DTYPE)
 
-    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+    def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Encoded bytes of samples' images, (N,) int64; -1 where only reading would tell."""
+        return np.full(len(indices), -1, np.int64)
+
+    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:  # noqa: B027 - an option, not a duty
         """Keep what was learnt of samples' headers for this and later runs. May do nothing."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - as above
         """Free files and threads, and write down what was learnt. May be called again."""
 
     def __repr__(self) -> str:

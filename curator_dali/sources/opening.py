@@ -84,7 +84,8 @@ def open_source(
     if kind == "parquet":
         return ParquetSource(urls, name=name or _folder_name(items), image_column=image_column)
     if kind == "image":
-        root = os.path.dirname(urls[0]) if len(urls) == 1 else _common_folder(urls)
+        urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
+        root = _common_folder(urls)
         files = [url[len(root) :].lstrip("/") for url in urls]
         return FolderSource(root, files=files, label_from_folder=label_from_folder, name=name)
     if len(urls) > 1:
@@ -236,5 +237,5 @@ def _folder_name(items: Sequence[str | os.PathLike[str]]) -> str | None:
 
 def _common_folder(urls: list[str]) -> str:
     if not is_remote(urls[0]):
-        return os.path.commonpath([os.path.dirname(os.path.abspath(url)) for url in urls])
+        return os.path.commonpath([os.path.dirname(url) for url in urls])
     return os.path.commonprefix(urls).rpartition("/")[0]  # noqa: RUF071 (commonpath does not know "//")

@@ -124,8 +124,10 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
                 record = read_at(body, length)
             if len(record) < length:
                 scan.add(f"cut@{position}", position, 0, CUT)
-                position = size
+                position, pending = size, {}
                 break
+            if kind != b"g":
+                pending["described"] = b""  # so that a cut right behind this record shows
             if kind == b"L":
                 pending["path"] = record.partition(b"\0")[0]
             elif kind != b"K":
@@ -162,7 +164,7 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
     if not scan.ended:
         if 0 == position < size:
             raise NotATarError
-        rest = read_at(position, size - position) if position < size else b""
+        rest = read_at(position, min(BLOCK, size - position)) if position < size else b""
         if rest.strip(b"\0") or pending:
             scan.add(f"cut@{position}", position, 0, CUT)
     scan.end = position

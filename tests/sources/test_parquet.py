@@ -1,0 +1,179 @@
+"""Parquet files with encoded images."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curator_dali.errors import SourceError
+from curator_dali.sources import HEADER_DTYPE, ParquetSource
+
+
+def write(path: Path, columns: dict[str, Any], rows_per_group: int = 4, schema: pa.Schema | None = None) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns, schema=schema), path, row_group_size=rows_per_group)
+    return str(path)
+
+
+def jpeg(n: int) -> bytes:
+    return b"\xff\xd8" + b"%d" % n * (n + 1)
+
+
+@pytest.fixture
+def img2dataset(tmp_path: Path) -> list[str]:
+    """Two files of 10 and 3 rows, in row groups of 4."""
+    paths = []
+    for file, rows in enumerate((range(10), range(10, 13))):
+        columns = {
+            "jpg": [jpeg(n) for n in rows],
+            "key": [f"{n:09d}" for n in rows],
+            "caption": [f"photo {n}" for n in rows],
+            "width": list(rows),
+            "exif": [{"make": "x", "tags": [n]} for n in rows],
+            "thumb": [b"other bytes" for n in rows],
+        }
+        paths.append(write(tmp_path / "set" / f"{file:05d}.parquet", columns))
+    return paths
+
+
+def test_img2dataset(img2dataset: list[str]) -> None:
+    source = ParquetSource(img2dataset)
+    assert len(source) == 13
+    assert source.shard_sizes.tolist() == [4, 4, 2, 3]
+    assert source.name == "set"
+    indices = np.array([12, 0, 5, 5, 9, 11])
+    batch = source.read(indices, members=True)
+    assert batch.errors == {}
+    for row, n in enumerate(indices.tolist()):
+        assert bytes(batch.images[row]) == jpeg(n)
+        assert batch.images[row].flags.writeable
+        obj = batch.objects[row]
+        assert obj.image_id == f"{n:09d}"
+        file, in_file = divmod(n, 10)
+        assert obj.image_path == f"{img2dataset[file]}#row={in_file}"
+        assert batch.shards[row] == img2dataset[file]
+        assert obj.metadata == {
+            "key": f"{n:09d}",
+            "caption": f"photo {n}",
+            "width": n,
+            "exif": {"make": "x", "tags": [n]},
+        }
+        assert batch.members is not None
+        assert {ext: bytes(data) for ext, data in batch.members[row].items()} == {"jpg": jpeg(n)}
+
+
+def test_hugging_face(tmp_path: Path) -> None:
+    (tmp_path / "beside.jpg").write_bytes(b"from a file")
+    images = [
+        {"bytes": b"\x89PNG1", "path": "cats/1.png"},
+        {"bytes": None, "path": "beside.jpg"},
+        {"bytes": None, "path": "gone.jpg"},
+        {"bytes": None, "path": None},
+        None,
+        {"bytes": b"\xff\xd86", "path": None},
+        {"bytes": b"", "path": None},
+    ]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    path = write(
+        tmp_path / "train-0.parquet",
+        {"image": images, "label": list(range(7))},
+        rows_per_group=7,
+        schema=pa.schema([("image", kind), ("label", pa.int64())]),
+    )
+    batch = ParquetSource(path).read(np.arange(7), members=True)
+    assert [bytes(image) for image in batch.images] == [b"\x89PNG1", b"from a file", b"", b"", b"", b"\xff\xd86", b""]
+    assert [obj.image_id for obj in batch.objects[:2]] == ["cats/1", "beside"]
+    assert [obj.image_id for obj in batch.objects[3:]] == [f"train-0-{n}" for n in range(3, 7)]
+    assert [obj.metadata for obj in batch.objects] == [{"label": n} for n in range(7)]
+    assert sorted(batch.errors) == [2, 3, 4, 6]
+    assert "gone.jpg" in batch.errors[2]
+    assert "no image bytes" in batch.errors[3]
+    assert "no image bytes" in batch.errors[4]
+    assert "has no bytes" in batch.errors[6]
+    assert batch.members is not None
+    assert list(batch.members[0]) == ["png"]
+    assert batch.members[4] == {}
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())])
+def test_binary_types_and_the_column_given(tmp_path: Path, kind: pa.DataType) -> None:
+    schema = pa.schema([("a", pa.binary()), ("b", kind)])
+    rows = ["x", "yy", "zzz"] if pa.types.is_dictionary(kind) else [b"x", b"yy", b"zzz"]
+    path = write(tmp_path / "t.parquet", {"a": [b"1", None, b"3"], "b": rows}, 2, schema)
+    if pa.types.is_dictionary(kind):
+        assert [bytes(i) for i in ParquetSource(path).read(np.arange(3)).images] == [b"1", b"", b"3"]
+        with pytest.raises(SourceError, match="no image column 'b'"):
+            ParquetSource(path, image_column="b")
+    else:
+        with pytest.raises(SourceError, match=r"binary columns a, b.*image_column="):
+            ParquetSource(path)
+        assert [bytes(i) for i in ParquetSource(path, image_column="b").read(np.arange(3)).images] == [
+            b"x",
+            b"yy",
+            b"zzz",
+        ]
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path, img2dataset: list[str]) -> None:
+    text = write(tmp_path / "text.parquet", {"url": ["a"], "caption": ["b"]})
+    with pytest.raises(SourceError, match=r"no binary column, only url, caption"):
+        ParquetSource(text)
+    with pytest.raises(SourceError, match=r"text\.parquet has no image column 'jpg'"):
+        ParquetSource([img2dataset[0], text])
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(SourceError, match=r"2 of 3 .*bad\.parquet.*gone\.parquet"):
+        ParquetSource([str(tmp_path / "bad.parquet"), img2dataset[0], str(tmp_path / "gone.parquet")])
+
+
+def test_a_damaged_row_group_costs_its_rows_only(img2dataset: list[str]) -> None:
+    source = ParquetSource(img2dataset)
+    place = pq.read_metadata(img2dataset[0]).row_group(1).column(0)
+    begin = place.dictionary_page_offset or place.data_page_offset
+    with open(img2dataset[0], "r+b") as file:
+        file.seek(begin)
+        file.write(b"\xff" * place.total_compressed_size)
+    batch = source.read(np.arange(13))
+    assert sorted(batch.errors) == [4, 5, 6, 7]
+    assert "row group 1" in batch.errors[4]
+    assert [bytes(batch.images[n]) for n in (3, 8, 12)] == [jpeg(3), jpeg(8), jpeg(12)]
+
+
+def test_row_groups_are_read_lazily_and_once(img2dataset: list[str]) -> None:
+    source = ParquetSource(img2dataset)
+    loads: list[int] = []
+    real = source._load
+    source._load = lambda number: (loads.append(number), real(number))[1]  # type: ignore[method-assign]
+    source.read(np.array([4, 6]))
+    source.read(np.array([5, 12]))
+    assert loads == [1, 3]
+    source.close()
+    source.read(np.array([5]))
+    assert loads == [1, 3, 1]
+
+
+def test_metadata_keeps_no_image(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"jpg": [bytes(1 << 20)] * 8, "n": list(range(8))}, 8)
+    source = ParquetSource(path)
+    obj = source.read(np.array([3])).objects[0]
+    source.close()
+    pool = pa.default_memory_pool()
+    assert pool.bytes_allocated() < 1 << 20
+    assert obj.metadata == {"n": 3}
+
+
+def test_pickle_fingerprint_and_headers(img2dataset: list[str]) -> None:
+    source = ParquetSource(img2dataset)
+    source.read(np.arange(3))
+    copy = pickle.loads(pickle.dumps(source))
+    assert bytes(copy.read(np.array([7])).images[0]) == jpeg(7)
+    assert copy.fingerprint == source.fingerprint != ParquetSource(img2dataset[:1]).fingerprint
+    headers = np.zeros(3, HEADER_DTYPE)
+    headers["codec"] = [1, 0, 3]
+    source.learn(np.array([1, 2, 11]), headers)
+    assert source.headers(np.array([11, 2, 1, 0]))["codec"].tolist() == [3, 0, 1, 0]

@@ -1,0 +1,263 @@
+"""Sources behind fsspec: its in-memory filesystem, and a real HTTP server on this machine."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import curator_dali.sources.storage as storage
+from curator_dali.errors import SourceError
+from curator_dali.sources import FolderSource, ParquetSource, TarSource, open_source
+from tests.helpers import write_tar
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_RETRY_DELAYS", (0.01, 0.01))
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+    yield fs
+    fs.store.clear()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` with byte ranges; misbehaves as told."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.ranges = True
+        self.failures: Counter[str] = Counter()  # path -> how many of the next requests fail
+        self.requests: list[tuple[str, str]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        server, wanted = self.server, self.headers.get("Range")
+        server.requests.append((self.command, f"{self.path} {wanted}"))
+        data = server.files.get(self.path)
+        status = 404 if data is None else 200
+        if body and server.failures[self.path] > 0:
+            server.failures[self.path] -= 1
+            data, status = b"out of order", 500
+        data = data or b""
+        size = len(data)
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted or "")
+        if server.ranges and match and status == 200:
+            begin, end = int(match[1]), min(int(match[2]) + 1, size)
+            data, status = data[begin:end], 206
+        self.send_response(status)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")
+        if server.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def tar_bytes(tmp_path: Path, shard: int, count: int = 6, size: int = 700) -> bytes:
+    members = []
+    for n in range(count):
+        members += [(f"{shard}-{n}.jpg", bytes([shard, n]) * size), (f"{shard}-{n}.json", b'{"n": %d}' % n)]
+    return write_tar(tmp_path / "made.tar", members).read_bytes()
+
+
+def check(source: TarSource, order: list[int], size: int = 700) -> None:
+    batch = source.read(np.array(order), members=True)
+    assert batch.errors == {}
+    for row, index in enumerate(order):
+        shard, n = divmod(index, 6)
+        assert bytes(batch.images[row]) == bytes([shard, n]) * size
+        assert batch.images[row].flags.writeable
+        assert batch.objects[row].image_id == f"{shard}-{n}"
+        assert batch.objects[row].metadata == {"n": n}
+        assert batch.members is not None
+        assert list(batch.members[row]) == ["jpg", "json"]
+
+
+ORDER = [7, 0, 11, 3, 3, 8]
+
+
+def test_tars_in_memory(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    for shard in range(2):
+        memory.pipe(f"/data/{shard}.tar", tar_bytes(tmp_path, shard))
+    for spec in ("memory://data/{0..1}.tar", "memory://data/*.tar", "memory://data", "memory:///data/"):
+        source = open_source(spec)
+        assert isinstance(source, TarSource)
+        assert source.read_ahead == 8
+        assert source.name == "data"
+        check(source, ORDER)
+        check(pickle.loads(pickle.dumps(source)), ORDER)
+        source.close()
+    with fsspec.open(source.read(np.array([7])).objects[0].image_path) as file:
+        assert file.read() == bytes([1, 1]) * 700
+
+
+def test_large_members_are_passed_over_when_indexing(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    memory.pipe("/big.tar", tar_bytes(tmp_path, 0, size=1_500_000))
+    read = []
+    real = memory.cat_file
+
+    def counted(path: str, start: int | None = None, end: int | None = None, **options: object) -> bytes:
+        data: bytes = real(path, start, end, **options)
+        read.append(len(data))
+        return data
+
+    memory.cat_file = counted
+    try:
+        source = open_source("memory://big.tar")
+    finally:
+        del memory.cat_file
+    check(source, [5, 0], size=1_500_000)
+    assert sum(read) < 9 << 20 < 18_000_000
+    with pytest.raises(SourceError, match="1 of 1 shards"):
+        open_source("memory://gone.tar")
+
+
+def test_tars_over_http(server: Server, tmp_path: Path) -> None:
+    for shard in range(2):
+        server.files[f"/s/{shard}.tar"] = tar_bytes(tmp_path, shard)
+    source = open_source(f"{server.url}/s/{{0..1}}.tar")
+    check(source, ORDER)
+    gets = len(server.requests)
+    source.read(np.arange(12))
+    assert len(server.requests) == gets + 2  # one request a shard: neighbours are read together
+    again = open_source(f"{server.url}/s/{{0..1}}.tar")  # the index was kept
+    assert {command for command, _ in server.requests[gets + 2 :]} == {"HEAD"}
+    check(again, ORDER)
+    obj = source.read(np.array([7])).objects[0]
+    assert obj.image_path == f"tar://1-1.jpg::{server.url}/s/1.tar"
+    with fsspec.open(obj.image_path) as file:
+        assert file.read() == bytes([1, 1]) * 700
+
+
+def test_a_query_is_no_glob(server: Server, tmp_path: Path) -> None:
+    server.files["/0.tar?key=a*b"] = tar_bytes(tmp_path, 0)
+    source = open_source(f"{server.url}/0.tar?key=a*b")
+    check(source, [2, 0])
+    assert source.name == "0"
+
+
+def test_requests_that_fail_are_tried_again_and_then_cost_their_rows(server: Server, tmp_path: Path) -> None:
+    for shard in range(2):
+        server.files[f"/{shard}.tar"] = tar_bytes(tmp_path, shard)
+    source = open_source([f"{server.url}/{shard}.tar" for shard in range(2)])
+    server.failures["/1.tar"] = 2
+    check(source, ORDER)
+    server.failures["/1.tar"] = 99
+    batch = source.read(np.array(ORDER))
+    assert sorted(batch.errors) == [0, 2, 5]
+    assert "500" in batch.errors[0]
+    assert bytes(batch.images[1]) == bytes([0, 0]) * 700
+    del server.files["/0.tar"]
+    assert "FileNotFoundError" in source.read(np.array([0])).errors[0]
+    with pytest.raises(SourceError, match="1 of 1 shards cannot be read"):
+        open_source(f"{server.url}/0.tar")
+
+
+def test_a_server_without_ranges_says_so(server: Server, tmp_path: Path) -> None:
+    server.files["/0.tar"] = tar_bytes(tmp_path, 0, size=2_000_000)
+    server.ranges = False
+    with pytest.raises(SourceError, match=r"does not serve byte ranges.*filecache"):
+        open_source(f"{server.url}/0.tar")
+    server.ranges = True
+    source = open_source(f"{server.url}/0.tar")
+    server.ranges = False
+    assert "does not serve byte ranges" in source.read(np.array([2])).errors[0]
+
+
+def test_a_remote_tar_that_was_replaced_by_a_shorter_one(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    memory.pipe("/0.tar", tar_bytes(tmp_path, 0))
+    source = open_source("memory://0.tar")
+    memory.pipe("/0.tar", tar_bytes(tmp_path, 0)[:4900])
+    batch = source.read(np.arange(6))
+    assert sorted(batch.errors) == [1, 2, 3, 4, 5]
+    assert "was cut at byte 4900" in batch.errors[3]
+    fresh = open_source("memory://0.tar")  # not served from the old index
+    assert sum("truncated" in reason for reason in fresh.read(np.arange(len(fresh))).errors.values()) == 1
+
+
+def test_a_sparse_tar_falls_back_to_tarfile(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    header = bytearray(tarfile.TarInfo("sparse.jpg").tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = b"S"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    memory.pipe("/odd.tar", bytes(header) + tar_bytes(tmp_path, 0))
+    source = open_source("memory://odd.tar")
+    batch = source.read(np.arange(7))
+    assert list(batch.errors) == [0]
+    assert bytes(batch.images[6]) == bytes([0, 5]) * 700
+
+
+def test_a_folder_in_memory(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe({"/t/cats/a.jpg": b"cat", "/t/cats/a.json": b'{"x": 1}', "/t/dogs/b.png": b"dog", "/t/.h/c.jpg": b"-"})
+    source = open_source("memory://t")
+    assert isinstance(source, FolderSource)
+    batch = source.read(np.array([1, 0]), members=True)
+    assert [obj.image_path for obj in batch.objects] == ["memory://t/dogs/b.png", "memory://t/cats/a.jpg"]
+    assert [bytes(data) for data in batch.images] == [b"dog", b"cat"]
+    assert batch.objects[1].metadata == {"x": 1, "label": 0, "label_name": "cats"}
+    assert batch.members is not None
+    assert {ext: bytes(data) for ext, data in batch.members[1].items()} == {"jpg": b"cat", "json": b'{"x": 1}'}
+    memory.rm("/t/cats/a.jpg")
+    assert "FileNotFoundError" in source.read(np.array([0])).errors[0]
+    with pytest.raises(SourceError):
+        open_source("memory://nowhere/*.tar")
+
+
+def test_parquet_in_memory(memory: fsspec.AbstractFileSystem) -> None:
+    buffer = io.BytesIO()
+    rows = [{"bytes": b"\xff\xd8%d" % n, "path": None} for n in range(5)] + [{"bytes": None, "path": "x/side.jpg"}]
+    pq.write_table(pa.table({"image": rows, "n": list(range(6))}), buffer, row_group_size=2)
+    memory.pipe({"/p/0.parquet": buffer.getvalue(), "/p/x/side.jpg": b"beside"})
+    source = open_source("memory://p/*.parquet")
+    assert isinstance(source, ParquetSource)
+    batch = source.read(np.array([5, 4, 0]))
+    assert batch.errors == {}
+    assert [bytes(data) for data in batch.images] == [b"beside", b"\xff\xd84", b"\xff\xd80"]
+    assert batch.objects[1].metadata == {"n": 4}

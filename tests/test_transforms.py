@@ -1,0 +1,155 @@
+"""Transforms against Pillow and transformers, on real photographs."""
+
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import curator_dali as cd
+from curator_dali import transforms
+from curator_dali.sources import MemorySource
+from tests import helpers
+
+
+def apply(images: list[NDArray[np.uint8]], *chain: transforms.Transform) -> list[NDArray[np.generic]]:
+    source = MemorySource([helpers.encode(np.ascontiguousarray(image), "PNG") for image in images])
+    with cd.ImageLoader(source, device="cpu", transforms=chain, batch_size=len(images)) as loader:
+        (batch,) = loader
+        assert loader.errors == []
+        return list(batch.images)
+
+
+@pytest.fixture(scope="module")
+def crops(photos: dict[str, NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Every photograph whole, and five crops of each in all shapes from 60 pixels up."""
+    rng = np.random.default_rng(0)
+    found = list(photos.values())
+    for photo in photos.values():
+        height, width = photo.shape[:2]
+        found += [photo[: rng.integers(60, height), : rng.integers(60, width)] for _ in range(5)]
+    return found
+
+
+def test_clip_equals_transformers(crops: list[NDArray[np.uint8]]) -> None:
+    from transformers import CLIPImageProcessor
+
+    processor = CLIPImageProcessor()
+    differences = []
+    for crop, ours in zip(crops, apply(crops, *transforms.clip(224)), strict=True):
+        theirs = processor(Image.fromarray(crop), return_tensors="np", do_normalize=False, do_rescale=False)
+        expected = theirs["pixel_values"][0].transpose(1, 2, 0)
+        assert ours.shape == expected.shape == (224, 224, 3)
+        differences.append(np.abs(ours.astype(int) - expected.astype(int)))
+    within(np.stack(differences))
+
+
+def within(difference: NDArray[np.int64]) -> None:
+    """2/255 for all but 1 value in 10,000, which lie at the border, and 8/255 for those."""
+    assert (difference > 2).mean() < 1e-4
+    assert difference.max() <= 8
+    assert difference.mean() < 0.03
+
+
+def test_clip_normalized_equals_transformers(crops: list[NDArray[np.uint8]]) -> None:
+    from transformers import CLIPImageProcessor
+
+    processor = CLIPImageProcessor()
+    scale = 255 * np.array(transforms.CLIP_STD)[:, None, None]
+    differences = []
+    for crop, ours in zip(crops, apply(crops, *transforms.clip(224, normalize=True)), strict=True):
+        expected = processor(Image.fromarray(crop), return_tensors="np")["pixel_values"][0]
+        assert ours.dtype == np.float32
+        assert ours.shape == expected.shape == (3, 224, 224)
+        differences.append(np.round(np.abs(ours - expected) * scale).astype(int))
+    within(np.stack(differences))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (31, 200), 48, (600, 700)])
+def test_resize_equals_pillow(crops: list[NDArray[np.uint8]], size: int | tuple[int, int]) -> None:
+    for crop, ours in zip(crops[::4], apply(crops[::4], transforms.Resize(size)), strict=True):
+        height, width = crop.shape[:2]
+        shorter = min(height, width)
+        want = (size * height // shorter, size * width // shorter) if isinstance(size, int) else size
+        assert ours.shape == (*want, 3)
+        expected = np.asarray(Image.fromarray(crop).resize(want[::-1], Image.Resampling.BICUBIC))
+        difference = np.abs(ours.astype(int) - expected.astype(int))
+        # Pillow drops a kernel's weights beyond the border, DALI repeats the border: as far in as the kernel reaches
+        reach = [1 + int(np.ceil(2 * max(1, new / old))) for new, old in zip(want, (height, width), strict=True)]
+        inside = difference[reach[0] : -reach[0], reach[1] : -reach[1]]
+        assert inside.max() <= 8
+        assert (inside > 2).mean() < 1e-4
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 9), (8, 8), (5, 20), (20, 5), (9, 12), (4, 5)])
+def test_center_crop_is_transformers(height: int, width: int) -> None:
+    from transformers.image_transforms import center_crop
+
+    image = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    (ours,) = apply([image], transforms.CenterCrop((8, 9)))
+    assert np.array_equal(ours, center_crop(image, (8, 9)))
+
+
+def test_pad_grows_to_the_right_and_below() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (5, 12, 3), np.uint8)
+    (ours,) = apply([image], transforms.Pad((8, 9), fill=7))
+    assert ours.shape == (8, 12, 3)
+    assert np.array_equal(ours[:5], image)
+    assert (ours[5:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("layout", ["CHW", "HWC"])
+def test_normalize(dtype: str, layout: str) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (5, 12, 3), np.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    (ours,) = apply([image], transforms.Normalize(mean, std, dtype, layout))  # type: ignore[arg-type]
+    expected = (image / 255 - np.array(mean)) / np.array(std)
+    assert ours.dtype == dtype
+    assert np.allclose(ours.transpose(1, 2, 0) if layout == "CHW" else ours, expected, atol=2e-3)
+
+
+def test_output_size_says_what_comes_out() -> None:
+    assert transforms.output_size(transforms.clip(224)) == (224, 224)
+    assert transforms.output_size([transforms.Resize(224)]) is None
+    assert transforms.output_size([transforms.Resize((10, 20)), transforms.Resize(5)]) == (5, 10)
+    assert transforms.output_size([transforms.Resize((10, 20)), transforms.Pad(15)]) == (15, 20)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: transforms.Resize(0), "Resize.size is 0"),
+        (lambda: transforms.Resize((3, -1)), "Resize.size"),
+        (lambda: transforms.Resize(3, "bicubic"), "allowed: nearest, linear, cubic, lanczos"),  # type: ignore[arg-type]
+        (lambda: transforms.Pad(3, fill=256), "0 to 255"),
+        (lambda: transforms.Normalize(std=(1, 1, 0)), "positive stds"),
+        (lambda: transforms.Normalize(dtype="int8"), "float32 or float16"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_values_are_refused(make: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()  # type: ignore[operator]
+
+
+def test_a_broken_pipeline_is_no_bad_image() -> None:
+    """An error of ours must come out, and not be recorded as the fault of every image."""
+
+    class Wrong(transforms.Transform):
+        def lower(self, images: object) -> object:
+            from nvidia.dali import fn
+
+            return fn.slice(images, start=[0, 0], shape=[10_000, 10_000], axes=(0, 1))  # outside of the image
+
+    source = MemorySource([helpers.encode(np.zeros((4, 4, 3), np.uint8), "PNG")])
+    with (
+        cd.ImageLoader(source, device="cpu", transforms=[Wrong()]) as loader,
+        pytest.raises(RuntimeError, match="slice"),
+    ):
+        list(loader)
+
+
+def test_the_helper_encodes_without_loss() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (5, 12, 3), np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(helpers.encode(image, "PNG")))), image)
