@@ -63,8 +63,8 @@ class Resize(Transform):
     """Scale to a size, antialiased when reducing.
 
     Cubic runs as a horizontal and then a vertical pass, each rounded to uint8, as Pillow does: within 2/255 of
-    Pillow's bicubic but for a few values near the border (DALI's one-pass cubic is up to 11/255 away). Differs from torchvision's `Resize` on
-    tensors by the rounding between the passes.
+    Pillow's bicubic but for a few values near the border (DALI's one-pass cubic is up to 11/255 away). Differs from
+    torchvision's `Resize` on tensors by the rounding between the passes.
 
     Args:
         size: A number makes the shorter side so long and keeps the aspect ratio; the longer side is rounded down,
