@@ -8,6 +8,7 @@ DALI refuses is decoded again image by image; what DALI refuses alone, Pillow de
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -29,6 +30,11 @@ __all__ = ["Decoded", "Decoder", "Gated", "decode_with_pillow", "gate"]
 # header can make a decoder ask for absurd amounts of host memory: that bad_alloc is the image's fault.)
 _BAD_IMAGE = re.compile(r"operator `nvidia\.dali\.fn\.decoders\.\w+`")
 _DEVICE_TROUBLE = re.compile(r"cuda (runtime |driver )?error|cudaerror|cuda_error|out of memory", re.IGNORECASE)
+
+_started_in: int | None = None
+"""The process that built the first pipeline. DALI's threads do not survive a fork: a child would wait for ever."""
+_inherited: list[dict[str, Any]] = []
+"""A parent's pipelines in a forked child: never destroyed, because that would wait for their threads."""
 
 
 @dataclass
@@ -196,7 +202,9 @@ class Decoder:
         """Drop the pipelines; what they decoded stays valid."""
         self._pillow.shutdown(wait=True, cancel_futures=True)
         self._under_way.clear()
-        self._pipelines.clear()
+        if _started_in not in (None, os.getpid()):
+            _inherited.append(self._pipelines)
+        self._pipelines = {}
 
     def _decode_alone(self, image: NDArray[np.uint8]) -> Any:
         """One image of a failed batch through DALI: a batch of one, or None if it is the bad one."""
@@ -230,6 +238,13 @@ class Decoder:
 
     def _build(self, kind: str) -> Any:
         """The pipeline for whole batches, for single images of a failed batch, or for pixels that Pillow decoded."""
+        global _started_in
+        if _started_in not in (None, os.getpid()):
+            raise RuntimeError(
+                f"DALI was started in process {_started_in}, and this is a fork of it: start workers with "
+                'multiprocessing.get_context("spawn"), or make the first loader after the fork'
+            )
+        _started_in = os.getpid()
         from nvidia.dali import Pipeline, fn, types
 
         on_gpu = self._device != "cpu"

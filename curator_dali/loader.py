@@ -344,6 +344,11 @@ class ImageLoader:
     ) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # threads and pipelines stay behind; the copy stands where this loader stands
+        here = {"_decoder": None, "_pass": None, "_start": self.position.position, "_taken": 0}
+        return self.__dict__ | here | {"_resume": self.position.position}
+
     def __repr__(self) -> str:
         return (
             f"ImageLoader({self.source!r}, {len(self):,} batches of {self.batch_size}, {self.device}, "

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -332,6 +333,39 @@ def test_a_script_that_forgets_the_loader_ends_cleanly(shards: list[Path]) -> No
     )
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
+
+
+def test_a_pickled_loader_goes_on_where_it_stood(numbered: MemorySource) -> None:
+    with cd.ImageLoader(numbered, batch_size=4, device="cpu", shuffle=1) as loader:
+        running = iter(loader)
+        next(running)
+        with pickle.loads(pickle.dumps(loader)) as copy:
+            assert ids(copy) == ids(running)
+
+
+def test_a_fork_is_told_so_instead_of_hanging(shards: list[Path]) -> None:
+    process = run_script(
+        """
+        import multiprocessing
+        loader = cd.ImageLoader(sys.argv[1], batch_size=4, device="cpu")
+        list(loader)
+        def child():
+            try:
+                list(cd.ImageLoader(sys.argv[1], batch_size=4, device="cpu"))
+            except RuntimeError as error:
+                print(error, flush=True)
+            loader.close()
+        worker = multiprocessing.get_context("fork").Process(target=child)
+        worker.start()
+        worker.join(20)
+        print(worker.exitcode, len(list(loader)), flush=True)
+        worker.kill()
+        """,
+        str(shards[0]),
+    )
+    out, err = process.communicate(timeout=60)
+    assert 'get_context("spawn")' in out, err
+    assert out.endswith("0 5\n")
 
 
 def test_memory_is_flat(numbered: MemorySource) -> None:
