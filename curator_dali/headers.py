@@ -85,6 +85,7 @@ _PILLOW_FORMATS = {
     "HEIF": Codec.HEIC,
 }
 _END_OF_IMAGE = b"\xff\xd9"
+_START_OF_SCAN = b"\xff\xda"
 
 
 def _code_stream(buffer: NDArray[np.uint8]) -> Any:
@@ -120,8 +121,13 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
     if height * width > max_pixels:
         return _too_large(height, width, max_pixels)
     # the end marker is all but always last; behind it some cameras and editors put more
-    if codec is Codec.JPEG and data[-2:] != _END_OF_IMAGE and bytes(data).rfind(_END_OF_IMAGE) < 0:
-        return Refusal("truncated: the JPEG has no end-of-image marker")
+    if codec is Codec.JPEG and data[-2:] != _END_OF_IMAGE:
+        encoded = bytes(data)
+        end = encoded.rfind(_END_OF_IMAGE)
+        if end < 0:
+            return Refusal("truncated: the JPEG has no end-of-image marker")
+        if end < encoded.rfind(_START_OF_SCAN):
+            codec = Codec.JPEG_PILLOW  # likely cut off behind a whole thumbnail: Pillow tells, and no batch fails
     return Header(height, width, codec)
 
 

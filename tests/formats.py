@@ -64,6 +64,12 @@ def high_colour_bmp(rgb: np.ndarray) -> bytes:
     return bmp_of(width, height, 16, 0, b"", padded.tobytes())
 
 
+def with_thumbnail(jpeg: bytes) -> bytes:
+    """A JPEG with a whole one inside, in an application segment as cameras have it."""
+    thumbnail = save(Image.new("RGB", (16, 16)), "JPEG")
+    return jpeg[:2] + b"\xff\xe5" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + jpeg[2:]
+
+
 def good_files(photo: Image.Image) -> dict[str, bytes]:
     """Name -> a file that must decode to Pillow's upright RGB."""
     small = photo.resize((61, 47))
@@ -80,6 +86,8 @@ def good_files(photo: Image.Image) -> dict[str, bytes]:
         "jpeg progressive": save(small, "JPEG", progressive=True),
         "jpeg arithmetic": (DATA / "arithmetic.jpg").read_bytes(),
         "jpeg with bytes after its end": save(small, "JPEG") + b"\0" * 300,
+        "jpeg with a thumbnail": with_thumbnail(save(small, "JPEG")),
+        "jpeg with half a jpeg after its end": save(small, "JPEG") + save(small, "JPEG")[:-40],
         "jpeg of one pixel": save(small.crop((0, 0, 1, 1)), "JPEG"),
         "png": save(small, "PNG"),
         "png grey": save(grey, "PNG"),
@@ -135,6 +143,7 @@ def bad_files(photo: Image.Image) -> dict[str, tuple[bytes, str]]:
         "jpeg header only": (jpeg[: jpeg.index(b"\xff\xc0")], "damaged or cut off"),
         "jpeg without its end": (jpeg[:-2], "no end-of-image"),
         "jpeg cut at a half": (jpeg[: len(jpeg) // 2], "no end-of-image"),
+        "jpeg cut behind its thumbnail": (with_thumbnail(jpeg)[: -len(jpeg) // 3], "cannot be decoded.*truncated"),
         "jpeg of 65500 x 65500": (bytes(bomb), "too large"),
         "png cut at a half": (png[: len(png) // 2], "cannot be decoded"),
         "webp cut at a half": (webp[: len(webp) // 2], "cannot be decoded|cannot be read|known format"),
