@@ -95,7 +95,7 @@ def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:
                 gated.errors[row] = header.reason
                 continue
             codec = int(header.codec)
-            headers[row] = (header.height, header.width, codec)
+            headers[row] = (header.height, header.width, codec, header.orientation)
             gated.learnt.append(row)
         (gated.dali if codec < Codec.OTHER else gated.pillow).append(row)
     return gated

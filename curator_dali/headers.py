@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curator_dali.exif import TURNED, jpeg_orientation
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_PIXELS", "Codec", "Header", "Refusal", "inspect"]
+__all__ = ["MAX_PIXELS", "Codec", "Header", "Refusal", "inspect", "upright_sizes"]
 
 MAX_PIXELS = 178_956_970
 """Largest image, in pixels, that is decoded by default: where Pillow refuses a decompression bomb."""
@@ -57,11 +59,12 @@ class Codec(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Header:
-    """Height and width in pixels as stored (before EXIF orientation), and the codec."""
+    """Height and width in pixels as stored, the codec, and the EXIF orientation (1 to 8; 0: only decoding tells)."""
 
     height: int
     width: int
     codec: Codec
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,33 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
         return _inspect_with_pillow(data, max_pixels)
     if height * width > max_pixels:
         return _too_large(height, width, max_pixels)
+    if codec is not Codec.JPEG:
+        return Header(height, width, codec)
+    orientation = jpeg_orientation(data)
     # the end marker is all but always last; behind it some cameras and editors put more
-    if codec is Codec.JPEG and data[-2:] != _END_OF_IMAGE:
+    if data[-2:] != _END_OF_IMAGE:
         encoded = bytes(data)
         end = encoded.rfind(_END_OF_IMAGE)
         if end < 0:
             return Refusal("truncated: the JPEG has no end-of-image marker")
         if end < encoded.rfind(_START_OF_SCAN):
-            codec = Codec.JPEG_PILLOW  # likely cut off behind a whole thumbnail: Pillow tells, and no batch fails
-    return Header(height, width, codec)
+            orientation = None  # likely cut off behind a whole thumbnail: Pillow tells, and no batch fails
+    if orientation is None:
+        return Header(height, width, Codec.JPEG_PILLOW, 0)
+    return Header(height, width, codec, orientation)
+
+
+def upright_sizes(headers: NDArray[np.void]) -> NDArray[np.int64]:
+    """Heights and widths of images once they are upright.
+
+    Args:
+        headers: (N,) `HEADER_DTYPE`.
+
+    Returns:
+        (N, 2) int64 (height, width) in pixels; as stored where the orientation is not known.
+    """
+    sizes = np.stack([headers["height"], headers["width"]], axis=1).astype(np.int64)
+    return np.where(np.isin(headers["orientation"], TURNED)[:, None], sizes[:, ::-1], sizes)
 
 
 def _codec_for_dali(data: memoryview) -> Codec | None:
@@ -163,7 +184,7 @@ def _inspect_with_pillow(data: memoryview, max_pixels: int) -> Header | Refusal:
         return Refusal(_why_unreadable(bytes(data[:512]), error))
     if height * width > max_pixels:
         return _too_large(height, width, max_pixels)
-    return Header(height, width, codec)
+    return Header(height, width, codec, 0)
 
 
 def _why_unreadable(head: bytes, error: Exception) -> str:

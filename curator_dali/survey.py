@@ -87,7 +87,7 @@ def read_headers(
                 sizes[row] = len(image)
                 header = None if position in encoded.errors else inspect(image, max_pixels)
                 if isinstance(header, Header):
-                    headers[row] = (header.height, header.width, header.codec)
+                    headers[row] = (header.height, header.width, header.codec, header.orientation)
             learnt = unknown[headers["codec"][unknown] != Codec.UNKNOWN]
             source.learn(indices[learnt], headers[learnt])
         return indices, headers, sizes
