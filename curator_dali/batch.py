@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import arrays, checks
+from curator_dali import arrays, checks, fields
 from curator_dali.image import ImageObject, clone
 
 if TYPE_CHECKING:
@@ -60,11 +60,13 @@ class Task(ABC, Generic[T]):
 class ImageBatch(Task[list[ImageObject]]):
     """Images as arrays on a device, together with who each of them is.
 
-    Row i of `images`, `embeddings` and `encoded` belongs to `data[i]`; slices and `where` keep it so. Batches compare
-    by identity. Every selection shares its `ImageObject`s with the batch it came from. Its pixels are views while it
-    keeps at least half of the memory they pin, else copies: treat pixels as read-only, or `copy()` first.
+    Row i of `images`, `views`, `embeddings`, `columns` and `encoded` belongs to `data[i]`; slices and `where` keep it
+    so. Batches compare by identity. Every selection shares its `ImageObject`s with the batch it came from. Its pixels
+    are views while it keeps at least half of the memory they pin, else copies: treat pixels as read-only, or `copy()`
+    first.
 
-    Pickling goes through the host: `images` and `embeddings` arrive as numpy arrays, and `encoded` stays behind.
+    Pickling goes through the host: `images`, `views` and `embeddings` arrive as numpy arrays, and `encoded` stays
+    behind.
 
     Attributes:
         data: N images.
@@ -72,9 +74,13 @@ class ImageBatch(Task[list[ImageObject]]):
             without. After a `Normalize` it is floating point, (N, 3, H, W) or (N, H, W, 3).
         embeddings: None or (N, D) floating point.
         encoded: None or, a sample, its members' original bytes, {extension: memoryview}.
+        views: Further versions of the same images, each under the sequence of transforms that made it:
+            `views[transforms.clip(224)]` is (N, 224, 224, 3). Arrays as `images`, made by the same decode.
+        columns: What is known of the images, one value each: name -> (N,) numpy. The loader gives `width` and
+            `height` (int32, pixels of the upright original); stages add their scores.
 
     Raises:
-        ValueError: `images`, `embeddings` or `encoded` do not have a row an image.
+        ValueError: `images`, `embeddings`, `encoded`, a view or a column does not have a row an image.
     """
 
     task_id: str = ""
@@ -83,6 +89,8 @@ class ImageBatch(Task[list[ImageObject]]):
     images: Any = field(default=None, kw_only=True)
     embeddings: Any = field(default=None, kw_only=True)
     encoded: Sequence[Mapping[str, memoryview]] | None = field(default=None, kw_only=True)
+    views: dict[Any, Any] = field(default_factory=dict, kw_only=True)
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict, kw_only=True)
     # Of what `data` has the rows: "images" or "embeddings" -> weak references to those rows.
     _hosted: dict[str, list[Any]] = field(default_factory=dict, init=False)
     # Bytes that `images` keep alive, where they are views of a larger batch; else 0.
@@ -105,8 +113,9 @@ class ImageBatch(Task[list[ImageObject]]):
 
     @property
     def device(self) -> str:
-        """Where `images` (else `embeddings`) lie: "cuda:N" or "cpu"."""
-        return arrays.device_of(self.embeddings if self.images is None else self.images)
+        """Where `images` (without them `embeddings`, or a view) lie: "cuda:N" or "cpu"."""
+        rows = next((rows for rows in (self.images, self.embeddings, *self.views.values()) if rows is not None), None)
+        return arrays.device_of([] if rows is None else rows)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -151,6 +160,16 @@ class ImageBatch(Task[list[ImageObject]]):
             raise ValueError(f"where() takes one boolean an image: the mask is {flags.shape}, the batch ({len(self)},)")
         return self._take(np.flatnonzero(flags))
 
+    def values(self, field: str) -> NDArray[Any]:
+        """A field's value for each image, (N,): a column, an attribute such as `nsfw_score`, or of the metadata.
+
+        Numbers that some images lack are NaN, anything else that they lack is None.
+
+        Raises:
+            KeyError: No image has the field.
+        """
+        return fields.values(self.data, self.columns, field)
+
     def copy(self) -> Self:
         """The same batch in memory of its own, on the same device; images and their metadata are copies too."""
         return self._take(slice(None), copy=True)
@@ -178,7 +197,7 @@ class ImageBatch(Task[list[ImageObject]]):
         return self
 
     def to_device(self, device: str) -> Self:
-        """Move `images` and `embeddings`; return the batch itself. What lies there already is not touched.
+        """Move `images`, `views` and `embeddings`; return the batch itself. What lies there already is not touched.
 
         Without `images` (`embeddings`) they are first gathered from `data[i].image_data` (`embedding`), if those
         are there: `to_device("cpu")` makes arrays of what was assigned by hand.
@@ -197,19 +216,27 @@ class ImageBatch(Task[list[ImageObject]]):
                 setattr(self, name, moved)
                 if hosted:
                     self._point(name, self._items(name))
+        self.views = {view: arrays.to_device(rows, device) for view, rows in self.views.items()}
         return self
 
-    def to_torch(self, what: Literal["images", "embeddings"] = "images") -> Any:
+    def to_torch(self, what: Literal["images", "embeddings"] | Sequence[Any] = "images") -> Any:
         """Torch tensors on the same memory (DLPack): one tensor, or a list where `images` is one.
 
         A tensor keeps what it looks at alive, for images a whole batch, so `clone()` a slice that is to stay.
 
+        Args:
+            what: "images", "embeddings", or the sequence of transforms that a view is kept under.
+
         Raises:
             ValueError: The batch has no such arrays.
         """
-        rows = getattr(self, what)
+        rows = getattr(self, what) if isinstance(what, str) else self.views.get(tuple(what))
         if rows is None:
-            raise ValueError(f"the batch has no {what}; load them, or call to_device() if they are in `data`")
+            raise ValueError(
+                f"the batch has no {what}; load them, or call to_device() if they are in `data`"
+                if isinstance(what, str)
+                else f"the batch has no view {tuple(what)}: name it in the loader's views="
+            )
         return arrays.to_torch(rows)
 
     def validate(self) -> bool:
@@ -252,6 +279,7 @@ class ImageBatch(Task[list[ImageObject]]):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__ | {"encoded": None, "_hosted": {}, "_held": 0}
         again = [name for name in _ROWS if self._is_hosted(name, unchanged=True)]
+        state["views"] = {view: arrays.to_host(rows) for view, rows in self.views.items()}
         for name in _ROWS:
             rows = getattr(self, name)
             if name in again and arrays.device_of(rows) != "cpu" and self.data:
@@ -294,6 +322,8 @@ class ImageBatch(Task[list[ImageObject]]):
             own = copy or gathered or 2 * arrays.nbytes(kept) < held
             new.images = arrays.copy(kept) if own and not gathered else kept
             new._held = 0 if own else held
+        new.views = {view: arrays.take(kept, rows, copy=own or None) for view, kept in self.views.items()}
+        new.columns = {name: values[rows].copy() for name, values in self.columns.items()}
         if self.embeddings is not None:
             new.embeddings = arrays.take(self.embeddings, rows, copy=True)  # small; so they never keep the others'
         if self.encoded is not None:
@@ -326,7 +356,13 @@ class ImageBatch(Task[list[ImageObject]]):
         return all(item is not None and (not unchanged or item is reference()) for item, reference in pairs)
 
     def _rows(self) -> dict[str, Any]:
-        return {"images": self.images, "embeddings": self.embeddings, "encoded": self.encoded}
+        return {
+            "images": self.images,
+            "embeddings": self.embeddings,
+            "encoded": self.encoded,
+            **{f"view {view}": rows for view, rows in self.views.items()},
+            **{f"column {name!r}": rows for name, rows in self.columns.items()},
+        }
 
     def _items(self, name: str) -> list[Any]:
         return [getattr(item, _ROWS[name]) for item in self.data]

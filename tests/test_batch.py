@@ -579,3 +579,62 @@ def test_selecting_is_cheap() -> None:
 def test_images_of_any_array_type_are_taken_as_they_are() -> None:
     pixels: NDArray[np.uint8] = np.zeros((1, 2, 2, 3), np.uint8)
     assert ImageBatch(data=[ImageObject()], images=pixels).images is pixels
+
+
+def with_views(n: int = 6) -> ImageBatch:
+    rng = np.random.default_rng(3)
+    return ImageBatch(
+        data=[ImageObject(f"{i}.jpg", str(i), {"caption": f"c{i}", "stars": i}) for i in range(n)],
+        images=[rng.integers(0, 255, (4 + i, 5, 3), np.uint8) for i in range(n)],
+        views={("small",): rng.integers(0, 255, (n, 2, 2, 3), np.uint8)},
+        columns={"width": np.arange(n, dtype=np.int32), "tag": np.array([f"t{i}" for i in range(n)], object)},
+    )
+
+
+@pytest.mark.parametrize("rows", [slice(1, 5), slice(None, None, -2), [4, 0, 0], [True] * 3 + [False] * 3, slice(0, 0)])
+def test_views_and_columns_stay_with_their_images(rows: object) -> None:
+    batch = with_views()
+    small = batch.views[("small",)].copy()
+    taken = batch[rows]
+    ids = [int(item.image_id) for item in taken]
+    assert np.array_equal(taken.views[("small",)], small[ids])
+    assert taken.columns["width"].tolist() == ids
+    assert taken.columns["tag"].tolist() == [f"t{i}" for i in ids]
+    assert taken.columns["width"].dtype == np.int32
+
+
+def test_copy_and_pickle_keep_views_and_columns() -> None:
+    batch = with_views()
+    for other in (batch.copy(), pickle.loads(pickle.dumps(batch))):
+        assert np.array_equal(other.views[("small",)], batch.views[("small",)])
+        assert not np.shares_memory(other.views[("small",)], batch.views[("small",)])
+        assert other.columns.keys() == batch.columns.keys()
+        assert other.columns["width"] is not batch.columns["width"]
+    assert batch.to_torch(("small",)).shape == (6, 2, 2, 3)
+    with pytest.raises(ValueError, match=r"no view \('large',\): name it in the loader's views="):
+        batch.to_torch(["large"])
+
+
+def test_views_and_columns_have_a_row_an_image() -> None:
+    with pytest.raises(ValueError, match="2 rows of column 'score' for 1 images"):
+        ImageBatch(data=[ImageObject("a")], columns={"score": np.zeros(2)})
+    with pytest.raises(ValueError, match="3 rows of view"):
+        ImageBatch(data=[ImageObject("a")], views={(): np.zeros((3, 1, 1, 3), np.uint8)})
+
+
+def test_values_finds_a_field_wherever_it_is() -> None:
+    batch = with_views(3)
+    assert batch.values("width").tolist() == [0, 1, 2]
+    assert batch.values("stars").tolist() == [0, 1, 2]
+    assert batch.values("stars").dtype == np.int64
+    assert batch.values("caption").tolist() == ["c0", "c1", "c2"]
+    assert batch.values("image_id").tolist() == ["0", "1", "2"]
+    batch[1].aesthetic_score = 5.5
+    del batch[0].metadata["caption"]
+    assert np.array_equal(batch.values("aesthetic_score"), [np.nan, 5.5, np.nan], equal_nan=True)
+    assert batch.values("caption").tolist() == [None, "c1", "c2"]
+    with pytest.raises(
+        KeyError, match="no image has a field 'nsfw_score'; there are aesthetic_score, caption, image_id"
+    ):
+        batch.values("nsfw_score")
+    assert len(ImageBatch().values("anything")) == 0
