@@ -8,7 +8,6 @@ DALI refuses is decoded again image by image; what DALI refuses alone, Pillow de
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -19,10 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import arrays
-from curator_dali.headers import MAX_PIXELS, Codec, Refusal, inspect
+from curator_dali import arrays, pipelines
+from curator_dali.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
 from curator_dali.sources.base import EncodedBatch
-from curator_dali.transforms import Transform
+from curator_dali.transforms.applying import pixel_graph
+from curator_dali.transforms.base import Transform
+from curator_dali.transforms.plan import Plan
 
 __all__ = ["Decoded", "Decoder", "Gated", "decode_with_pillow", "gate"]
 
@@ -30,11 +31,6 @@ __all__ = ["Decoded", "Decoder", "Gated", "decode_with_pillow", "gate"]
 # header can make a decoder ask for absurd amounts of host memory: that bad_alloc is the image's fault.)
 _BAD_IMAGE = re.compile(r"operator `nvidia\.dali\.fn\.decoders\.\w+`")
 _DEVICE_TROUBLE = re.compile(r"cuda (runtime |driver )?error|cudaerror|cuda_error|out of memory", re.IGNORECASE)
-
-_started_in: int | None = None
-"""The process that built the first pipeline. DALI's threads do not survive a fork: a child would wait for ever."""
-_inherited: list[dict[str, Any]] = []
-"""A parent's pipelines in a forked child: never destroyed, because that would wait for their threads."""
 
 
 @dataclass
@@ -58,19 +54,20 @@ class Gated:
 
 @dataclass
 class Decoded:
-    """A decoded batch: `images` holds the rows `rows` of the encoded one, in order.
+    """A decoded batch: each of `outputs` holds the rows `rows` of the encoded one, in order.
 
     Attributes:
         encoded: What went in.
         rows: (M,) int64, the rows that decoded.
-        images: (M, H, W, 3) array or M arrays (H_i, W_i, 3) uint8 on the device; None where M is 0.
+        outputs: For each of the decoder's outputs one array (M, ...) or a list of M arrays, on the device; None where
+            M is 0. Without transforms they are (H_i, W_i, 3) uint8.
         errors: Row -> reason.
         fallback: How many Pillow decoded.
     """
 
     encoded: EncodedBatch
     rows: NDArray[np.int64]
-    images: Any
+    outputs: list[Any]
     errors: dict[int, str] = field(default_factory=dict)
     fallback: int = 0
 
@@ -113,6 +110,16 @@ def decode_with_pillow(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.array(upright.convert("RGB"))
 
 
+@dataclass
+class _UnderWay:
+    """A batch that was submitted: its key, its arguments for the pipeline (a row a sample), and what Pillow does."""
+
+    gated: Gated
+    key: tuple[int, int]
+    arguments: dict[str, NDArray[Any]]
+    pillow: list[Future[NDArray[np.uint8]]]
+
+
 class Decoder:
     """One DALI pipeline and its fallbacks.
 
@@ -120,7 +127,8 @@ class Decoder:
         batch_size: Largest batch.
         device: "cpu" or "cuda:N".
         num_threads: DALI's threads.
-        transforms: Lowered into the pipeline after the decoder.
+        outputs: A sequence of transforms each, all lowered into the pipeline behind the one decoder; `()` is the
+            image as it was decoded.
         depth: Batches under way in DALI at once.
         max_pixels: Larger images are refused.
         hw_decoder_load: On a GPU, the share of JPEGs for its hardware engine, 0 to 1.
@@ -132,30 +140,36 @@ class Decoder:
         batch_size: int,
         device: str,
         num_threads: int,
-        transforms: Sequence[Transform] = (),
+        outputs: Sequence[Sequence[Transform]] = ((),),
         depth: int = 2,
         max_pixels: int = MAX_PIXELS,
         hw_decoder_load: float = 0.65,
     ) -> None:
         self._batch_size, self._num_threads, self._depth = batch_size, num_threads, depth
-        self._device, self._transforms, self.max_pixels = device, tuple(transforms), max_pixels
+        self._device, self._plan, self.max_pixels = device, Plan(outputs), max_pixels
         self._hw_decoder_load = hw_decoder_load
         self._pipelines: dict[str, Any] = {}
         self._pillow = ThreadPoolExecutor(num_threads, thread_name_prefix="curator-dali-pillow")
-        self._under_way: deque[tuple[Gated, list[Future[NDArray[np.uint8]]]]] = deque()
+        self._under_way: deque[_UnderWay] = deque()
 
     @property
     def under_way(self) -> int:
         """Batches submitted and not collected."""
         return len(self._under_way)
 
-    def submit(self, gated: Gated) -> None:
-        """Start a batch. Its buffers stay in use until it was collected."""
-        images = gated.encoded.images
-        futures = [self._pillow.submit(decode_with_pillow, images[row]) for row in gated.pillow]
+    def submit(self, gated: Gated, key: tuple[int, int] = (0, 0)) -> None:
+        """Start a batch. Its buffers stay in use until it was collected.
+
+        Args:
+            gated: The batch.
+            key: (seed, epoch), from which with the samples' indices everything random follows.
+        """
+        encoded = gated.encoded
+        futures = [self._pillow.submit(decode_with_pillow, encoded.images[row]) for row in gated.pillow]
+        arguments = self._plan.arguments(key, encoded.indices, upright_sizes(encoded.headers))
         if gated.dali:
-            self._feed("batch", [images[row] for row in gated.dali])
-        self._under_way.append((gated, futures))
+            self._feed("batch", encoded.images, arguments, gated.dali)
+        self._under_way.append(_UnderWay(gated, key, arguments, futures))
 
     def collect(self) -> Decoded:
         """Wait for the oldest batch.
@@ -163,19 +177,19 @@ class Decoder:
         Raises:
             RuntimeError: DALI failed for another reason than a bad image, such as a CUDA error or no memory.
         """
-        gated, futures = self._under_way.popleft()
-        images, errors = gated.encoded.images, dict(gated.errors)
-        parts: list[tuple[list[int], Any]] = []
-        by_pillow = dict(zip(gated.pillow, futures, strict=True))
+        batch = self._under_way.popleft()
+        gated, encoded, errors = batch.gated, batch.gated.encoded, dict(batch.gated.errors)
+        parts: list[tuple[list[int], list[Any]]] = []
+        by_pillow = dict(zip(gated.pillow, batch.pillow, strict=True))
         if gated.dali:
             try:
-                parts.append((gated.dali, self._output("batch")))
+                parts.append((gated.dali, pipelines.collect(self._pipelines["batch"], self._device)))
             except RuntimeError as error:
                 _raise_unless_bad_image(error)
                 for row in gated.dali:
-                    single = self._decode_alone(images[row])
+                    single = self._decode_alone(batch, row)
                     if single is None:
-                        by_pillow[row] = self._pillow.submit(decode_with_pillow, images[row])
+                        by_pillow[row] = self._pillow.submit(decode_with_pillow, encoded.images[row])
                     else:
                         parts.append(([row], single))
         fallback = 0
@@ -187,99 +201,89 @@ class Decoder:
             except Exception as error:  # Pillow's plugins raise almost anything on damaged files
                 errors[row] = f"cannot be decoded: {error}"[:200]
             else:
-                parts.append(([row], self._transformed(pixels)))
+                parts.append(([row], self._transformed(pixels, batch, row)))
                 fallback += 1
         rows = np.sort(np.array([row for part, _ in parts for row in part], np.int64))
+        outputs: list[Any] = [None] * len(self._plan.outputs)
         if len(parts) == 1:
-            return Decoded(gated.encoded, rows, parts[0][1], errors, fallback)
-        at = {row: i for i, row in enumerate(rows.tolist())}
-        merged = arrays.merge(
-            [(np.array([at[row] for row in part], np.int64), images) for part, images in parts], len(rows)
-        )
-        return Decoded(gated.encoded, rows, merged if len(rows) else None, errors, fallback)
+            outputs = parts[0][1]
+        elif parts:
+            at = {row: i for i, row in enumerate(rows.tolist())}
+            places = [np.array([at[row] for row in part], np.int64) for part, _ in parts]
+            for i in range(len(outputs)):
+                these = [made[i] for _, made in parts]
+                outputs[i] = arrays.merge(list(zip(places, these, strict=True)), len(rows))
+        return Decoded(encoded, rows, outputs, errors, fallback)
 
     def close(self) -> None:
         """Drop the pipelines; what they decoded stays valid."""
         self._pillow.shutdown(wait=True, cancel_futures=True)
         self._under_way.clear()
-        if _started_in not in (None, os.getpid()):
-            _inherited.append(self._pipelines)
+        pipelines.abandon(self._pipelines)
         self._pipelines = {}
 
-    def _decode_alone(self, image: NDArray[np.uint8]) -> Any:
+    def _decode_alone(self, batch: _UnderWay, row: int) -> list[Any] | None:
         """One image of a failed batch through DALI: a batch of one, or None if it is the bad one."""
-        self._feed("single", [image])
+        self._feed("single", batch.gated.encoded.images, batch.arguments, [row])
         try:
-            return self._output("single")
+            return pipelines.collect(self._pipelines["single"], self._device)
         except RuntimeError as error:
             _raise_unless_bad_image(error)
             return None
 
-    def _transformed(self, pixels: NDArray[np.uint8]) -> Any:
+    def _transformed(self, pixels: NDArray[np.uint8], batch: _UnderWay, row: int) -> list[Any]:
         """One host image through the transforms and onto the device: a batch of one."""
-        if self._device == "cpu" and not self._transforms:
-            return pixels[None]
-        self._feed("pixels", [pixels])
-        return self._output("pixels")
+        if self._device == "cpu" and not any(self._plan.outputs):
+            return [pixels[None]] * len(self._plan.outputs)
+        # the header of what DALI may not have need not tell the upright size; the pixels do
+        size = np.array([pixels.shape[:2]], np.int64)
+        arguments = self._plan.arguments(batch.key, batch.gated.encoded.indices[row : row + 1], size)
+        self._feed("pixels", [pixels], arguments, [0])
+        return pipelines.collect(self._pipelines["pixels"], self._device)
 
-    def _feed(self, kind: str, data: list[NDArray[np.uint8]]) -> None:
+    def _feed(
+        self, kind: str, images: list[NDArray[np.uint8]], arguments: dict[str, NDArray[Any]], rows: list[int]
+    ) -> None:
         pipeline = self._pipelines.get(kind)
         if pipeline is None:
             pipeline = self._pipelines[kind] = self._build(kind)
-        pipeline.feed_input("input", data)
-        pipeline.schedule_run()
-
-    def _output(self, kind: str) -> Any:
-        pipeline = self._pipelines[kind]
-        with arrays.output_stream(self._device) as stream:
-            (output,) = pipeline.share_outputs(cuda_stream=stream)
-            pipeline.release_outputs()
-            return arrays.from_dali(output)
+        chosen = np.array(rows)
+        pipelines.feed(
+            pipeline, [images[row] for row in rows], {name: values[chosen] for name, values in arguments.items()}
+        )
 
     def _build(self, kind: str) -> Any:
         """The pipeline for whole batches, for single images of a failed batch, or for pixels that Pillow decoded."""
-        global _started_in
-        if _started_in not in (None, os.getpid()):
-            raise RuntimeError(
-                f"DALI was started in process {_started_in}, and this is a fork of it: start workers with "
-                'multiprocessing.get_context("spawn"), or make the first loader after the fork'
-            )
-        _started_in = os.getpid()
-        from nvidia.dali import Pipeline, fn, types
-
-        on_gpu = self._device != "cpu"
-        pipeline = Pipeline(
-            batch_size=self._batch_size if kind == "batch" else 1,
-            num_threads=self._num_threads if kind == "batch" else 1,
-            device_id=int(self._device.removeprefix("cuda:")) if on_gpu else None,
-            exec_dynamic=True,
-            # each schedule_run starts one batch, the first one too, instead of filling the queue with `depth` of them
-            exec_pipelined=False,
-            prefetch_queue_depth=self._depth,
+        whole = kind == "batch"
+        pipeline = pipelines.new_pipeline(
+            self._device, self._batch_size if whole else 1, self._num_threads if whole else 1, self._depth
         )
         with pipeline:
-            node = fn.external_source(
-                name="input",
-                no_copy=True,
-                dtype=types.UINT8,
-                ndim=3 if kind == "pixels" else 1,
-                layout="HWC" if kind == "pixels" else None,
-            )
-            if kind == "pixels":
-                node = node.gpu() if on_gpu else node
-            else:
-                node = fn.decoders.image(
-                    node,
-                    device="mixed" if on_gpu else "cpu",
-                    output_type=types.RGB,
-                    jpeg_fancy_upsampling=True,  # chroma as libjpeg-turbo and so Pillow interpolate it
-                    hw_decoder_load=self._hw_decoder_load,
-                )
-            for transform in self._transforms:
-                node = transform.lower(node)
-            pipeline.set_outputs(node)
+            outputs = pixel_graph(self._plan, "cpu", self._device) if kind == "pixels" else self._graph()
+            pipeline.set_outputs(*outputs)
         pipeline.build()
         return pipeline
+
+    def _graph(self) -> list[Any]:
+        """From encoded bytes to the outputs, inside `with pipeline`."""
+        from nvidia.dali import fn, types
+
+        encoded = fn.external_source(name="images", no_copy=True, dtype=types.UINT8, ndim=1)
+        inputs = pipelines.declare(self._plan.inputs)
+        how: dict[str, Any] = {
+            "output_type": types.RGB,
+            "jpeg_fancy_upsampling": True,  # chroma as libjpeg-turbo and so Pillow interpolate it
+        }
+        window = self._plan.window
+        if self._device != "cpu":
+            # never the window alone: nvImageCodec 0.9 fails at that on a GPU (its issue 55)
+            images = fn.decoders.image(encoded, device="mixed", hw_decoder_load=self._hw_decoder_load, **how)
+            return self._plan.lower(images, inputs)
+        if window is None:
+            return self._plan.lower(fn.decoders.image(encoded, **how), inputs)
+        start, shape = (inputs[name] for name in window)
+        images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **how)
+        return self._plan.lower(images, inputs, cut=True)
 
 
 def _raise_unless_bad_image(error: RuntimeError) -> None:

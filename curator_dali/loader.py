@@ -214,15 +214,22 @@ class ImageLoader:
         self.errors, self.stats = [], LoaderStats()
         if self._decoder is None:
             self._decoder = self._make_decoder()
-        running = self._pass = Pass(self._reads(), self.source, self._decoder, self._prefetch, self._keep_encoded)
+        running = self._pass = Pass(
+            self._reads(), self.source, self._decoder, self._prefetch, self._keep_encoded, self._key
+        )
         return self._batches(running)
+
+    @property
+    def _key(self) -> tuple[int, int]:
+        """What random transforms depend on, besides the sample's index."""
+        return (self.shuffle.seed if self.shuffle else 0, self._epoch)
 
     def _make_decoder(self) -> Decoder:
         return Decoder(
             batch_size=self.batch_size,
             device=self.device,
             num_threads=self._num_threads,
-            transforms=self.transforms,
+            outputs=[self.transforms],
             depth=self._prefetch,
             max_pixels=self._max_pixels,
         )
@@ -297,7 +304,7 @@ class ImageLoader:
             task_id=f"{self._epoch}_{self.shard.rank}_{step}",
             dataset_name=self.source.name,
             data=encoded.objects if whole else [encoded.objects[row] for row in picked],
-            images=decoded.images,
+            images=decoded.outputs[0],
             encoded=members and (members if whole else [members[row] for row in picked]),
         )
 
@@ -311,7 +318,8 @@ class ImageLoader:
             parts = []
             for first in range(0, len(positions), self.batch_size):
                 indices = positions[first : first + self.batch_size]
-                decoder.submit(gate(self.source.read(indices, members=self._keep_encoded), self._max_pixels))
+                encoded = self.source.read(indices, members=self._keep_encoded)
+                decoder.submit(gate(encoded, self._max_pixels), self._key)
                 parts.append(decoder.collect())
         finally:
             decoder.close()

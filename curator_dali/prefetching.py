@@ -41,14 +41,20 @@ class Pass:
     """The threads of one pass. They hold no reference to the loader, so a forgotten loader stops them."""
 
     def __init__(
-        self, reads: Iterator[NDArray[np.int64]], source: Source, decoder: Decoder, prefetch: int, members: bool
+        self,
+        reads: Iterator[NDArray[np.int64]],
+        source: Source,
+        decoder: Decoder,
+        prefetch: int,
+        members: bool,
+        key: tuple[int, int] = (0, 0),
     ) -> None:
         self._stopping = threading.Event()
         self._ready: queue.SimpleQueue[Item | BaseException | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(prefetch + 1)  # one is the consumer's, until it asks for the next
         self._thread = threading.Thread(
             target=_decode_all,
-            args=(reads, source, decoder, prefetch, members, self._ready, self._room, self._stopping),
+            args=(reads, source, decoder, prefetch, members, key, self._ready, self._room, self._stopping),
             name="curator-dali-decode",
             daemon=True,
         )
@@ -101,6 +107,7 @@ def _decode_all(
     decoder: Decoder,
     prefetch: int,
     members: bool,
+    key: tuple[int, int],
     ready: queue.SimpleQueue[Item | BaseException | None],
     room: threading.Semaphore,
     stopping: threading.Event,
@@ -130,7 +137,7 @@ def _decode_all(
             gated, *spent = reading.popleft().result()
             read_on()
             times.append((spent[0], spent[1]))
-            decoder.submit(gated)
+            decoder.submit(gated, key)
         while decoder.under_way and not stopping.is_set():
             hand_over()
         ready.put(None)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Position", "Shard", "Shuffle", "permute"]
+__all__ = ["Position", "Shard", "Shuffle", "permute", "uniforms"]
 
 _ROUNDS = 6
 
@@ -61,6 +62,33 @@ def permute(positions: NDArray[np.int64], n: int, *key: int) -> NDArray[np.int64
             out[todo] = (left << shift) | right
             todo = todo[out[todo] >= np.uint64(n)]
     return out.astype(np.int64)
+
+
+def uniforms(key: tuple[int, ...], indices: NDArray[np.int64], lanes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Uniform random numbers as a pure function of (key, index, lane): no state, and no order of drawing.
+
+    Counter-based (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011), with SplitMix64's finaliser.
+
+    Args:
+        key: Integers, such as (seed, epoch).
+        indices: (N,) int64, such as the samples' indices.
+        lanes: (K,) int64, one for each number that a sample needs.
+
+    Returns:
+        (K, N) float64 in [0, 1), multiples of 2**-53.
+    """
+    first, second, third = _uniform_keys(key)
+    with np.errstate(over="ignore"):
+        columns = _mix(_mix(indices.astype(np.uint64) + first) + second)
+        rows = _mix(_mix(lanes.astype(np.uint64) + second) + third)
+        bits = _mix(rows[:, None] + columns)
+    numbers: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
+
+
+@lru_cache(maxsize=64)
+def _uniform_keys(key: tuple[int, ...]) -> NDArray[np.uint64]:
+    return _round_keys(-1, *key)[:3]  # no permutation is over -1 samples
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def main() -> None:
         decoded = decoder.collect()
         if sorted([*decoded.rows.tolist(), *decoded.errors]) != list(range(BATCH)):
             raise SystemExit("rows were lost or counted twice")
-        if not np.array_equal(decoded.images[decoded.rows.tolist().index(at)], expected):
+        if not np.array_equal(decoded.outputs[0][decoded.rows.tolist().index(at)], expected):
             raise SystemExit("the whole image came out wrong")
         counts["batches"] += 1
         counts["images"] += BATCH

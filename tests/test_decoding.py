@@ -93,7 +93,7 @@ def test_a_file_that_fails_in_dalis_decoder_is_isolated(photo: Image.Image) -> N
     assert decoded.rows.tolist() == [0, 2, 3]
     assert list(decoded.errors) == [1]
     assert decoded.errors[1].startswith("cannot be decoded: ")
-    assert all(np.array_equal(image, upright_rgb(jpeg)) for image in decoded.images)
+    assert all(np.array_equal(image, upright_rgb(jpeg)) for image in decoded.outputs[0])
     assert after.rows.tolist() == [0, 1]
     assert after.errors == {}
 

@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "curation": {"loader", "stages", "sinks", "report"},
     "loader": {"sources", "sampling", "prefetching"},
     "prefetching": {"decoding"},
-    "decoding": {"headers", "sources.base", "transforms", "batch"},
+    "decoding": {"headers", "sources.base", "transforms", "pipelines", "batch"},
     "survey": {"headers", "sources"},
     "stages": {"batch", "models", "similarity"},
     "sinks": {"batch"},
@@ -43,7 +43,8 @@ LAYERS: dict[str, set[str]] = {
     "arrays": {"errors"},
     "headers": {"errors", "exif"},
     "exif": set(),
-    "transforms": {"errors"},
+    "transforms": {"sampling", "pipelines"},
+    "pipelines": {"arrays"},
     "sampling": {"errors"},
     "errors": set(),
 }

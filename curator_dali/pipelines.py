@@ -1,0 +1,90 @@
+"""DALI pipelines as this package runs them: dynamic executor, fed by hand, one batch a `schedule_run`.
+
+Only arrays of ours go in, and only views of DALI's memory come out. Pipelines do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from curator_dali import arrays
+
+__all__ = ["abandon", "collect", "declare", "feed", "new_pipeline"]
+
+_started_in: int | None = None
+"""The process that built the first pipeline. DALI's threads do not survive a fork: a child would wait for ever."""
+_inherited: list[Any] = []
+"""A parent's pipelines in a forked child: never destroyed, because that would wait for their threads."""
+
+
+def new_pipeline(device: str, batch_size: int, num_threads: int, depth: int = 1) -> Any:
+    """An empty pipeline, for a graph to be written into.
+
+    Args:
+        device: "cpu" or "cuda:N".
+        batch_size: Largest batch.
+        num_threads: DALI's threads.
+        depth: Batches under way at once.
+
+    Raises:
+        RuntimeError: This process is a fork of one in which DALI was started.
+    """
+    global _started_in
+    if _started_in not in (None, os.getpid()):
+        raise RuntimeError(
+            f"DALI was started in process {_started_in}, and this is a fork of it: start workers with "
+            'multiprocessing.get_context("spawn"), or make the first loader after the fork'
+        )
+    _started_in = os.getpid()
+    from nvidia.dali import Pipeline
+
+    return Pipeline(
+        batch_size=batch_size,
+        num_threads=num_threads,
+        device_id=None if device == "cpu" else int(device.removeprefix("cuda:")),
+        exec_dynamic=True,
+        # each schedule_run starts one batch, the first one too, instead of filling the queue with `depth` of them
+        exec_pipelined=False,
+        prefetch_queue_depth=depth,
+    )
+
+
+def declare(inputs: Mapping[str, tuple[np.dtype[Any], int]]) -> dict[str, Any]:
+    """Input nodes on the host, inside `with pipeline`: (dtype, dimensions of one sample) each; feeding copies."""
+    from nvidia.dali import fn
+    from nvidia.dali.types import to_dali_type
+
+    return {
+        name: fn.external_source(name=name, dtype=to_dali_type(dtype.name), ndim=ndim, batch=True)
+        for name, (dtype, ndim) in inputs.items()
+    }
+
+
+def feed(pipeline: Any, images: Any, arguments: Mapping[str, Any]) -> None:
+    """Start a batch: `images` for the input of that name, and the others' values, (N, ...) arrays."""
+    pipeline.feed_input("images", images)
+    for name, values in arguments.items():
+        pipeline.feed_input(name, values)
+    pipeline.schedule_run()
+
+
+def collect(pipeline: Any, device: str) -> list[Any]:
+    """Wait for the oldest batch: arrays of each output.
+
+    Raises:
+        RuntimeError: An operator failed; the batch is lost, and only this one.
+    """
+    with arrays.output_stream(device) as stream:
+        outputs = pipeline.share_outputs(cuda_stream=stream)
+        pipeline.release_outputs()
+        return [arrays.from_dali(output) for output in outputs]
+
+
+def abandon(pipelines: Any) -> None:
+    """Keep pipelines for ever if they are a forked child's from its parent."""
+    if _started_in not in (None, os.getpid()):
+        _inherited.append(pipelines)

@@ -1,0 +1,31 @@
+"""What happens to decoded images on the device, as frozen values lowered to DALI operators.
+
+A transform says what it wants (`Resize(224)`); `Plan` writes sequences of them into the one DALI pipeline that also
+decodes. A sequence that ends in a fixed size (`output_size`) makes every batch one contiguous (N, H, W, 3) array.
+What is random about a sample is a pure function of (seed, epoch, sample index).
+"""
+
+from curator_dali.transforms.applying import apply
+from curator_dali.transforms.base import RandomTransform, Transform, output_size
+from curator_dali.transforms.crops import HorizontalFlip, RandomResizedCrop
+from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
+from curator_dali.transforms.normalize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Normalize
+from curator_dali.transforms.presets import clip
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "CenterCrop",
+    "HorizontalFlip",
+    "Normalize",
+    "Pad",
+    "RandomResizedCrop",
+    "RandomTransform",
+    "Resize",
+    "Transform",
+    "apply",
+    "clip",
+    "output_size",
+]

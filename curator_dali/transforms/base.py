@@ -1,0 +1,134 @@
+"""What a transform is, and what a sequence of them gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Crop", "RandomTransform", "Transform", "output_size", "pair"]
+
+
+def pair(size: int | tuple[int, int], what: str) -> tuple[int, int]:
+    """(height, width) from a side or a pair; `what` names the argument in the error."""
+    both = (size, size) if isinstance(size, int) else tuple(size)
+    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+        raise ValueError(f"{what} is {size!r}; give one positive number of pixels or (height, width)")
+    return both[0], both[1]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Base of all transforms.
+
+    Attributes:
+        takes_floats: Whether it also works behind `Normalize`, on floats in CHW or HWC.
+        gives_floats: Whether what it gives is no longer HWC uint8 pixels.
+    """
+
+    takes_floats: ClassVar[bool] = False
+    gives_floats: ClassVar[bool] = False
+
+    def lower(self, images: Any) -> Any:
+        """The DALI graph: an HWC uint8 RGB node in, a node out, on the same device.
+
+        Args:
+            images: A `nvidia.dali.data_node.DataNode`.
+        """
+        raise NotImplementedError
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """(height, width) after this transform where every image has the same; None where they differ.
+
+        Args:
+            size: The same of the images that come in.
+        """
+        return size
+
+    def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N, 2) int64, each image's height and width after this transform.
+
+        Args:
+            sizes: (N, 2) int64, heights and widths of the images that come in.
+        """
+        fixed = self.output_size(None)
+        if fixed is not None:
+            return np.broadcast_to(np.array(fixed, np.int64), sizes.shape)
+        return np.array([self.output_size((height, width)) for height, width in sizes.tolist()], np.int64).reshape(
+            -1, 2
+        )
+
+
+@dataclass(frozen=True)
+class RandomTransform(Transform):
+    """Base of the random transforms: everything random about a sample comes from `draws` uniform numbers of its own.
+
+    The numbers are a pure function of (seed, epoch, sample index, place of the transform in its sequence), so a
+    sample looks the same whatever the batch, the threads, the ranks and the point of resumption.
+
+    Args:
+        stream: Another number gives other draws at the same place: for two different views of an image.
+    """
+
+    draws: ClassVar[int] = 0
+    stream: int = field(default=0, kw_only=True)
+
+    def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What DALI is to do to each sample, computed for a whole batch at once.
+
+        Args:
+            uniforms: (draws, N) float64 in [0, 1), each row contiguous.
+            sizes: (N, 2) int64, heights and widths of the images that come in, at least 1.
+
+        Returns:
+            Name -> (N, ...) array of float32, int32 or uint8. Names and dtypes are always the same ones.
+        """
+        raise NotImplementedError
+
+    def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:
+        """The DALI graph, as `lower`, with `parameters` as nodes on the host: a sample's own values each."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Crop(RandomTransform):
+    """Base of the random transforms that begin with cutting a window out, known before the image is decoded.
+
+    `parameters` are `start` (N, 2) and `shape` (N, 2) int32, rows and columns of pixels, always inside the image.
+    """
+
+    def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
+        from nvidia.dali import fn
+
+        # "pad": where a header lied about the size, the image is partly black, and its batch does not fail
+        start, shape = parameters["start"], parameters["shape"]
+        return self.lower_cut(fn.slice(images, start=start, shape=shape, axes=(0, 1), out_of_bounds_policy="pad"))
+
+    def lower_cut(self, images: Any) -> Any:
+        """The DALI graph behind the cut: a node of the windows alone in, a node out."""
+        return images
+
+
+def output_size(transforms: Sequence[Transform]) -> tuple[int, int] | None:
+    """(height, width) that a sequence of transforms gives every image, or None where they differ.
+
+    Raises:
+        TypeError: Something in the sequence is no transform.
+        ValueError: A transform of pixels comes behind `Normalize`.
+    """
+    size: tuple[int, int] | None = None
+    floats = False
+    for i, transform in enumerate(transforms):
+        if not isinstance(transform, Transform):
+            raise TypeError(f"transforms[{i}] is {transform!r}; give values of curator_dali.transforms, as Resize(224)")
+        if floats and not transform.takes_floats:
+            raise ValueError(
+                f"Normalize must be the last transform (only RandomErasing may follow): transforms[{i}], "
+                f"{type(transform).__name__}, works on HWC uint8 pixels"
+            )
+        floats = floats or transform.gives_floats
+        size = transform.output_size(size)
+    return size

@@ -1,0 +1,178 @@
+"""Deterministic changes of an image's size: scale, cut the middle out, pad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.transforms.base import Transform, pair
+
+__all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "check_interpolation", "filter_arguments"]
+
+Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
+INTERPOLATIONS = ("nearest", "linear", "cubic", "lanczos")
+
+
+@dataclass(frozen=True)
+class Resize(Transform):
+    """Scale to a size, antialiased when reducing.
+
+    Cubic runs as a horizontal and then a vertical pass, each rounded to uint8, as Pillow does: within 2/255 of
+    Pillow's bicubic but for a few values near the border (DALI's one-pass cubic is up to 11/255 away). Differs from
+    torchvision's `Resize` on tensors by the rounding between the passes.
+
+    Args:
+        size: A number makes the shorter side so long and keeps the aspect ratio; the longer side is rounded down,
+            as torchvision and transformers do. (height, width) sets both.
+        interpolation: "cubic" (default), "linear", "nearest" or "lanczos".
+    """
+
+    size: int | tuple[int, int]
+    interpolation: Interpolation = "cubic"
+
+    def __post_init__(self) -> None:
+        pair(self.size, "Resize.size")
+        check_interpolation(self.interpolation, "Resize.interpolation")
+
+    def lower(self, images: Any) -> Any:  # noqa: D102
+        from nvidia.dali import types
+
+        if not isinstance(self.size, int):
+            return lower_resize(images, *self.size, self.interpolation)
+        shape = images.shape(dtype=types.INT64)
+        height, width = shape[0], shape[1]
+        shorter = height * (height < width) + width * (height >= width)
+        new_height, new_width = self.size * height // shorter, self.size * width // shorter
+        return lower_resize(images, new_height, new_width, self.interpolation)
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
+        if isinstance(self.size, int):
+            return size and (self.size * size[0] // min(size), self.size * size[1] // min(size))
+        return self.size
+
+    def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: D102
+        if isinstance(self.size, int):
+            shorter: NDArray[np.int64] = sizes.min(axis=1, keepdims=True)
+            return self.size * sizes // shorter
+        return super().output_sizes(sizes)
+
+
+def lower_resize(images: Any, height: Any, width: Any, interpolation: Interpolation) -> Any:
+    """The DALI graph of a resize in two passes, each rounded to uint8.
+
+    Args:
+        images: The node.
+        height: Rows, a number or a node.
+        width: Columns, a number or a node.
+        interpolation: As in `Resize`.
+    """
+    from nvidia.dali import fn
+
+    scale = filter_arguments(interpolation)
+    images = fn.resize(images, resize_x=_to_float(width), resize_y=_rows(images), **scale)
+    return fn.resize(images, resize_x=_columns(images), resize_y=_to_float(height), **scale)
+
+
+def filter_arguments(interpolation: Interpolation) -> dict[str, Any]:
+    """DALI's arguments for an interpolation, antialiased when reducing."""
+    from nvidia.dali import types
+
+    kernel = {
+        "nearest": types.INTERP_NN,
+        "linear": types.INTERP_LINEAR,
+        "cubic": types.INTERP_CUBIC,
+        "lanczos": types.INTERP_LANCZOS3,
+    }[interpolation]
+    return {"interp_type": kernel, "antialias": interpolation != "nearest"}
+
+
+def check_interpolation(interpolation: str, what: str) -> None:
+    """Refuse an unknown interpolation; `what` names the argument in the error."""
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"{what} is {interpolation!r}; allowed: {', '.join(INTERPOLATIONS)}")
+
+
+def _to_float(value: Any) -> Any:
+    from nvidia.dali import fn, types
+
+    return float(value) if isinstance(value, int) else fn.cast(value, dtype=types.FLOAT)
+
+
+def _rows(images: Any) -> Any:
+    return _to_float(images.shape()[0])
+
+
+def _columns(images: Any) -> Any:
+    return _to_float(images.shape()[1])
+
+
+@dataclass(frozen=True)
+class CenterCrop(Transform):
+    """Cut the middle out; what reaches beyond the image is black.
+
+    The window's corner is `(side - crop) // 2` rounded down, as transformers does (torchvision rounds to even).
+
+    Args:
+        size: Side, or (height, width).
+    """
+
+    size: int | tuple[int, int]
+
+    def __post_init__(self) -> None:
+        pair(self.size, "CenterCrop.size")
+
+    def lower(self, images: Any) -> Any:  # noqa: D102
+        from nvidia.dali import fn, types
+
+        height, width = pair(self.size, "CenterCrop.size")
+        shape = images.shape(dtype=types.INT32)
+        # floor also for negative numbers, which DALI's // rounds towards zero
+        top = (shape[0] - height + 2 * height) // 2 - height
+        left = (shape[1] - width + 2 * width) // 2 - width
+        start = fn.stack(fn.cast(top, dtype=types.INT32), fn.cast(left, dtype=types.INT32))
+        return fn.slice(
+            images, start=start, shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
+        )
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
+        return pair(self.size, "CenterCrop.size")
+
+
+@dataclass(frozen=True)
+class Pad(Transform):
+    """Grow to at least a size with one grey value on the right and below; larger images stay as they are.
+
+    Args:
+        size: Side, or (height, width).
+        fill: Value of the new pixels, 0 to 255.
+    """
+
+    size: int | tuple[int, int]
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        pair(self.size, "Pad.size")
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"Pad.fill is {self.fill}; give a value from 0 to 255")
+
+    def lower(self, images: Any) -> Any:  # noqa: D102
+        from nvidia.dali import fn, types
+
+        height, width = pair(self.size, "Pad.size")
+        shape = images.shape(dtype=types.INT32)
+        new_height = shape[0] * (shape[0] > height) + height * (shape[0] <= height)
+        new_width = shape[1] * (shape[1] > width) + width * (shape[1] <= width)
+        size = fn.stack(fn.cast(new_height, dtype=types.INT32), fn.cast(new_width, dtype=types.INT32))
+        return fn.slice(
+            images, start=[0, 0], shape=size, axes=(0, 1), out_of_bounds_policy="pad", fill_values=self.fill
+        )
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
+        height, width = pair(self.size, "Pad.size")
+        return size and (max(size[0], height), max(size[1], width))
+
+    def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: D102
+        return np.maximum(sizes, pair(self.size, "Pad.size"))
