@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from curator_dali.batch import ImageBatch, ImageObject, Task
     from curator_dali.display import contact_sheet
     from curator_dali.errors import CuratorDaliError, ImageError, SourceError, TooManyErrors, write_errors
+    from curator_dali.joining import concat
     from curator_dali.loader import ImageLoader, LoaderStats
     from curator_dali.sampling import Position, Shard, Shuffle
     from curator_dali.sources import FolderSource, MemorySource, ParquetSource, Source, TarSource, open_source
@@ -37,6 +38,7 @@ _HOME = {
     "TarSource": "sources",
     "Task": "batch",
     "TooManyErrors": "errors",
+    "concat": "joining",
     "contact_sheet": "display",
     "open_source": "sources",
     "write_errors": "errors",
@@ -60,6 +62,7 @@ __all__ = [
     "TarSource",
     "Task",
     "TooManyErrors",
+    "concat",
     "contact_sheet",
     "open_source",
     "transforms",

@@ -61,6 +61,7 @@ class Decoded:
         rows: (M,) int64, the rows that decoded.
         outputs: For each of the decoder's outputs one array (M, ...) or a list of M arrays, on the device; None where
             M is 0. Without transforms they are (H_i, W_i, 3) uint8.
+        sizes: (M, 2) int64, heights and widths of the upright originals, in pixels.
         errors: Row -> reason.
         fallback: How many Pillow decoded.
     """
@@ -68,6 +69,7 @@ class Decoded:
     encoded: EncodedBatch
     rows: NDArray[np.int64]
     outputs: list[Any]
+    sizes: NDArray[np.int64]
     errors: dict[int, str] = field(default_factory=dict)
     fallback: int = 0
 
@@ -192,7 +194,7 @@ class Decoder:
                         by_pillow[row] = self._pillow.submit(decode_with_pillow, encoded.images[row])
                     else:
                         parts.append(([row], single))
-        fallback = 0
+        fallback, sizes = 0, upright_sizes(encoded.headers)
         for row, future in by_pillow.items():
             try:
                 pixels = future.result()
@@ -201,6 +203,7 @@ class Decoder:
             except Exception as error:  # Pillow's plugins raise almost anything on damaged files
                 errors[row] = f"cannot be decoded: {error}"[:200]
             else:
+                sizes[row] = pixels.shape[:2]
                 parts.append(([row], self._transformed(pixels, batch, row)))
                 fallback += 1
         rows = np.sort(np.array([row for part, _ in parts for row in part], np.int64))
@@ -213,7 +216,7 @@ class Decoder:
             for i in range(len(outputs)):
                 these = [made[i] for _, made in parts]
                 outputs[i] = arrays.merge(list(zip(places, these, strict=True)), len(rows))
-        return Decoded(encoded, rows, outputs, errors, fallback)
+        return Decoded(encoded, rows, outputs, sizes[rows], errors, fallback)
 
     def close(self) -> None:
         """Drop the pipelines; what they decoded stays valid."""

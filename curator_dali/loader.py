@@ -19,6 +19,7 @@ from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded, Decoder, gate
 from curator_dali.errors import ImageError, TooManyErrors
 from curator_dali.headers import MAX_PIXELS
+from curator_dali.joining import concat
 from curator_dali.prefetching import Pass
 from curator_dali.sampling import Position, Shard, Shuffle
 from curator_dali.sources import Source, open_source
@@ -79,6 +80,8 @@ class ImageLoader:
         device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N", as PyTorch names them.
         transforms: `curator_dali.transforms`, run on the device in DALI. With a fixed output size a batch's
             `images` is one contiguous array; otherwise a list of (H_i, W_i, 3), or an array where all are alike.
+            None makes no `images`, only `views`.
+        views: Further sequences of transforms, made by the same decode: `batch.views[sequence]`.
         shuffle: A seed or a `Shuffle`; None keeps the source's order.
         shard: `Shard(rank, world_size)`, or "torch" for torch.distributed's or torchrun's.
         on_error: "skip" leaves bad images out and records them in `errors`; "raise" raises the first.
@@ -103,7 +106,8 @@ class ImageLoader:
         *,
         batch_size: int = 256,
         device: str = "auto",
-        transforms: Sequence[Transform] = (),
+        transforms: Transform | Sequence[Transform] | None = (),
+        views: Sequence[Sequence[Transform]] = (),
         shuffle: int | Shuffle | None = None,
         shard: Shard | Literal["torch"] | None = None,
         on_error: Literal["skip", "raise"] = "skip",
@@ -125,10 +129,14 @@ class ImageLoader:
             raise ValueError(f'shard is {shard!r}; give Shard(rank, world_size), "torch" or None')
         if isinstance(transforms, Transform):
             transforms = (transforms,)
-        output_size(transforms)  # refuses a wrong sequence before any work
+        self.transforms = None if transforms is None else tuple(transforms)
+        self.views = tuple(dict.fromkeys(map(tuple, views)))
+        if not self._outputs:
+            raise ValueError("transforms=None makes no images: name what to make in views=, or leave it out")
+        for sequence in self._outputs:
+            output_size(sequence)  # refuses a wrong sequence before any work
         self.batch_size, self.on_error, self.max_error_rate = batch_size, on_error, max_error_rate
         self.device = arrays.resolve_device(device)
-        self.transforms = tuple(transforms)
         self.shuffle = Shuffle(shuffle) if isinstance(shuffle, int) else shuffle
         self.shard = Shard.from_torch() if shard == "torch" else shard or Shard()
         self.source: Source = open_source(source)
@@ -220,6 +228,11 @@ class ImageLoader:
         return self._batches(running)
 
     @property
+    def _outputs(self) -> list[tuple[Transform, ...]]:
+        """What the decoder makes: the images, then the views."""
+        return [*([] if self.transforms is None else [self.transforms]), *self.views]
+
+    @property
     def _key(self) -> tuple[int, int]:
         """What random transforms depend on, besides the sample's index."""
         return (self.shuffle.seed if self.shuffle else 0, self._epoch)
@@ -229,7 +242,7 @@ class ImageLoader:
             batch_size=self.batch_size,
             device=self.device,
             num_threads=self._num_threads,
-            outputs=[self.transforms],
+            outputs=self._outputs,
             depth=self._prefetch,
             max_pixels=self._max_pixels,
         )
@@ -304,8 +317,13 @@ class ImageLoader:
             task_id=f"{self._epoch}_{self.shard.rank}_{step}",
             dataset_name=self.source.name,
             data=encoded.objects if whole else [encoded.objects[row] for row in picked],
-            images=decoded.outputs[0],
+            images=None if self.transforms is None else decoded.outputs[0],
             encoded=members and (members if whole else [members[row] for row in picked]),
+            views=dict(zip(self.views, decoded.outputs[-len(self.views) :], strict=True)) if self.views else {},
+            columns={
+                "width": decoded.sizes[:, 1].astype(np.int32),
+                "height": decoded.sizes[:, 0].astype(np.int32),
+            },
         )
 
     def peek(self, n: int = 16) -> ImageBatch:
@@ -324,11 +342,7 @@ class ImageLoader:
         finally:
             decoder.close()
         batches = [self._batch(part, step) for step, part in enumerate(parts) if len(part.rows)]
-        if len(batches) == 1:
-            return batches[0]
-        data = [item for batch in batches for item in batch.data]
-        images: list[Any] = [image for batch in batches for image in batch.images]
-        return ImageBatch(task_id="peek", dataset_name=self.source.name, data=data, images=images or None)
+        return concat(batches or [ImageBatch("peek", self.source.name)])
 
     def _stop_pass(self) -> None:
         running, self._pass = self._pass, None

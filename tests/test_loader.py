@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import curator_dali as cd
+from curator_dali import transforms
 from curator_dali.sources import EncodedBatch, MemorySource
 from tests import formats
 
@@ -389,3 +390,53 @@ def test_the_fuzzer_brings_nothing_down() -> None:
     counts = json.loads(done.stdout)
     assert counts["refused in a decoder"] > 500  # it reached the decoders, and not only the gate
     assert counts["batches"] >= 187
+
+
+def test_views_come_from_the_same_decode_and_columns_say_the_size(shards: list[Path]) -> None:
+    small, squares = (transforms.Resize((8, 12)),), transforms.clip(32)
+    paths = [str(path) for path in shards]
+    with (
+        cd.ImageLoader(paths, batch_size=16, device="cpu", views=[small, squares, small], shuffle=2) as loader,
+        cd.ImageLoader(paths, batch_size=16, device="cpu", transforms=squares, shuffle=2) as alone,
+        cd.ImageLoader(paths, batch_size=16, device="cpu", transforms=None, views=[small], shuffle=2) as bare,
+    ):
+        for batch, expected, third in zip(loader, alone, bare, strict=True):
+            assert list(batch.views) == [small, squares]
+            assert np.array_equal(batch.views[squares], expected.images)
+            assert np.array_equal(batch.views[small], third.views[small])
+            assert batch.views[small].shape == (len(batch), 8, 12, 3)
+            assert third.images is None
+            assert expected.views == {}
+            for found in (batch, expected, third):
+                sizes = zip(found.columns["height"], found.columns["width"], strict=True)
+                assert list(sizes) == [image.shape[:2] for image in batch.images]
+        peeked = loader.peek(40)
+        assert peeked.views[squares].shape == (40, 32, 32, 3)
+        assert len(peeked.columns["width"]) == len(peeked.images) == 40
+
+
+def test_sizes_are_upright_whoever_decodes(photo: Image.Image) -> None:
+    files = {name: data for name, data in formats.good_files(photo).items() if "orientation" in name}
+    with cd.ImageLoader(files, batch_size=len(files), device="cpu") as loader:
+        (batch,) = loader
+    assert batch.columns["height"].tolist() == [image.shape[0] for image in batch.images]
+    assert batch.columns["width"].tolist() == [image.shape[1] for image in batch.images]
+
+
+def test_no_output_at_all_is_refused(numbered: MemorySource) -> None:
+    with pytest.raises(ValueError, match="name what to make in views="):
+        cd.ImageLoader(numbered, device="cpu", transforms=None)
+
+
+def test_concat_joins_rows_and_refuses_nothing(shards: list[Path]) -> None:
+    view = (transforms.Resize((8, 8)),)
+    with cd.ImageLoader([str(shards[0])], batch_size=7, device="cpu", views=[view], keep_encoded=True) as loader:
+        parts = list(loader)
+        joined = cd.concat([parts[0][:0], *parts])
+    assert [item.image_id for item in joined] == [item.image_id for part in parts for item in part]
+    assert np.array_equal(joined.views[view], np.concatenate([part.views[view] for part in parts]))
+    assert joined.columns["width"].tolist() == [image.shape[1] for image in joined.images]
+    assert [bytes(row["jpg"]) for row in joined.encoded] == [bytes(r["jpg"]) for p in parts for r in p.encoded]
+    assert len(cd.concat([parts[0][:0], parts[1][:0]])) == 0
+    with pytest.raises(ValueError, match="at least one batch"):
+        cd.concat([])
