@@ -25,11 +25,11 @@ from typing import Any
 
 from tests.benchmarks import corpus
 from tests.benchmarks.harness import ROOT, Job, in_child, ratios, rounds, spread
-from tests.benchmarks.rows import DALI, DALI_JSON, LIMIT, NEMO, OURS, OURS_METADATA, ROWS, WEBDATASET
+from tests.benchmarks.rows import DALI, DALI_JSON, DALI_LIMIT, LIMIT, NEMO, OURS, OURS_METADATA, ROWS, WEBDATASET
 
 WORK = ROOT / ".bench"
 DEFAULT_ROWS = {
-    "full": [OURS, DALI, LIMIT, WEBDATASET, NEMO],
+    "full": [OURS, DALI, LIMIT, DALI_LIMIT, WEBDATASET, NEMO],
     "tiny": [OURS, OURS_METADATA, DALI, DALI_JSON, LIMIT],
 }
 
