@@ -39,7 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "fields": {"image"},
     "checks": {"errors", "image"},
     "image": set(),
-    "models": {"arrays"},
+    "models": {"arrays", "transforms"},
     "similarity": {"arrays"},
     "arrays": {"errors"},
     "headers": {"errors", "exif"},
