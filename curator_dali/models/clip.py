@@ -195,7 +195,7 @@ class CLIPImageEncoder(ImageEncoder):
                     weights_only=True,
                     output_loading_info=True,
                 )
-            except (OSError, RuntimeError, ValueError) as error:
+            except Exception as error:  # SafetensorError, OSError, RuntimeError, ValueError, ...
                 raise WeightsError(f"{name} does not load from {self.directory}: {error}") from error
         if info["missing_keys"]:  # transformers would go on with random numbers in their place
             missing = sorted(info["missing_keys"])

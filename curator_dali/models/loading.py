@@ -8,7 +8,6 @@ from typing import Any
 from curator_dali.models.base import ImageEncoder
 from curator_dali.models.clip import CLIPImageEncoder
 from curator_dali.models.efficientnet import EfficientNetLite0
-from curator_dali.models.locating import is_hub_id
 from curator_dali.models.timm import TimmEncoder
 
 __all__ = ["load_encoder"]
@@ -42,8 +41,7 @@ def load_encoder(spec: str | Path | ImageEncoder, device: str = "auto", **option
         return TimmEncoder(spec.removeprefix("timm:"), device=device, **options)
     if spec == EfficientNetLite0.name:
         return EfficientNetLite0(device=device, **options)
-    if isinstance(spec, Path) or (isinstance(spec, str) and (is_hub_id(spec) or Path(spec).expanduser().exists())):
-        return CLIPImageEncoder(spec, device=device, **options)
-    if isinstance(spec, str) and "/" in spec:  # a path that is not there: let the search say where it looked
+    # with a slash it is meant as a path or a hub id, also where nothing is there: the search says where it looked
+    if isinstance(spec, Path) or (isinstance(spec, str) and ("/" in spec or (spec and Path(spec).is_dir()))):
         return CLIPImageEncoder(spec, device=device, **options)
     raise ValueError(f"no encoder {spec!r}; give {ACCEPTED}")

@@ -27,8 +27,8 @@ def import_timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        hint = "pip install timm" if error.name == "timm" else "pip install timm torchvision"
-        raise ImportError(f"a timm: model needs timm, which does not import ({error}): {hint}", name="timm") from error
+        fix = "pip install 'curator-dali[timm]'"
+        raise ImportError(f"a timm: model needs timm, which does not import ({error}): {fix}", name="timm") from error
     except Exception as error:
         raise ImportError(
             f"a timm: model needs timm, which does not import ({error}): it imports torchvision, which must be of "

@@ -88,3 +88,10 @@ def save(kind: Any, config: Any, folder: Path, seed: int = 0) -> Any:
     model = kind(config).eval()
     model.save_pretrained(folder)
     return model
+
+
+def view_encoded(images: Iterable[bytes], transforms: tuple[Transform, ...] = ()) -> NDArray[np.uint8]:
+    """As `view`, of images that are encoded already; numpy."""
+    with cd.ImageLoader(MemorySource(list(images)), device="cpu", transforms=transforms, batch_size=64) as loader:
+        (batch,) = loader
+        return np.stack(list(batch.images))

@@ -65,7 +65,7 @@ def test_something_else_is_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="holds list, not tensors under names"):
         weights.load_state(tmp_path / "list.pth")
-    with pytest.raises(WeightsError, match="known are .safetensors, .pth, .pt, .bin"):
+    with pytest.raises(WeightsError, match=r"known are \.safetensors, \.pth, \.pt, \.bin"):
         weights.load_state(tmp_path / "w.h5")
     with pytest.raises(FileNotFoundError):
         weights.load_state(tmp_path / "none.pth")
