@@ -18,13 +18,15 @@ logger = logging.getLogger(__name__)
 MODELS_VARIABLE = "CURATOR_DALI_MODELS"
 """Environment variable: a folder of models, laid out as NeMo Curator's model_dir: OWNER/NAME/files."""
 
+_EXAMPLE = "openai/clip-vit-large-patch14"
+
 
 class WeightsNotFoundError(CuratorDaliError, FileNotFoundError):
     """No weights in any of the places that were looked in."""
 
 
 def find_directory(
-    spec: str | Path, *, marker: str = "config.json", default: str = "", revision: str | None = None
+    spec: str | Path, *, marker: str = "config.json", default: str = "", revision: str | None = None, how: str = ""
 ) -> Path:
     """The folder of a model, from a folder or a hub id.
 
@@ -36,6 +38,7 @@ def find_directory(
         marker: A file that makes a folder a model's; a pattern.
         default: The `OWNER/NAME` that is meant where `spec` is a folder of models.
         revision: Of the hub's repository: a commit, tag or branch.
+        how: How to get it, where it is on no hub.
 
     Raises:
         WeightsNotFoundError: Nowhere; says every place, and how to get it.
@@ -57,12 +60,10 @@ def find_directory(
         if found:
             return found
         tried.append(f"the Hugging Face hub, {hub_id} ({why})")
-    get = hub_id or default
-    fix = f"get it where there is a network: hf download {get} --local-dir MODELS/{get}, and give that folder"
-    raise WeightsNotFoundError(
-        f"no model at {str(spec)!r}. Looked in: {'; '.join(tried)}. "
-        + (fix if get else "Give a folder that holds it, or a hub id, as openai/clip-vit-large-patch14")
-    )
+    if not how:
+        get = hub_id or default
+        how = _download(get) if get else f"Give a folder that holds it, or a hub id, as {_EXAMPLE}"
+    raise WeightsNotFoundError(f"no model at {str(spec)!r}. Looked in: {'; '.join(tried)}. {how}")
 
 
 def find_file(spec: str | Path, default: str, filename: str, *, how: str = "") -> Path:
@@ -81,15 +82,13 @@ def find_file(spec: str | Path, default: str, filename: str, *, how: str = "") -
     if path.is_file():
         return path
     if path.suffix in FILE_ENDINGS and not path.is_dir():
-        raise WeightsNotFoundError(f"no weights at {str(path)!r}: there is no such file. {how or _get(default)}")
-    try:
-        return find_directory(spec, marker=filename, default=default) / filename
-    except WeightsNotFoundError as error:
-        raise WeightsNotFoundError(f"{error}. {how}") if how else error from None
+        raise WeightsNotFoundError(f"no weights at {str(path)!r}: there is no such file. {how or _download(default)}")
+    return find_directory(spec, marker=filename, default=default, how=how) / filename
 
 
-def _get(hub_id: str) -> str:
-    return f"Get it where there is a network: hf download {hub_id} --local-dir MODELS/{hub_id}"
+def _download(hub_id: str) -> str:
+    folder = f"MODELS/{hub_id}"
+    return f"Get it where there is a network: hf download {hub_id} --local-dir {folder}, and give that folder"
 
 
 def is_hub_id(spec: str | Path) -> bool:

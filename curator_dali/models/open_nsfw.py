@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class OpenNSFW:
             network works on torch's memory there, else on the CPU, with a warning.
         batch_size: Images a run, the last padded to it; None takes a batch as it comes. On a GPU a fixed size spares
             the search for the best convolutions at each new one.
-        num_threads: Of a run on the CPU; None leaves it to ONNX Runtime, which takes all of the machine's.
+        num_threads: Of a run on the CPU; None takes the CPUs this process may use.
 
     Raises:
         ImportError: onnxruntime or the package is not installed.
@@ -90,8 +91,8 @@ class OpenNSFW:
             raise WeightsNotFoundError(f"no weights at {str(path)!r}; leave `weights` out to take the package's")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
-        if num_threads is not None:
-            options.intra_op_num_threads = num_threads
+        # a number of our own also keeps ONNX Runtime from pinning threads to CPUs that this process may not use
+        options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
         gpu = self.device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         number = self.device.partition(":")[2]
         cuda = ("CUDAExecutionProvider", {"device_id": number, "cudnn_conv_algo_search": "HEURISTIC"})

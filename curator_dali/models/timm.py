@@ -90,7 +90,10 @@ class TimmEncoder(ImageEncoder):
             self._load(net, Path(weights))
             hashes = {Path(weights).name: sha256(weights)}
         net.to(self.device, kind).eval().requires_grad_(False)
-        preprocessing = from_timm(timm.data.resolve_model_data_config(net))
+        data_config = timm.data.resolve_model_data_config(net)
+        if image_size is not None:  # timm's answer stays the pretrained model's own
+            data_config["input_size"] = (3, image_size, image_size)
+        preprocessing = from_timm(data_config)
         self.view, self.dim = preprocessing.view, int(getattr(net, "head_hidden_size", 0) or net.num_features)
         self.lineage = lineage_of(
             self.name,

@@ -277,6 +277,30 @@ def test_nemo_curators_layout(tiny: tuple[Path, Any], tmp_path: Path) -> None:
         )
 
 
+def test_the_processors_file_of_openais_models(folder: Path, tiny: tuple[Path, Any]) -> None:
+    """As openai/clip-vit-large-patch14 has it: numbers instead of mappings, and the name of before transformers 4.23."""
+    old = {"crop_size": 32, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 32}
+    old |= {"feature_extractor_type": "CLIPFeatureExtractor"}
+    old |= {"image_mean": transforms.CLIP_MEAN, "image_std": transforms.CLIP_STD}
+    (folder / "preprocessor_config.json").write_text(json.dumps(old))
+    encoder = CLIPImageEncoder(folder, device="cpu")
+    assert encoder.view == transforms.clip(32)
+    images = torch.arange(32 * 32 * 3).reshape(1, 32, 32, 3).remainder(251).to(torch.uint8)
+    assert torch.equal(encoder(images), CLIPImageEncoder(tiny[0], device="cpu")(images))
+
+
+def test_a_snapshot_of_the_hub_names_its_commit(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+    commit = "32bd64288804d66eefd0ccbe215aa642df71cc41"
+    shutil.copytree(tiny[0], tmp_path / "blobs")
+    snapshot = tmp_path / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for path in (tmp_path / "blobs").iterdir():  # links, as in the hub's cache
+        (snapshot / path.name).symlink_to(path)
+    lineage = CLIPImageEncoder(snapshot, device="cpu").lineage
+    assert lineage["revision"] == commit
+    assert lineage["weights"].keys() == {"model.safetensors"}
+
+
 def test_pytorch_files_load_too(folder: Path, tiny: tuple[Path, Any]) -> None:
     from safetensors.torch import load_file
 

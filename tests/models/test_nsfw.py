@@ -81,3 +81,4 @@ def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFoundError, match=r"clip_autokeras_binary_nsfw\.zip into MODELS/laion") as caught:
         NSFWClassifier(tmp_path, device="cpu")
     assert f"{tmp_path}/{LAYOUT} (no such folder)" in str(caught.value)
+    assert "hf download" not in str(caught.value)  # the hub has no such file

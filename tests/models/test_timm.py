@@ -11,6 +11,7 @@ from PIL import Image
 
 from curator_dali.models import WeightsError, load_encoder
 from curator_dali.models.timm import import_timm
+from curator_dali.transforms import output_size
 from tests.models import makers
 
 MODEL = "vit_tiny_patch16_224"
@@ -72,3 +73,11 @@ def test_wrong_names_and_weights_are_refused(saved: tuple[Any, Path], tmp_path: 
     torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"w\.pth holds no weights of timm:vit_tiny_patch16_224: \d+ missing"):
         load_encoder(f"timm:{MODEL}", "cpu", weights=tmp_path / "w.pth")
+
+
+@needs_timm
+def test_another_image_size(tmp_path: Path) -> None:
+    torch.save(import_timm().create_model(MODEL, img_size=96).state_dict(), tmp_path / "w.pth")
+    encoder = load_encoder(f"timm:{MODEL}", "cpu", weights=tmp_path / "w.pth", image_size=96)
+    assert encoder(torch.zeros((2, 96, 96, 3), dtype=torch.uint8)).shape == (2, 192)
+    assert output_size(encoder.view) == (96, 96)
