@@ -119,8 +119,9 @@ class CLIPImageEncoder(ImageEncoder):
         )
         if self.directory.parent.name == "snapshots":  # of the hub's cache: named by the commit
             self.lineage["revision"] = self.directory.name
-        self.network = Network(
-            lambda pixels: getattr(tower(pixel_values=pixels), self._family.vision_output),
+        output = self._family.vision_output
+        self.network = Network(  # which does not know this encoder: both go as soon as nobody holds them
+            lambda pixels: getattr(tower(pixel_values=pixels), output),
             name=self.name,
             dim=self.dim,
             preprocessing=preprocessing,

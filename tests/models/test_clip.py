@@ -1,7 +1,9 @@
 """CLIP and SigLIP against transformers' own processors and models, on real photographs."""
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -278,7 +280,7 @@ def test_nemo_curators_layout(tiny: tuple[Path, Any], tmp_path: Path) -> None:
 
 
 def test_the_processors_file_of_openais_models(folder: Path, tiny: tuple[Path, Any]) -> None:
-    """As openai/clip-vit-large-patch14 has it: numbers instead of mappings, and the name of before transformers 4.23."""
+    """As openai/clip-vit-large-patch14 has it: numbers, not mappings, and an older class's name."""
     old = {"crop_size": 32, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 32}
     old |= {"feature_extractor_type": "CLIPFeatureExtractor"}
     old |= {"image_mean": transforms.CLIP_MEAN, "image_std": transforms.CLIP_STD}
@@ -349,6 +351,19 @@ def test_a_damaged_file_of_weights_is_named(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(WeightsError, match=f"does not load from {folder}"):
         CLIPImageEncoder(folder, device="cpu")
+
+
+def test_memory_is_given_back_at_once(tiny: tuple[Path, Any]) -> None:
+    """Without waiting for the garbage collector, which does not know that a GPU is full."""
+    encoder = CLIPImageEncoder(tiny[0], device="cpu")
+    encoder.encode_text(["a cat"])
+    gc.disable()
+    try:
+        network = weakref.ref(encoder.network)
+        del encoder
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 def test_nothing_is_printed(tiny: tuple[Path, Any], capfd: pytest.CaptureFixture[str]) -> None:
