@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -20,8 +21,10 @@ from curator_dali.decoding import Decoded, Decoder, gate
 from curator_dali.errors import ImageError, TooManyErrors
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.joining import concat
+from curator_dali.ordering import order_of
 from curator_dali.prefetching import Pass
-from curator_dali.sampling import Position, Shard, Shuffle
+from curator_dali.progress import check_state, make_state
+from curator_dali.sampling import Buckets, Position, Shard, Shuffle
 from curator_dali.sources import Source, open_source
 from curator_dali.transforms import Transform, output_size
 
@@ -91,6 +94,9 @@ class ImageLoader:
         num_threads: Decoding threads; None takes the CPUs this process may use.
         keep_encoded: Whether batches keep their members' original bytes in `encoded`.
         max_pixels: Larger images are refused by their header.
+        buckets: Bring images to the nearest of some sizes, and make batches of one size each: see `Buckets` and
+            `BucketedOrder`. Reads every header of the source once, when the order is first needed.
+        drop_last: Leave out the steps at the end of the epoch (of each bucket) that are not full on every rank.
 
     Raises:
         ValueError: An argument is out of its range; before anything is read.
@@ -116,6 +122,8 @@ class ImageLoader:
         num_threads: int | None = None,
         keep_encoded: bool = False,
         max_pixels: int = MAX_PIXELS,
+        buckets: Buckets | None = None,
+        drop_last: bool = False,
     ) -> None:
         if batch_size < 1 or prefetch < 1 or (num_threads is not None and num_threads < 1):
             raise ValueError(
@@ -139,13 +147,15 @@ class ImageLoader:
         self.device = arrays.resolve_device(device)
         self.shuffle = Shuffle(shuffle) if isinstance(shuffle, int) else shuffle
         self.shard = Shard.from_torch() if shard == "torch" else shard or Shard()
+        self.buckets, self.drop_last = buckets, drop_last
         self.source: Source = open_source(source)
         self._owns_source = self.source is not source
         self._prefetch, self._keep_encoded, self._max_pixels = prefetch, keep_encoded, max_pixels
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        run = batch_size * self.shard.world_size
+        self._order = order_of(self.source, self.shuffle, buckets, run, max_pixels)
         self._epoch = 0
-        self._start = 0  # position where the pass (re)started
-        self._taken = 0  # samples of this rank consumed since
+        self._position = 0  # consumed by all ranks together
         self._resume = 0  # position where the next pass starts
         self._decoder: Decoder | None = None
         self._pass: Pass | None = None
@@ -154,18 +164,17 @@ class ImageLoader:
 
     @property
     def num_samples(self) -> int:
-        """Samples in the source, over all ranks."""
-        return len(self.source)
+        """Samples of an epoch, over all ranks."""
+        return self._order.num_samples
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
-        return -(-self.shard.num_samples(self.num_samples) // self.batch_size)
+        return self._order.count(self._epoch, 0, self.batch_size, self.shard, self.drop_last)
 
     @property
     def position(self) -> Position:
         """Where the consumer stands, counted over all ranks."""
-        consumed = min(self._start + self._taken * self.shard.world_size, self.num_samples)
-        return Position(self.shuffle.seed if self.shuffle else None, self._epoch, consumed)
+        return Position(self.shuffle.seed if self.shuffle else None, self._epoch, self._position)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, and so its order.
@@ -176,56 +185,42 @@ class ImageLoader:
             raise ValueError(f"epoch is {epoch}; give a number of at least 0")
         self._stop_pass()
         if epoch != self._epoch:
-            self._epoch, self._start, self._taken, self._resume = epoch, 0, 0, 0
+            self._epoch, self._position, self._resume = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer stands, as plain JSON. The same on every rank after the same number of steps."""
-        position = self.position
-        return {
-            "version": 1,
-            "seed": position.seed,
-            "window": self.shuffle.window if self.shuffle else None,
-            "epoch": position.epoch,
-            "position": position.position,
-            "num_samples": self.num_samples,
-            "fingerprint": self.source.fingerprint,
-        }
+        return make_state(self.source, self._order, self._epoch, self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, also with another world size, batch size or device.
 
         Raises:
-            ValueError: The state is of another data set, another seed or another version.
+            ValueError: The state is of another data set, another seed, mixture or buckets, or another version.
         """
-        mine = self.state_dict()
-        missing = mine.keys() - state.keys()
-        if missing:
-            raise ValueError(f"this is no loader's state: it lacks {', '.join(sorted(missing))}")
-        for name, fix in (
-            ("version", "this release reads version 1"),
-            ("num_samples", "resume with the data set that the state was saved with"),
-            ("fingerprint", "resume with the data set that the state was saved with"),
-            ("seed", "give the loader the same shuffle"),
-            ("window", "give the loader the same shuffle"),
-        ):
-            if state[name] != mine[name]:
-                raise ValueError(f"the state's {name} is {state[name]!r}, the loader's {mine[name]!r}; {fix}")
-        if not 0 <= state["position"] <= self.num_samples or state["epoch"] < 0:
-            raise ValueError(f"the state's epoch {state['epoch']} or position {state['position']} is out of range")
+        check_state(state, self.state_dict())
         self._stop_pass()
-        self._epoch, self._start, self._taken = state["epoch"], state["position"], 0
-        self._resume = self._start
+        self._order = self._order.resume(state)
+        self._epoch, self._position, self._resume = state["epoch"], state["position"], state["position"]
 
     def __iter__(self) -> Iterator[ImageBatch]:
+        return (batch for _, batch in self.steps() if batch is not None)
+
+    def steps(self) -> Iterator[tuple[Decoded, ImageBatch | None]]:
+        """A pass as `iter(loader)`, but with every step: also those in which every image is bad, without a batch.
+
+        For loops in which all ranks make the same number of steps. `Decoded.rows` says which of the step's samples
+        the batch holds.
+        """
         self._stop_pass()
-        self._start, self._taken, self._resume = self._resume, 0, 0
+        self._position, self._resume = self._resume, 0
         self.errors, self.stats = [], LoaderStats()
         if self._decoder is None:
             self._decoder = self._make_decoder()
+        ends: deque[int] = deque()
         running = self._pass = Pass(
-            self._reads(), self.source, self._decoder, self._prefetch, self._keep_encoded, self._key
+            self._reads(ends), self.source, self._decoder, self._prefetch, self._keep_encoded, self._key
         )
-        return self._batches(running)
+        return self._batches(running, ends)
 
     @property
     def _outputs(self) -> list[tuple[Transform, ...]]:
@@ -247,17 +242,21 @@ class ImageLoader:
             max_pixels=self._max_pixels,
         )
 
-    def _reads(self) -> Iterator[NDArray[np.int64]]:
-        """The sample indices of each batch of the pass; knows nothing of the loader, so that it can be collected."""
-        source, shuffle, shard, batch_size = self.source, self.shuffle, self.shard, self.batch_size
-        n, start, epoch = self.num_samples, self._start, self._epoch
-        mine = shard.num_samples(n - start)
-        sizes = source.shard_sizes
-        for first in range(0, mine, batch_size):
-            positions = shard.positions(start, min(batch_size, mine - first), n, first)
-            yield positions if shuffle is None else shuffle.indices(positions, epoch, sizes)
+    def _reads(self, ends: deque[int]) -> Iterator[NDArray[np.int64]]:
+        """The sample indices of each batch of the pass, and to `ends` the position behind it.
 
-    def _batches(self, running: Pass) -> Iterator[ImageBatch]:
+        Knows nothing of the loader, so that it can be collected.
+        """
+        steps = self._order.steps(self._epoch, self._position, self.batch_size, self.shard, self.drop_last)
+
+        def reads() -> Iterator[NDArray[np.int64]]:
+            for indices, end in steps:
+                ends.append(end)
+                yield indices
+
+        return reads()
+
+    def _batches(self, running: Pass, ends: deque[int]) -> Iterator[tuple[Decoded, ImageBatch | None]]:
         began = time.perf_counter()
         stats, errors = self.stats, self.errors
         try:
@@ -270,7 +269,7 @@ class ImageLoader:
                     self._judge(stats, at_end=True)
                     return
                 decoded = item.decoded
-                self._taken += len(decoded.encoded)
+                self._position = ends.popleft()
                 stats.read_seconds += item.read_seconds
                 stats.gate_seconds += item.gate_seconds
                 stats.decode_seconds += item.decode_seconds
@@ -280,9 +279,8 @@ class ImageLoader:
                 stats.fallback += decoded.fallback
                 self._record(decoded, errors)
                 self._judge(stats, at_end=False)
-                if len(decoded.rows):
-                    stats.batches += 1
-                    yield self._batch(decoded, step)
+                stats.batches += bool(len(decoded.rows))
+                yield decoded, self._batch(decoded, step) if len(decoded.rows) else None
         finally:
             running.stop()
 
@@ -329,14 +327,12 @@ class ImageLoader:
     def peek(self, n: int = 16) -> ImageBatch:
         """The first `n` samples of the epoch's order, decoded; consumes nothing and records no errors."""
         positions = np.arange(min(max(n, 0), self.num_samples), dtype=np.int64)
-        if self.shuffle is not None and len(positions):
-            positions = self.shuffle.indices(positions, self._epoch, self.source.shard_sizes)
+        samples = self._order.indices(positions, self._epoch) if len(positions) else positions
         decoder = self._make_decoder()
         try:
             parts = []
-            for first in range(0, len(positions), self.batch_size):
-                indices = positions[first : first + self.batch_size]
-                encoded = self.source.read(indices, members=self._keep_encoded)
+            for first in range(0, len(samples), self.batch_size):
+                encoded = self.source.read(samples[first : first + self.batch_size], members=self._keep_encoded)
                 decoder.submit(gate(encoded, self._max_pixels), self._key)
                 parts.append(decoder.collect())
         finally:
@@ -368,8 +364,7 @@ class ImageLoader:
 
     def __getstate__(self) -> dict[str, Any]:
         # threads and pipelines stay behind; the copy stands where this loader stands
-        here = {"_decoder": None, "_pass": None, "_start": self.position.position, "_taken": 0}
-        return self.__dict__ | here | {"_resume": self.position.position}
+        return self.__dict__ | {"_decoder": None, "_pass": None, "_resume": self._position}
 
     def __repr__(self) -> str:
         return (

@@ -3,6 +3,7 @@
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.memory import MemorySource
+from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.opening import open_source
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.tar import TarSource
@@ -12,6 +13,7 @@ __all__ = [
     "EncodedBatch",
     "FolderSource",
     "MemorySource",
+    "Mixture",
     "ParquetSource",
     "Source",
     "TarSource",

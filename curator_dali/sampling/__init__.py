@@ -1,0 +1,28 @@
+"""The order of an epoch as pure functions of (seed, epoch, position): shuffle, shard, mix, group, resume.
+
+A *position* counts the samples of an epoch over all ranks, 0 to N-1. An `Order` maps positions to sample indices and
+cuts them into steps; `Shard` says which positions of a step are a rank's. Nothing here keeps state, and nothing but
+`BucketedOrder` memory that grows with the data set, so a resume is three integers (`Position`), whatever the world
+size was before.
+"""
+
+from curator_dali.sampling.buckets import BucketedOrder, Buckets
+from curator_dali.sampling.mixing import MixedOrder, quantise
+from curator_dali.sampling.order import Order, ShuffledOrder
+from curator_dali.sampling.permutation import permute, uniforms
+from curator_dali.sampling.shard import Position, Shard
+from curator_dali.sampling.shuffle import Shuffle
+
+__all__ = [
+    "BucketedOrder",
+    "Buckets",
+    "MixedOrder",
+    "Order",
+    "Position",
+    "Shard",
+    "Shuffle",
+    "ShuffledOrder",
+    "permute",
+    "quantise",
+    "uniforms",
+]

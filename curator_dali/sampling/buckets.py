@@ -1,0 +1,236 @@
+"""Aspect-ratio buckets: `Buckets` says which sizes there are, `BucketedOrder` makes steps of one size."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.sampling.order import Order
+from curator_dali.sampling.permutation import permute
+from curator_dali.sampling.shard import Shard
+
+__all__ = ["BucketedOrder", "Buckets"]
+
+_MOST = 255  # buckets: a sample's is one byte
+_CHUNK = 1 << 20  # positions looked up at once
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Sizes that images are brought to, each to the one nearest in shape.
+
+    An image goes to the bucket whose log(width / height) is nearest to its own (the first of equals), is scaled to
+    cover it and cut to it around its centre.
+
+    Args:
+        sizes: (height, width) in pixels of each bucket.
+    """
+
+    sizes: Sequence[tuple[int, int]]
+    _logs: tuple[float, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        sizes = tuple(tuple(size) if isinstance(size, (tuple, list)) else size for size in self.sizes)
+        for size in sizes:
+            if not (isinstance(size, tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+                raise ValueError(f"Buckets: {size!r} is no size; give (height, width) in pixels, as (512, 768)")
+        if not 0 < len(set(sizes)) == len(sizes) <= _MOST:
+            raise ValueError(f"Buckets needs 1 to {_MOST} different sizes, not {list(sizes)}")
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "_logs", tuple(float(np.log(width / height)) for height, width in sizes))
+
+    @classmethod
+    def from_ratios(cls, ratios: Sequence[float], *, pixels: int, multiple: int = 1) -> Buckets:
+        """Buckets of about the same number of pixels.
+
+        Args:
+            ratios: Width over height of each.
+            pixels: Height times width that each comes near to.
+            multiple: Both are rounded to a multiple of this, in pixels; 64 is usual for latent diffusion.
+        """
+        if pixels < 1 or multiple < 1 or not all(0 < ratio < float("inf") for ratio in ratios):
+            raise ValueError(f"ratios {ratios}, pixels={pixels}, multiple={multiple}: all must be positive")
+
+        def rounded(length: float) -> int:
+            return max(1, round(length / multiple)) * multiple
+
+        sizes = [(rounded((pixels / ratio) ** 0.5), rounded((pixels * ratio) ** 0.5)) for ratio in ratios]
+        return cls(tuple(dict.fromkeys(sizes)))
+
+    def assign(self, sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The bucket of each image.
+
+        Args:
+            sizes: (N, 2) (height, width) of upright images in pixels; a height of 0 means unknown.
+
+        Returns:
+            (N,) uint8 numbers of buckets; 255 where the size is unknown.
+        """
+        known = (sizes > 0).all(axis=1)
+        found = np.full(len(sizes), _MOST, np.uint8)
+        logs = np.log(sizes[known, 1] / sizes[known, 0])
+        found[known] = np.abs(logs[:, None] - np.array(self._logs)).argmin(axis=1)
+        return found
+
+
+class BucketedOrder(Order):
+    """An order whose steps never cross from one bucket to another: all ranks are in the same bucket at every step.
+
+    Each bucket's samples, in the order of `base`, are cut into *runs*, and the runs are shuffled (without a shuffle
+    they come by their first samples). Positions count through the runs, so what was seen before a position does not
+    depend on the world size; a run is as long as one step of all ranks, so that steps are full but for the last of
+    each bucket. Where a resumed epoch has another world size, it keeps the runs that it was begun with and a step
+    takes what fits into one of them.
+
+    The samples of a step are dealt to the ranks in turn: at the end of a bucket their numbers differ by at most one.
+    A rank for which none is left repeats one of the step's.
+
+    Memory: 1 byte a sample of the source, and 4 (over 4 billion samples: 8) a position of the current epoch.
+
+    Args:
+        base: The order before grouping.
+        buckets: The sizes, for the state.
+        groups: Gives the bucket of each sample of the source, (N,) uint8; 255 where it is not known: these go to
+            the bucket with most samples. Called once, when the order is first needed.
+        run: Samples a run: batch size times world size.
+        begun: (epoch, run) of an epoch begun with other runs.
+    """
+
+    def __init__(
+        self,
+        base: Order,
+        buckets: Buckets,
+        groups: Callable[[], NDArray[np.uint8]],
+        run: int,
+        *,
+        begun: tuple[int, int] | None = None,
+    ) -> None:
+        self._base, self._buckets, self._run, self._begun = base, buckets, run, begun
+        self._find = groups
+        self._groups: NDArray[np.uint8] | None = None
+        self._plan: _Plan | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def num_samples(self) -> int:
+        """Positions of an epoch."""
+        return self._base.num_samples
+
+    def indices(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Sample indices; this makes the epoch's plan first, which goes once over all of its positions."""
+        return self._base.indices(self._planned(epoch).base_positions(positions), epoch)
+
+    def steps(
+        self, epoch: int, start: int, batch_size: int, shard: Shard, drop_last: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """See `Order.steps`. `drop_last` drops the steps at the end of a bucket that are not full."""
+        for first, taken in self._spans(epoch, start, batch_size * shard.world_size, drop_last):
+            offsets = np.arange(shard.rank, taken, shard.world_size, dtype=np.int64)
+            if not len(offsets):
+                offsets = np.array([shard.rank % taken], np.int64)
+            yield self.indices(first + offsets, epoch), first + taken
+
+    def count(self, epoch: int, start: int, batch_size: int, shard: Shard, drop_last: bool = False) -> int:
+        """How many steps `steps` yields."""
+        return sum(1 for _ in self._spans(epoch, start, batch_size * shard.world_size, drop_last))
+
+    def stand_ins(self, epoch: int, position: int, count: int) -> Iterator[NDArray[np.int64]]:
+        """Those of the same bucket first, then all."""
+        plan = self._planned(epoch)
+        members = plan.members_of_same(position)
+        for first in range(0, len(members), count):
+            yield self._base.indices(members[first : first + count].astype(np.int64), epoch)
+        yield from self._base.stand_ins(epoch, position, count)
+
+    def describe(self, epoch: int = 0) -> dict[str, Any]:
+        """The base's, the sizes of the buckets, and the epoch's run."""
+        sizes = [list(size) for size in self._buckets.sizes]
+        return {**self._base.describe(epoch), "buckets": {"sizes": sizes, "run": self._run_of(epoch)}}
+
+    def resume(self, state: dict[str, Any]) -> Order:
+        """The same order, but the state's epoch in the runs that it was begun with."""
+        begun = (int(state["epoch"]), int(state["buckets"]["run"]))
+        order = BucketedOrder(self._base, self._buckets, self._find, self._run, begun=begun)
+        order._groups = self._groups
+        return order
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_plan")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._plan = None
+        self._lock = threading.Lock()
+
+    def _run_of(self, epoch: int) -> int:
+        return self._begun[1] if self._begun and self._begun[0] == epoch else self._run
+
+    def _planned(self, epoch: int) -> _Plan:
+        with self._lock:
+            if self._groups is None:
+                groups = self._find()
+                known = groups[groups != _MOST]
+                commonest = int(np.bincount(known).argmax()) if len(known) else 0
+                self._groups = np.where(groups == _MOST, np.uint8(commonest), groups)
+            if self._plan is None or self._plan.epoch != epoch:
+                self._plan = None  # its memory first
+                self._plan = _Plan(self._base, self._groups, self._run_of(epoch), epoch)
+            return self._plan
+
+    def _spans(self, epoch: int, start: int, most: int, drop_last: bool) -> Iterator[tuple[int, int]]:
+        """(first position, samples) of the steps of all ranks."""
+        plan = self._planned(epoch)
+        full = min(most, self._run_of(epoch))
+        position = start
+        for end in plan.ends[np.searchsorted(plan.ends, start, side="right") :].tolist():
+            while position < end:
+                taken = min(end - position, most)
+                if taken >= full or not drop_last:
+                    yield position, taken
+                position += taken
+
+
+class _Plan:
+    """The runs of one epoch."""
+
+    def __init__(self, base: Order, groups: NDArray[np.uint8], run: int, epoch: int) -> None:
+        self.epoch = epoch
+        n = base.num_samples
+        found = np.empty(n, np.uint8)
+        for first in range(0, n, _CHUNK):
+            positions = np.arange(first, min(first + _CHUNK, n), dtype=np.int64)
+            found[first : first + len(positions)] = groups[base.indices(positions, epoch) % max(1, len(groups))]
+        # base positions, by bucket; a stable sort of bytes is a counting sort
+        self._members = np.argsort(found, kind="stable").astype(np.uint32 if n < 2**32 else np.int64)
+        counts = np.bincount(found, minlength=1)
+        ends = np.cumsum(counts)
+        self._bounds = list(zip((ends - counts).tolist(), ends.tolist(), strict=True))
+        starts = np.concatenate([np.arange(begin, end, run) for begin, end in self._bounds]).astype(np.int64)
+        cells = np.searchsorted(ends, starts, side="right")
+        lengths = np.minimum(run, ends[cells] - starts)
+        seed = base.describe()["seed"]
+        if seed is None:
+            order = np.argsort(self._members[starts], kind="stable")
+        else:
+            order = permute(np.arange(len(starts)), len(starts), seed, epoch, -2)
+        self._starts, self._lengths, self._cells = starts[order], lengths[order], cells[order]
+        self.ends = np.cumsum(self._lengths)
+        """(R,) int64: the position at which each run ends."""
+
+    def base_positions(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What the base order calls these positions."""
+        runs = np.searchsorted(self.ends, positions, side="right")
+        found = self._starts[runs] + positions - (self.ends[runs] - self._lengths[runs])
+        members: NDArray[np.int64] = self._members[found].astype(np.int64)
+        return members
+
+    def members_of_same(self, position: int) -> NDArray[Any]:
+        """Base positions of the bucket that the positions before `position` belong to."""
+        run = int(np.searchsorted(self.ends, position - 1, side="right"))
+        begin, end = self._bounds[int(self._cells[run])]
+        return self._members[begin:end]

@@ -1,0 +1,62 @@
+"""`Shuffle`: from positions of an epoch to sample indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.sampling.permutation import permute
+
+__all__ = ["Shuffle"]
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """A seeded order, another one each epoch.
+
+    Args:
+        seed: Any integer. The same seed gives the same epochs on every machine.
+        window: None shuffles all samples globally: every sample is equally likely at every position. A number
+            instead shuffles the shards and then the samples inside consecutive windows of that many positions, so
+            that each shard is read from front to back in pieces of a window: for remote tars, whose random
+            access is slow. Larger windows mix better and read less sequentially; the memory stays constant.
+    """
+
+    seed: int = 0
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window is {self.window}; give a number of samples of at least 1, or None")
+
+    def indices(self, positions: NDArray[np.int64], epoch: int, shard_sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sample indices at positions of an epoch.
+
+        Args:
+            positions: (M,) int64 in [0, sum(shard_sizes)).
+            epoch: Which epoch.
+            shard_sizes: (S,) int64, samples a shard; only their sum matters without a window.
+
+        Returns:
+            (M,) int64.
+        """
+        n = int(shard_sizes.sum())
+        if self.window is None:
+            return permute(positions, n, self.seed, epoch)
+        mixed = positions.copy()
+        for start in np.unique(positions // self.window) * self.window:
+            inside = (positions >= start) & (positions < start + self.window)
+            size = min(self.window, n - int(start))
+            mixed[inside] = start + permute(positions[inside] - start, size, self.seed, epoch, int(start))
+        order = permute(np.arange(len(shard_sizes)), len(shard_sizes), self.seed, epoch, -1)
+        ends = np.cumsum(shard_sizes[order])
+        slot = np.searchsorted(ends, mixed, side="right")
+        begins = np.cumsum(shard_sizes) - shard_sizes
+        within: NDArray[np.int64] = mixed - (ends[slot] - shard_sizes[order][slot])
+        return begins[order[slot]] + within
+
+    def describe(self) -> dict[str, int | None]:
+        """Both, as plain JSON."""
+        return {"seed": self.seed, "window": self.window}

@@ -1,0 +1,155 @@
+"""Several sources as one, each with its share of every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageObject
+from curator_dali.image import clone
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from curator_dali.sources.opening import open_source
+from curator_dali.sources.storage import fingerprint
+
+__all__ = ["Mixture"]
+
+
+class Mixture(Source):
+    """Sources of which a loader draws by weight; `curator_dali.sampling.MixedOrder` says in which order.
+
+    As a source it is all of them one after the other: `len`, `headers` and `read` know nothing of weights. An index
+    of len(self) or more is the same sample as the one so many lower: a loader counts its repeats so. Every image's
+    metadata tells its source in the field `source` (unless it has such a field already).
+
+    Args:
+        sources: Name -> source, or what `open_source` opens.
+        weights: Name -> share of the draws; only ratios matter. None: by size, so that all samples are seen equally
+            often. A source with more draws than samples repeats them within an epoch; of one with fewer, the next
+            epoch goes on where this one stopped.
+        samples: Draws an epoch; by default as many as there are samples in all.
+        name: The data set's name.
+
+    Raises:
+        ValueError: Weights of other names than the sources', weights that are not positive, no or empty sources.
+        SourceError: A source cannot be opened.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Any],
+        weights: Mapping[str, float] | None = None,
+        *,
+        samples: int | None = None,
+        name: str = "mixture",
+    ) -> None:
+        if not isinstance(sources, Mapping) or not sources:
+            raise ValueError(f'a mixture takes sources by name, as {{"a": "a/*.tar", "b": source_b}}, not {sources!r}')
+        if weights is not None and set(weights) != set(sources):
+            raise ValueError(
+                f"the weights are of {sorted(weights)}, the sources are {sorted(sources)}: give one of each"
+            )
+        if samples is not None and samples < 1:
+            raise ValueError(f"samples is {samples}; give the draws of an epoch, at least 1")
+        self.name = name
+        self.sources = {key: open_source(source) for key, source in sources.items()}
+        self._owned = [self.sources[key] for key, source in sources.items() if self.sources[key] is not source]
+        for key, source in self.sources.items():
+            if isinstance(source, Mixture):
+                raise ValueError(f"{key!r} is a Mixture itself: give its sources to one Mixture, with all weights")
+            if not len(source):
+                raise ValueError(f"the source {key!r} is empty: leave it out of the mixture")
+        self._sizes = np.array([len(source) for source in self.sources.values()], np.int64)
+        self._ends = np.cumsum(self._sizes)
+        self.weights = {
+            key: float(weights[key] if weights is not None else len(source)) for key, source in self.sources.items()
+        }
+        self.samples = samples or int(self._ends[-1])
+        self.read_ahead = max(source.read_ahead for source in self.sources.values())
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the labels, where all sources have the same; else empty."""
+        names = [list(getattr(source, "class_names", [])) for source in self.sources.values()]
+        return names[0] if all(one == names[0] for one in names) else []
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the sources' names and fingerprints, in their order."""
+        return fingerprint("mixture", ((key, source.fingerprint) for key, source in self.sources.items()))
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Those of all sources."""
+        return np.concatenate([source.shard_sizes for source in self.sources.values()])
+
+    def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
+        """Read samples, one read a source that has any; see `Source.read`."""
+        indices = np.asarray(indices, np.int64)
+        n = len(indices)
+        objects: list[Any] = [None] * n
+        images: list[Any] = [None] * n
+        shards = [""] * n
+        found: list[Any] = [None] * n
+        headers = np.zeros(n, HEADER_DTYPE)
+        errors: dict[int, str] = {}
+        for key, source, rows, own in self._split(indices):
+            batch = source.read(own, members=members)
+            headers[rows] = batch.headers
+            for i, row in enumerate(rows.tolist()):
+                objects[row], images[row], shards[row] = _told(batch.objects[i], key), batch.images[i], batch.shards[i]
+                if batch.members is not None:
+                    found[row] = batch.members[i]
+                if i in batch.errors:
+                    errors[row] = batch.errors[i]
+        return EncodedBatch(indices, objects, images, shards, headers, errors, found if members else None)
+
+    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Known headers of samples."""
+        headers = np.zeros(len(indices), HEADER_DTYPE)
+        for _, source, rows, own in self._split(indices):
+            headers[rows] = source.headers(own)
+        return headers
+
+    def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Encoded bytes of samples' images; see `Source.image_sizes`."""
+        sizes = np.full(len(indices), -1, np.int64)
+        for _, source, rows, own in self._split(indices):
+            sizes[rows] = source.image_sizes(own)
+        return sizes
+
+    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Let the sources keep what was learnt."""
+        for _, source, rows, own in self._split(np.asarray(indices)):
+            source.learn(own, headers[rows])
+
+    def close(self) -> None:
+        """Close the sources that were opened here."""
+        for source in self._owned:
+            source.close()
+
+    def _split(self, indices: NDArray[np.int64]) -> list[tuple[str, Source, NDArray[np.int64], NDArray[np.int64]]]:
+        """(name, source, rows of `indices`, indices in the source) of every source that has any."""
+        within = indices % max(1, len(self))
+        number = np.searchsorted(self._ends, within, side="right")
+        parts = []
+        for i, (key, source) in enumerate(self.sources.items()):
+            rows = np.flatnonzero(number == i)
+            if len(rows):
+                parts.append((key, source, rows, within[rows] - (self._ends[i] - self._sizes[i])))
+        return parts
+
+
+def _told(item: ImageObject, source: str) -> ImageObject:
+    """The image, whose metadata, still unread, will tell its source."""
+    return clone(item, {"_metadata": partial(_with_source, item, source)})
+
+
+def _with_source(item: ImageObject, source: str) -> dict[str, Any]:
+    return {"source": source, **item.metadata}
