@@ -8,7 +8,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal
 
@@ -26,51 +25,15 @@ from curator_dali.prefetching import Pass
 from curator_dali.progress import check_state, make_state
 from curator_dali.sampling import Buckets, Position, Shard, Shuffle
 from curator_dali.sources import Source, open_source
+from curator_dali.stats import LoaderStats
 from curator_dali.transforms import Transform, output_size
+from curator_dali.transforms.bucketing import bring_to
 
 __all__ = ["ImageLoader", "LoaderStats"]
 
 logger = logging.getLogger(__name__)
 
 _MIN_SEEN = 100  # samples before `max_error_rate` is judged, unless the pass ends before
-
-
-@dataclass
-class LoaderStats:
-    """What a loader did in its current pass. Times are in seconds and overlap: they are of different threads.
-
-    Attributes:
-        samples: Images that came out.
-        failed: Images that could not be used.
-        fallback: Images that Pillow decoded instead of DALI.
-        batches: Batches that came out.
-        bytes: Encoded bytes read.
-        seconds: Since the pass began.
-        wait_seconds: The consumer waited for a batch.
-        read_seconds: Readers spent reading bytes.
-        gate_seconds: Readers spent on headers.
-        decode_seconds: The decoding thread waited for DALI and Pillow.
-    """
-
-    samples: int = 0
-    failed: int = 0
-    fallback: int = 0
-    batches: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    wait_seconds: float = 0.0
-    read_seconds: float = 0.0
-    gate_seconds: float = 0.0
-    decode_seconds: float = 0.0
-
-    @property
-    def images_per_second(self) -> float:
-        """Images that came out, per second of the pass."""
-        return self.samples / self.seconds if self.seconds else 0.0
-
-    def as_dict(self) -> dict[str, float]:
-        """All of it, as plain numbers for a log, JSON or a table."""
-        return {**asdict(self), "images_per_second": self.images_per_second}
 
 
 class ImageLoader:
@@ -137,6 +100,8 @@ class ImageLoader:
             raise ValueError(f'shard is {shard!r}; give Shard(rank, world_size), "torch" or None')
         if isinstance(transforms, Transform):
             transforms = (transforms,)
+        if buckets is not None:
+            transforms = bring_to(buckets, transforms)
         self.transforms = None if transforms is None else tuple(transforms)
         self.views = tuple(dict.fromkeys(map(tuple, views)))
         if not self._outputs:
@@ -145,6 +110,8 @@ class ImageLoader:
             output_size(sequence)  # refuses a wrong sequence before any work
         self.batch_size, self.on_error, self.max_error_rate = batch_size, on_error, max_error_rate
         self.device = arrays.resolve_device(device)
+        if isinstance(shuffle, bool):  # as PyTorch's DataLoader has it; as a number False would be a seed
+            shuffle = Shuffle() if shuffle else None
         self.shuffle = Shuffle(shuffle) if isinstance(shuffle, int) else shuffle
         self.shard = Shard.from_torch() if shard == "torch" else shard or Shard()
         self.buckets, self.drop_last = buckets, drop_last
@@ -185,7 +152,8 @@ class ImageLoader:
             raise ValueError(f"epoch is {epoch}; give a number of at least 0")
         self._stop_pass()
         if epoch != self._epoch:
-            self._epoch, self._position, self._resume = epoch, 0, 0
+            self._epoch, self._resume = epoch, 0
+        self._position = self._resume
 
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer stands, as plain JSON. The same on every rank after the same number of steps."""
@@ -339,6 +307,26 @@ class ImageLoader:
             decoder.close()
         batches = [self._batch(part, step) for step, part in enumerate(parts) if len(part.rows)]
         return concat(batches or [ImageBatch("peek", self.source.name)])
+
+    def stand_in(self, count: int) -> ImageBatch:
+        """At most `count` good images for a step that has none: of the step's bucket, the epoch's first.
+
+        A pure function of (data set, seed, epoch, position). Decodes on its own, and consumes nothing.
+
+        Raises:
+            TooManyErrors: There is no good image at all.
+        """
+        decoder = self._make_decoder()
+        try:
+            for indices in self._order.stand_ins(self._epoch, self._position, count):
+                encoded = self.source.read(indices, members=self._keep_encoded)
+                decoder.submit(gate(encoded, self._max_pixels), self._key)
+                decoded = decoder.collect()
+                if len(decoded.rows):
+                    return self._batch(decoded, 0)
+        finally:
+            decoder.close()
+        raise TooManyErrors(f"none of the {self.num_samples} images can be used; the last: {self.errors[-1]}")
 
     def _stop_pass(self) -> None:
         running, self._pass = self._pass, None

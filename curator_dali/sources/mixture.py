@@ -49,9 +49,7 @@ class Mixture(Source):
         if not isinstance(sources, Mapping) or not sources:
             raise ValueError(f'a mixture takes sources by name, as {{"a": "a/*.tar", "b": source_b}}, not {sources!r}')
         if weights is not None and set(weights) != set(sources):
-            raise ValueError(
-                f"the weights are of {sorted(weights)}, the sources are {sorted(sources)}: give one of each"
-            )
+            raise ValueError(f"weights are of {sorted(weights)}, sources are {sorted(sources)}: give each its own")
         if samples is not None and samples < 1:
             raise ValueError(f"samples is {samples}; give the draws of an epoch, at least 1")
         self.name = name

@@ -7,6 +7,7 @@ What is random about a sample is a pure function of (seed, epoch, sample index).
 
 from curator_dali.transforms.applying import apply
 from curator_dali.transforms.base import RandomTransform, Transform, output_size
+from curator_dali.transforms.bucketing import ToBucket
 from curator_dali.transforms.crops import HorizontalFlip, RandomResizedCrop
 from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
 from curator_dali.transforms.normalize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Normalize
@@ -24,6 +25,7 @@ __all__ = [
     "RandomResizedCrop",
     "RandomTransform",
     "Resize",
+    "ToBucket",
     "Transform",
     "apply",
     "clip",

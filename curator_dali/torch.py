@@ -1,0 +1,298 @@
+"""The PyTorch training loop: batches as tensors with targets, equal steps on all ranks, resumable at any step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.decoding import Decoded
+from curator_dali.errors import ImageError
+from curator_dali.loader import ImageLoader, LoaderStats
+from curator_dali.sources import Source
+from curator_dali.targets import TargetError, Targets
+from curator_dali.transforms import Normalize
+
+__all__ = ["Padded", "TargetError", "TorchImageLoader", "pad_images"]
+
+logger = logging.getLogger(__name__)
+
+Layout = Literal["NCHW", "NHWC"]
+
+
+class Padded(NamedTuple):
+    """Images of different sizes in one tensor.
+
+    Attributes:
+        images: (N, H, W, C) or (N, C, H, W), zero where there is no image.
+        mask: (N, H, W) bool on the same device, true where there is one.
+    """
+
+    images: torch.Tensor
+    mask: torch.Tensor
+
+
+class TorchImageLoader:
+    """Iterate over `(images, targets)` as over a `torch.utils.data.DataLoader`, from an `ImageLoader`.
+
+    `images` is a tensor on the loader's device, the memory that DALI wrote: (N, C, H, W) floats where the transforms
+    end in `Normalize()`, else (N, H, W, 3) uint8; a list of tensors where the sizes differ. `targets` is (N,) int64
+    or float32 on the same device.
+
+    **Epochs.** Every new `iter()` is another epoch, with its own order and its own random transforms, as with
+    `DataLoader(shuffle=True)`: a pass that ends (or of which batches were taken before it was left) moves on to the
+    next. `set_epoch` chooses the epoch of the next pass, and need not be called.
+
+    **Equal steps.** All ranks make the same number of steps, of the same sizes, whatever images are bad. With
+    `on_bad="refill"` the k-th bad image of a batch is replaced by its k-th good one (counted round), target and id
+    with it, so that shapes stay static; with "shorten" it is left out. In a step without any good image, the epoch's
+    first good images stand in (of the same bucket, with `Buckets`), whatever the option.
+
+    **Resume.** `state_dict()` after any step is a few numbers of plain JSON, the same on all ranks; a loader with
+    another number of ranks goes on with exactly the samples that were not seen. Where the world size does not divide
+    what is left, the last step is filled up from the epoch's first samples (`Shard`). A state taken after the loop
+    has ended is the next epoch's beginning, one taken inside it at the last batch has nothing left of its epoch.
+
+    Args:
+        source: An `ImageLoader`, which stays the caller's to close, or what it takes as its source.
+        target: A metadata field, a function of the `ImageObject`, or None: then only `images` are yielded.
+        classes: See `Targets`; for a field of names.
+        target_dtype: torch.int64 or torch.float32; None goes by the first targets.
+        layout: "NCHW" or "NHWC", as a view without a copy; None leaves what the transforms give.
+        pad: Put images of different sizes into one tensor: `images` is then `Padded`. A number rounds height and
+            width up to its multiple.
+        as_dict: Yield {"images", "targets", "ids", "metadata"} (with "mask", where padded, and "views", if there are
+            any) instead.
+        on_bad: "refill" or "shorten".
+        options: `ImageLoader`'s, where `source` is none.
+
+    Raises:
+        TargetError: A target of one of the first samples is missing or no number.
+        ValueError: The shard is not this process's in torch.distributed, or an option is wrong.
+        TypeError: Options together with an `ImageLoader`.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        target: str | Callable[[ImageObject], Any] | None = "label",
+        classes: Sequence[Any] | None = None,
+        target_dtype: torch.dtype | None = None,
+        layout: Layout | None = None,
+        pad: bool | int = False,
+        as_dict: bool = False,
+        on_bad: Literal["refill", "shorten"] = "refill",
+        **options: Any,
+    ) -> None:
+        if on_bad not in ("refill", "shorten"):
+            raise ValueError(f'on_bad is {on_bad!r}; allowed: "refill", "shorten"')
+        if layout not in (None, "NCHW", "NHWC"):
+            raise ValueError(f'layout is {layout!r}; allowed: "NCHW", "NHWC", None')
+        if target_dtype not in (None, torch.int64, torch.float32):
+            raise ValueError(f"target_dtype is {target_dtype}; allowed: torch.int64, torch.float32, None")
+        if pad < 0:
+            raise ValueError(f"pad is {pad}; give True, or the number of pixels that sizes are a multiple of")
+        if isinstance(source, ImageLoader) and options:
+            raise TypeError(f"{', '.join(sorted(options))}: give these to the ImageLoader, not beside it")
+        floats = None if target_dtype is None else target_dtype == torch.float32
+        self._targets = None if target is None else Targets(target, classes, floats)
+        self._owns_loader = not isinstance(source, ImageLoader)
+        self.loader: ImageLoader = ImageLoader(source, **options) if self._owns_loader else source
+        self._layout, self._pad, self._as_dict, self._on_bad = layout, int(pad), as_dict, on_bad
+        normalize = [transform for transform in self.loader.transforms if isinstance(transform, Normalize)]
+        self._channels_first = bool(normalize) and normalize[-1].layout == "CHW"
+        self._begun = False  # whether batches of the loader's epoch were taken
+        self._current: object = None  # which iterator is the running one
+        self._warned = False
+        try:
+            self._check_ranks()
+            if self._targets is not None:
+                self._targets.probe(self.loader.source)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a step on this rank."""
+        return self.loader.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether steps that are not full are left out."""
+        return self.loader.drop_last
+
+    @property
+    def dataset(self) -> Source:
+        """The source, under the name that loops written for `DataLoader` use."""
+        return self.loader.source
+
+    @property
+    def sampler(self) -> TorchImageLoader:
+        """This loader: `loader.sampler.set_epoch(epoch)` works as with a `DistributedSampler`."""
+        return self
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the labels that came from folders, by label; else empty."""
+        return list(getattr(self.loader.source, "class_names", []))
+
+    @property
+    def errors(self) -> list[ImageError]:
+        """Bad images of the current pass."""
+        return self.loader.errors
+
+    @property
+    def stats(self) -> LoaderStats:
+        """What the loader did in its current pass."""
+        return self.loader.stats
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the current pass, or of the next where none is under way."""
+        return self.loader.position.epoch
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch; the same on all ranks."""
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass. The one that `load_state_dict` restored goes on where it was left."""
+        self._current, self._begun = None, False
+        self.loader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loop stands, as plain JSON; the same on all ranks after the same number of steps."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next pass go on where `state` was taken; see `ImageLoader.load_state_dict`."""
+        self._current, self._begun = None, False
+        self.loader.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._check_ranks()
+        if self._begun:
+            self.loader.set_epoch(self.epoch + 1)
+        self._begun = False
+        self._current = running = object()
+        return self._batches(running, self.loader.steps())
+
+    def _batches(self, running: object, steps: Iterator[tuple[Decoded, ImageBatch | None]]) -> Iterator[Any]:
+        for decoded, found in steps:
+            batch = self._fill(decoded, found)
+            self._begun = True
+            yield self._out(batch)
+        if running is self._current:  # it ended by itself: nobody stopped it
+            self._current, self._begun = None, False
+            self.loader.set_epoch(self.epoch + 1)
+
+    def _fill(self, decoded: Decoded, batch: ImageBatch | None) -> ImageBatch:
+        """The batch of a step in which some images, or all, may be bad."""
+        size, rows = len(decoded.encoded), decoded.rows
+        if batch is None:
+            batch = self.loader.stand_in(size)
+            logger.debug("a step without a good image: %d others stand in", len(batch))
+            rows = np.arange(min(size, len(batch)))
+        elif len(rows) == size or self._on_bad == "shorten":
+            return batch
+        picked = np.full(size, -1, np.int64)
+        picked[rows] = np.arange(len(rows))
+        bad = np.flatnonzero(picked < 0)
+        picked[bad] = np.arange(len(bad)) % len(rows)
+        return batch[picked]
+
+    def _out(self, batch: ImageBatch) -> Any:
+        images = batch.to_torch()
+        mask = None
+        if self._pad:
+            images, mask = pad_images(images, self._pad, channels_first=self._channels_first)
+        images = self._laid_out(images)
+        targets = None
+        if self._targets is not None:
+            targets = torch.from_numpy(self._targets(batch.data)).to(self.loader.device, non_blocking=True)
+        if self._as_dict:
+            out: dict[str, Any] = {
+                "images": images,
+                "ids": [item.image_id for item in batch.data],
+                "metadata": [item.metadata for item in batch.data],
+            }
+            out |= {} if targets is None else {"targets": targets}
+            out |= {} if mask is None else {"mask": mask}
+            return out | ({"views": {view: batch.to_torch(view) for view in batch.views}} if batch.views else {})
+        images = images if mask is None else Padded(images, mask)
+        return images if targets is None else (images, targets)
+
+    def _laid_out(self, images: Any) -> Any:
+        """The same memory in the layout that was asked for."""
+        if self._layout is None or (self._layout == "NCHW") == self._channels_first:
+            return images
+        if isinstance(images, list):
+            return [self._laid_out(image[None])[0] for image in images]
+        return images.permute(0, 3, 1, 2) if self._layout == "NCHW" else images.permute(0, 2, 3, 1)
+
+    def _check_ranks(self) -> None:
+        """Refuse a shard that is not this process's."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        shard = self.loader.shard
+        if shard.world_size == 1 and world > 1:
+            if not self._warned:
+                logger.warning(
+                    'this is one of %d processes, and each will see all samples: give shard="torch" to divide them',
+                    world,
+                )
+            self._warned = True
+        elif (shard.rank, shard.world_size) != (rank, world):
+            raise ValueError(
+                f"the loader is rank {shard.rank} of {shard.world_size}, this process rank {rank} of {world} in "
+                'torch.distributed; give shard="torch", and make the loader after init_process_group'
+            )
+
+    def close(self) -> None:
+        """Stop every thread; close the loader if it was made here. May be called again."""
+        self._current = None
+        if self._owns_loader:
+            self.loader.close()
+
+    def __enter__(self) -> TorchImageLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"TorchImageLoader({self.loader!r})"
+
+
+def pad_images(images: Any, multiple: int = 1, *, channels_first: bool = False) -> Padded:
+    """Put images of different sizes into the upper left corners of one tensor.
+
+    Args:
+        images: N tensors (H_i, W_i, C), or (C, H_i, W_i), on one device; or one tensor of equal ones.
+        multiple: Height and width are rounded up to a multiple of this.
+        channels_first: Which of the two.
+    """
+    rows = 1 if channels_first else 0
+    sizes = [tuple(image.shape[rows : rows + 2]) for image in images]
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    mask = torch.zeros((len(images), height, width), dtype=torch.bool, device=images[0].device)
+    for one, (h, w) in zip(mask, sizes, strict=True):
+        one[:h, :w] = True
+    if isinstance(images, torch.Tensor) and sizes[0] == (height, width):
+        return Padded(images, mask)
+    channels = images[0].shape[0 if channels_first else 2]
+    shape = (channels, height, width) if channels_first else (height, width, channels)
+    padded = images[0].new_zeros((len(images), *shape))
+    for one, image, (h, w) in zip(padded, images, sizes, strict=True):
+        (one[:, :h, :w] if channels_first else one[:h, :w]).copy_(image)
+    return Padded(padded, mask)
