@@ -16,19 +16,22 @@ if TYPE_CHECKING:
     from curator_dali.display import contact_sheet
     from curator_dali.errors import CuratorDaliError, ImageError, SourceError, TooManyErrors, write_errors
     from curator_dali.joining import concat
-    from curator_dali.loader import ImageLoader, LoaderStats
-    from curator_dali.sampling import Position, Shard, Shuffle
-    from curator_dali.sources import FolderSource, MemorySource, ParquetSource, Source, TarSource, open_source
+    from curator_dali.loader import ImageLoader
+    from curator_dali.sampling import Buckets, Position, Shard, Shuffle
+    from curator_dali.sources import FolderSource, MemorySource, Mixture, ParquetSource, Source, TarSource, open_source
+    from curator_dali.stats import LoaderStats
 
 _HOME = {
+    "Buckets": "sampling",
     "CuratorDaliError": "errors",
     "FolderSource": "sources",
     "ImageBatch": "batch",
     "ImageError": "errors",
     "ImageLoader": "loader",
     "ImageObject": "batch",
-    "LoaderStats": "loader",
+    "LoaderStats": "stats",
     "MemorySource": "sources",
+    "Mixture": "sources",
     "ParquetSource": "sources",
     "Position": "sampling",
     "Shard": "sampling",
@@ -45,6 +48,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Buckets",
     "CuratorDaliError",
     "FolderSource",
     "ImageBatch",
@@ -53,6 +57,7 @@ __all__ = [
     "ImageObject",
     "LoaderStats",
     "MemorySource",
+    "Mixture",
     "ParquetSource",
     "Position",
     "Shard",

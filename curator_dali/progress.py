@@ -66,8 +66,9 @@ def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
 
 
 def _comparable(value: Any) -> Any:
-    """A state's value without the run of its buckets, which a resume takes over."""
-    return {name: part for name, part in value.items() if name != "run"} if isinstance(value, Mapping) else value
+    """A state's value without how its buckets were cut, which a resume takes over."""
+    cut = ("run", "done")
+    return {name: part for name, part in value.items() if name not in cut} if isinstance(value, Mapping) else value
 
 
 def _is_count(value: Any) -> bool:

@@ -105,6 +105,8 @@ class TorchImageLoader:
         self._owns_loader = not isinstance(source, ImageLoader)
         self.loader: ImageLoader = ImageLoader(source, **options) if self._owns_loader else source
         self._layout, self._pad, self._as_dict, self._on_bad = layout, int(pad), as_dict, on_bad
+        if self.loader.transforms is None:
+            raise ValueError("the loader makes no images (transforms=None): give it transforms=(...) or ()")
         normalize = [transform for transform in self.loader.transforms if isinstance(transform, Normalize)]
         self._channels_first = bool(normalize) and normalize[-1].layout == "CHW"
         self._begun = False  # whether batches of the loader's epoch were taken

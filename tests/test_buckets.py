@@ -62,7 +62,7 @@ def test_each_sample_once_in_steps_of_one_bucket_with_a_resume(
     order: Order = bucketed(cells, batch * before, seed)
     done = steps(order, 0, batch, before)[:stop]
     position = done[-1][1] if done else 0
-    state = {"epoch": 0, **order.describe()}
+    state = {"epoch": 0, "position": position, **order.describe()}
     order = bucketed(cells, batch * after, seed).resume(state)
     rest = steps(order, position, batch, after)
     seen: list[int] = []
@@ -76,6 +76,8 @@ def test_each_sample_once_in_steps_of_one_bucket_with_a_resume(
             assert len(distinct) < len(ranks)
         seen += list(distinct)
     assert sorted(seen) == list(range(len(groups)))
+    short = [ranks for ranks, _ in rest if sum(map(len, ranks)) < batch * after]
+    assert len(short) <= 3  # only the last one of each bucket
     if before == after:
         assert done + rest == steps(bucketed(cells, batch * before, seed), 0, batch, before)
 
@@ -111,10 +113,29 @@ def test_stand_ins_are_of_the_same_bucket_first() -> None:
         assert {int(groups[i]) for i in first} == {int(groups[indices[0]])}
 
 
-def test_the_next_epoch_has_its_own_runs_again() -> None:
-    groups = np.zeros(100, np.uint8)
-    order = bucketed(groups, 10).resume({"epoch": 3, "buckets": {"run": 7}})
-    lengths = [[len(part) for part, _ in order.steps(epoch, 0, 10, Shard())] for epoch in (3, 4)]
-    assert set(lengths[0]) == {7, 2}
-    assert set(lengths[1]) == {10}
-    assert [order.describe(epoch)["buckets"]["run"] for epoch in (3, 4)] == [7, 10]
+def test_a_resumed_epoch_is_cut_anew_and_the_next_one_from_its_beginning() -> None:
+    groups = np.array([0] * 70 + [1] * 30, np.uint8)
+    old = bucketed(groups, 7)
+    before = list(old.steps(3, 0, 7, Shard()))[:5]
+    state = {"epoch": 3, "position": before[-1][1], **old.describe(3)}
+    order = bucketed(groups, 10).resume(state)
+    described = order.describe(3)["buckets"]
+    assert described["run"] == 10
+    assert sum(described["done"]) == state["position"]
+    lengths = [len(part) for part, _ in order.steps(3, state["position"], 10, Shard())]
+    assert sum(lengths) == 100 - state["position"]
+    assert sorted(lengths)[2:] == [10] * (len(lengths) - 2)
+    assert order.describe(4)["buckets"] == {"sizes": described["sizes"], "run": 10, "done": []}
+    again = bucketed(groups, 10).resume({"epoch": 3, "position": state["position"] + lengths[0], **order.describe(3)})
+    assert [part.tolist() for part, _ in again.steps(3, state["position"] + lengths[0], 10, Shard())] == [
+        part.tolist() for part, _ in order.steps(3, state["position"], 10, Shard())
+    ][1:]
+    whole = order.indices(np.arange(100), 3)
+    assert sorted(whole.tolist()) == list(range(100))
+    assert {int(i) for part, _ in before for i in part} == set(whole[: state["position"]].tolist())
+
+
+def test_a_state_with_impossible_counts_is_refused() -> None:
+    state = {"epoch": 0, "position": 4, "buckets": {"run": 7, "done": [9, 0, 0]}}
+    with pytest.raises(ValueError, match=r"have seen \[9, 0, 0\] samples"):
+        bucketed(np.zeros(5, np.uint8), 3).resume(state)

@@ -81,14 +81,13 @@ class Buckets:
 class BucketedOrder(Order):
     """An order whose steps never cross from one bucket to another: all ranks are in the same bucket at every step.
 
-    Each bucket's samples, in the order of `base`, are cut into *runs*, and the runs are shuffled (without a shuffle
-    they come by their first samples). Positions count through the runs, so what was seen before a position does not
-    depend on the world size; a run is as long as one step of all ranks, so that steps are full but for the last of
-    each bucket. Where a resumed epoch has another world size, it keeps the runs that it was begun with and a step
-    takes what fits into one of them.
+    Each bucket's samples, in the order of `base`, are cut into *runs* of one step of all ranks; which bucket's next
+    run comes when is shuffled (without a shuffle they come by their first samples). So steps are full but for the
+    last of each bucket, of which the ranks get numbers that differ by at most one; a rank for which none is left
+    repeats one of the step's.
 
-    The samples of a step are dealt to the ranks in turn: at the end of a bucket their numbers differ by at most one.
-    A rank for which none is left repeats one of the step's.
+    An epoch that is resumed with another batch size or number of ranks is cut anew: what was seen is a number of
+    samples of each bucket, which the state holds, and the rest becomes runs of the new length.
 
     Memory: 1 byte a sample of the source, and 4 (over 4 billion samples: 8) a position of the current epoch.
 
@@ -98,7 +97,7 @@ class BucketedOrder(Order):
         groups: Gives the bucket of each sample of the source, (N,) uint8; 255 where it is not known: these go to
             the bucket with most samples. Called once, when the order is first needed.
         run: Samples a run: batch size times world size.
-        begun: (epoch, run) of an epoch begun with other runs.
+        begun: An epoch begun elsewhere.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class BucketedOrder(Order):
         groups: Callable[[], NDArray[np.uint8]],
         run: int,
         *,
-        begun: tuple[int, int] | None = None,
+        begun: Begun | None = None,
     ) -> None:
         self._base, self._buckets, self._run, self._begun = base, buckets, run, begun
         self._find = groups
@@ -141,23 +140,25 @@ class BucketedOrder(Order):
 
     def stand_ins(self, epoch: int, position: int, count: int) -> Iterator[NDArray[np.int64]]:
         """Those of the same bucket first, then all."""
-        plan = self._planned(epoch)
-        members = plan.members_of_same(position)
+        members = self._planned(epoch).members_of_same(position)
         for first in range(0, len(members), count):
             yield self._base.indices(members[first : first + count].astype(np.int64), epoch)
         yield from self._base.stand_ins(epoch, position, count)
 
     def describe(self, epoch: int = 0) -> dict[str, Any]:
-        """The base's, the sizes of the buckets, and the epoch's run."""
+        """The base's, the sizes of the buckets, and how the epoch is cut."""
+        run, done = self._cut(epoch)
         sizes = [list(size) for size in self._buckets.sizes]
-        return {**self._base.describe(epoch), "buckets": {"sizes": sizes, "run": self._run_of(epoch)}}
+        return {**self._base.describe(epoch), "buckets": {"sizes": sizes, "run": run, "done": list(done)}}
 
     def resume(self, state: dict[str, Any]) -> Order:
-        """The same order, but the state's epoch in the runs that it was begun with."""
-        begun = (int(state["epoch"]), int(state["buckets"]["run"]))
-        order = BucketedOrder(self._base, self._buckets, self._find, self._run, begun=begun)
-        order._groups = self._groups
-        return order
+        """The same order, but of the state's epoch only the rest is cut into runs of this order's length."""
+        epoch, saved = int(state["epoch"]), state["buckets"]
+        order = self._begin(Begun(epoch, saved["run"], tuple(saved["done"])))
+        if saved["run"] == self._run:
+            return order
+        done = order._planned(epoch).done(state["position"])
+        return order._begin(Begun(epoch, self._run, tuple(done.tolist())))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_lock", "_plan")}
@@ -167,8 +168,16 @@ class BucketedOrder(Order):
         self._plan = None
         self._lock = threading.Lock()
 
-    def _run_of(self, epoch: int) -> int:
-        return self._begun[1] if self._begun and self._begun[0] == epoch else self._run
+    def _begin(self, begun: Begun) -> BucketedOrder:
+        order = BucketedOrder(self._base, self._buckets, self._find, self._run, begun=begun)
+        order._groups = self._groups
+        return order
+
+    def _cut(self, epoch: int) -> tuple[int, tuple[int, ...]]:
+        """Samples a run, and of each bucket those that were seen before."""
+        if self._begun and self._begun.epoch == epoch:
+            return self._begun.run, self._begun.done
+        return self._run, ()
 
     def _planned(self, epoch: int) -> _Plan:
         with self._lock:
@@ -179,26 +188,36 @@ class BucketedOrder(Order):
                 self._groups = np.where(groups == _MOST, np.uint8(commonest), groups)
             if self._plan is None or self._plan.epoch != epoch:
                 self._plan = None  # its memory first
-                self._plan = _Plan(self._base, self._groups, self._run_of(epoch), epoch)
+                self._plan = _Plan(self._base, self._groups, len(self._buckets.sizes), epoch, *self._cut(epoch))
             return self._plan
 
     def _spans(self, epoch: int, start: int, most: int, drop_last: bool) -> Iterator[tuple[int, int]]:
         """(first position, samples) of the steps of all ranks."""
         plan = self._planned(epoch)
-        full = min(most, self._run_of(epoch))
         position = start
         for end in plan.ends[np.searchsorted(plan.ends, start, side="right") :].tolist():
             while position < end:
                 taken = min(end - position, most)
-                if taken >= full or not drop_last:
+                if taken == most or not drop_last:
                     yield position, taken
                 position += taken
 
 
-class _Plan:
-    """The runs of one epoch."""
+@dataclass(frozen=True)
+class Begun:
+    """How an epoch was cut when it was begun: samples a run, and of each bucket those seen before (none at all: ())."""
 
-    def __init__(self, base: Order, groups: NDArray[np.uint8], run: int, epoch: int) -> None:
+    epoch: int
+    run: int
+    done: tuple[int, ...]
+
+
+class _Plan:
+    """The runs of one epoch; first, uncut, what of each bucket was seen before."""
+
+    def __init__(
+        self, base: Order, groups: NDArray[np.uint8], buckets: int, epoch: int, run: int, done: tuple[int, ...]
+    ) -> None:
         self.epoch = epoch
         n = base.num_samples
         found = np.empty(n, np.uint8)
@@ -207,18 +226,27 @@ class _Plan:
             found[first : first + len(positions)] = groups[base.indices(positions, epoch) % max(1, len(groups))]
         # base positions, by bucket; a stable sort of bytes is a counting sort
         self._members = np.argsort(found, kind="stable").astype(np.uint32 if n < 2**32 else np.int64)
-        counts = np.bincount(found, minlength=1)
-        ends = np.cumsum(counts)
-        self._bounds = list(zip((ends - counts).tolist(), ends.tolist(), strict=True))
-        starts = np.concatenate([np.arange(begin, end, run) for begin, end in self._bounds]).astype(np.int64)
-        cells = np.searchsorted(ends, starts, side="right")
-        lengths = np.minimum(run, ends[cells] - starts)
+        self._ends = np.cumsum(np.bincount(found, minlength=buckets))
+        self._begins = np.concatenate([[0], self._ends[:-1]])
+        seen = np.array(done or [0] * buckets, np.int64)
+        if len(seen) != buckets or (seen < 0).any() or (self._begins + seen > self._ends).any():
+            raise ValueError(f"the state's buckets have seen {list(done)} samples, and there are not as many")
+        starts = np.concatenate(
+            [np.arange(begin, end, run) for begin, end in zip(self._begins + seen, self._ends, strict=True)]
+        ).astype(np.int64)
+        cells = np.searchsorted(self._ends, starts, side="right")
         seed = base.describe()["seed"]
         if seed is None:
             order = np.argsort(self._members[starts], kind="stable")
         else:
-            order = permute(np.arange(len(starts)), len(starts), seed, epoch, -2)
-        self._starts, self._lengths, self._cells = starts[order], lengths[order], cells[order]
+            order = permute(np.arange(len(starts)), len(starts), seed, epoch, -2, int(seen.sum()))
+        # Which bucket comes when is shuffled; each goes through its samples in order, so what was seen is a count.
+        turns = cells[order]
+        begins = np.empty_like(starts)
+        begins[np.argsort(turns, kind="stable")] = starts
+        self._starts = np.concatenate([self._begins, begins])
+        self._lengths = np.concatenate([seen, np.minimum(run, self._ends[turns] - begins)])
+        self._cells = np.concatenate([np.arange(buckets), turns])
         self.ends = np.cumsum(self._lengths)
         """(R,) int64: the position at which each run ends."""
 
@@ -231,6 +259,12 @@ class _Plan:
 
     def members_of_same(self, position: int) -> NDArray[Any]:
         """Base positions of the bucket that the positions before `position` belong to."""
-        run = int(np.searchsorted(self.ends, position - 1, side="right"))
-        begin, end = self._bounds[int(self._cells[run])]
-        return self._members[begin:end]
+        cell = int(self._cells[np.searchsorted(self.ends, position - 1, side="right")])
+        return self._members[self._begins[cell] : self._ends[cell]]
+
+    def done(self, position: int) -> NDArray[np.int64]:
+        """How many samples of each bucket come before a position."""
+        taken = np.clip(position - (self.ends - self._lengths), 0, self._lengths)
+        counts = np.zeros(len(self._ends), np.int64)
+        np.add.at(counts, self._cells, taken)
+        return counts
