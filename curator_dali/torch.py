@@ -180,6 +180,12 @@ class TorchImageLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._check_ranks()
+        if self.drop_last and self.loader.num_samples and not len(self):
+            world = self.loader.shard.world_size
+            raise ValueError(
+                f"drop_last leaves nothing of {self.loader.num_samples} samples: a step takes {self.batch_size} on "
+                f"each of {world} rank(s); give a smaller batch_size, or drop_last=False"
+            )
         if self._begun:
             self.loader.set_epoch(self.epoch + 1)
         self._begun = False

@@ -6,7 +6,8 @@ cuts them into steps; `Shard` says which positions of a step are a rank's. Nothi
 size was before.
 """
 
-from curator_dali.sampling.buckets import BucketedOrder, Buckets
+from curator_dali.sampling.buckets import Buckets
+from curator_dali.sampling.grouping import BucketedOrder
 from curator_dali.sampling.mixing import MixedOrder, quantise
 from curator_dali.sampling.order import Order, ShuffledOrder
 from curator_dali.sampling.permutation import permute, uniforms

@@ -13,12 +13,14 @@ import pytest
 from tests.training.run_ranks import make
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("run_ranks.py")
 
 
-def torchrun(ranks: int, folder: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    ranks: int, folder: Path, out: Path, *more: str, script: str = "run_ranks.py"
+) -> subprocess.CompletedProcess[str]:
     out.mkdir(exist_ok=True)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(SCRIPT)]
+    path = str(Path(__file__).with_name(script))
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", path]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launch, str(folder), str(out), *more]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
@@ -105,6 +107,20 @@ def test_mixtures_and_buckets_too(folder: Path, tmp_path: Path, case: str) -> No
         expected = Counter(key for batch in alone for key in batch["ids"])
     assert not expected - seen
     assert (seen - expected).total() <= (2 * 3 if case == "buckets" else 2)  # of three ranks, where none are left
+
+
+@pytest.mark.slow
+def test_under_accelerate_the_loader_stays_as_it_is(folder: Path, whole: Path, tmp_path: Path) -> None:
+    """`prepare` leaves it alone (it divides only a `DataLoader`'s samples), and save_state keeps where it stands."""
+    pytest.importorskip("accelerate")
+    done = torchrun(2, folder, tmp_path / "out", script="run_accelerate.py")
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads((tmp_path / f"out/rank-{rank}.json").read_text()) for rank in range(2)]
+    expected = steps(whole)
+    for rank, report in enumerate(reports):
+        assert (report["same"], report["processes"]) == (True, 2)
+        assert report["whole"] == [expected[step][rank]["ids"] for step in sorted(expected)]
+        assert report["rest"] == report["whole"][3:]
 
 
 @pytest.mark.slow

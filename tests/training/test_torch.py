@@ -161,6 +161,34 @@ def test_drop_last_leaves_full_batches(encoded: dict[str, bytes]) -> None:
         assert loader.epoch == 1
 
 
+def test_drop_last_of_too_few_is_told_so(encoded: dict[str, bytes]) -> None:
+    with (
+        TorchImageLoader(labelled(encoded), drop_last=True, **{**OPTIONS, "batch_size": 42}) as loader,
+        pytest.raises(ValueError, match="drop_last leaves nothing of 41 samples: a step takes 42 on each of 1 rank"),
+    ):
+        iter(loader)
+
+
+def test_no_image_one_image_and_more_ranks_than_images(encoded: dict[str, bytes]) -> None:
+    with TorchImageLoader(MemorySource([]), **OPTIONS) as loader:
+        assert (len(loader), list(loader)) == (0, [])
+    few = MemorySource(list(encoded.values())[:3], [{"label": number} for number in range(3)])
+    found = []
+    for rank in range(5):
+        with TorchImageLoader(few, shard=cd.Shard(rank, 5), **OPTIONS) as loader:
+            found += numbers(loader)
+    assert found == [[0], [1], [2], [0], [1]]
+
+
+def test_views_come_with_the_dict(folder: Path) -> None:
+    view = (transforms.Resize((8, 8)),)
+    with TorchImageLoader(folder, as_dict=True, views=[view], **OPTIONS) as loader:
+        for batch in loader:
+            assert batch["views"][view].shape == (len(batch["ids"]), 8, 8, 3)
+    with pytest.raises(ValueError, match="makes no images"):
+        TorchImageLoader(folder, views=[view], **{**OPTIONS, "transforms": None})
+
+
 @pytest.mark.parametrize(
     ("target", "expected", "dtype"),
     [
