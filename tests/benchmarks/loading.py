@@ -3,6 +3,7 @@
     make bench                                   # all rows over 2,000 photographs
     make bench ARGS='--corpus tiny'              # over 20,000 images of 64x64: what Python costs
     make bench ARGS='--bad 1%'                   # what damaged images cost the others
+    make bench ARGS='--train'                    # to random crops for training, in PyTorch
     make bench ARGS='--memory'                   # whether 10,000 batches leave memory flat
     make bench ARGS='--cpu-split'                # which of our threads the CPU time goes into
     make bench ARGS='--shards DIR --photos DIR'  # tars of your own; or photographs to cut the corpus from
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import corpus
+from tests.benchmarks import corpus, training
 from tests.benchmarks.harness import ROOT, Job, in_child, ratios, rounds, spread
 from tests.benchmarks.rows import DALI, DALI_JSON, DALI_LIMIT, LIMIT, NEMO, OURS, OURS_METADATA, ROWS, WEBDATASET
 
@@ -134,7 +135,8 @@ def main() -> None:
     parser.add_argument("--corpus", choices=["full", "tiny"], help="default: full; tiny with --memory")
     parser.add_argument("--shards", type=Path, help="a folder of tars instead (.jpg and .json members)")
     parser.add_argument("--photos", type=Path, help="a folder of further photographs for making the corpus")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"parts of names; of: {'; '.join(ROWS)}")
+    known = "; ".join([*ROWS, *training.ROWS])
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"parts of names; of: {known}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="default: .bench/results-TIME.json")
@@ -143,6 +145,7 @@ def main() -> None:
     modes.add_argument("--bad", nargs="?", const="1%", metavar="SHARE", help="damage this share of the images")
     modes.add_argument("--memory", nargs="?", const=10_000, type=int, metavar="BATCHES")
     modes.add_argument("--cpu-split", action="store_true")
+    modes.add_argument("--train", action="store_true", help="the rows of training.py")
     args = parser.parse_args()
     args.corpus = args.corpus or ("tiny" if args.memory else "full")
 
@@ -160,6 +163,10 @@ def main() -> None:
         results = memory(args, shards)
     elif args.cpu_split:
         results = cpu_split(args, shards)
+    elif args.train:
+        names = [n for n in training.ROWS if not args.rows or any(part in n for part in args.rows)]
+        header, lines, results = training.compare({name: job(name, shards, args) for name in names}, args.rounds)
+        print(table(header, lines))
     else:
         names = [n for n in ROWS if any(part in n for part in args.rows)] if args.rows else DEFAULT_ROWS[args.corpus]
         results = compare({name: job(name, shards, args) for name in names}, args)
