@@ -180,6 +180,7 @@ class ImageLoader:
         the batch holds.
         """
         self._stop_pass()
+        self._order.prepare(self._epoch)  # here and not in a thread, so that Ctrl-C ends it
         self._position, self._resume = self._resume, 0
         self.errors, self.stats = [], LoaderStats()
         if self._decoder is None:

@@ -29,7 +29,7 @@ def order_of(source: Source, shuffle: Shuffle | None, buckets: Buckets | None, r
         max_pixels: Larger images count as unreadable.
     """
     order: Order
-    if isinstance(source, Mixture):
+    if isinstance(source, Mixture) and source.weights is not None:
         sizes = [part.shard_sizes for part in source.sources.values()]
         order = MixedOrder(
             shuffle, sizes, list(source.sources), list(quantise(source.weights).values()), source.samples

@@ -14,7 +14,7 @@ from curator_dali.sources import Mixture, Source
 __all__ = ["TargetError", "Targets"]
 
 _PROBES = 8
-_FIX = "give target= another field, or a function of the ImageObject"
+_FIX = "give target= another field, a function of the ImageObject, or None for images alone"
 
 
 class TargetError(ValueError):

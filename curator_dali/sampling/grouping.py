@@ -62,6 +62,10 @@ class BucketedOrder(Order):
         """Positions of an epoch."""
         return self._base.num_samples
 
+    def prepare(self, epoch: int) -> None:
+        """Read the headers, and cut the epoch."""
+        self._planned(epoch)
+
     def indices(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """Sample indices; this makes the epoch's plan first, which goes once over all of its positions."""
         return self._base.indices(self._planned(epoch).base_positions(positions), epoch)

@@ -65,7 +65,8 @@ class MixedOrder(Order):
     Memory is constant (the pattern of a period).
 
     Args:
-        shuffle: None draws each source in its own order, and spreads the sources evenly over a period.
+        shuffle: None draws each source in its own order, and spreads the sources evenly over a period (then ranks of
+            a world size that divides the period do not all see every source).
         shard_sizes: For each source (S,) int64, its samples a shard.
         names: Of the sources.
         counts: Draws of each source in a period.

@@ -31,6 +31,9 @@ class Order(ABC):
     def describe(self, epoch: int = 0) -> dict[str, Any]:
         """What the order of an epoch depends on, as plain JSON: kept in a loader's state to refuse a wrong resume."""
 
+    def prepare(self, epoch: int) -> None:  # noqa: B027 - only some have anything to do
+        """Do what an epoch needs once before its first step, and what may take long."""
+
     def resume(self, state: dict[str, Any]) -> Order:
         """The order that goes on with an epoch begun elsewhere, from the state that was saved there."""
         return self

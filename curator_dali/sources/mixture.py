@@ -27,10 +27,10 @@ class Mixture(Source):
 
     Args:
         sources: Name -> source, or what `open_source` opens.
-        weights: Name -> share of the draws; only ratios matter. None: by size, so that all samples are seen equally
-            often. A source with more draws than samples repeats them within an epoch; of one with fewer, the next
-            epoch goes on where this one stopped.
-        samples: Draws an epoch; by default as many as there are samples in all.
+        weights: Name -> share of the draws; only ratios matter. A source with more draws than samples repeats them
+            within an epoch; of one with fewer, the next epoch goes on where this one stopped. None: every sample
+            once an epoch, as if they were of one source.
+        samples: Draws an epoch, with weights; by default as many as there are samples in all.
         name: The data set's name.
 
     Raises:
@@ -50,8 +50,8 @@ class Mixture(Source):
             raise ValueError(f'a mixture takes sources by name, as {{"a": "a/*.tar", "b": source_b}}, not {sources!r}')
         if weights is not None and set(weights) != set(sources):
             raise ValueError(f"weights are of {sorted(weights)}, sources are {sorted(sources)}: give each its own")
-        if samples is not None and samples < 1:
-            raise ValueError(f"samples is {samples}; give the draws of an epoch, at least 1")
+        if samples is not None and (samples < 1 or weights is None):
+            raise ValueError(f"samples is {samples}; give the draws of an epoch, at least 1, together with weights")
         self.name = name
         self.sources = {key: open_source(source) for key, source in sources.items()}
         self._owned = [self.sources[key] for key, source in sources.items() if self.sources[key] is not source]
@@ -62,9 +62,7 @@ class Mixture(Source):
                 raise ValueError(f"the source {key!r} is empty: leave it out of the mixture")
         self._sizes = np.array([len(source) for source in self.sources.values()], np.int64)
         self._ends = np.cumsum(self._sizes)
-        self.weights = {
-            key: float(weights[key] if weights is not None else len(source)) for key, source in self.sources.items()
-        }
+        self.weights = None if weights is None else {key: weights[key] for key in self.sources}
         self.samples = samples or int(self._ends[-1])
         self.read_ahead = max(source.read_ahead for source in self.sources.values())
 
