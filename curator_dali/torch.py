@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ import torch
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.decoding import Decoded
 from curator_dali.errors import ImageError
-from curator_dali.loader import ImageLoader, LoaderStats
+from curator_dali.loader import ImageLoader
+from curator_dali.padding import Padded, pad_images
 from curator_dali.sources import Source
+from curator_dali.stats import LoaderStats
 from curator_dali.targets import TargetError, Targets
 from curator_dali.transforms import Normalize
 
@@ -23,18 +25,6 @@ __all__ = ["Padded", "TargetError", "TorchImageLoader", "pad_images"]
 logger = logging.getLogger(__name__)
 
 Layout = Literal["NCHW", "NHWC"]
-
-
-class Padded(NamedTuple):
-    """Images of different sizes in one tensor.
-
-    Attributes:
-        images: (N, H, W, C) or (N, C, H, W), zero where there is no image.
-        mask: (N, H, W) bool on the same device, true where there is one.
-    """
-
-    images: torch.Tensor
-    mask: torch.Tensor
 
 
 class TorchImageLoader:
@@ -111,6 +101,7 @@ class TorchImageLoader:
         self._channels_first = bool(normalize) and normalize[-1].layout == "CHW"
         self._begun = False  # whether batches of the loader's epoch were taken
         self._current: object = None  # which iterator is the running one
+        self._wanted: int | None = None  # the epoch that was chosen while a pass was under way
         self._warned = False
         try:
             self._check_ranks()
@@ -165,9 +156,16 @@ class TorchImageLoader:
         return len(self.loader)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass. The one that `load_state_dict` restored goes on where it was left."""
-        self._current, self._begun = None, False
-        self.loader.set_epoch(epoch)
+        """Choose the epoch of the next pass. The one that `load_state_dict` restored goes on where it was left.
+
+        A pass of which batches were taken goes on, as with a `DistributedSampler`.
+        """
+        if self._begun and self._current is not None:
+            if epoch < 0:
+                raise ValueError(f"epoch is {epoch}; give a number of at least 0")
+            self._wanted = epoch
+        else:
+            self._move_to(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loop stands, as plain JSON; the same on all ranks after the same number of steps."""
@@ -175,8 +173,8 @@ class TorchImageLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next pass go on where `state` was taken; see `ImageLoader.load_state_dict`."""
-        self._current, self._begun = None, False
         self.loader.load_state_dict(state)
+        self._current, self._wanted, self._begun = None, None, False
 
     def __iter__(self) -> Iterator[Any]:
         self._check_ranks()
@@ -186,20 +184,32 @@ class TorchImageLoader:
                 f"drop_last leaves nothing of {self.loader.num_samples} samples: a step takes {self.batch_size} on "
                 f"each of {world} rank(s); give a smaller batch_size, or drop_last=False"
             )
-        if self._begun:
-            self.loader.set_epoch(self.epoch + 1)
-        self._begun = False
+        if self._wanted is not None:
+            self._move_to(self._wanted)
+        elif self._begun:
+            self._move_to(self.epoch + 1)
         self._current = running = object()
-        return self._batches(running, self.loader.steps())
+        return self._batches(running)
 
-    def _batches(self, running: object, steps: Iterator[tuple[Decoded, ImageBatch | None]]) -> Iterator[Any]:
-        for decoded, found in steps:
-            batch = self._fill(decoded, found)
-            self._begun = True
-            yield self._out(batch)
-        if running is self._current:  # it ended by itself: nobody stopped it
-            self._current, self._begun = None, False
-            self.loader.set_epoch(self.epoch + 1)
+    def _batches(self, running: object) -> Iterator[Any]:
+        if running is not self._current:  # another iterator was made before this one was used
+            return
+        try:
+            for decoded, found in self.loader.steps():
+                batch = self._fill(decoded, found)
+                self._begun = True
+                yield self._out(batch)
+            if running is self._current:  # it ended by itself: nobody stopped it
+                done, wanted = self.epoch, self._wanted
+                self._move_to(done + 1 if wanted is None or wanted == done else wanted)
+        finally:
+            if running is self._current:
+                self._current = None
+
+    def _move_to(self, epoch: int) -> None:
+        """Let the next pass be of this epoch."""
+        self.loader.set_epoch(epoch)
+        self._wanted, self._begun = None, False
 
     def _fill(self, decoded: Decoded, batch: ImageBatch | None) -> ImageBatch:
         """The batch of a step in which some images, or all, may be bad."""
@@ -280,27 +290,3 @@ class TorchImageLoader:
 
     def __repr__(self) -> str:
         return f"TorchImageLoader({self.loader!r})"
-
-
-def pad_images(images: Any, multiple: int = 1, *, channels_first: bool = False) -> Padded:
-    """Put images of different sizes into the upper left corners of one tensor.
-
-    Args:
-        images: N tensors (H_i, W_i, C), or (C, H_i, W_i), on one device; or one tensor of equal ones.
-        multiple: Height and width are rounded up to a multiple of this.
-        channels_first: Which of the two.
-    """
-    rows = 1 if channels_first else 0
-    sizes = [tuple(image.shape[rows : rows + 2]) for image in images]
-    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
-    mask = torch.zeros((len(images), height, width), dtype=torch.bool, device=images[0].device)
-    for one, (h, w) in zip(mask, sizes, strict=True):
-        one[:h, :w] = True
-    if isinstance(images, torch.Tensor) and sizes[0] == (height, width):
-        return Padded(images, mask)
-    channels = images[0].shape[0 if channels_first else 2]
-    shape = (channels, height, width) if channels_first else (height, width, channels)
-    padded = images[0].new_zeros((len(images), *shape))
-    for one, image, (h, w) in zip(padded, images, sizes, strict=True):
-        (one[:, :h, :w] if channels_first else one[:h, :w]).copy_(image)
-    return Padded(padded, mask)

@@ -131,6 +131,31 @@ def test_a_pass_that_is_left_early_is_over(encoded: dict[str, bytes]) -> None:
         assert loader.epoch == 2
 
 
+def test_an_epoch_chosen_during_a_pass_is_for_the_next(encoded: dict[str, bytes]) -> None:
+    """Lightning makes the iterator, takes a batch, and only then calls set_epoch."""
+    with TorchImageLoader(labelled(encoded), shuffle=1, **OPTIONS) as loader:
+        epochs = [numbers(loader) for _ in range(6)]
+        loader.set_epoch(0)
+        for epoch, (chosen, then) in enumerate([(0, 1), (1, 2), (5, 5)]):
+            running = iter(loader)
+            first = next(running)[1].tolist()
+            loader.set_epoch(chosen)
+            assert loader.state_dict()["position"] == 6
+            assert [first, *numbers(running)] == epochs[epoch]
+            assert loader.epoch == then
+        running = iter(loader)
+        next(running)
+        loader.set_epoch(2)
+        assert numbers(loader) == epochs[2]  # the running pass is left
+        for _batch in loader:
+            break
+        loader.set_epoch(3)  # again, from its beginning
+        assert loader.state_dict()["position"] == 0
+        assert numbers(loader) == epochs[3]
+        with pytest.raises(ValueError, match="epoch is -1"):
+            loader.set_epoch(-1)
+
+
 def test_states_between_inside_and_at_the_end_of_epochs(encoded: dict[str, bytes]) -> None:
     def make() -> TorchImageLoader:
         return TorchImageLoader(labelled(encoded), shuffle=1, **OPTIONS)
