@@ -115,6 +115,14 @@ def test_every_pass_is_another_epoch_as_with_a_shuffling_dataloader(encoded: dic
         assert numbers(loader) == second
 
 
+def test_shuffle_takes_true_and_false_as_dataloader_does(encoded: dict[str, bytes]) -> None:
+    with TorchImageLoader(labelled(encoded), shuffle=False, **OPTIONS) as loader:
+        assert list(chain(*numbers(loader))) == list(range(COUNT))
+        assert loader.loader.shuffle is None
+    with TorchImageLoader(labelled(encoded), shuffle=True, **OPTIONS) as loader:
+        assert loader.loader.shuffle == cd.Shuffle(0)
+
+
 def test_a_pass_that_is_left_early_is_over(encoded: dict[str, bytes]) -> None:
     """Else a loop over the first batches alone would see the same ones every time."""
     with TorchImageLoader(labelled(encoded), shuffle=1, **OPTIONS) as loader:
