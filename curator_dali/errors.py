@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["CuratorDaliError", "ImageError", "SourceError", "TooManyErrors", "write_errors"]
+from curator_dali.files import AtomicFile
+
+__all__ = ["CuratorDaliError", "ImageError", "OutputError", "SourceError", "TooManyErrors", "write_errors"]
 
 
 class CuratorDaliError(Exception):
@@ -16,6 +18,10 @@ class CuratorDaliError(Exception):
 
 class SourceError(CuratorDaliError):
     """A source cannot be opened or read at all (not: one bad image in it)."""
+
+
+class OutputError(CuratorDaliError):
+    """An output cannot be written, or an earlier one cannot be read or does not fit what is to be done with it."""
 
 
 class TooManyErrors(CuratorDaliError):
@@ -54,25 +60,25 @@ class ImageError(CuratorDaliError):
 def write_errors(errors: Iterable[ImageError], path: str | Path) -> None:
     """Write bad images to `path`, one row each: `.parquet`, `.jsonl` or `.json` by its ending.
 
-    The file appears whole: it is written beside its place and renamed.
+    The file appears whole, or not at all.
 
     Raises:
         ValueError: The ending is none of these.
+        OSError: It cannot be written.
     """
     path = Path(path)
     rows = [asdict(error) for error in errors]
     if path.suffix not in (".parquet", ".jsonl", ".json"):
         raise ValueError(f"cannot write errors to {str(path)!r}: the name must end in .parquet, .jsonl or .json")
-    partial = path.with_name(f".{path.name}.partial")
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    with AtomicFile(path) as file:
+        if path.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
-        columns = ["image_id", "image_path", "shard", "reason"]
-        schema = pa.schema([(name, pa.string()) for name in columns] + [("index", pa.int64())])
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-    elif path.suffix == ".jsonl":
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        partial.write_text(json.dumps(rows, indent=1))
-    partial.replace(path)
+            columns = ["image_id", "image_path", "shard", "reason"]
+            schema = pa.schema([(name, pa.string()) for name in columns] + [("index", pa.int64())])
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
+        elif path.suffix == ".jsonl":
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        else:
+            file.write(json.dumps(rows, indent=1).encode())

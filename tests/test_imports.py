@@ -52,7 +52,8 @@ LAYERS: dict[str, set[str]] = {
     "transforms": {"sampling", "pipelines"},
     "pipelines": {"arrays"},
     "sampling": {"errors"},
-    "errors": set(),
+    "errors": {"files"},
+    "files": set(),
 }
 # Modules that exist for the sake of a library may import it when they are imported themselves.
 MAY_BE_HEAVY = {"torch", "ray", "nemo"}

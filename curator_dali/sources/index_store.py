@@ -5,7 +5,6 @@ A file is a few arrays as `np.save` writes them, one after the other; the first,
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
@@ -17,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.files import is_remote, write_file
 from curator_dali.sources.base import HEADER_DTYPE
-from curator_dali.sources.storage import Stat, is_remote
+from curator_dali.sources.storage import Stat
 from curator_dali.sources.tar_index import TarIndex
 
 __all__ = ["index_path", "load_headers", "load_index", "peek_index", "save_headers", "save_index"]
@@ -129,15 +129,10 @@ def _parse_head(data: bytes, stat: Stat) -> list[int] | None:
 
 
 def _write(path: Path, *parts: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{id(parts):x}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.writelines(parts)
-        partial.replace(path)
+        write_file(path, *parts, sync=False)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         _warn_unwritable(str(path.parent.parent), str(error))
 
 

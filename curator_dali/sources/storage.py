@@ -12,7 +12,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from curator_dali import files
 from curator_dali.errors import SourceError
+from curator_dali.files import is_remote, one_line
 
 __all__ = [
     "LRU",
@@ -38,29 +40,16 @@ _THREADS = 16
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
-def is_remote(url: str) -> bool:
-    """Whether `url` is for fsspec (`s3://...`, `filecache::s3://...`) and not a path of this machine."""
-    return "://" in url or "::" in url
-
-
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of `url`, and the path in it.
 
     Raises:
         SourceError: fsspec does not know the protocol, or the package that it needs is missing.
     """
-    import fsspec
-
     try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise SourceError(f"cannot open {url!r}: {error}") from error
-    return fs, path
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one line of text."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        return files.filesystem(url)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
 
 
 def common_name(urls: Sequence[str]) -> str:

@@ -1,0 +1,370 @@
+"""Files that appear whole or not at all, here or behind fsspec; and what killed writers left is cleared away.
+
+Locally a file is written under a temporary name in its own folder, synced and renamed. A remote one is written to an
+unlinked file in the temporary folder ($TMPDIR) and uploaded once it is complete: an object store (S3, GCS, Azure)
+shows an object only when its upload is done; on any other filesystem it is uploaded under a temporary name and moved,
+which is atomic where that filesystem's rename is (SFTP, HDFS) and may show a partial file where it copies instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "AtomicFile",
+    "Written",
+    "filesystem",
+    "is_remote",
+    "make_folder",
+    "one_line",
+    "remove_leftovers",
+    "write_file",
+]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# An object is there when its upload is complete, and not before; renaming would copy it.
+_OBJECT_STORES = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "hf"])
+_LEFTOVER = re.compile(r"\..*\.(?P<host>[\w-]+)\.[0-9a-f]{16}\.partial", re.DOTALL)
+_IDLE = 3600.0  # seconds without a write until another machine's file counts as left behind
+_RETRY_DELAYS = (0.5, 2.0, 8.0)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
+_MAX_PARTS = 1024  # IOV_MAX of Linux
+
+
+class Written(NamedTuple):
+    """A finished file: its path or URL, bytes, and BLAKE2b-128 of the content in hex (empty if not asked for)."""
+
+    name: str
+    size: int
+    blake2b: str = ""
+
+
+def is_remote(url: str) -> bool:
+    """Whether `url` is for fsspec (`s3://...`, `filecache::s3://...`) and not a path of this machine."""
+    return "://" in url or "::" in url
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `url`, and the path in it.
+
+    Raises:
+        ValueError: fsspec does not know the protocol, or the package that it needs is missing.
+    """
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"cannot open {url!r}: {error}") from error
+    return fs, path
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of text."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class AtomicFile:
+    """A file being written, which nobody sees before `commit`; without one it is as if it had never been begun.
+
+    As a context manager it commits at the end, or discards if the block raises. It has as much of a binary file's
+    interface as `pyarrow` needs. Not thread-safe. Until it is committed the file is locked (flock), so that
+    `remove_leftovers` can tell it from what a killed process left.
+
+    Args:
+        url: Path or URL. A file that is there already is replaced.
+        digest: Whether to compute the content's BLAKE2b on the way.
+        sync: Whether the content must survive a power cut (fsync of the file and its folder); not for caches.
+
+    Raises:
+        OSError: The file cannot be created. All methods raise it too, for instance once the disk is full.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], *, digest: bool = False, sync: bool = True) -> None:
+        self.url = os.fspath(url)
+        self.size = 0
+        self._hash = hashlib.blake2b(digest_size=16) if digest else None
+        self._remote, self._sync = is_remote(self.url), sync
+        self._fd, self._partial, self._pid = -1, "", os.getpid()
+        if self._remote:
+            self._fd, spool = tempfile.mkstemp(prefix="curator-dali-")
+            os.unlink(spool)  # so that a kill leaves nothing; it is read again through /proc/self/fd
+        else:
+            self._open_beside()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file was committed or discarded."""
+        return self._fd < 0
+
+    def write(self, data: Any) -> int:
+        """Append bytes (any contiguous buffer); returns how many."""
+        return self.writev([memoryview(data).cast("B")])
+
+    def writev(self, parts: Sequence[bytes | memoryview]) -> int:
+        """Append buffers of bytes, without joining them; returns how many bytes."""
+        total = 0
+        for start in range(0, len(parts), _MAX_PARTS):
+            chunk = parts[start : start + _MAX_PARTS]
+            wanted = sum(map(len, chunk))
+            done = os.writev(self._fd, chunk) if wanted else 0
+            if done < wanted:  # a signal, a limit, or 2 GiB: go on, or learn the reason
+                done = self._write_rest(chunk, done)
+            total += done
+        self.size += total
+        if self._hash is not None:
+            for part in parts:
+                self._hash.update(part)
+        return total
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.size
+
+    def flush(self) -> None:
+        """Nothing to do: what is written is with the system."""
+
+    def readable(self) -> bool:
+        """False."""
+        return False
+
+    def writable(self) -> bool:
+        """True until it is closed."""
+        return not self.closed
+
+    def seekable(self) -> bool:
+        """False: an upload cannot be taken back."""
+        return False
+
+    def close(self) -> None:
+        """The same as `discard`, for what closes files by habit; nothing after a commit."""
+        self.discard()
+
+    def commit(self) -> Written:
+        """Let the file appear under its name.
+
+        Raises:
+            OSError: It could not be written; it is discarded.
+        """
+        if self.closed:
+            raise ValueError(f"{self.url} was committed or discarded already")
+        try:
+            if self._remote:
+                _upload(f"/proc/self/fd/{self._fd}", self.url)
+            else:
+                if self._sync:
+                    os.fsync(self._fd)
+                os.replace(self._partial, self.url)
+                self._partial = ""
+                if self._sync:
+                    _sync_folder(os.path.dirname(self.url) or ".")
+        except BaseException:
+            self.discard()
+            raise
+        self._close()
+        return Written(self.url, self.size, self._hash.hexdigest() if self._hash is not None else "")
+
+    def discard(self) -> None:
+        """Forget what was written. May be called again, and after a commit, when it does nothing."""
+        if self._partial and self._pid == os.getpid():  # not in a forked child
+            with contextlib.suppress(OSError):
+                os.unlink(self._partial)
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and not self.closed:
+            self.commit()
+        else:
+            self.discard()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.discard()
+
+    def _open_beside(self) -> None:
+        folder, name = os.path.split(self.url)
+        # 255 bytes are the usual limit of a name, so of a long one only the beginning.
+        short = os.fsdecode(os.fsencode(name)[:150])
+        while True:
+            path = os.path.join(folder, f".{short}.{_host()}.{secrets.token_hex(8)}.partial")
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            with contextlib.suppress(OSError):  # a filesystem without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                self._fd, self._partial = fd, path
+                return
+            os.close(fd)  # taken for a leftover before it was locked
+
+    def _write_rest(self, parts: Sequence[bytes | memoryview], done: int) -> int:
+        skip = done
+        for part in parts:
+            view = memoryview(part)
+            if skip >= len(view):
+                skip -= len(view)
+                continue
+            view, skip = view[skip:], 0
+            while view:
+                count = os.write(self._fd, view)
+                if count == 0:
+                    raise OSError(errno.EIO, "nothing more can be written", self.url)
+                view = view[count:]
+                done += count
+        return done
+
+    def _close(self) -> None:
+        fd, self._fd, self._partial = self._fd, -1, ""
+        if fd >= 0:
+            os.close(fd)
+
+
+def write_file(url: str | os.PathLike[str], *parts: bytes, sync: bool = True) -> None:
+    """Write a whole file, atomically; see `AtomicFile`."""
+    with AtomicFile(url, sync=sync) as file:
+        file.writev(parts)
+
+
+def make_folder(url: str) -> None:
+    """Make a folder (and those above it) and make sure that files can be written to it.
+
+    Raises:
+        OSError: It cannot be made, or not be written to.
+        ValueError: fsspec cannot open the URL.
+    """
+    probe = f"{url.rstrip('/')}/.probe-{secrets.token_hex(8)}"
+    if is_remote(url):
+        fs, path = filesystem(url)
+        fs.makedirs(path, exist_ok=True)
+        write_file(probe, b"probe")
+        fs.rm_file(filesystem(probe)[1])
+    else:
+        os.makedirs(url, exist_ok=True)
+        with AtomicFile(probe, sync=False) as file:
+            file.write(b"probe")
+            file.discard()
+
+
+def remove_leftovers(folder: str) -> list[str]:
+    """Remove what killed writers left in a folder (not in those below it); returns the names removed.
+
+    A file that is still being written is locked by its writer and stays. One of another machine must, besides, not
+    have been written to for an hour: locks may not reach across a network filesystem. Remote folders are left to that
+    rule alone, where the filesystem tells times; of object stores, interrupted uploads are no objects (set a
+    lifecycle rule for incomplete uploads).
+    """
+    removed: list[str] = []
+    if is_remote(folder):
+        fs, path = filesystem(folder)
+        with contextlib.suppress(FileNotFoundError):
+            for info in fs.ls(path, detail=True):
+                name = info["name"].rpartition("/")[2]
+                if _LEFTOVER.fullmatch(name) and time.time() - _modified(info) > _IDLE:
+                    with contextlib.suppress(OSError):
+                        fs.rm_file(info["name"])
+                        removed.append(name)
+        return removed
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _LEFTOVER.fullmatch(entry.name)
+            if match is not None and _unlink_left(entry.path, match["host"]):
+                removed.append(entry.name)
+    if removed:
+        logger.info("removed %d unfinished files of killed runs in %s", len(removed), folder)
+    return removed
+
+
+def _unlink_left(path: str, host: str) -> bool:
+    """Unlink a file that nobody writes any more; returns whether that was so."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        left = time.time() - os.fstat(fd).st_mtime > _IDLE
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left = left or host == _host()
+        except BlockingIOError:
+            return False
+        except OSError:  # a filesystem without locks
+            pass
+        if left:  # with the lock in hand: who opened it just now will find that it is gone
+            os.unlink(path)
+        return left
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _modified(info: dict[str, Any]) -> float:
+    for field in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(field)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+    return time.time()
+
+
+def _upload(path: str, url: str) -> None:
+    fs, target = filesystem(url)
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if protocols & _OBJECT_STORES:
+        _retry(lambda: fs.put_file(path, target))
+        return
+    folder, _, name = target.rpartition("/")
+    partial = f"{folder}/.{name[:150]}.{_host()}.{secrets.token_hex(8)}.partial"
+    try:
+        _retry(lambda: fs.put_file(path, partial))
+        _retry(lambda: fs.mv(partial, target))
+    except BaseException:
+        with contextlib.suppress(Exception):
+            fs.rm_file(partial)
+        raise
+
+
+def _retry(function: Callable[[], T]) -> T:
+    for delay in _RETRY_DELAYS:
+        try:
+            return function()
+        except _FINAL:
+            raise
+        except Exception as error:
+            logger.warning("a remote write failed, trying again: %s", one_line(error))
+            time.sleep(delay)
+    return function()
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # some network filesystems cannot
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname(), flags=re.ASCII)[:40] or "host"

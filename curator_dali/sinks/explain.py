@@ -1,0 +1,76 @@
+"""Paths of outputs, and what went wrong with one, in words that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from curator_dali import files
+from curator_dali.errors import OutputError
+from curator_dali.files import is_remote, one_line
+
+__all__ = ["explained", "join", "prepare_folder"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def join(folder: str, name: str) -> str:
+    """The path or URL of `name` in `folder`."""
+    return f"{folder.rstrip('/') or '/'}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn what a filesystem raises about `url` into an `OutputError`."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {url}: {_reason(url, error)}") from error
+    except Exception as error:
+        if not is_remote(url):
+            raise
+        raise OutputError(f"cannot write {url}: {one_line(error)}") from error  # stores raise kinds of their own
+
+
+def prepare_folder(url: str) -> str:
+    """Make an output folder, make sure that it can be written to, and clear what killed runs left in it.
+
+    Returns:
+        The folder, absolute where it is local.
+
+    Raises:
+        OutputError: It cannot be written to.
+    """
+    folder = url.rstrip("/") if is_remote(url) else os.path.abspath(os.fspath(url))
+    with explained(folder):
+        files.make_folder(folder)
+    files.remove_leftovers(folder)
+    return folder
+
+
+def _reason(url: str, error: OSError) -> str:
+    if error.errno in _FULL:
+        free = ""
+        if not is_remote(url):
+            usage = shutil.disk_usage(_existing(url))
+            free = f" ({usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB are free)"
+        return f"the disk is full{free}. What is finished stays: make room, and run the same command again"
+    if error.errno == errno.EFBIG:
+        return "it is larger than this process may write (see ulimit -f), or than the filesystem allows"
+    if error.errno in _FORBIDDEN:
+        return f"{error.strerror}. Choose a folder that you may write to, or change its permissions"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{error.strerror}: a file stands where a folder should be"
+    return error.strerror or one_line(error)
+
+
+def _existing(path: str) -> str:
+    while path and not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path or "/"

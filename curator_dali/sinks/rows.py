@@ -1,0 +1,171 @@
+"""Reading what a curation wrote: rows and embeddings, a bounded piece at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.errors import OutputError
+from curator_dali.files import is_remote
+from curator_dali.sinks import store
+from curator_dali.sinks.explain import join
+from curator_dali.sinks.manifest import Manifest
+from curator_dali.sinks.parquet import EMBEDDING, FORMAT, METADATA_KEY
+
+__all__ = ["RowFiles"]
+
+
+class RowFiles:
+    """The Parquet files of an output, read in order, row after row.
+
+    Args:
+        url: An output folder (its finished parts, in order; without a manifest all `*.parquet` by name), or one file.
+
+    Attributes:
+        files: Their paths or URLs.
+        schema: The `pyarrow.Schema`.
+        lineage: What the values were computed with.
+        embedding_dim: Numbers in an embedding; 0 where there are none.
+
+    Raises:
+        OutputError: There are no rows, or the files are of another format or of different schemas.
+    """
+
+    def __init__(self, url: str) -> None:
+        import pyarrow.parquet as pq
+
+        self.files = _find(url)
+        if not self.files:
+            raise OutputError(f"{url} has no rows: it is no output of a curation, or of one that has finished no part")
+        with store.open_input(self.files[0]) as file:
+            self.schema = _checked(self.files[0], pq, file).schema_arrow
+        about = json.loads((self.schema.metadata or {})[METADATA_KEY])
+        self.lineage: dict[str, Any] = about["lineage"]
+        kind = self.schema.field(EMBEDDING).type if EMBEDDING in self.schema.names else None
+        self.embedding_dim: int = 0 if kind is None else kind.list_size
+
+    def require(self, names: Sequence[str]) -> None:
+        """Make sure that columns are there.
+
+        Raises:
+            OutputError: Some are not; names those that are.
+        """
+        if missing := [name for name in names if name not in self.schema.names]:
+            raise OutputError(f"the output has no columns {missing}; it has {', '.join(self.schema.names)}")
+
+    def __len__(self) -> int:
+        """Number of rows: of the files' footers."""
+        import pyarrow.parquet as pq
+
+        total = 0
+        for url in self.files:
+            with store.open_input(url) as file:
+                total += _checked(url, pq, file).metadata.num_rows
+        return total
+
+    def batches(self, columns: Sequence[str] | None = None, *, rows: int = 65_536) -> Iterator[Any]:
+        """`pyarrow.RecordBatch`es in order; in memory are one at a time and the row group that it is from.
+
+        Args:
+            columns: Which; by default all.
+            rows: Rows of a batch, at the most.
+
+        Raises:
+            OutputError: A column is missing, or a file is of another format, of another schema, or damaged.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if columns is not None:
+            self.require(columns)
+        for url in self.files:
+            with store.open_input(url) as file:
+                parquet = _checked(url, pq, file)
+                if not parquet.schema_arrow.equals(self.schema):
+                    raise OutputError(f"{url} has other columns than {self.files[0]}: they are of different runs")
+                try:
+                    yield from parquet.iter_batches(rows, columns=None if columns is None else list(columns))
+                except (pa.ArrowInvalid, OSError) as error:
+                    raise OutputError(f"{url} is damaged: {error}") from error
+
+    def columns(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Whole columns as numpy arrays: name -> (N,), null as NaN in floats and as None (object) elsewhere."""
+        import pyarrow as pa
+
+        fields = [self.schema.field(name) for name in names if name in self.schema.names]
+        table = pa.Table.from_batches(self.batches(names), pa.schema(fields))
+        return {name: _to_numpy(table.column(name)) for name in names}
+
+    def embeddings(
+        self, *, rows: int = 65_536, dtype: str = "float32"
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """Embeddings in order, without the rows that have none.
+
+        Args:
+            rows: Rows of a piece, at the most.
+            dtype: What to give them as: "float32" or "float16".
+
+        Yields:
+            (n,) int64, the rows' numbers in this output (0 is the first row of the first file), and (n, D).
+
+        Raises:
+            OutputError: There are none, or as `batches`.
+        """
+        if not self.embedding_dim:
+            raise OutputError("the output has no embeddings: curate again, and have them written")
+        at = 0
+        for batch in self.batches([EMBEDDING], rows=rows):
+            column = batch.column(0)
+            there = np.arange(at, at + len(batch))
+            if column.null_count:
+                there = there[column.is_valid().to_numpy(zero_copy_only=False)]
+            at += len(batch)
+            values = column.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
+            yield there, values.reshape(-1, self.embedding_dim).astype(dtype, copy=False)
+
+
+def _to_numpy(column: Any) -> NDArray[Any]:
+    import pyarrow as pa
+
+    if column.null_count and not pa.types.is_floating(column.type):  # integers would become floats, hashes others
+        values = np.empty(len(column), object)
+        values[:] = column.to_pylist()
+        return values
+    array: NDArray[Any] = column.to_numpy()
+    return array
+
+
+def _find(url: str) -> list[str]:
+    if url.endswith(".parquet"):
+        return [url]
+    folder = url.rstrip("/") if is_remote(url) else url
+    if store.read(join(folder, "_manifest/run.json")) is not None:
+        parts = Manifest.load(folder).parts()
+        names = [file.name for part in parts for file in part.files if file.name.endswith(".parquet")]
+    else:
+        names = sorted(name for name in store.listing(folder) if name.endswith(".parquet") and name[0] != ".")
+    return [join(folder, name) for name in names]
+
+
+def _checked(url: str, pq: Any, file: Any) -> Any:
+    """The opened file, if it is one of ours and of this format."""
+    import pyarrow as pa
+
+    try:
+        parquet = pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise OutputError(f"{url} is no Parquet file, or damaged: {error}") from error
+    about = (parquet.schema_arrow.metadata or {}).get(METADATA_KEY)
+    if about is None:
+        raise OutputError(f"{url} was not written by a curation: its metadata has no {METADATA_KEY.decode()!r}")
+    found = json.loads(about)
+    if found.get("format") != FORMAT:
+        raise OutputError(
+            f"{url} was written in format {found.get('format')} by curator_dali {found.get('version')}; this version "
+            f"reads format {FORMAT}: use that version, or curate again"
+        )
+    return parquet
