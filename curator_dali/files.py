@@ -121,15 +121,21 @@ class AtomicFile:
         return self.writev([memoryview(data).cast("B")])
 
     def writev(self, parts: Sequence[bytes | memoryview]) -> int:
-        """Append buffers of bytes, without joining them; returns how many bytes."""
+        """Append buffers of bytes, without joining them; returns how many. If it fails, the file is discarded."""
+        if self.closed:
+            raise ValueError(f"{self.url} was committed or discarded already")
         total = 0
-        for start in range(0, len(parts), _MAX_PARTS):
-            chunk = parts[start : start + _MAX_PARTS]
-            wanted = sum(map(len, chunk))
-            done = os.writev(self._fd, chunk) if wanted else 0
-            if done < wanted:  # a signal, a limit, or 2 GiB: go on, or learn the reason
-                done = self._write_rest(chunk, done)
-            total += done
+        try:
+            for start in range(0, len(parts), _MAX_PARTS):
+                chunk = parts[start : start + _MAX_PARTS]
+                wanted = sum(map(len, chunk))
+                done = os.writev(self._fd, chunk) if wanted else 0
+                if done < wanted:  # a signal, a limit, or 2 GiB: go on, or learn the reason
+                    self._write_rest(chunk, done)
+                total += wanted
+        except BaseException:  # an interrupt, too: what was written of these is unknown
+            self.discard()
+            raise
         self.size += total
         if self._hash is not None:
             for part in parts:
@@ -217,8 +223,7 @@ class AtomicFile:
                 return
             os.close(fd)  # taken for a leftover before it was locked
 
-    def _write_rest(self, parts: Sequence[bytes | memoryview], done: int) -> int:
-        skip = done
+    def _write_rest(self, parts: Sequence[bytes | memoryview], skip: int) -> None:
         for part in parts:
             view = memoryview(part)
             if skip >= len(view):
@@ -230,8 +235,6 @@ class AtomicFile:
                 if count == 0:
                     raise OSError(errno.EIO, "nothing more can be written", self.url)
                 view = view[count:]
-                done += count
-        return done
 
     def _close(self) -> None:
         fd, self._fd, self._partial = self._fd, -1, ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from curator_dali.sinks.manifest import Manifest, Part
+from curator_dali.sinks.manifest import Manifest
 from curator_dali.sinks.parquet import ParquetWriter, RowSchema
 from curator_dali.sinks.part import PartWriter
+from curator_dali.sinks.records import Part
 from curator_dali.sinks.rows import RowFiles
 from curator_dali.sinks.tar import ShardedTarWriter, TarWriter
 

@@ -1,18 +1,19 @@
-"""Paths of outputs, and what went wrong with one, in words that say what to do."""
+"""Paths of outputs; and what went wrong with one, or differs from an earlier one, in words that say what to do."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from curator_dali import files
 from curator_dali.errors import OutputError
 from curator_dali.files import is_remote, one_line
 
-__all__ = ["explained", "join", "prepare_folder"]
+__all__ = ["differences", "explained", "join", "prepare_folder"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -52,6 +53,33 @@ def prepare_folder(url: str) -> str:
         files.make_folder(folder)
     files.remove_leftovers(folder)
     return folder
+
+
+def differences(then: Any, now: Any, where: str) -> list[str]:
+    """Where two JSON values differ, a line each: `settings.stages[2].min was 5.0 and is now 6.0`."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        names = dict.fromkeys([*then, *now])
+        pairs = [(f"{where}.{name}", then.get(name, _ABSENT), now.get(name, _ABSENT)) for name in names]
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        pairs = [(f"{where}[{number}]", *pair) for number, pair in enumerate(zip(then, now, strict=True))]
+    elif then == now and isinstance(then, bool) == isinstance(now, bool):
+        return []
+    else:
+        return [f"{where} was {_short(then)} and is now {_short(now)}"]
+    return [line for inner, old, new in pairs for line in differences(old, new, inner)]
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "not there"
+
+
+_ABSENT = _Absent()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _reason(url: str, error: OSError) -> str:

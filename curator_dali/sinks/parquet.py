@@ -173,9 +173,9 @@ class ParquetWriter:
 
     def discard(self) -> None:
         """Write no file. May be called again; after `close` it does nothing."""
-        if not self._file.closed:
-            self._batches.clear()
-            self._file.discard()
+        self._batches.clear()
+        self._file.discard()
+        self._writer.is_open = False  # else it would write a footer when it is collected
 
     def __enter__(self) -> Self:
         return self
@@ -191,10 +191,11 @@ class ParquetWriter:
         import pyarrow as pa
 
         if count:
-            table = pa.Table.from_batches(self._batches)
+            # In one piece, so that the file does not depend on how the rows came.
+            table = pa.Table.from_batches(self._batches).combine_chunks()
             with explained(self.url):
                 self._writer.write_table(table.slice(0, count), row_group_size=self._group)
-            self._batches = table.slice(count).combine_chunks().to_batches()
+            self._batches = table.slice(count).to_batches()
             self._held -= count
 
     def _to_arrow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.errors import OutputError
 from curator_dali.files import Written
+from curator_dali.sinks import store
 from curator_dali.sinks.explain import join
-from curator_dali.sinks.manifest import Manifest, Part, part_name
+from curator_dali.sinks.manifest import Manifest
 from curator_dali.sinks.parquet import ParquetWriter, RowSchema
+from curator_dali.sinks.records import Part, part_name
 from curator_dali.sinks.tar import ShardedTarWriter
 
 if TYPE_CHECKING:
@@ -66,6 +70,7 @@ class PartWriter:
         self._parquet = ParquetWriter(join(manifest.folder, f"{name}.parquet"), schema, lineage=lineage)
         self._seen = np.zeros(stop - start, bool)
         self._counts: Counter[str] = Counter(dict.fromkeys(("kept", "dropped", "failed"), 0))
+        self._written: list[Written] = []
         self._done = False
 
     def write(
@@ -119,19 +124,25 @@ class PartWriter:
                 f"{len(lacking)} samples of [{self.start}, {self.stop}) are missing: {lacking[:5].tolist()}"
             )
         written = [] if self._tars is None else self._tars.close()
-        written = [*written, self._parquet.close()]
-        files = tuple(Written(file.name.rpartition("/")[2], file.size, file.blake2b) for file in written)
+        self._written = [*written, self._parquet.close()]
+        files = tuple(Written(file.name.rpartition("/")[2], file.size, file.blake2b) for file in self._written)
         part = Part(self.start, self.stop, files, dict(self._counts), dict(info or {}))
         self._manifest.commit(part)
         self._done = True
         return part
 
     def discard(self) -> None:
-        """Leave nothing of the part that is not recorded. May be called again; after `commit` it does nothing."""
-        if not self._done:
-            self._parquet.discard()
-            if self._tars is not None:
-                self._tars.discard()
+        """Leave nothing of the part. May be called again; after `commit` it does nothing."""
+        if self._done:
+            return
+        self._done = True
+        self._parquet.discard()
+        if self._tars is not None:
+            self._tars.discard()
+        appeared = self._written if self._tars is None else [*self._written, *self._tars.written]
+        for file in appeared:
+            with contextlib.suppress(OutputError):  # else the next run removes it
+                store.remove(file.name)
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from curator_dali.errors import OutputError
 from curator_dali.files import Written, filesystem, is_remote, one_line
 from curator_dali.sinks.explain import join
 
-__all__ = ["compare", "listing", "open_input", "read", "read_many", "remove"]
+__all__ = ["compare", "listing", "names", "open_input", "read", "read_many", "remove"]
 
 _AT_ONCE = 1000  # remote files
 
@@ -34,6 +34,16 @@ def listing(folder: str) -> dict[str, int]:
                 with contextlib.suppress(FileNotFoundError):
                     sizes[entry.name] = entry.stat().st_size
     return sizes
+
+
+def names(folder: str) -> list[str]:
+    """Names of what is right in a folder, in no order; empty where there is no folder."""
+    if is_remote(folder):
+        return list(listing(folder))
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
 
 
 def open_input(url: str) -> IO[bytes]:
