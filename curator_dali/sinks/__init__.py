@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from curator_dali.sinks.accounting import Accounts, account
 from curator_dali.sinks.manifest import Manifest
 from curator_dali.sinks.parquet import ParquetWriter, RowSchema
 from curator_dali.sinks.part import PartWriter
@@ -10,6 +11,7 @@ from curator_dali.sinks.rows import RowFiles
 from curator_dali.sinks.tar import ShardedTarWriter, TarWriter
 
 __all__ = [
+    "Accounts",
     "Manifest",
     "ParquetWriter",
     "Part",
@@ -18,4 +20,5 @@ __all__ = [
     "RowSchema",
     "ShardedTarWriter",
     "TarWriter",
+    "account",
 ]

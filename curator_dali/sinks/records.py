@@ -93,6 +93,7 @@ class Records:
     def __init__(self, folder: str) -> None:
         self._packed = join(folder, _PACKED)
         self._loose = join(folder, "parts")
+        self._were_packed: set[tuple[int, int]] = set()
 
     def write(self, part: Part) -> None:
         """Record a part.
@@ -115,6 +116,7 @@ class Records:
     def read(self) -> tuple[list[Part], dict[str, str]]:
         """The parts in order; and of records that are damaged, name -> what is wrong."""
         found = {(part.start, part.stop): part for part in self._read_packed()}
+        self._were_packed = set(found)
         bad: dict[str, str] = {}
         names = sorted(name for name in store.names(self._loose) if name.endswith(".json") and name[0] != ".")
         for name, data in store.read_many(self._loose, names):
@@ -130,23 +132,22 @@ class Records:
     def keep_only(self, parts: Iterable[Part], pack_from: int) -> None:
         """Remove all other records, and pack these into one file if at least `pack_from` are loose.
 
-        For the one process that has the folder to itself: at any moment, what is read is the old or the new state, or
-        lies in between.
+        For the one process that has the folder to itself, after `read`. A kill on the way leaves records twice, or
+        some that were to be removed, but loses none.
 
         Raises:
             OutputError: A file cannot be written or removed.
         """
-        kept = {f"{part_name(part.start, part.stop)}.json": part for part in parts}
+        kept = {(part.start, part.stop): part for part in parts}
         loose = store.names(self._loose)
-        packed = self._read_packed()
         packing = len(loose) >= pack_from
-        if packing or any(f"{part_name(part.start, part.stop)}.json" not in kept for part in packed):
-            of_packed = {(part.start, part.stop) for part in packed}
-            lines = [part for part in kept.values() if packing or (part.start, part.stop) in of_packed]
+        if packing or not self._were_packed <= kept.keys():
+            lines = [part.to_json() + b"\n" for key, part in kept.items() if packing or key in self._were_packed]
             with explained(self._packed):
-                write_file(self._packed, *(part.to_json() + b"\n" for part in lines))
+                write_file(self._packed, *lines)
+        names = {f"{part_name(start, stop)}.json" for start, stop in kept}
         for name in loose:
-            if name.endswith(".json") and name[0] != "." and (packing or name not in kept):
+            if name.endswith(".json") and name[0] != "." and (packing or name not in names):
                 store.remove(join(self._loose, name))
 
     def _read_packed(self) -> list[Part]:
