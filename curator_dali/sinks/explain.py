@@ -13,7 +13,7 @@ from curator_dali import files
 from curator_dali.errors import OutputError
 from curator_dali.files import is_remote, one_line
 
-__all__ = ["differences", "explained", "join", "prepare_folder"]
+__all__ = ["differences", "explained", "join", "prepare_folder", "printable"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -22,6 +22,16 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 def join(folder: str, name: str) -> str:
     """The path or URL of `name` in `folder`."""
     return f"{folder.rstrip('/') or '/'}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def printable(text: str) -> str:
+    r"""Text in which what is no UTF-8 (undecodable bytes of a file's name, lone surrogates) shows as `\xNN`."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curator_dali import __version__
 from curator_dali.files import AtomicFile, Written
-from curator_dali.sinks.explain import explained
+from curator_dali.sinks.explain import explained, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -253,14 +253,10 @@ def _to_array(name: str, values: Sequence[Any] | NDArray[Any], kind: Any) -> Any
     import pyarrow as pa
 
     if str(kind) == "string":
-        values = [None if value is None else _printable(str(value)) for value in values]
+        values = [None if value is None else printable(str(value)) for value in values]
     try:
         if isinstance(values, np.ndarray) and values.dtype == object:
             values = values.tolist()
         return pa.array(values, kind, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise ValueError(f"column {name!r} is of type {kind}: {error}") from error
-
-
-def _printable(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

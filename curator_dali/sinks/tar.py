@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.files import AtomicFile, Written
-from curator_dali.sinks.explain import explained, join
+from curator_dali.sinks.explain import explained, join, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -62,8 +62,7 @@ def written_key(key: str) -> str:
     """
     if _USUAL_KEY.fullmatch(key):
         return key
-    text = key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\0", "_")
-    *folders, last = text.split("/")
+    *folders, last = printable(key).replace("\0", "_").split("/")
     kept = [name if name.strip(".") else "_" * len(name) for name in folders if name]
     return "/".join([*kept, last.replace(".", "_") or "_"])
 
