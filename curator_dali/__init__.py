@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from curator_dali import transforms
     from curator_dali.batch import ImageBatch, ImageObject, Task
     from curator_dali.display import contact_sheet
-    from curator_dali.errors import CuratorDaliError, ImageError, SourceError, TooManyErrors, write_errors
+    from curator_dali.errors import CuratorDaliError, ImageError, OutputError, SourceError, TooManyErrors, write_errors
     from curator_dali.joining import concat
     from curator_dali.loader import ImageLoader
     from curator_dali.sampling import Buckets, Position, Shard, Shuffle
@@ -32,6 +32,7 @@ _HOME = {
     "LoaderStats": "stats",
     "MemorySource": "sources",
     "Mixture": "sources",
+    "OutputError": "errors",
     "ParquetSource": "sources",
     "Position": "sampling",
     "Shard": "sampling",
@@ -58,6 +59,7 @@ __all__ = [
     "LoaderStats",
     "MemorySource",
     "Mixture",
+    "OutputError",
     "ParquetSource",
     "Position",
     "Shard",

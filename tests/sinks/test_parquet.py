@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator_dali import __version__
@@ -85,6 +85,7 @@ def test_a_file_is_what_its_schema_says(tmp_path: Path) -> None:
     assert table["embedding"].to_pylist()[:3] == embeddings[:3].tolist()
 
 
+@settings(deadline=None)  # files are written
 @given(st.integers(1, 200), st.integers(1, 64))
 def test_a_file_does_not_depend_on_how_its_rows_came(
     tmp_path_factory: pytest.TempPathFactory, step: int, more: int
@@ -103,6 +104,8 @@ def test_row_groups_are_bounded_in_bytes(tmp_path: Path) -> None:
             columns = {"image_id": names, "image_path": names, "index": range(500), "status": ["kept"] * 500}
             writer.write(columns, np.zeros((500, 4096), np.float32))
     file = pq.ParquetFile(tmp_path / "x.parquet")
+    column = file.metadata.row_group(0).column(file.metadata.num_columns - 1)
+    assert "BYTE_STREAM_SPLIT" in column.encodings
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     assert max(sizes) * 4096 * 4 <= 33 << 20
     assert sum(sizes) == 2500

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator_dali.errors import OutputError
@@ -119,6 +119,7 @@ def test_equal_samples_make_equal_tars(tmp_path: Path, samples: list[Sample]) ->
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=300)
 
 
+@settings(deadline=None)  # files are written
 @given(st.one_of(NAMES, st.from_regex(r"[a-z/.]{1,300}", fullmatch=True)), st.integers(0, 1 << 40))
 def test_headers_are_what_tarfile_would_read(name: str, size: int) -> None:
     header = tar_header(name, size)
@@ -168,6 +169,7 @@ def test_keys_that_readers_would_split_or_refuse_are_changed(key: str, written: 
     assert written_key(written) == written
 
 
+@settings(deadline=None)  # files are written
 @given(
     st.lists(
         st.one_of(st.sampled_from(["a", "a__2", "a.b", "a_b", "/a", "", ".", "x/a"]), st.text(max_size=4)), max_size=30
@@ -270,6 +272,7 @@ def test_tars_by_number_of_samples(tmp_path: Path) -> None:
     assert [file.size for file in tars.written] == [10240] * 3
 
 
+@settings(deadline=None, max_examples=40)  # files are written
 @given(st.lists(st.integers(0, 30_000), max_size=20), st.integers(1, 60_000))
 def test_tars_by_size(sizes: list[int], limit: int) -> None:
     folder = Path(os.environ["CURATOR_DALI_CACHE"]) / "by size"
