@@ -1,0 +1,43 @@
+"""What is alike: hashes and digests, near hashes, cosines of embeddings, groups. Pure functions on arrays.
+
+Exact duplicates are `same_digests` of `content_hash` or `pixel_hash`; near ones are `near_pairs` of `phash` or `dhash`;
+semantic ones are `similar_pairs` of embeddings. `group` makes groups of pairs and says what to keep. `pairs_between`,
+`near_between` and `nearest` compare one set with another and never a set with itself.
+"""
+
+from curator_dali.similarity.clusters import Clusters
+from curator_dali.similarity.cosine import nearest
+from curator_dali.similarity.digests import content_hash, pixel_hash, same_digests
+from curator_dali.similarity.grouping import Groups, Keep, Linkage, group, keep_order
+from curator_dali.similarity.hamming import near_between, near_pairs
+from curator_dali.similarity.hashes import dhash, from_hex, grey, phash, to_hex
+from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs
+from curator_dali.similarity.semantic import divide, pairs_between, similar_pairs
+from curator_dali.similarity.vectors import bad_rows
+
+__all__ = [
+    "MAX_PAIRS",
+    "Clusters",
+    "Groups",
+    "Keep",
+    "Linkage",
+    "Pairs",
+    "TooManyPairs",
+    "bad_rows",
+    "content_hash",
+    "dhash",
+    "divide",
+    "from_hex",
+    "grey",
+    "group",
+    "keep_order",
+    "near_between",
+    "near_pairs",
+    "nearest",
+    "pairs_between",
+    "phash",
+    "pixel_hash",
+    "same_digests",
+    "similar_pairs",
+    "to_hex",
+]

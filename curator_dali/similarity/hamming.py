@@ -1,0 +1,165 @@
+"""Perceptual hashes that differ in a few bits: all pairs, exactly, without comparing all with all.
+
+The 64 bits are dealt into m bands. Two hashes that differ in at most k bits agree in at least m - k bands, so it is
+enough to compare hashes that agree in some a = m - k bands: for each choice of a bands out of m, sort by these bits and
+compare within equal ones (Norouzi, Punjani, Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", 2012, have
+a = 1). The number of bands is chosen so that equal ones are few and choices not many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import combinations
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
+from curator_dali.similarity.vectors import Progress
+
+__all__ = ["near_between", "near_pairs"]
+
+_AT_ONCE = 2**21  # comparisons; 16 MB an array
+_SORT, _COMPARE = 200.0, 10.0  # nanoseconds: to sort and to look up a hash, to compare two
+
+
+def near_pairs(
+    hashes: NDArray[np.uint64],
+    distance: int,
+    *,
+    max_pairs: int = MAX_PAIRS,
+    progress: Progress | None = None,
+) -> Pairs:
+    """All pairs of hashes that differ in at most `distance` bits; none is missing.
+
+    Equal hashes (blank images have one, however many they are) are found first, and take part once.
+
+    Args:
+        hashes: (N,) uint64.
+        distance: Bits, 0 to 16. Up to 6 a million hashes take seconds; the time grows steeply with more.
+        max_pairs: More than these are an error.
+        progress: Called with choices of bands done and choices in all.
+
+    Returns:
+        Pairs of rows, with their distance.
+
+    Raises:
+        ValueError: `distance` is out of range, or the hashes are not (N,) uint64.
+        TooManyPairs: More than `max_pairs` pairs of different hashes.
+    """
+    hashes = _checked(hashes, "hashes", distance)
+    values, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    same = first[group].astype(np.int64)
+    found = Collector(max_pairs)
+    choices = _choices(len(values), distance) if distance else []
+    for done, bits in enumerate(choices):
+        keys = _extract(values, bits)
+        order = np.argsort(keys)
+        keys, ordered = keys[order], values[order]
+        # from each to the last that agrees with it
+        bounds = np.flatnonzero(np.concatenate([keys[1:] != keys[:-1], np.ones(min(1, len(keys)), bool)])) + 1
+        stop = np.repeat(bounds, np.diff(bounds, prepend=0))
+        for i, j, apart in _compare(ordered, ordered, np.arange(1, len(keys) + 1), stop, distance):
+            found.add(first[order[i]].astype(np.int64), first[order[j]].astype(np.int64), apart)
+        if progress:
+            progress(done + 1, len(choices))
+    return found.pairs(same)
+
+
+def near_between(
+    queries: NDArray[np.uint64],
+    hashes: NDArray[np.uint64],
+    distance: int,
+    *,
+    max_pairs: int = MAX_PAIRS,
+    progress: Progress | None = None,
+) -> Pairs:
+    """All pairs of a query and a hash that differ in at most `distance` bits: new images against old ones.
+
+    Hashes are not compared with each other. Equal hashes are all listed.
+
+    Args:
+        queries: (Q,) uint64.
+        hashes: (N,) uint64.
+        distance: As in `near_pairs`; so are the other arguments and errors.
+        max_pairs: More than these are an error.
+        progress: Called with choices of bands done and choices in all.
+
+    Returns:
+        Pairs of rows of `queries` (first) and of `hashes` (second), with their distance.
+    """
+    queries, hashes = _checked(queries, "queries", distance), _checked(hashes, "hashes", distance)
+    found = Collector(max_pairs, within=False)
+    choices = _choices(max(len(queries), len(hashes)), distance) if distance else [(*range(64),)]
+    for done, bits in enumerate(choices):
+        keys = _extract(hashes, bits)
+        order = np.argsort(keys)
+        keys, wanted = keys[order], _extract(queries, bits)
+        start, stop = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
+        for i, j, apart in _compare(queries, hashes[order], start, stop, distance):
+            found.add(i, order[j].astype(np.int64), apart)
+        if progress:
+            progress(done + 1, len(choices))
+    return found.pairs()
+
+
+def _checked(hashes: NDArray[np.uint64], name: str, distance: int) -> NDArray[np.uint64]:
+    if not 0 <= distance <= 16:
+        raise ValueError(f"the distance is {distance!r} bits; 0 to 16 of 64 can be asked for, 4 to 6 is usual")
+    hashes = np.asarray(hashes)
+    if hashes.ndim != 1 or hashes.dtype != np.uint64:
+        raise ValueError(f"{name} are {hashes.dtype} of shape {hashes.shape}; (N,) uint64 is needed, see from_hex")
+    return hashes
+
+
+@cache
+def _plan(count: int, distance: int) -> tuple[int, int]:
+    """Bands in all, and bands to agree in, by what sorting and comparing evenly spread hashes would cost."""
+
+    def cost(agree: int) -> float:
+        bands = distance + agree
+        together = count / 2.0 ** (64 * agree / bands)
+        return float(comb(bands, agree)) * count * (_SORT + _COMPARE * together / 2)
+
+    agree = min((a for a in range(1, 6) if distance + a <= 64), key=cost)
+    return distance + agree, agree
+
+
+def _choices(count: int, distance: int) -> list[tuple[int, ...]]:
+    """The sets of bits in which hashes are to agree, one set after the other."""
+    bands, agree = _plan(count, distance)
+    # dealt in turn: neighbouring bits are of neighbouring pixels or frequencies and go together too often
+    dealt = [tuple(range(band, 64, bands)) for band in range(bands)]
+    return [sum((dealt[band] for band in chosen), ()) for chosen in combinations(range(bands), agree)]
+
+
+def _extract(hashes: NDArray[np.uint64], bits: tuple[int, ...]) -> NDArray[np.uint64]:
+    """The chosen bits of every hash; what the others are is set to 0."""
+    return hashes & np.uint64(sum(1 << bit for bit in bits))
+
+
+def _compare(
+    left: NDArray[np.uint64],
+    right: NDArray[np.uint64],
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    distance: int,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """Compare every row of `left` with rows start to stop of `right`; (row, row, bits) of what is near, in parts."""
+    counts = stop - start
+    rows = np.flatnonzero(counts)
+    counts = counts[rows]
+    ends = np.cumsum(counts)
+    done = 0
+    while done < len(rows):
+        before = int(ends[done - 1]) if done else 0
+        upto = max(done + 1, int(np.searchsorted(ends, before + _AT_ONCE, "right")))
+        part, number = rows[done:upto], counts[done:upto]
+        i = np.repeat(part, number)
+        j = np.arange(before, int(ends[upto - 1])) + np.repeat(start[part] - (ends[done:upto] - number), number)
+        apart = np.bitwise_count(left[i] ^ right[j])
+        near = np.flatnonzero(apart <= distance)
+        yield i[near], j[near], apart[near].astype(np.float32)
+        done = upto

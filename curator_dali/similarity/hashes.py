@@ -1,0 +1,158 @@
+"""Perceptual hashes as the imagehash package defines them, of many images at once, on the device.
+
+Bit i of a hash, counted from the highest, is the i-th of imagehash's 8 x 8 bits row by row, so hexadecimal text is the
+same as `str(imagehash.phash(image))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.arrays import to_torch
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["dhash", "from_hex", "grey", "phash", "to_hex"]
+
+_SIZE, _LOW = 32, 8  # imagehash's 8 x 8 of a 32 x 32 transform
+_AT_ONCE = 1024  # images; 8 MB as float64
+_UNSURE = 1e-6  # coefficients go up to 10^6; float64 matrix products are off by less than 10^-8
+
+
+def grey(images: Any) -> torch.Tensor:
+    """Brightness as Pillow's `convert("L")` has it, bit for bit.
+
+    Args:
+        images: (N, h, w, 3) uint8 RGB; (N, h, w, 1) and (N, h, w) are grey already. numpy, CuPy or torch.
+
+    Returns:
+        (N, h, w) uint8, on the same device.
+
+    Raises:
+        ValueError: Another dtype or shape.
+    """
+    import torch
+
+    pixels: torch.Tensor = to_torch(images)
+    channels = pixels.shape[3] if pixels.ndim == 4 else 1
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or channels not in (1, 3):
+        raise ValueError(f"images are {pixels.dtype} of shape {tuple(pixels.shape)}; (N, h, w, 3) uint8 is needed")
+    if channels == 1:
+        return pixels.reshape(pixels.shape[:3])
+    red, green, blue = pixels.to(torch.int32).unbind(3)
+    # ITU-R 601-2 in 16-bit fixed point, rounded: Pillow's own numbers
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)
+
+
+def phash(images: Any) -> NDArray[np.uint64]:
+    """pHash: which of the 8 x 8 lowest frequencies of a two-dimensional DCT-II are above their median.
+
+    Bit-equal to `imagehash.phash` of the same 32 x 32 grey pixels, on every device. Where rounding decides (blank,
+    mirrored or striped images: coefficients that ought to be equal), the image is transformed again on the host by
+    SciPy, as imagehash does it.
+
+    Args:
+        images: (N, 32, 32) or (N, 32, 32, 1) grey, or (N, 32, 32, 3) RGB; uint8; numpy, CuPy or torch.
+
+    Raises:
+        ValueError: Another size or dtype.
+        ImportError: SciPy is needed for such an image and is not installed.
+    """
+    import torch
+
+    pixels = _sized(images, (_SIZE, _SIZE), "phash")
+    basis = _basis(str(pixels.device))
+    hashes = np.empty(len(pixels), np.uint64)
+    for start in range(0, len(pixels), _AT_ONCE):
+        part = pixels[start : start + _AT_ONCE]
+        low = (basis @ part.to(torch.float64) @ basis.T).flatten(1)
+        ordered = low.sort(dim=1).values
+        median = (ordered[:, 31:32] + ordered[:, 32:33]) / 2
+        unsure = ((low - median).abs() < _UNSURE).any(dim=1)
+        packed = _pack(low > median)
+        if unsure.any():
+            rows = torch.nonzero(unsure)[:, 0]
+            packed[rows.cpu().numpy()] = _phash_by_scipy(part[rows].cpu().numpy())
+        hashes[start : start + _AT_ONCE] = packed
+    return hashes
+
+
+def dhash(images: Any) -> NDArray[np.uint64]:
+    """dHash: where the brightness rises from one pixel to its right neighbour. Bit-equal to `imagehash.dhash`.
+
+    Args:
+        images: (N, 8, 9) or (N, 8, 9, 1) grey, or (N, 8, 9, 3) RGB (height 8, width 9); uint8; numpy, CuPy or torch.
+
+    Raises:
+        ValueError: Another size or dtype.
+    """
+    pixels = _sized(images, (8, 9), "dhash")
+    return _pack((pixels[:, :, 1:] > pixels[:, :, :-1]).flatten(1))
+
+
+def to_hex(hashes: NDArray[np.uint64]) -> list[str]:
+    """Hashes (N,) as imagehash prints them, 16 hexadecimal digits each; (N, 2) digests as 32 digits."""
+    hashes = np.asarray(hashes)
+    if hashes.dtype != np.uint64 or hashes.shape[1:] not in ((), (2,)):
+        raise ValueError(f"hashes are {hashes.dtype} of shape {hashes.shape}; (N,) or (N, 2) uint64 is needed")
+    digits = 16 * (hashes.shape[1] if hashes.ndim == 2 else 1)
+    text = hashes.astype(">u8").tobytes().hex()
+    return [text[start : start + digits] for start in range(0, len(text), digits)]
+
+
+def from_hex(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """(N,) uint64 of hashes as imagehash prints them.
+
+    Raises:
+        ValueError: A text is not 16 hexadecimal digits.
+    """
+    values = []
+    for text in texts:
+        if len(text) != 16 or not set(text) <= set("0123456789abcdefABCDEF"):
+            raise ValueError(f"{text!r} is no 64-bit hash; 16 hexadecimal digits are needed")
+        values.append(int(text, 16))
+    return np.array(values, np.uint64)
+
+
+def _sized(images: Any, size: tuple[int, int], name: str) -> torch.Tensor:
+    pixels = grey(images)
+    if pixels.shape[1:] != size:
+        raise ValueError(
+            f"{name} needs images of {size[0]} x {size[1]} (height x width), not {pixels.shape[1]} x {pixels.shape[2]}"
+        )
+    return pixels
+
+
+@cache
+def _basis(device: str) -> torch.Tensor:
+    """(8, 32) float64: the lowest rows of the DCT-II, unscaled, as scipy.fftpack has it."""
+    import torch
+
+    frequency, place = torch.arange(_LOW, dtype=torch.float64), torch.arange(_SIZE, dtype=torch.float64)
+    return (2 * torch.cos(torch.pi * frequency[:, None] * (2 * place + 1) / (2 * _SIZE))).to(device)
+
+
+def _pack(bits: torch.Tensor) -> NDArray[np.uint64]:
+    """(N, 64) bool -> (N,) uint64, the first bit the highest."""
+    import torch
+
+    place = torch.arange(63, -1, -1, device=bits.device)
+    return (bits.to(torch.int64) << place).sum(dim=1).cpu().numpy().view(np.uint64)  # the highest bit wraps, as wanted
+
+
+def _phash_by_scipy(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    try:
+        from scipy.fft import dct
+    except ImportError as error:
+        raise ImportError(
+            "phash of blank or mirrored images needs SciPy: pip install 'curator-dali[curate]'"
+        ) from error
+    low = dct(dct(pixels, axis=1), axis=2)[:, :_LOW, :_LOW].reshape(-1, 64)
+    bits = np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
+    return bits.view(">u8")[:, 0].astype(np.uint64)
