@@ -45,7 +45,7 @@ LAYERS: dict[str, set[str]] = {
     "checks": {"errors", "image"},
     "image": set(),
     "models": {"arrays", "transforms"},
-    "similarity": {"arrays"},
+    "similarity": {"arrays", "transforms"},
     "arrays": {"errors"},
     "headers": {"errors", "exif"},
     "exif": set(),

@@ -10,7 +10,7 @@ recall is a matter of clusters; precision is 1.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from curator_dali.similarity.cosine import join, join_self
 from curator_dali.similarity.kmeans import kmeans
 from curator_dali.similarity.pairs import Collector
-from curator_dali.similarity.vectors import Progress, Vectors, blocks
+from curator_dali.similarity.vectors import Progress, Vectors, as_vectors, blocks
 
 if TYPE_CHECKING:
     import torch
@@ -56,12 +56,18 @@ class Clusters:
         """The same division of some of the rows, or of all of them in another order."""
         return replace(self, primary=self.primary[rows])
 
-    def extended(self, embeddings: Vectors) -> Clusters:
-        """The same division with further rows behind those it has: the cost of these alone."""
+    def extended(self, embeddings: Any, *, device: str | None = None) -> Clusters:
+        """The same division with further rows behind those it has: the cost of these alone.
+
+        Args:
+            embeddings: (M, D) floats, the further rows.
+            device: As in `as_vectors`, which also says what is raised.
+        """
         import torch
 
-        centroids = torch.from_numpy(self.centroids).to(embeddings.device)
-        return replace(self, primary=np.concatenate([self.primary, _primary(embeddings, centroids)]))
+        vectors = as_vectors(embeddings, device=device, width=self.centroids.shape[1])
+        primary = _primary(vectors, torch.from_numpy(self.centroids).to(vectors.device))
+        return replace(self, primary=np.concatenate([self.primary, primary]))
 
 
 def make_clusters(

@@ -103,8 +103,8 @@ def group(pairs: Pairs, order: NDArray[np.int64], linkage: Linkage = "star", *, 
         pairs: Of one set of N rows.
         order: (N,) rows from the most to the least wanted, of `keep_order`.
         linkage: See the head of this module.
-        similar: Whether a higher value of a pair means more alike (cosines); False for distances. A dropped row goes
-            to the kept row that it is most like, of equal ones to the most wanted.
+        similar: Whether a higher value of a pair means more alike (cosines); False for distances. Of the
+            kept rows that are more wanted than a dropped one, it goes to that which it is most like.
 
     Raises:
         ValueError: The linkage is unknown, the pairs are between two sets, or `order` does not name each row once.
@@ -137,7 +137,7 @@ def _star(
     """Every rank's keeper: the best-ranked is kept, what is like it dropped, and so on down."""
     edges = np.argsort(better, kind="stable")
     heads, starts = np.unique(better[edges], return_index=True)
-    stops = np.append(starts[1:], len(edges))
+    stops = np.append(starts, len(edges))[1:]
     followers = worse[edges]
     kept = np.ones(count, bool)
     for head, start, stop in zip(heads.tolist(), starts.tolist(), stops.tolist(), strict=True):

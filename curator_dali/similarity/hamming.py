@@ -120,8 +120,8 @@ def _plan(count: int, distance: int) -> tuple[int, int]:
 
     def cost(agree: int) -> float:
         bands = distance + agree
-        together = count / 2.0 ** (64 * agree / bands)
-        return float(comb(bands, agree)) * count * (_SORT + _COMPARE * together / 2)
+        together: float = count / 2.0 ** (64 * agree / bands)
+        return comb(bands, agree) * count * (_SORT + _COMPARE * together / 2)
 
     agree = min((a for a in range(1, 6) if distance + a <= 64), key=cost)
     return distance + agree, agree

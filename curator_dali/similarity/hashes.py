@@ -14,11 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import to_torch
+from curator_dali.transforms import Grey, Thumbnail, Transform
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["dhash", "from_hex", "grey", "phash", "to_hex"]
+__all__ = ["DHASH_VIEW", "PHASH_VIEW", "dhash", "from_hex", "grey", "phash", "to_hex"]
+
+PHASH_VIEW: tuple[Transform, ...] = (Grey(), Thumbnail(32))
+"""What to make of whole images for `phash`, as imagehash does: grey first, then Pillow's Lanczos.
+
+Within 2 bits of `imagehash.phash` of the whole image for 75 of 75 photographs (0.1 to 12 megapixels; 74 equal) and for
+99.35% of 1,375 images, most of them crops of these photographs down to 96 pixels; `DHASH_VIEW` for `dhash` for 75 of 75
+(72 equal) and 99.27%. With `Resize((32, 32), "lanczos")` of the colours it would be 73 of 75 and 89% (71% for dhash):
+what differs are crops with little in them, where rounding decides bits.
+"""
+DHASH_VIEW: tuple[Transform, ...] = (Grey(), Thumbnail((8, 9)))
+"""What to make of whole images for `dhash`: 9 pixels wide, 8 high."""
 
 _SIZE, _LOW = 32, 8  # imagehash's 8 x 8 of a 32 x 32 transform
 _AT_ONCE = 1024  # images; 8 MB as float64

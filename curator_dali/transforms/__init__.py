@@ -11,6 +11,7 @@ from curator_dali.transforms.bucketing import ToBucket
 from curator_dali.transforms.crops import HorizontalFlip, RandomResizedCrop
 from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
 from curator_dali.transforms.normalize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Normalize
+from curator_dali.transforms.pillow import Grey, Thumbnail
 from curator_dali.transforms.presets import clip
 
 __all__ = [
@@ -19,12 +20,14 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "CenterCrop",
+    "Grey",
     "HorizontalFlip",
     "Normalize",
     "Pad",
     "RandomResizedCrop",
     "RandomTransform",
     "Resize",
+    "Thumbnail",
     "ToBucket",
     "Transform",
     "apply",
