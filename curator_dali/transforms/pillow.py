@@ -19,7 +19,7 @@ _LOBES = 3  # of the Lanczos kernel, on each side
 
 @dataclass(frozen=True)
 class Grey(Transform):
-    """Brightness in one channel, (H, W, 1) uint8: Pillow's `convert("L")`, ITU-R 601-2, within 1/255 (rarely not 0)."""
+    """Brightness in one channel, (H, W, 1) uint8: Pillow's `convert("L")`, ITU-R 601-2, within 1/255, mostly equal."""
 
     def lower(self, images: Any) -> Any:  # noqa: D102
         from nvidia.dali import fn, types
@@ -31,9 +31,9 @@ class Grey(Transform):
 class Thumbnail(Transform):
     """Scale to a small size with Pillow's Lanczos: `image.resize((width, height), Image.Resampling.LANCZOS)`.
 
-    Within 1/255 of it but for a few values in 10,000; works on one channel (behind `Grey`) as on three. On the CPU it
-    costs less than `Resize(..., "lanczos")` where the image is reduced much: DALI's vertical pass is ten times as fast
-    as its horizontal one, which here is a vertical pass of the transposed image.
+    Equal for 97 values in 100, within 1/255 for 998 in 1,000, at most 8/255 away. Works on one channel (behind
+    `Grey`) as on three. DALI's vertical pass is ten times as fast on a CPU as its horizontal one, which here is a
+    vertical pass of the transposed image.
 
     Args:
         size: Side, or (height, width).
@@ -82,20 +82,18 @@ def _vertical(images: Any, height: int) -> Any:
             dtype=types.FLOAT,
         )
 
-    def beyond(start: Any, above: Any) -> Any:
-        """The share of every row's weights that lies on one side beyond the border, (height, 1, 1)."""
-        column = fn.slice(images, start=[0, 0], shape=[1, 1], axes=(1, 2))
-        marked = fn.slice(
-            fn.cast(column * 0, dtype=types.UINT8),
-            start=fn.stack(start),
-            shape=fn.stack(rows + reach),
-            axes=(0,),
-            out_of_bounds_policy="pad",
-            fill_values=255,
-        )
-        return resized(marked, above, rows * 0 + 1) / 255.0
-
-    above, below = beyond(-reach, reach), beyond(reach * 0, reach * 0)
+    # the share of every row's weights that lies above the border, (height, 1, 1): what is resized is 255 there, else 0
+    column = fn.slice(images, start=[0, 0], shape=[1, 1], axes=(1, 2))
+    marked = fn.slice(
+        fn.cast(column * 0, dtype=types.UINT8),
+        start=fn.stack(-reach),
+        shape=fn.stack(rows + reach),
+        axes=(0,),
+        out_of_bounds_policy="pad",
+        fill_values=255,
+    )
+    above = resized(marked, reach, rows * 0 + 1) / 255.0
+    below = fn.flip(above, vertical=1, horizontal=0)
     first = fn.slice(images, start=[0], shape=[1], axes=(0,))
     last = fn.slice(images, start=fn.stack(rows - 1), shape=[1], axes=(0,))
     values = resized(images, rows * 0, columns)  # the border repeated, which is then taken out again
