@@ -9,6 +9,7 @@ a = 1). The number of bands is chosen so that equal ones are few and choices not
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import comb
@@ -54,14 +55,14 @@ def near_pairs(
     same = first[group].astype(np.int64)
     found = Collector(max_pairs)
     choices = _choices(len(values), distance) if distance else []
-    for done, bits in enumerate(choices):
-        keys = _extract(values, bits)
+    for done, choice in enumerate(choices):
+        keys = values & choice.bits
         order = np.argsort(keys)
         keys, ordered = keys[order], values[order]
         # from each to the last that agrees with it
         bounds = np.flatnonzero(np.concatenate([keys[1:] != keys[:-1], np.ones(min(1, len(keys)), bool)])) + 1
         stop = np.repeat(bounds, np.diff(bounds, prepend=0))
-        for i, j, apart in _compare(ordered, ordered, np.arange(1, len(keys) + 1), stop, distance):
+        for i, j, apart in _compare(ordered, ordered, np.arange(1, len(keys) + 1), stop, distance, choice.passed_over):
             found.add(first[order[i]].astype(np.int64), first[order[j]].astype(np.int64), apart)
         if progress:
             progress(done + 1, len(choices))
@@ -92,13 +93,13 @@ def near_between(
     """
     queries, hashes = _checked(queries, "queries", distance), _checked(hashes, "hashes", distance)
     found = Collector(max_pairs, within=False)
-    choices = _choices(max(len(queries), len(hashes)), distance) if distance else [(*range(64),)]
-    for done, bits in enumerate(choices):
-        keys = _extract(hashes, bits)
+    choices = _choices(max(len(queries), len(hashes)), distance)
+    for done, choice in enumerate(choices):
+        keys = hashes & choice.bits
         order = np.argsort(keys)
-        keys, wanted = keys[order], _extract(queries, bits)
+        keys, wanted = keys[order], queries & choice.bits
         start, stop = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
-        for i, j, apart in _compare(queries, hashes[order], start, stop, distance):
+        for i, j, apart in _compare(queries, hashes[order], start, stop, distance, choice.passed_over):
             found.add(i, order[j].astype(np.int64), apart)
         if progress:
             progress(done + 1, len(choices))
@@ -127,17 +128,34 @@ def _plan(count: int, distance: int) -> tuple[int, int]:
     return distance + agree, agree
 
 
-def _choices(count: int, distance: int) -> list[tuple[int, ...]]:
-    """The sets of bits in which hashes are to agree, one set after the other."""
+@dataclass(frozen=True)
+class _Choice:
+    """Bits in which hashes are to agree.
+
+    Attributes:
+        bits: Mask of the chosen bands.
+        passed_over: Masks of the bands before the last chosen one that were not chosen: a pair that agrees in one of
+            these as well was found with an earlier choice.
+    """
+
+    bits: np.uint64
+    passed_over: tuple[np.uint64, ...]
+
+
+def _choices(count: int, distance: int) -> list[_Choice]:
+    """Sets of bits such that any two hashes `distance` bits apart agree in one of them."""
+    if not distance:
+        return [_Choice(np.uint64(2**64 - 1), ())]
     bands, agree = _plan(count, distance)
     # dealt in turn: neighbouring bits are of neighbouring pixels or frequencies and go together too often
-    dealt = [tuple(range(band, 64, bands)) for band in range(bands)]
-    return [sum((dealt[band] for band in chosen), ()) for chosen in combinations(range(bands), agree)]
-
-
-def _extract(hashes: NDArray[np.uint64], bits: tuple[int, ...]) -> NDArray[np.uint64]:
-    """The chosen bits of every hash; what the others are is set to 0."""
-    return hashes & np.uint64(sum(1 << bit for bit in bits))
+    dealt = [np.uint64(sum(1 << bit for bit in range(band, 64, bands))) for band in range(bands)]
+    return [
+        _Choice(
+            np.bitwise_or.reduce([dealt[band] for band in chosen]),
+            tuple(dealt[band] for band in range(chosen[-1]) if band not in chosen),
+        )
+        for chosen in combinations(range(bands), agree)
+    ]
 
 
 def _compare(
@@ -146,8 +164,12 @@ def _compare(
     start: NDArray[np.int64],
     stop: NDArray[np.int64],
     distance: int,
+    passed_over: tuple[np.uint64, ...],
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
-    """Compare every row of `left` with rows start to stop of `right`; (row, row, bits) of what is near, in parts."""
+    """Compare every row of `left` with rows start to stop of `right`; (row, row, bits) of what is near, in parts.
+
+    Pairs that agree in a band that was passed over are left out.
+    """
     counts = stop - start
     rows = np.flatnonzero(counts)
     counts = counts[rows]
@@ -159,7 +181,11 @@ def _compare(
         part, number = rows[done:upto], counts[done:upto]
         i = np.repeat(part, number)
         j = np.arange(before, int(ends[upto - 1])) + np.repeat(start[part] - (ends[done:upto] - number), number)
-        apart = np.bitwise_count(left[i] ^ right[j])
-        near = np.flatnonzero(apart <= distance)
-        yield i[near], j[near], apart[near].astype(np.float32)
+        different = left[i] ^ right[j]
+        near = np.flatnonzero(np.bitwise_count(different) <= distance)
+        different = different[near]
+        for band in passed_over:
+            new = (different & band) != 0
+            near, different = near[new], different[new]
+        yield i[near], j[near], np.bitwise_count(different).astype(np.float32)
         done = upto

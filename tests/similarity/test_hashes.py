@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import imagehash
@@ -115,6 +116,14 @@ def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         phash(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="uint8"):
         phash(np.zeros((1, 32, 32), np.float32))
+
+
+def test_without_scipy_only_degenerate_images_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.fft", None)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32), np.uint8)
+    assert to_hex(phash(pixels)) == theirs(imagehash.phash, pixels)
+    with pytest.raises(ImportError, match=r"pip install 'curator-dali\[curate\]'"):
+        phash(np.zeros((1, 32, 32), np.uint8))
 
 
 @given(st.lists(st.integers(0, 2**64 - 1)))
