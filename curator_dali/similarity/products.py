@@ -2,8 +2,8 @@
 
 The fast product runs in bfloat16 where the hardware multiplies it much faster (tensor cores; AMX on a CPU: seven times
 float32 on the Xeon this was measured on). Its error is bounded, not guessed: rounding a factor to 8 bits costs at most
-2^-9 of it, so the sum of products of two unit vectors is off by at most 2^-8 (Cauchy-Schwarz), its rounded result by
-2^-9 more, and the float32 sums of D products by D * 2^-23. Everything within that of the threshold is looked at again.
+2^-8 of it, so the sum of products of two unit vectors is off by little more than 2^-7 (Cauchy-Schwarz), its rounded
+result by 2^-8 more, and the float32 sums of D products by D * 2^-23. Everything within that of the threshold is looked at again.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def _slack(dtype: torch.dtype, device: str, dim: int) -> float:
     """How far below the exact cosine the fast product of two unit vectors can lie."""
     import torch
 
-    bits = {torch.bfloat16: 2**-8 + 2**-9}.get(dtype, 2**-22)
+    bits = {torch.bfloat16: 2**-7 + 2**-16 + 2**-8}.get(dtype, 2**-22)
     if dtype == torch.float32 and device != "cpu" and torch.backends.cuda.matmul.allow_tf32:
-        bits = 2**-10  # TF32 keeps 11 bits of a factor; somebody switched it on
+        bits = 2**-10 + 2**-20  # TF32 keeps 11 bits of a factor; somebody switched it on
     return bits + dim * 2**-23
 
 

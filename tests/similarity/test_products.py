@@ -22,8 +22,18 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> to
 
 
 def test_rows_that_round_worst_are_found(dtype: torch.dtype) -> None:
-    """Constant vectors: every product is rounded the same way, so that the errors add up instead of cancelling."""
-    for dim in range(1, 700):
+    """Every product is rounded down by the most that is possible, so that the errors add up instead of cancelling."""
+    for count, entry in [(63, 0.125), (252, 0.0625), (1014, 2**-5), (3, 0.5)]:
+        row = torch.full((count + 1,), entry * (1 + 2**-8 - 2**-20), dtype=torch.float64)
+        row[-1] = (1 - (row[:-1] ** 2).sum()).clamp_min(0) ** 0.5
+        unit = row.to(torch.float32).repeat(2, 1)
+        assert abs(float(row.norm()) - 1) < 2**-6
+        if dtype == torch.bfloat16 and count > 3:
+            fast = operand(unit).matrix[:2].to(torch.float64)
+            assert (fast @ fast.T).min() < 1 - 0.9 * 2**-7  # nearly the worst there is
+        i, j = candidates(operand(unit), operand(unit), 1.0)
+        assert len(i) == len(j) == 4
+    for dim in range(1, 300):
         unit = torch.full((2, dim), dim**-0.5, dtype=torch.float64).to(torch.float32)
         i, j = candidates(operand(unit), operand(unit), 1.0)
         assert len(i) == len(j) == 4, dim
