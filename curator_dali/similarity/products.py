@@ -3,7 +3,8 @@
 The fast product runs in bfloat16 where the hardware multiplies it much faster (tensor cores; AMX on a CPU: seven times
 float32 on the Xeon this was measured on). Its error is bounded, not guessed: rounding a factor to 8 bits costs at most
 2^-8 of it, so the sum of products of two unit vectors is off by little more than 2^-7 (Cauchy-Schwarz), its rounded
-result by 2^-8 more, and the float32 sums of D products by D * 2^-23. Everything within that of the threshold is looked at again.
+result by 2^-8 more, and the float32 sums of D products by D * 2^-23. Everything within that of the threshold is looked
+at again.
 """
 
 from __future__ import annotations
