@@ -1,0 +1,175 @@
+"""`Stage`: a small object that maps an `ImageBatch` to an `ImageBatch` and says what it reads and writes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageBatch
+from curator_dali.errors import CuratorDaliError
+from curator_dali.transforms import Transform
+
+__all__ = ["DTYPES", "GlobalSelector", "Scored", "Selector", "Stage", "StageError", "View", "plain"]
+
+View = tuple[Transform, ...]
+
+DTYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
+"""What a column can hold. A score that is undefined for an image is NaN in a float column, None in one of strings."""
+
+
+class StageError(CuratorDaliError, ValueError):
+    """Stages that do not fit together, or a setting that a stage cannot take; raised before work starts."""
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """Base of all stages: a frozen dataclass whose fields are its settings.
+
+    What it needs to work (weights) is loaded by `setup`, and stays behind when the stage is pickled. A stage keeps
+    every image that it is given, in order, and never moves pixels to the host: scores come back as one small transfer
+    a batch. What leaves images out is a `Selector`, or a `GlobalSelector` where all samples have to be seen first.
+    """
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields that must be there: "embeddings", columns, or fields of the metadata."""
+        return frozenset()
+
+    @property
+    def writes(self) -> Mapping[str, str]:
+        """Fields that are there afterwards: "embeddings", or columns, each with its type of `DTYPES`."""
+        return {}
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Sequences of transforms whose results it looks at in `batch.views`; known after `setup`."""
+        return ()
+
+    @property
+    def name(self) -> str:
+        """What the stage is called in reports and in the column `stage`."""
+        return type(self).__name__
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Which weights it works with, as plain JSON; empty where it has none. Known after `setup`."""
+        return {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its fields as plain JSON, with its type: what has to be the same for a run to be taken up again."""
+        own = {field.name: plain(getattr(self, field.name)) for field in fields(self) if field.init}
+        return {"type": type(self).__name__, **own}
+
+    def setup(self, device: str) -> None:  # noqa: B027 - an option, not a duty
+        """Load what it needs onto a device, "cpu" or "cuda:N". A second call with the same device does nothing."""
+
+    def connect(self, before: Sequence[Stage]) -> None:  # noqa: B027 - as above
+        """Look at the stages before it, all of them set up, and take what it needs of them.
+
+        Raises:
+            StageError: They do not fit, as embeddings of another width.
+        """
+
+    @abstractmethod
+    def __call__(self, batch: ImageBatch) -> ImageBatch:
+        """The batch with what the stage adds: the same object, or another one of the same images."""
+
+    @property
+    def state(self) -> Any:
+        """What `setup` and `connect` made.
+
+        Raises:
+            StageError: They were not called.
+        """
+        if "_state" not in self.__dict__:
+            raise StageError(f'{self.name} is not set up: call setup("cpu") or setup("cuda:0") first')
+        return self.__dict__["_state"]
+
+    def _keep(self, state: Any) -> None:
+        self.__dict__["_state"] = state  # a frozen dataclass refuses assignment, and this is no setting
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_state"}
+
+
+@dataclass(frozen=True)
+class Selector(Stage):
+    """A stage that decides, batch by batch, which images stay, and changes nothing else."""
+
+    @abstractmethod
+    def judge(self, batch: ImageBatch) -> NDArray[np.object_]:
+        """(N,) objects: None for an image that stays, else the reason in one line."""
+
+    def kind(self, reason: str) -> str:
+        """A reason without what is particular to one image, for counting."""
+        return reason
+
+    def __call__(self, batch: ImageBatch) -> ImageBatch:
+        """The images that stay."""
+        return batch.where(np.array([reason is None for reason in self.judge(batch)], bool))
+
+
+class Scored(Protocol):
+    """What a `GlobalSelector` sees: all images that no earlier stage dropped, M of them, in the source's order."""
+
+    def __len__(self) -> int:
+        """M."""
+
+    def column(self, name: str) -> NDArray[Any]:
+        """(M,) values of a column."""
+
+    def embeddings(self) -> Iterator[NDArray[np.float32]]:
+        """Blocks of (m, D) embeddings, M rows in all: those of a large run need not fit in memory."""
+
+
+@dataclass(frozen=True)
+class GlobalSelector(Stage):
+    """A stage that decides once all samples of a run are scored, as the removal of duplicates does.
+
+    Called with a batch it may add columns (hashes) that `decide` looks at. Stages behind it see all images of the
+    batch, also those that it will drop: an image is dropped by the first stage in the list that has a reason.
+    """
+
+    @property
+    def decides(self) -> Mapping[str, str]:
+        """Columns that `decide` adds, each with its type of `DTYPES`."""
+        return {}
+
+    @abstractmethod
+    def decide(self, scored: Scored) -> tuple[NDArray[np.object_], Mapping[str, NDArray[Any]]]:
+        """Decide who stays.
+
+        Returns:
+            (M,) objects, None for an image that stays, else the reason in one line; and the columns of `decides`,
+            (M,) each.
+        """
+
+    def kind(self, reason: str) -> str:
+        """A reason without what is particular to one image, for counting."""
+        return reason
+
+    def __call__(self, batch: ImageBatch) -> ImageBatch:
+        """The batch, with what `decide` needs to know of its images."""
+        return batch
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON has it; a function by its module and name, any other object by its `name` or its `repr`."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    name = getattr(value, "name", None)
+    return name if isinstance(name, str) else repr(value)

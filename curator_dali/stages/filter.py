@@ -1,0 +1,156 @@
+"""`Filter`: drop images by the value of one field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageBatch
+from curator_dali.stages.base import Selector, StageError
+
+__all__ = ["Filter"]
+
+
+@dataclass(frozen=True)
+class Filter(Selector):
+    """Keep the images whose field passes every condition that is given.
+
+    Args:
+        field: A score, another column (`width`, `height`, `index`), or a field of the metadata (`caption`).
+        min: Smallest value that stays.
+        max: Largest value that stays.
+        equals: The value that stays, or a tuple of them.
+        where: A function from the (N,) values of a batch to N booleans, true for what stays. It must be found by
+            its module and name (no lambda) where a run is to be taken up again.
+        missing: What becomes of an image whose value is None or NaN: "drop" (the reason says that it is missing) or
+            "keep".
+
+    Raises:
+        StageError: No condition, or one that nothing can pass.
+    """
+
+    field: str
+    min: float | None = None
+    max: float | None = None
+    equals: Any = None
+    where: Callable[[NDArray[Any]], Any] | None = None
+    missing: Literal["drop", "keep"] = "drop"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.field, str) or not self.field:
+            raise StageError(f"Filter.field is {self.field!r}; give a field's name, as 'aesthetic_score'")
+        if isinstance(self.equals, list):  # as configuration files have it
+            object.__setattr__(self, "equals", tuple(self.equals))
+        if all(condition is None for condition in (self.min, self.max, self.equals, self.where)):
+            raise StageError(f"Filter({self.field!r}) has no condition; give min=, max=, equals= or where=")
+        for name in ("min", "max"):
+            limit = getattr(self, name)
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit != limit):
+                raise StageError(f"Filter({self.field!r}).{name} is {limit!r}; give a number")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise StageError(f"Filter({self.field!r}) keeps nothing: min={self.min} is above max={self.max}")
+        if self.where is not None and not callable(self.where):
+            raise StageError(f"Filter({self.field!r}).where is {self.where!r}; give a function of an array")
+        if self.missing not in ("drop", "keep"):
+            raise StageError(f'Filter({self.field!r}).missing is {self.missing!r}; allowed: "drop", "keep"')
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The field."""
+        return frozenset([self.field])
+
+    @property
+    def name(self) -> str:
+        """`Filter(field)`."""
+        return f"Filter({self.field})"
+
+    def judge(self, batch: ImageBatch) -> NDArray[np.object_]:
+        """None, or as "aesthetic_score 3.21 < 5.0"; see `Selector.judge`.
+
+        Raises:
+            StageError: A value cannot be compared with a limit, or `where` does not give N booleans.
+        """
+        return self.reasons(batch.values(self.field))
+
+    def reasons(self, values: NDArray[Any]) -> NDArray[np.object_]:
+        """The same for (N,) values that are at hand."""
+        reasons = np.full(len(values), None, object)
+        absent = _missing(values)
+        if self.missing == "drop":
+            reasons[absent] = f"{self.field} is missing"
+        rows = np.flatnonzero(~absent)
+        there = values[rows]
+        for passes, what in self._conditions(there):
+            for row, value in zip(rows[~passes].tolist(), there[~passes].tolist(), strict=True):
+                if reasons[row] is None:
+                    reasons[row] = f"{self.field} {self._shown(value)} {what}"
+        return reasons
+
+    def kind(self, reason: str) -> str:
+        """As "aesthetic_score < 5.0"."""
+        for what in self._texts():
+            if reason.endswith(f" {what}"):
+                return f"{self.field} {what}"
+        return reason
+
+    def _shown(self, value: Any) -> str:
+        text = _text(value)
+        # 4.9999998 is no "5 < 5.0"
+        return repr(value) if isinstance(value, float) and float(text) in (self.min, self.max) else text
+
+    def _texts(self) -> list[str]:
+        where = getattr(self.where, "__name__", "where")
+        pairs = [(self.min, f"< {self.min}"), (self.max, f"> {self.max}"), (self.where, f"fails {where}()")]
+        texts = [text for limit, text in pairs if limit is not None]
+        if self.equals is not None:
+            wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
+            texts.append(f"is not {' or '.join(map(_text, wanted))}")
+        return texts
+
+    def _conditions(self, values: NDArray[Any]) -> list[tuple[NDArray[np.bool_], str]]:
+        """Of values that are there: which pass, and what is to be said of those that do not."""
+        passes: list[NDArray[np.bool_]] = []
+        try:
+            passes += [np.asarray(values >= self.min, bool)] if self.min is not None else []
+            passes += [np.asarray(values <= self.max, bool)] if self.max is not None else []
+        except TypeError as error:
+            odd = next((value for value in values.tolist() if not isinstance(value, (int, float))), None)
+            raise StageError(
+                f"{self.name} compares with a number, and a value of {self.field!r} is {odd!r}; use equals= or where="
+            ) from error
+        if self.where is not None:
+            flags = np.asarray(self.where(values))
+            if flags.shape != values.shape or (len(values) and flags.dtype != bool):
+                raise StageError(
+                    f"{self.name}: where() must give {len(values)} booleans for an array of as many values, "
+                    f"not {flags.dtype} of shape {flags.shape}"
+                )
+            passes.append(flags.astype(bool))
+        if self.equals is not None:
+            wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
+            passes.append(np.logical_or.reduce([_equal(values, value) for value in wanted]))
+        return list(zip(passes, self._texts(), strict=True))
+
+
+def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
+    if values.dtype == object:
+        return np.array([value is None or value != value for value in values.tolist()], bool)
+    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
+
+
+def _equal(values: NDArray[Any], value: Any) -> NDArray[np.bool_]:
+    if values.dtype == object:
+        return np.array([item == value for item in values.tolist()], bool)
+    return np.broadcast_to(np.asarray(values == value, bool), values.shape)  # float32 against float32
+
+
+def _text(value: Any) -> str:
+    """A value in a reason: numbers with the digits that one can compare, other things quoted and short."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
