@@ -33,6 +33,7 @@ __all__ = [
     "copy",
     "device_of",
     "from_dali",
+    "from_torch",
     "merge",
     "nbytes",
     "output_stream",
@@ -134,6 +135,11 @@ def to_torch(arrays: Any) -> Any:
     if isinstance(arrays, list):
         return [_tensor(array) for array in arrays]
     return _tensor(arrays)
+
+
+def from_torch(tensor: torch.Tensor) -> Any:
+    """An array on a tensor's memory: numpy, or CuPy on a GPU (whose current stream waits for torch's)."""
+    return _array(tensor.detach())
 
 
 def to_host(arrays: Any) -> Any:

@@ -1,0 +1,143 @@
+"""Whether stages fit together, what each reads and writes, and which columns come out: before any work."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from curator_dali.stages.base import DTYPES, GlobalSelector, Stage, StageError, View
+
+__all__ = ["LOADED", "Plan", "make_plan"]
+
+LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
+"""What the loader knows of every image, whatever the stages are."""
+
+_RESERVED = ("status", "stage", "reason", "embedding")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in an order that works.
+
+    Attributes:
+        stages: In their order.
+        labels: What each is called: its name, with a number behind it where a name repeats.
+        columns: Every column that a run leaves, with its type of `DTYPES`: what the loader knows, fields of the
+            metadata that a stage reads, and what the stages write.
+        metadata: The columns that come from the metadata.
+        embeds: Whether a stage writes embeddings.
+    """
+
+    stages: tuple[Stage, ...]
+    labels: tuple[str, ...]
+    columns: Mapping[str, str]
+    metadata: tuple[str, ...]
+    embeds: bool
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views that the stages look at, each once; known when all are set up."""
+        return tuple(dict.fromkeys(view for stage in self.stages for view in stage.views))
+
+    def views_after(self, number: int) -> frozenset[View]:
+        """The views that stages behind the one of this number still look at."""
+        return frozenset(view for stage in self.stages[number + 1 :] for view in stage.views)
+
+    @property
+    def is_global(self) -> bool:
+        """Whether a stage decides only when all samples were seen."""
+        return any(isinstance(stage, GlobalSelector) for stage in self.stages)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(label, what it reads, what it writes) of each stage, for people."""
+        return [
+            (label, ", ".join(sorted(stage.reads)), ", ".join(_written(stage)))
+            for label, stage in zip(self.labels, self.stages, strict=True)
+        ]
+
+
+def make_plan(
+    stages: Sequence[Stage], metadata: Mapping[str, str] | None = None, known: Collection[type[Stage]] = ()
+) -> Plan:
+    """Check that every stage finds what it reads.
+
+    Args:
+        stages: In the order that they will run.
+        metadata: Fields of the samples' metadata, with the type of `DTYPES` that each is kept as.
+        known: Kinds of stages to look for what is missing in.
+
+    Raises:
+        StageError: A stage reads what no earlier one writes, or writes what is there already; or something is no
+            stage.
+    """
+    there, metadata = dict(LOADED), metadata or {}
+    columns, taken = dict(LOADED), []
+    writers: dict[str, str] = dict.fromkeys(LOADED, "the loader")
+    labels: list[str] = []
+    seen: Counter[str] = Counter()
+    for number, stage in enumerate(stages):
+        if not isinstance(stage, Stage):
+            raise StageError(f"stages[{number}] is {stage!r}; give stages, as Filter('width', min=256)")
+        seen[stage.name] += 1
+        labels.append(stage.name if seen[stage.name] == 1 else f"{stage.name} #{seen[stage.name]}")
+        for field in sorted(stage.reads):
+            if field in there:
+                continue
+            if field not in metadata or field in _RESERVED:
+                raise StageError(_missing(field, number, stages, writers, metadata, known))
+            taken.append(field)
+            there[field] = columns[field] = metadata[field]
+            writers[field] = "the metadata"
+        for field, kind in _written(stage).items():
+            if kind not in DTYPES:
+                raise StageError(f"{labels[-1]} writes {field!r} as {kind!r}; allowed: {', '.join(DTYPES)}")
+            if field in _RESERVED or (field in there and field != "embeddings"):
+                by = writers.get(field, "every run")
+                raise StageError(f"{labels[-1]} writes {field!r}, which {by} writes already; leave one of them out")
+            there[field] = kind
+            writers[field] = labels[-1]
+            if field != "embeddings":
+                columns[field] = kind
+    return Plan(tuple(stages), tuple(labels), columns, tuple(taken), "embeddings" in there)
+
+
+def _written(stage: Stage) -> dict[str, str]:
+    return {**stage.writes, **(stage.decides if isinstance(stage, GlobalSelector) else {})}
+
+
+def _missing(
+    field: str,
+    number: int,
+    stages: Sequence[Stage],
+    writers: Mapping[str, str],
+    metadata: Mapping[str, str],
+    known: Collection[type[Stage]],
+) -> str:
+    name = stages[number].name
+    written: dict[str, list[str]] = {}
+    for what, who in writers.items():
+        written.setdefault(who, []).append(what)
+    before = "; ".join(f"{who}: {', '.join(what)}" for who, what in written.items())
+    later = [stage.name for stage in stages[number + 1 :] if isinstance(stage, Stage) and field in _written(stage)]
+    makers = [kind.__name__ for kind in known if field in _fields_of(kind)]
+    close = difflib.get_close_matches(field, [*writers, *metadata], 1)
+    if later:
+        fix = f"put {later[0]}, which comes later, before it"
+    elif makers:
+        fix = f"put {' or '.join(makers)} before it"
+    elif close:
+        fix = f"did you mean {close[0]!r}?"
+    else:
+        fields = f"; the metadata has {', '.join(sorted(metadata))}" if metadata else ""
+        fix = f"put a stage that writes it before it{fields}"
+    return f"{name} reads {field!r}, which no earlier stage writes; stages before it write: {before}; {fix}"
+
+
+def _fields_of(kind: type[Stage]) -> Collection[str]:
+    """What a kind of stage writes whatever its settings are."""
+    try:
+        return _written(object.__new__(kind))
+    except AttributeError:  # depends on the settings
+        return ()
