@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "prefetching": {"decoding"},
     "decoding": {"headers", "sources.base", "transforms", "pipelines", "batch"},
     "survey": {"headers", "sources"},
-    "stages": {"batch", "models", "similarity"},
+    "stages": {"batch", "models", "similarity", "transforms"},
     "sinks": {"batch"},
     "display": {"batch"},
     "report": {"batch"},

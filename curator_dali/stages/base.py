@@ -51,6 +51,11 @@ class Stage(ABC):
         return ()
 
     @property
+    def dim(self) -> int:
+        """Width of the embeddings that it writes, if it does; known after `setup`."""
+        return 0
+
+    @property
     def name(self) -> str:
         """What the stage is called in reports and in the column `stage`."""
         return type(self).__name__
@@ -90,6 +95,10 @@ class Stage(ABC):
         if "_state" not in self.__dict__:
             raise StageError(f'{self.name} is not set up: call setup("cpu") or setup("cuda:0") first')
         return self.__dict__["_state"]
+
+    def _is_set_up(self, device: str) -> bool:
+        """Whether the state, whose first item is the device, is there and of this device."""
+        return "_state" in self.__dict__ and self.__dict__["_state"][0] == device
 
     def _keep(self, state: Any) -> None:
         self.__dict__["_state"] = state  # a frozen dataclass refuses assignment, and this is no setting

@@ -42,6 +42,11 @@ class Embed(Stage):
         return encoder
 
     @property
+    def dim(self) -> int:
+        """The encoder's."""
+        return self.encoder.dim
+
+    @property
     def views(self) -> tuple[View, ...]:
         """The encoder's."""
         return (tuple(self.encoder.view),)
@@ -58,7 +63,7 @@ class Embed(Stage):
             CuratorDaliError: There are no such weights; the message says where they were looked for.
             ImportError: A package that the encoder needs is missing.
         """
-        if "_state" not in self.__dict__ or self.state[0] != device:
+        if not self._is_set_up(device):
             from curator_dali.models import load_encoder
 
             self._keep((device, load_encoder(self.model, device=device, **self.options)))
@@ -93,8 +98,9 @@ def refuse_width(stage: Stage, dim: int, before: Sequence[Stage]) -> None:
         StageError: `Embed` gives another width.
     """
     source = embedder_of(stage, before)
-    if isinstance(source, Embed) and source.encoder.dim != dim:
+    if source.dim != dim:
+        by = f"{source.name}'s {source.encoder.name!r}" if isinstance(source, Embed) else source.name
         raise StageError(
-            f"{stage.name} was made for embeddings of {dim} numbers, and Embed's {source.encoder.name!r} gives "
-            f"{source.encoder.dim}; embed with the model that it was trained on (LAION's heads: CLIP ViT-L/14)"
+            f"{stage.name} was made for embeddings of {dim} numbers, and {by} gives {source.dim}; "
+            "embed with the model that it was trained on (LAION's heads: CLIP ViT-L/14)"
         )

@@ -14,7 +14,7 @@ __all__ = ["LOADED", "Plan", "make_plan"]
 LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
 """What the loader knows of every image, whatever the stages are."""
 
-_RESERVED = ("status", "stage", "reason", "embedding")
+_RESERVED = ("status", "stage", "reason", "tar", "key", "embedding")  # columns that every output has
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def _missing(
     known: Collection[type[Stage]],
 ) -> str:
     name = stages[number].name
+    if field in _RESERVED:
+        return f"{name} reads {field!r}: what every output says of an image by that name is known only at the end"
     written: dict[str, list[str]] = {}
     for what, who in writers.items():
         written.setdefault(who, []).append(what)

@@ -1,0 +1,10 @@
+"""Curation: a source through the loader, the stages and the sinks, in one process, resumable at every part."""
+
+from __future__ import annotations
+
+from curator_dali.curation.finishing import write_kept
+from curator_dali.curation.run import Curation, curate
+from curator_dali.curation.working import Loading, Worker
+from curator_dali.curation.writing import Output
+
+__all__ = ["Curation", "Loading", "Output", "Worker", "curate", "write_kept"]

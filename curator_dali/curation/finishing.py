@@ -1,0 +1,235 @@
+"""The second phase of a run with a stage that sees everything: decide, then write who stays from the source's bytes."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.curation.loading import Range
+from curator_dali.curation.rows import DECODE, Rows, kind_of_failure
+from curator_dali.curation.writing import Account, Output, write_rows
+from curator_dali.errors import SourceError
+from curator_dali.sinks import Manifest, Part, RowFiles, part_name
+from curator_dali.sinks.explain import join
+from curator_dali.sources import Source
+from curator_dali.stages import GlobalSelector, Plan, Selector, StageError
+
+__all__ = ["Decisions", "decide", "finish", "write_kept"]
+
+_CHUNK = 256  # samples whose bytes are in memory at once, times the source's read-ahead
+
+_KEPT, _FAILED = np.int16(32767), np.int16(-1)
+
+
+@dataclass
+class Decisions:
+    """What became of every sample once everything was seen.
+
+    Attributes:
+        stage: (N,) number of the stage that drops a sample, -1 where it failed, 32767 where it is kept.
+        reasons: Sample -> reason, of those that a `GlobalSelector` dropped.
+        columns: Name -> (N,) values that the `GlobalSelector`s added.
+    """
+
+    stage: NDArray[np.int16]
+    reasons: dict[int, str]
+    columns: dict[str, NDArray[Any]]
+
+
+class _Candidates:
+    """The rows of an output that a stage has to judge: what `Scored` promises."""
+
+    def __init__(self, files: RowFiles, rows: NDArray[np.int64], kinds: Mapping[str, str]) -> None:
+        self._files, self._rows, self._kinds = files, rows, kinds
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def column(self, name: str) -> NDArray[Any]:
+        values: NDArray[Any] = self._files.columns([name])[name][self._rows]
+        whole = values.dtype == object and self._kinds.get(name, "string") != "string" and None not in values.tolist()
+        return values.astype(self._kinds[name]) if whole else values
+
+    def embeddings(self) -> Iterator[NDArray[np.float32]]:
+        for numbers, block in self._files.embeddings():
+            yield block[np.isin(numbers, self._rows, assume_unique=True)]
+
+
+def decide(files: RowFiles, plan: Plan) -> Decisions:
+    """Let the stages that see everything judge the rows of a scored output.
+
+    Args:
+        files: A row for every sample, in the source's order.
+        plan: The stages that scored them.
+
+    Raises:
+        StageError: A stage does not give a reason or None for every row.
+    """
+    found = files.columns(["status", "stage"])
+    numbers = {label: number for number, label in enumerate(plan.labels)}
+    stage = np.array(
+        [
+            _KEPT if status == "kept" else _FAILED if status == "failed" else numbers[label]
+            for status, label in zip(found["status"].tolist(), found["stage"].tolist(), strict=True)
+        ],
+        np.int16,
+    )
+    decisions = Decisions(stage, {}, {})
+    for number, selector in enumerate(plan.stages):
+        if not isinstance(selector, GlobalSelector):
+            continue
+        rows = np.flatnonzero(stage > number)
+        reasons, columns = selector.decide(_Candidates(files, rows, plan.columns))
+        label = plan.labels[number]
+        if len(reasons) != len(rows) or set(columns) != set(selector.decides):
+            raise StageError(
+                f"{label} gave {len(reasons)} reasons and the columns {sorted(columns)} for {len(rows)} images; it "
+                f"declares {sorted(selector.decides)}"
+            )
+        for name, values in columns.items():
+            kind = selector.decides[name]
+            whole = np.full(len(stage), np.nan, kind) if kind.startswith("float") else np.full(len(stage), None, object)
+            whole[rows] = values
+            decisions.columns[name] = whole
+        dropped = np.array([reason is not None for reason in reasons], bool)
+        stage[rows[dropped]] = number
+        # a later stage may have had a reason too: the first one in the list counts
+        decisions.reasons.update(zip(rows[dropped].tolist(), reasons[dropped].tolist(), strict=True))
+    return decisions
+
+
+def finish(
+    source: Source,
+    scored: Manifest,
+    plan: Plan,
+    output: Output,
+    parts: Sequence[Range],
+    finished: Callable[[Part], object],
+    progress: Callable[[int], object],
+) -> None:
+    """Decide, and write parts of a scored output with the bytes of who stays.
+
+    Args:
+        source: What was scored.
+        scored: The scored output, every part of it.
+        plan: The stages.
+        output: Where to.
+        parts: Which of the scored parts to write.
+        finished: Called with each part that is written and recorded.
+        progress: Called with the number of samples written since the last call.
+    """
+    decisions = decide(RowFiles(scored.folder), plan)
+    seconds = {(part.start, part.stop): part.info["seconds"] for part in scored.parts()}
+    for part in parts:
+        rows = read_rows(scored.folder, part, plan)
+        _apply(rows, decisions, part, plan)
+        if not output.schema.embedding_dim:
+            rows.embeddings = rows.embedded = None
+        finished(write_kept(source, rows, output, part, progress, seconds[part]))
+
+
+def write_kept(
+    source: Source,
+    rows: Rows,
+    output: Output,
+    part: Range,
+    progress: Callable[[int], object] = lambda count: None,
+    seconds: Mapping[str, float] | None = None,
+) -> Part:
+    """Write a part whose rows are decided, with the original bytes of who stays; nothing is decoded.
+
+    Args:
+        source: Where the bytes are.
+        rows: Of every sample of the part, in order.
+        output: Where to.
+        part: Its range of samples.
+        progress: Called with the number of samples written since the last call.
+        seconds: What else took time, for the record.
+
+    Raises:
+        SourceError: The bytes of a sample that is kept can no longer be read.
+    """
+    account = Account(Counter(rows.reasons), Counter(seconds or {}))
+    with output.open(part) as writer:
+        for chunk in _with_bytes(source, rows, output.tars):
+            write_rows(writer, chunk)
+            progress(len(chunk))
+        return writer.commit(account.info())
+
+
+def _with_bytes(source: Source, rows: Rows, tars: bool) -> Iterator[Rows]:
+    """Pieces of rows, with the bytes of who is kept; several are read at once where the source is far."""
+
+    def read(piece: Rows) -> Rows:
+        kept = np.flatnonzero(piece.columns["status"] == "kept")
+        if tars and len(kept):
+            found = source.read(piece.columns["index"][kept].astype(np.int64), members=True)
+            for row, reason in found.errors.items():
+                raise SourceError(f"{found.objects[row].image_path} was read before, and now cannot be: {reason}")
+            piece.keep(kept, found.members)
+        return piece
+
+    ahead: deque[Future[Rows]] = deque()
+    with ThreadPoolExecutor(max(1, source.read_ahead), thread_name_prefix="curator-dali-read") as pool:
+        try:
+            for start in range(0, len(rows), _CHUNK):
+                ahead.append(pool.submit(read, rows[start : start + _CHUNK]))
+                if len(ahead) > source.read_ahead:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _apply(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:
+    """Bring rows of a scored part up to the decisions, and count their reasons."""
+    stage = decisions.stage[part[0] : part[1]]
+    for name, values in decisions.columns.items():
+        rows.columns[name] = values[part[0] : part[1]]
+    rows.reasons.clear()
+    for row, number in enumerate(stage.tolist()):
+        reason = decisions.reasons.get(part[0] + row, rows.columns["reason"][row])
+        if number == _KEPT:
+            continue
+        if number == _FAILED:
+            rows.reasons["failed", DECODE, kind_of_failure(reason)] += 1
+            continue
+        selector = plan.stages[number]
+        assert isinstance(selector, (Selector, GlobalSelector))
+        rows.decide(np.array([row]), "dropped", plan.labels[number], [reason], [selector.kind(reason)])
+
+
+def read_rows(folder: str, part: Range, plan: Plan) -> Rows:
+    """The rows of a scored part, as they were written."""
+    import pyarrow as pa
+
+    files = RowFiles(join(folder, f"{part_name(*part)}.parquet"))
+    table = pa.Table.from_batches(files.batches(), files.schema)
+    columns: dict[str, NDArray[Any]] = {}
+    for name in [*plan.columns, "status", "stage", "reason"]:
+        if name in table.column_names:
+            values = table.column(name)
+            floats = pa.types.is_floating(values.type)
+            columns[name] = values.to_numpy() if floats or not values.null_count else _objects(values.to_pylist())
+    rows = Rows({name: values if values.dtype.kind == "f" else values.astype(object) for name, values in columns.items()})
+    rows.columns["index"] = rows.columns["index"].astype(np.int64)
+    if files.embedding_dim:
+        rows.embeddings = np.zeros((len(rows), files.embedding_dim), np.float32)
+        rows.embedded = np.zeros(len(rows), bool)
+        for at, block in files.embeddings():
+            rows.embeddings[at], rows.embedded[at] = block, True
+    return rows
+
+
+def _objects(values: list[Any]) -> NDArray[np.object_]:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

@@ -1,0 +1,75 @@
+"""A loader that reads ranges of a source one after the other, with no batch in two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageBatch
+from curator_dali.decoding import Decoded
+from curator_dali.loader import ImageLoader
+from curator_dali.sampling import Order, Shard
+
+__all__ = ["PartLoader", "Range"]
+
+Range = tuple[int, int]
+"""Samples [start, stop) of a source."""
+
+
+class PartsOrder(Order):
+    """Ranges of samples in the order given.
+
+    Every range begins a batch of its own, so that what comes out of it depends on nothing else: not on the ranges
+    before it, nor on who does it.
+    """
+
+    def __init__(self, parts: Sequence[Range]) -> None:
+        self.parts = list(parts)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all ranges."""
+        return sum(stop - start for start, stop in self.parts)
+
+    def indices(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Sample indices at positions."""
+        ends = np.cumsum([stop - start for start, stop in self.parts])
+        part = np.searchsorted(ends, positions, "right")
+        begins = np.array([start for start, _ in self.parts], np.int64)
+        return begins[part] + positions - (ends[part] - (ends - np.concatenate([[0], ends[:-1]]))[part])
+
+    def describe(self, epoch: int = 0) -> dict[str, Any]:
+        """The ranges."""
+        return {"parts": self.parts}
+
+    def steps(
+        self, epoch: int, start: int, batch_size: int, shard: Shard, drop_last: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """Every range's batches; `start`, `shard` and `drop_last` are always those of a whole pass of one process."""
+        done = 0
+        for begin, stop in self.parts:
+            for first in range(begin, stop, batch_size):
+                last = min(first + batch_size, stop)
+                done += last - first
+                yield np.arange(first, last, dtype=np.int64), done
+
+
+class PartLoader(ImageLoader):
+    """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`."""
+
+    def over(self, parts: Sequence[Range]) -> Iterator[tuple[Decoded, ImageBatch | None]]:
+        """Load ranges of the source, in order.
+
+        Yields:
+            Every step, and its batch: None where every image of it is bad. `columns["index"]` of a batch has the
+            samples' indices in the source.
+        """
+        self._order = PartsOrder(parts)
+        for decoded, batch in self.steps():
+            del self.errors[:-1]  # the steps tell them; those of a run of millions would fill the memory
+            if batch is not None:
+                batch.columns["index"] = decoded.encoded.indices[decoded.rows]
+            yield decoded, batch

@@ -1,0 +1,305 @@
+"""`Curation`: a run that is planned and checked before it starts; `curate` does one in a single call."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from curator_dali import __version__
+from curator_dali.arrays import resolve_device
+from curator_dali.curation.finishing import finish
+from curator_dali.curation.metadata import field_types
+from curator_dali.curation.working import Loading, Worker
+from curator_dali.curation.writing import Output
+from curator_dali.errors import CuratorDaliError, OutputError
+from curator_dali.files import filesystem, is_remote, write_file
+from curator_dali.report import Report, add_up
+from curator_dali.sinks import Manifest, Part, RowSchema
+from curator_dali.sinks.explain import join
+from curator_dali.sources import Source, open_source
+from curator_dali.stages import LOADED, STAGES, Plan, Stage, StageError, make_plan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Curation", "curate"]
+
+logger = logging.getLogger(__name__)
+
+_SCORED = "_scored"  # folder in the output with the rows of all samples, until a stage that sees them all has decided
+
+
+class Curation:
+    """A curation that is ready to run: the source is open, the weights are loaded, everything is checked.
+
+    Nothing is written before `run`. Arguments are those of `curate`.
+
+    Attributes:
+        source: The data set.
+        plan: The stages in their order, with their labels and the columns that come out.
+        device: "cpu" or "cuda:N".
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        out: str | os.PathLike[str],
+        *,
+        stages: Sequence[Stage],
+        device: str = "auto",
+        executor: Literal["local"] = "local",
+        batch_size: int = 64,
+        part_size: int = 8192,
+        tars: bool = True,
+        shard_samples: int | None = None,
+        shard_bytes: int | None = None,
+        embeddings: bool | Literal["float32", "float16"] = False,
+        num_threads: int | None = None,
+        prefetch: int = 2,
+        max_pixels: int | None = None,
+        max_error_rate: float | None = None,
+    ) -> None:
+        _check_executor(executor)
+        for name, value in (("batch_size", batch_size), ("part_size", part_size), ("prefetch", prefetch)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; give a number of at least 1")
+        for name, limit in (("shard_samples", shard_samples), ("shard_bytes", shard_bytes), ("num_threads", num_threads)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is {limit}; give a number of at least 1, or None")
+        if embeddings not in (True, False, "float32", "float16"):
+            raise ValueError(f'embeddings is {embeddings!r}; allowed: True, False, "float32", "float16"')
+        self.out = os.fspath(out)
+        self.device = resolve_device(device)
+        self.source: Source = open_source(source)
+        self._owns_source = self.source is not source
+        try:
+            self.plan, self._types = _plan(stages, self.source)
+            for number, stage in enumerate(stages):
+                stage.setup(self.device)
+                stage.connect(stages[:number])
+            self._dim = next((stage.dim for stage in reversed(stages) if "embeddings" in stage.writes), 0)
+            if embeddings and not self._dim:
+                raise StageError("embeddings are to be stored, and no stage makes any: put Embed among the stages")
+        except BaseException:
+            self.close()
+            raise
+        self._part_size, self._tars, self._embeddings = part_size, tars, embeddings
+        self._limits = {"max_samples": shard_samples, "max_bytes": shard_bytes}
+        self._loading = Loading(batch_size, num_threads, prefetch, max_pixels, max_error_rate)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides what is written, as plain JSON: a run goes on only with the same."""
+        return {
+            "stages": [stage.settings for stage in self.plan.stages],
+            "tars": self._tars,
+            **self._limits,
+            "embeddings": {True: "float32", False: None}.get(self._embeddings, self._embeddings),  # type: ignore[call-overload]
+            "max_pixels": self._loading.max_pixels,
+        }
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Stage -> which weights it works with."""
+        pairs = zip(self.plan.labels, self.plan.stages, strict=True)
+        return {label: stage.lineage for label, stage in pairs if stage.lineage}
+
+    @property
+    def work(self) -> tuple[int, int]:
+        """How many samples earlier runs have done, and how many there are; twice as many where they are done twice."""
+        folders = [self.out, join(self.out, _SCORED)] if self.plan.is_global else [self.out]
+        ranges = [_ranges(folder) for folder in folders]
+        done = [sum(stop - start for start, stop in found) for found in ranges]
+        if self.plan.is_global and done[0] == len(self.source):  # then what was scored is gone
+            done[1] = done[0]
+        return sum(done), len(self.source) * len(folders)
+
+    def run(self, progress: Callable[[int], object] | None = None) -> Report:
+        """Do what is not done yet.
+
+        Args:
+            progress: Called with the number of samples done since the last call; `work` says of how many.
+
+        Returns:
+            The report, which is also in the folder as `report.json`.
+
+        Raises:
+            OutputError: The folder holds the output of other settings, another run works on it, or it cannot be
+                written to.
+            SourceError: The source can no longer be read.
+            TooManyErrors: More samples fail than `max_error_rate` allows.
+            KeyboardInterrupt: Ctrl-C: the part under way is dropped, finished parts stay.
+        """
+        began = time.perf_counter()
+        with Manifest.open(
+            self.out,
+            source=self.source.fingerprint,
+            samples=len(self.source),
+            settings=self.settings,
+            lineage=self.lineage,
+        ) as manifest:
+            earlier = sum(stop - start for start, stop in manifest.ranges())
+            try:
+                if self.plan.is_global:
+                    self._run_twice(manifest, progress or _ignore)
+                else:
+                    self._score(self._output(manifest, bool(self._embeddings), self._tars), progress or _ignore)
+            except KeyboardInterrupt:
+                done, total = self.work
+                logger.warning(
+                    "interrupted: %s of %s samples are done and stay in %s; the same call goes on from there",
+                    f"{done:,}", f"{total:,}", self.out,
+                )  # fmt: skip
+                raise
+            report = self._report(manifest, earlier, time.perf_counter() - began)
+            write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
+        return report
+
+    def close(self) -> None:
+        """Close the source, if it was opened here. May be called again."""
+        if self._owns_source:
+            self.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _output(self, manifest: Manifest, embeddings: bool, tars: bool) -> Output:
+        kind = self._embeddings if isinstance(self._embeddings, str) else "float32"
+        columns = {name: kind for name, kind in self.plan.columns.items() if name not in LOADED}
+        schema = RowSchema(columns, embedding_dim=self._dim if embeddings else 0, embedding_dtype=kind)
+        return Output(manifest, schema, tars, **self._limits)
+
+    def _score(self, output: Output, progress: Callable[[int], object]) -> None:
+        """Take what an output lacks through the stages."""
+        missing = output.manifest.missing(self._part_size)
+        if not missing:
+            return
+        worker = Worker(
+            self.source, self.plan, self._types, output, self.device, output.schema.embedding_dim, self._loading
+        )
+        try:
+            worker.run(missing, _finished, progress)
+        finally:
+            worker.close()
+
+    def _run_twice(self, manifest: Manifest, progress: Callable[[int], object]) -> None:
+        """Score everything, let the stages decide that see everything, and write who stays from the source's bytes."""
+        if not manifest.missing():
+            return
+        folder = join(manifest.folder, _SCORED)
+        with Manifest.open(
+            folder,
+            source=self.source.fingerprint,
+            samples=len(self.source),
+            settings=self.settings,
+            lineage=self.lineage,
+        ) as scored:
+            self._score(self._output(scored, self._dim > 0, tars=False), progress)
+            there = set(manifest.ranges())
+            parts = [part for part in scored.ranges() if part not in there]
+            output = self._output(manifest, bool(self._embeddings), self._tars)
+            finish(self.source, scored, self.plan, output, parts, _finished, progress)
+        _remove(folder)
+
+    def _report(self, manifest: Manifest, earlier: int, seconds: float) -> Report:
+        parts = [{"counts": part.counts, "info": part.info} for part in manifest.parts()]
+        return Report(
+            source=self.source.name,
+            out=self.out,
+            device=self.device,
+            earlier=earlier,
+            seconds=seconds,
+            complete=not manifest.missing(),
+            lineage=self.lineage,
+            version=__version__,
+            **add_up(parts, self.plan.labels),
+        )
+
+
+def curate(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    stages: Sequence[Stage],
+    progress: Callable[[int], object] | None = None,
+    **options: Any,
+) -> Report:
+    """Take a data set through stages, and write who stays, and what is known of everybody.
+
+    In the folder there will be tars with the original bytes of every member of the samples that stay, each with a
+    `KEY.curation.json` of its scores; Parquet files with a row for every sample (id, path, size, kept, dropped or
+    failed, by which stage and why, every score, embeddings if asked for); `report.json`; and `_manifest/`, which knows
+    what is finished. A call with the same arguments goes on where an earlier one was interrupted or killed.
+
+    Args:
+        source: What `open_source` takes.
+        out: The folder, or its URL.
+        stages: In their order; each finds what those before it write.
+        progress: Called with the number of samples done since the last call.
+        options: The keyword arguments of `Curation`:
+            device ("auto"), executor ("local"),
+            batch_size (64 samples; decoded images of a batch are in memory at once),
+            part_size (8,192 samples: what is done as a whole or again, and has a Parquet file of its own),
+            tars (True), shard_samples and shard_bytes (limits of a tar; None for one a part),
+            embeddings (False; True or "float32", or "float16", stores them in the Parquet files),
+            num_threads (decoding threads; all CPUs), prefetch (2 batches under way),
+            max_pixels (larger images fail), max_error_rate (share of failed samples above which the run ends).
+
+    Raises:
+        StageError: The stages do not fit together; the missing field is named. Before anything is read or written.
+        ValueError: An option is out of its range.
+        CuratorDaliError: See `Curation.run`.
+    """
+    with Curation(source, out, stages=stages, **options) as curation:
+        return curation.run(progress)
+
+
+def _plan(stages: Sequence[Stage], source: Source) -> tuple[Plan, dict[str, str]]:
+    """The plan, and the types of the metadata's fields if a stage reads any."""
+    known = list(STAGES.values())
+    try:
+        return make_plan(stages, known=known), {}
+    except StageError:  # what is missing may be a field of the metadata
+        types = field_types(source)
+        return make_plan(stages, types, known), types
+
+
+def _check_executor(executor: str) -> None:
+    if executor == "ray":
+        raise CuratorDaliError('executor="ray" needs curator_dali.ray, which is not there yet; use executor="local"')
+    if executor != "local":
+        raise ValueError(f'executor is {executor!r}; allowed: "local"')
+
+
+def _ranges(folder: str) -> list[tuple[int, int]]:
+    try:
+        return Manifest.load(folder).ranges()
+    except OutputError:
+        return []
+
+
+def _remove(folder: str) -> None:
+    if is_remote(folder):
+        fs, path = filesystem(folder)
+        fs.rm(path, recursive=True)
+    else:
+        shutil.rmtree(folder)
+
+
+def _finished(part: Part) -> None:
+    logger.debug("finished samples %d to %d: %s", part.start, part.stop - 1, dict(part.counts))
+
+
+def _ignore(count: int) -> None:
+    pass

@@ -1,0 +1,182 @@
+"""`Worker`: the loader and the stages of one process, which takes part after part of a source through them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageBatch
+from curator_dali.curation.loading import PartLoader, Range
+from curator_dali.curation.metadata import add_columns
+from curator_dali.curation.rows import DECODE, Rows
+from curator_dali.curation.writing import Output, Writing
+from curator_dali.decoding import Decoded
+from curator_dali.sinks import Part
+from curator_dali.sources import Source
+from curator_dali.stages import Plan, Selector, StageError
+from curator_dali.transforms import Resize
+
+__all__ = ["Loading", "Worker"]
+
+_GLANCE = (Resize((32, 32), "linear"),)
+"""The view where no stage wants one: a sample is kept only if it decodes."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a worker loads.
+
+    Attributes:
+        batch_size: Samples a batch.
+        num_threads: Decoding threads; None for all CPUs.
+        prefetch: Batches under way.
+        max_pixels: Larger images fail; None for the loader's limit.
+        max_error_rate: Share of failed samples above which the run ends.
+    """
+
+    batch_size: int
+    num_threads: int | None = None
+    prefetch: int = 2
+    max_pixels: int | None = None
+    max_error_rate: float | None = None
+
+
+@dataclass
+class Worker:
+    """Takes parts of a source through the stages, and writes what comes out.
+
+    One process has one worker, which loads its weights and builds its decoder once, however many parts it does.
+
+    Attributes:
+        source: The data set.
+        plan: Its stages, set up on `device`.
+        types: Type of each metadata field that becomes a column.
+        output: Where to.
+        device: "cpu" or "cuda:N".
+        dim: Width of the embeddings to write; 0 for none.
+        loading: How to load.
+    """
+
+    source: Source
+    plan: Plan
+    output: Output
+    device: str
+    dim: int
+    loading: Loading
+    _loader: PartLoader | None = field(default=None, init=False, repr=False)
+
+    def run(
+        self, parts: Sequence[Range], finished: Callable[[Part], object], progress: Callable[[int], object]
+    ) -> None:
+        """Do parts, in order.
+
+        Args:
+            parts: Ranges of the source.
+            finished: Called in another thread with each part that is written and recorded.
+            progress: Called with the number of samples decided since the last call.
+
+        Raises:
+            OutputError: Something could not be written; parts that are finished stay.
+            TooManyErrors: See `Loading.max_error_rate`.
+        """
+        waiting = iter(parts)
+        part = next(waiting, (0, 0))
+        with _current(self.device), Writing(self.output, finished) as writing:
+            steps = self._load().over(parts)
+            try:
+                while True:
+                    began = time.perf_counter()
+                    step = next(steps, None)
+                    if step is None:
+                        break
+                    decoded, batch = step
+                    if decoded.encoded.indices[0] >= part[1] or decoded.encoded.indices[0] < part[0]:
+                        part = next(waiting)
+                    rows = Rows.of(decoded, self.plan.columns)
+                    rows.seconds[DECODE] += time.perf_counter() - began
+                    if batch is not None:
+                        self._take_through(batch, decoded, rows)
+                    writing.put(part, rows)
+                    progress(len(rows))
+                    del decoded, batch, step, rows  # or they live on while the next one is waited for
+            finally:
+                steps.close()
+
+    def close(self) -> None:
+        """Drop the decoder. May be called again."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_loader": None}
+
+    def _load(self) -> PartLoader:
+        if self._loader is None:
+            how = self.loading
+            limits = {} if how.max_pixels is None else {"max_pixels": how.max_pixels}
+            self._loader = PartLoader(
+                self.source,
+                batch_size=how.batch_size,
+                device=self.device,
+                transforms=None,
+                views=self.plan.views or (_GLANCE,),
+                prefetch=how.prefetch,
+                num_threads=how.num_threads,
+                max_error_rate=how.max_error_rate,
+                keep_encoded=self.output.tars,
+                **limits,
+            )
+        return self._loader
+
+    def _take_through(self, batch: ImageBatch, decoded: Decoded, rows: Rows) -> None:
+        """One batch through all stages; `rows` get to know what becomes of it."""
+        at = decoded.rows
+        embedded = max((n for n, stage in enumerate(self.plan.stages) if "embeddings" in stage.writes), default=-1)
+        add_columns(batch, self.plan.metadata, self.types)
+        for number, (stage, label) in enumerate(zip(self.plan.stages, self.plan.labels, strict=True)):
+            began = time.perf_counter()
+            # embeddings count from the last stage that makes them: those of an earlier model are of another space
+            dim = self.dim if number > embedded else 0
+            if isinstance(stage, Selector):
+                reasons = stage.judge(batch)
+                stays = np.array([reason is None for reason in reasons], bool)
+                if not stays.all():
+                    why = reasons[~stays].tolist()
+                    rows.record(at, batch, dim, ~stays)
+                    rows.decide(at[~stays], "dropped", label, why, [stage.kind(reason) for reason in why])
+                    batch, at = batch.where(stays), at[stays]
+            else:
+                after = stage(batch)
+                if len(after) != len(batch):
+                    raise StageError(
+                        f"{label} gave back {len(after)} of {len(batch)} images: a stage that leaves images out must be "
+                        "a Selector, which says why"
+                    )
+                batch = after
+            later = self.plan.views_after(number)
+            for view in [view for view in batch.views if view not in later]:
+                del batch.views[view]  # nobody looks at it any more: nor need a filter copy it
+            rows.seconds[label] += time.perf_counter() - began
+            if not len(batch):
+                return
+        rows.record(at, batch, self.dim)
+        rows.keep(at, batch.encoded)
+
+
+@contextlib.contextmanager
+def _current(device: str) -> Iterator[None]:
+    """Make a GPU the current one of torch."""
+    if device == "cpu":
+        yield
+        return
+    import torch
+
+    with torch.cuda.device(device):
+        yield

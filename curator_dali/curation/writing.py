@@ -1,0 +1,162 @@
+"""The thread that writes: rows and bytes of a batch while the next ones are decoded and scored."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curator_dali.curation.loading import Range
+from curator_dali.curation.rows import Rows, scores_of
+from curator_dali.sinks import Manifest, Part, PartWriter, RowSchema
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Account", "Output", "Writing", "write_rows"]
+
+_WAITING = 4  # batches that wait for the writer, with the bytes of their kept samples
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written, and where.
+
+    Attributes:
+        manifest: Of the folder.
+        schema: Columns of the rows.
+        tars: Whether kept samples are written to tars.
+        max_samples: Samples in a tar.
+        max_bytes: Bytes in a tar.
+    """
+
+    manifest: Manifest
+    schema: RowSchema
+    tars: bool = True
+    max_samples: int | None = None
+    max_bytes: int | None = None
+
+    def open(self, part: Range) -> PartWriter:
+        """Begin to write a part."""
+        return PartWriter(
+            self.manifest, *part, self.schema, tars=self.tars, max_samples=self.max_samples, max_bytes=self.max_bytes
+        )
+
+
+@dataclass
+class Account:
+    """What the rows of a part add up to."""
+
+    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def info(self) -> dict[str, Any]:
+        """As a part's record has it."""
+        nested: dict[str, Any] = {"dropped": {}, "failed": {}}
+        for (status, stage, kind), count in sorted(self.reasons.items()):
+            nested[status].setdefault(stage, {})[kind] = count
+        return nested | {"seconds": {name: round(value, 6) for name, value in self.seconds.items()}}
+
+
+class Writing:
+    """Writes parts in a thread of its own, in the order that their rows come in.
+
+    As a context manager it waits at the end until everything is written. If the block raises, the part under way is
+    dropped and the finished ones stay.
+
+    Args:
+        output: Where to.
+        finished: Called in the thread with every part once it is recorded.
+    """
+
+    def __init__(self, output: Output, finished: Callable[[Part], object]) -> None:
+        self._output, self._finished = output, finished
+        self._queue: queue.Queue[tuple[Range, Rows] | None] = queue.Queue(_WAITING)
+        self._error: BaseException | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="curator-dali-write", daemon=True)
+        self._thread.start()
+
+    def put(self, part: Range, rows: Rows) -> None:
+        """Hand over rows of a part; waits while too many wait already.
+
+        Raises:
+            OutputError: An earlier one could not be written.
+        """
+        self._give((part, rows))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._give(None)
+                self._thread.join()
+        finally:
+            self._stopping.set()  # also where Ctrl-C ended the wait
+            self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def _give(self, item: tuple[Range, Rows] | None) -> None:
+        while True:
+            if self._error is not None:
+                raise self._error
+            try:
+                return self._queue.put(item, timeout=0.1)  # wakes up to see whether the thread still lives
+            except queue.Full:
+                continue
+
+    def _take(self) -> tuple[Range, Rows] | None:
+        while not self._stopping.is_set():
+            try:
+                return self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+        return None
+
+    def _run(self) -> None:
+        writer: PartWriter | None = None
+        account = Account()
+        try:
+            while (item := self._take()) is not None:
+                part, rows = item
+                began = time.perf_counter()
+                if writer is None:
+                    writer, account = self._output.open(part), Account()
+                write_rows(writer, rows)
+                account.reasons.update(rows.reasons)
+                account.seconds.update(rows.seconds)
+                account.seconds["write"] += time.perf_counter() - began
+                if rows.columns["index"][-1] == part[1] - 1:
+                    committed = writer.commit(account.info())
+                    writer = None
+                    self._finished(committed)
+        except BaseException as error:  # raised where the next rows are put
+            self._error = error
+        finally:
+            if writer is not None:
+                writer.discard()
+
+
+def write_rows(writer: PartWriter, rows: Rows) -> None:
+    """Write rows, and the samples of those that are kept."""
+    kept = np.flatnonzero(rows.columns["status"] == "kept").tolist()
+    curation: list[dict[str, Any] | None] | None = None
+    if rows.members is not None:
+        curation = [None] * len(rows)
+        for row, scores in zip(kept, scores_of(rows.columns, kept), strict=True):
+            curation[row] = scores
+    writer.write(
+        rows.columns, embeddings=rows.embeddings, embedded=rows.embedded, members=rows.members, curation=curation
+    )

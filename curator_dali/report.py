@@ -1,0 +1,142 @@
+"""`Report`: what a curation did, in numbers: kept, dropped and why, failed and why, and how long everything took."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Report", "add_up"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a curation did.
+
+    The counts are of the whole output, also of parts that an earlier run had finished; `kept`, what was dropped and
+    what failed add up to `samples`.
+
+    Attributes:
+        source: Name of the data set.
+        out: The output folder.
+        device: Where the stages ran.
+        samples: Samples that were looked at.
+        kept: Samples that stayed.
+        dropped: Stage -> kind of reason ("aesthetic_score < 5.0") -> number of samples.
+        failed: Kind of reason ("truncated") -> number of samples.
+        stages: Stage -> seconds, in the order they ran; "decode" is the time that the first of them waited for images,
+            "write" that of the writing thread, which overlaps with all others. Of the whole output.
+        parts: Parts of the output.
+        earlier: Samples in parts that an earlier run had finished.
+        seconds: Of this run, from the first byte to the last.
+        complete: Whether all samples of the source are in the output.
+        lineage: Stage -> which weights it worked with.
+        version: Of curator_dali.
+    """
+
+    source: str
+    out: str
+    device: str
+    samples: int
+    kept: int
+    dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    failed: Mapping[str, int] = field(default_factory=dict)
+    stages: Mapping[str, float] = field(default_factory=dict)
+    parts: int = 0
+    earlier: int = 0
+    seconds: float = 0.0
+    complete: bool = True
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+    @property
+    def num_dropped(self) -> int:
+        """Samples that a stage dropped."""
+        return sum(sum(kinds.values()) for kinds in self.dropped.values())
+
+    @property
+    def num_failed(self) -> int:
+        """Samples that could not be read or decoded."""
+        return sum(self.failed.values())
+
+    @property
+    def images_per_second(self) -> float:
+        """Samples that this run looked at, per second of it."""
+        return (self.samples - self.earlier) / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, as plain values for JSON."""
+        counts = {"num_dropped": self.num_dropped, "num_failed": self.num_failed}
+        return {**asdict(self), **counts, "images_per_second": self.images_per_second}
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """A table for a terminal: what, number, share of all samples, and why or how long."""
+        rows = [self._row("in", self.samples, f"{self.source}, {self.device}")]
+        for stage, kinds in self.dropped.items():
+            rows += [
+                self._row(stage if first else "", -count, kind)
+                for first, (kind, count) in _numbered(sorted(kinds.items(), key=lambda item: -item[1]))
+            ]
+        rows += [
+            self._row("failed" if first else "", -count, kind)
+            for first, (kind, count) in _numbered(sorted(self.failed.items(), key=lambda item: -item[1]))
+        ]
+        rows.append(self._row("kept", self.kept, self.out))
+        return rows
+
+    def times(self) -> list[tuple[str, str]]:
+        """A table for a terminal: how long each stage took."""
+        new = self.samples - self.earlier
+        rows = [(name, f"{seconds:,.2f} s") for name, seconds in self.stages.items()]
+        speed = f"{new:,} images in {self.seconds:,.2f} s: {self.images_per_second:,.0f} a second" if new else "nothing"
+        return [*rows, ("this run", speed)]
+
+    def __str__(self) -> str:
+        shown = [(what, number, share, why) for what, number, share, why in self.rows()]
+        widths = [max(len(row[column]) for row in shown) for column in range(3)]
+        lines = [
+            f"{what:<{widths[0]}}  {number:>{widths[1]}}  {share:>{widths[2]}}  {why}" for what, number, share, why in shown
+        ]
+        width = max(len(name) for name, _ in self.times())
+        lines += ["", *(f"{name:<{width}}  {text}" for name, text in self.times())]
+        return "\n".join(lines)
+
+    def _row(self, what: str, count: int, why: str) -> tuple[str, str, str, str]:
+        share = f"{abs(count) / self.samples:.1%}" if self.samples else ""
+        return what, f"{count:+,}" if count < 0 else f"{count:,}", share, why
+
+
+def add_up(parts: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> dict[str, Any]:
+    """What parts add up to, as arguments of `Report`.
+
+    Args:
+        parts: Of each part, `counts` by status, and `info` with `dropped`, `failed` and `seconds` as its record has
+            them.
+        labels: The stages in their order.
+    """
+    counts: Counter[str] = Counter()
+    dropped: dict[str, Counter[str]] = {label: Counter() for label in labels}
+    failed: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    number = 0
+    for number, part in enumerate(parts, 1):
+        counts.update(part["counts"])
+        for label, kinds in part["info"].get("dropped", {}).items():
+            dropped.setdefault(label, Counter()).update(kinds)
+        for kinds in part["info"].get("failed", {}).values():
+            failed.update(kinds)
+        seconds.update(part["info"].get("seconds", {}))
+    order = [name for name in ("decode", *dropped, "write") if name in seconds]
+    return {
+        "samples": sum(counts.values()),
+        "kept": counts["kept"],
+        "dropped": {label: dict(kinds) for label, kinds in dropped.items() if kinds},
+        "failed": dict(failed),
+        "stages": {name: seconds[name] for name in [*order, *(set(seconds) - set(order))]},
+        "parts": number,
+    }
+
+
+def _numbered(items: Iterable[Any]) -> Iterable[tuple[bool, Any]]:
+    return ((number == 0, item) for number, item in enumerate(items))

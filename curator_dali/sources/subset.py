@@ -1,0 +1,92 @@
+"""Some samples of a source, as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.sources.base import EncodedBatch, Source
+from curator_dali.sources.storage import fingerprint
+
+__all__ = ["Subset"]
+
+
+class Subset(Source):
+    """Some samples of a source: their index here is their place among those chosen.
+
+    What is learnt of headers goes to the whole source. Closing a subset closes the whole.
+
+    Args:
+        source: The whole.
+        rows: A slice, or sample indices of the whole (repeats allowed, negative ones not).
+
+    Raises:
+        IndexError: An index is outside of the source.
+    """
+
+    def __init__(self, source: Source, rows: slice | Sequence[int] | NDArray[Any]) -> None:
+        n = len(source)
+        # a range takes no memory, however large the source is
+        self._rows: range | NDArray[np.int64] = (
+            range(n)[rows] if isinstance(rows, slice) else np.array(rows, np.int64).reshape(-1)
+        )
+        if isinstance(self._rows, np.ndarray) and len(self._rows):
+            low, high = int(self._rows.min()), int(self._rows.max())
+            if low < 0 or high >= n:
+                raise IndexError(f"indices must be in [0, {n}), not {low} to {high}")
+        self.source, self.name, self.read_ahead = source, source.name, source.read_ahead
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole's fingerprint and the samples chosen."""
+        rows = self._rows
+        chosen = [repr(rows)] if isinstance(rows, range) else [rows.tobytes()]
+        return fingerprint("subset", [self.source.fingerprint, *chosen])
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """(S,) int64: runs of samples of one of the whole's shards."""
+        ends = np.cumsum(self.source.shard_sizes)
+        rows = self._rows
+        if isinstance(rows, range) and rows.step == 1:
+            bounds = np.clip(np.concatenate([[0], ends]), rows.start, rows.stop)
+            sizes = np.diff(bounds)
+            return sizes[sizes > 0].astype(np.int64) if len(rows) else np.zeros(1, np.int64)
+        shard = np.searchsorted(ends, np.asarray(rows), "right")
+        starts = np.flatnonzero(np.diff(shard, prepend=-1))
+        return np.diff(np.append(starts, len(shard))).astype(np.int64) if len(shard) else np.zeros(1, np.int64)
+
+    def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
+        """Read samples; see `Source.read`."""
+        batch = self.source.read(self._whole(indices), members=members)
+        return replace(batch, indices=np.asarray(indices, np.int64))
+
+    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Known headers of samples."""
+        return self.source.headers(self._whole(indices))
+
+    def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Encoded bytes of samples' images, (N,) int64; -1 where only reading would tell."""
+        return self.source.image_sizes(self._whole(indices))
+
+    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Let the whole keep what was learnt."""
+        self.source.learn(self._whole(indices), headers)
+
+    def close(self) -> None:
+        """Close the whole."""
+        self.source.close()
+
+    def _whole(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
+            raise IndexError(f"indices must be in [0, {len(self)}), not {indices.min()} to {indices.max()}")
+        rows = self._rows
+        return rows.start + rows.step * indices if isinstance(rows, range) else rows[indices]

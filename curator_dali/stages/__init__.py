@@ -1,0 +1,35 @@
+"""Stages of a curation: `ImageBatch` to `ImageBatch`. They know no source and no decoder."""
+
+from __future__ import annotations
+
+from curator_dali.stages.base import GlobalSelector, Scored, Selector, Stage, StageError
+from curator_dali.stages.embed import Embed
+from curator_dali.stages.filter import Filter
+from curator_dali.stages.plan import LOADED, Plan, make_plan
+from curator_dali.stages.quality import Quality
+from curator_dali.stages.scores import NSFW, Aesthetic
+from curator_dali.stages.text import CLIPScore, ZeroShotTags
+
+__all__ = [
+    "LOADED",
+    "NSFW",
+    "STAGES",
+    "Aesthetic",
+    "CLIPScore",
+    "Embed",
+    "Filter",
+    "GlobalSelector",
+    "Plan",
+    "Quality",
+    "Scored",
+    "Selector",
+    "Stage",
+    "StageError",
+    "ZeroShotTags",
+    "make_plan",
+]
+
+STAGES: dict[str, type[Stage]] = {
+    kind.__name__: kind for kind in (Embed, Aesthetic, NSFW, CLIPScore, ZeroShotTags, Quality, Filter)
+}
+"""Name -> kind of stage, as configuration files have them."""
