@@ -93,11 +93,9 @@ class Report:
         return [*rows, ("this run", speed)]
 
     def __str__(self) -> str:
-        shown = [(what, number, share, why) for what, number, share, why in self.rows()]
-        widths = [max(len(row[column]) for row in shown) for column in range(3)]
-        lines = [
-            f"{what:<{widths[0]}}  {number:>{widths[1]}}  {share:>{widths[2]}}  {why}" for what, number, share, why in shown
-        ]
+        rows = self.rows()
+        a, b, c = (max(len(row[column]) for row in rows) for column in range(3))
+        lines = [f"{what:<{a}}  {number:>{b}}  {share:>{c}}  {why}" for what, number, share, why in rows]
         width = max(len(name) for name, _ in self.times())
         lines += ["", *(f"{name:<{width}}  {text}" for name, text in self.times())]
         return "\n".join(lines)
@@ -120,7 +118,8 @@ def add_up(parts: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> dict[st
     failed: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     number = 0
-    for number, part in enumerate(parts, 1):
+    for part in parts:
+        number += 1
         counts.update(part["counts"])
         for label, kinds in part["info"].get("dropped", {}).items():
             dropped.setdefault(label, Counter()).update(kinds)

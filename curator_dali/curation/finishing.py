@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,9 @@ from curator_dali.curation.loading import Range
 from curator_dali.curation.rows import DECODE, Rows, kind_of_failure
 from curator_dali.curation.writing import Account, Output, write_rows
 from curator_dali.errors import SourceError
-from curator_dali.sinks import Manifest, Part, RowFiles, part_name
+from curator_dali.sinks import Manifest, Part, RowFiles
 from curator_dali.sinks.explain import join
+from curator_dali.sinks.records import part_name
 from curator_dali.sources import Source
 from curator_dali.stages import GlobalSelector, Plan, Selector, StageError
 
@@ -155,11 +157,14 @@ def write_kept(
     Raises:
         SourceError: The bytes of a sample that is kept can no longer be read.
     """
-    account = Account(Counter(rows.reasons), Counter(seconds or {}))
+    account = Account(Counter(rows.reasons), dict(seconds or {}))
     with output.open(part) as writer:
+        began = time.perf_counter()
         for chunk in _with_bytes(source, rows, output.tars):
             write_rows(writer, chunk)
+            account.add(chunk, time.perf_counter() - began)
             progress(len(chunk))
+            began = time.perf_counter()
         return writer.commit(account.info())
 
 
@@ -219,7 +224,8 @@ def read_rows(folder: str, part: Range, plan: Plan) -> Rows:
             values = table.column(name)
             floats = pa.types.is_floating(values.type)
             columns[name] = values.to_numpy() if floats or not values.null_count else _objects(values.to_pylist())
-    rows = Rows({name: values if values.dtype.kind == "f" else values.astype(object) for name, values in columns.items()})
+    # floats have NaN, anything else is of objects: as when the rows were made
+    rows = Rows({name: v if v.dtype.kind == "f" else v.astype(object) for name, v in columns.items()})
     rows.columns["index"] = rows.columns["index"].astype(np.int64)
     if files.embedding_dim:
         rows.embeddings = np.zeros((len(rows), files.embedding_dim), np.float32)

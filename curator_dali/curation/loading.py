@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,11 @@ class PartsOrder(Order):
 
     def indices(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """Sample indices at positions."""
-        ends = np.cumsum([stop - start for start, stop in self.parts])
+        starts, stops = (np.array(column, np.int64) for column in zip(*self.parts, strict=True))
+        ends = np.cumsum(stops - starts, dtype=np.int64)
         part = np.searchsorted(ends, positions, "right")
-        begins = np.array([start for start, _ in self.parts], np.int64)
-        return begins[part] + positions - (ends[part] - (ends - np.concatenate([[0], ends[:-1]]))[part])
+        found: NDArray[np.int64] = stops[part] - (ends[part] - positions)
+        return found
 
     def describe(self, epoch: int = 0) -> dict[str, Any]:
         """The ranges."""
@@ -60,7 +61,7 @@ class PartsOrder(Order):
 class PartLoader(ImageLoader):
     """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`."""
 
-    def over(self, parts: Sequence[Range]) -> Iterator[tuple[Decoded, ImageBatch | None]]:
+    def over(self, parts: Sequence[Range]) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
         """Load ranges of the source, in order.
 
         Yields:

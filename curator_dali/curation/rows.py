@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +39,7 @@ class Rows:
     embedded: NDArray[np.bool_] | None = None
     members: list[Mapping[str, memoryview] | None] | None = None
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @classmethod
     def of(cls, decoded: Decoded, kinds: Mapping[str, str]) -> Rows:
@@ -75,7 +75,9 @@ class Rows:
             None if self.embedded is None else self.embedded[rows],
         )
 
-    def record(self, at: NDArray[np.int64], batch: ImageBatch, dim: int, which: NDArray[np.bool_] | None = None) -> None:
+    def record(
+        self, at: NDArray[np.int64], batch: ImageBatch, dim: int, which: NDArray[np.bool_] | None = None
+    ) -> None:
         """Take over what a batch knows of its images.
 
         Args:
@@ -133,5 +135,3 @@ def scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str,
 
 def _nothing(n: int, kind: str) -> NDArray[Any]:
     return np.full(n, np.nan, kind) if kind.startswith("float") else np.full(n, None, object)
-
-

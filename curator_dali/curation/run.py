@@ -19,6 +19,7 @@ from curator_dali.curation.working import Loading, Worker
 from curator_dali.curation.writing import Output
 from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.files import filesystem, is_remote, write_file
+from curator_dali.headers import MAX_PIXELS
 from curator_dali.report import Report, add_up
 from curator_dali.sinks import Manifest, Part, RowSchema
 from curator_dali.sinks.explain import join
@@ -62,14 +63,15 @@ class Curation:
         embeddings: bool | Literal["float32", "float16"] = False,
         num_threads: int | None = None,
         prefetch: int = 2,
-        max_pixels: int | None = None,
+        max_pixels: int = MAX_PIXELS,
         max_error_rate: float | None = None,
     ) -> None:
         _check_executor(executor)
         for name, value in (("batch_size", batch_size), ("part_size", part_size), ("prefetch", prefetch)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; give a number of at least 1")
-        for name, limit in (("shard_samples", shard_samples), ("shard_bytes", shard_bytes), ("num_threads", num_threads)):
+        limits = {"shard_samples": shard_samples, "shard_bytes": shard_bytes, "num_threads": num_threads}
+        for name, limit in limits.items():
             if limit is not None and limit < 1:
                 raise ValueError(f"{name} is {limit}; give a number of at least 1, or None")
         if embeddings not in (True, False, "float32", "float16"):
@@ -89,7 +91,8 @@ class Curation:
         except BaseException:
             self.close()
             raise
-        self._part_size, self._tars, self._embeddings = part_size, tars, embeddings
+        self._part_size, self._tars = part_size, tars
+        self._stored = "float32" if embeddings is True else embeddings or None
         self._limits = {"max_samples": shard_samples, "max_bytes": shard_bytes}
         self._loading = Loading(batch_size, num_threads, prefetch, max_pixels, max_error_rate)
 
@@ -100,7 +103,7 @@ class Curation:
             "stages": [stage.settings for stage in self.plan.stages],
             "tars": self._tars,
             **self._limits,
-            "embeddings": {True: "float32", False: None}.get(self._embeddings, self._embeddings),  # type: ignore[call-overload]
+            "embeddings": self._stored,
             "max_pixels": self._loading.max_pixels,
         }
 
@@ -149,7 +152,7 @@ class Curation:
                 if self.plan.is_global:
                     self._run_twice(manifest, progress or _ignore)
                 else:
-                    self._score(self._output(manifest, bool(self._embeddings), self._tars), progress or _ignore)
+                    self._score(self._output(manifest, self._stored is not None, self._tars), progress or _ignore)
             except KeyboardInterrupt:
                 done, total = self.work
                 logger.warning(
@@ -175,9 +178,9 @@ class Curation:
         self.close()
 
     def _output(self, manifest: Manifest, embeddings: bool, tars: bool) -> Output:
-        kind = self._embeddings if isinstance(self._embeddings, str) else "float32"
+        dim = self._dim if embeddings else 0
         columns = {name: kind for name, kind in self.plan.columns.items() if name not in LOADED}
-        schema = RowSchema(columns, embedding_dim=self._dim if embeddings else 0, embedding_dtype=kind)
+        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=self._stored or "float32")
         return Output(manifest, schema, tars, **self._limits)
 
     def _score(self, output: Output, progress: Callable[[int], object]) -> None:
@@ -208,7 +211,7 @@ class Curation:
             self._score(self._output(scored, self._dim > 0, tars=False), progress)
             there = set(manifest.ranges())
             parts = [part for part in scored.ranges() if part not in there]
-            output = self._output(manifest, bool(self._embeddings), self._tars)
+            output = self._output(manifest, self._stored is not None, self._tars)
             finish(self.source, scored, self.plan, output, parts, _finished, progress)
         _remove(folder)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
 from curator_dali.curation.loading import PartLoader, Range
@@ -17,6 +16,7 @@ from curator_dali.curation.metadata import add_columns
 from curator_dali.curation.rows import DECODE, Rows
 from curator_dali.curation.writing import Output, Writing
 from curator_dali.decoding import Decoded
+from curator_dali.headers import MAX_PIXELS
 from curator_dali.sinks import Part
 from curator_dali.sources import Source
 from curator_dali.stages import Plan, Selector, StageError
@@ -36,14 +36,14 @@ class Loading:
         batch_size: Samples a batch.
         num_threads: Decoding threads; None for all CPUs.
         prefetch: Batches under way.
-        max_pixels: Larger images fail; None for the loader's limit.
+        max_pixels: Larger images fail.
         max_error_rate: Share of failed samples above which the run ends.
     """
 
     batch_size: int
     num_threads: int | None = None
     prefetch: int = 2
-    max_pixels: int | None = None
+    max_pixels: int = MAX_PIXELS
     max_error_rate: float | None = None
 
 
@@ -65,6 +65,7 @@ class Worker:
 
     source: Source
     plan: Plan
+    types: Mapping[str, str]
     output: Output
     device: str
     dim: int
@@ -120,7 +121,6 @@ class Worker:
     def _load(self) -> PartLoader:
         if self._loader is None:
             how = self.loading
-            limits = {} if how.max_pixels is None else {"max_pixels": how.max_pixels}
             self._loader = PartLoader(
                 self.source,
                 batch_size=how.batch_size,
@@ -131,7 +131,7 @@ class Worker:
                 num_threads=how.num_threads,
                 max_error_rate=how.max_error_rate,
                 keep_encoded=self.output.tars,
-                **limits,
+                max_pixels=how.max_pixels,
             )
         return self._loader
 
@@ -156,8 +156,8 @@ class Worker:
                 after = stage(batch)
                 if len(after) != len(batch):
                     raise StageError(
-                        f"{label} gave back {len(after)} of {len(batch)} images: a stage that leaves images out must be "
-                        "a Selector, which says why"
+                        f"{label} gave back {len(after)} of {len(batch)} images: a stage that leaves images out must "
+                        "be a Selector, which says why"
                     )
                 batch = after
             later = self.plan.views_after(number)

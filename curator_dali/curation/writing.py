@@ -55,7 +55,13 @@ class Account:
     """What the rows of a part add up to."""
 
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, rows: Rows, writing: float = 0.0) -> None:
+        """Add what rows say, and the seconds that it took to write them."""
+        self.reasons.update(rows.reasons)
+        for name, value in {**rows.seconds, "write": rows.seconds.get("write", 0.0) + writing}.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
 
     def info(self) -> dict[str, Any]:
         """As a part's record has it."""
@@ -135,9 +141,7 @@ class Writing:
                 if writer is None:
                     writer, account = self._output.open(part), Account()
                 write_rows(writer, rows)
-                account.reasons.update(rows.reasons)
-                account.seconds.update(rows.seconds)
-                account.seconds["write"] += time.perf_counter() - began
+                account.add(rows, time.perf_counter() - began)
                 if rows.columns["index"][-1] == part[1] - 1:
                     committed = writer.commit(account.info())
                     writer = None

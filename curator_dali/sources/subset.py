@@ -86,7 +86,7 @@ class Subset(Source):
 
     def _whole(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         indices = np.asarray(indices, np.int64)
-        if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"indices must be in [0, {len(self)}), not {indices.min()} to {indices.max()}")
         rows = self._rows
         return rows.start + rows.step * indices if isinstance(rows, range) else rows[indices]

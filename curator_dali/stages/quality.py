@@ -141,4 +141,5 @@ def entropy(greys: torch.Tensor) -> torch.Tensor:
     offsets = torch.arange(n, device=greys.device, dtype=torch.int32)[:, None] * 256
     counts = torch.bincount((greys.flatten(1) + offsets).flatten(), minlength=256 * n).view(n, 256)
     shares = counts.double() / greys[0].numel() if n else counts.double()
-    return torch.special.xlogy(shares, shares).sum(1).abs() / np.log(2)  # abs: no -0.0
+    bits: torch.Tensor = torch.special.xlogy(shares, shares).sum(1).abs() / np.log(2)  # abs: no -0.0
+    return bits
