@@ -13,17 +13,34 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from curator_dali import transforms
     from curator_dali.batch import ImageBatch, ImageObject, Task
+    from curator_dali.curation import Curation, curate
     from curator_dali.display import contact_sheet
     from curator_dali.errors import CuratorDaliError, ImageError, OutputError, SourceError, TooManyErrors, write_errors
     from curator_dali.joining import concat
     from curator_dali.loader import ImageLoader
+    from curator_dali.report import Report
     from curator_dali.sampling import Buckets, Position, Shard, Shuffle
-    from curator_dali.sources import FolderSource, MemorySource, Mixture, ParquetSource, Source, TarSource, open_source
+    from curator_dali.sources import (
+        FolderSource,
+        MemorySource,
+        Mixture,
+        ParquetSource,
+        Source,
+        Subset,
+        TarSource,
+        open_source,
+    )
+    from curator_dali.stages import NSFW, Aesthetic, CLIPScore, Embed, Filter, Quality, Stage, StageError, ZeroShotTags
     from curator_dali.stats import LoaderStats
 
 _HOME = {
+    "Aesthetic": "stages",
     "Buckets": "sampling",
+    "CLIPScore": "stages",
+    "Curation": "curation",
     "CuratorDaliError": "errors",
+    "Embed": "stages",
+    "Filter": "stages",
     "FolderSource": "sources",
     "ImageBatch": "batch",
     "ImageError": "errors",
@@ -32,25 +49,39 @@ _HOME = {
     "LoaderStats": "stats",
     "MemorySource": "sources",
     "Mixture": "sources",
+    "NSFW": "stages",
     "OutputError": "errors",
     "ParquetSource": "sources",
     "Position": "sampling",
+    "Quality": "stages",
+    "Report": "report",
     "Shard": "sampling",
     "Shuffle": "sampling",
     "Source": "sources",
     "SourceError": "errors",
+    "Stage": "stages",
+    "StageError": "stages",
+    "Subset": "sources",
     "TarSource": "sources",
     "Task": "batch",
     "TooManyErrors": "errors",
+    "ZeroShotTags": "stages",
     "concat": "joining",
     "contact_sheet": "display",
+    "curate": "curation",
     "open_source": "sources",
     "write_errors": "errors",
 }
 
 __all__ = [
+    "NSFW",
+    "Aesthetic",
     "Buckets",
+    "CLIPScore",
+    "Curation",
     "CuratorDaliError",
+    "Embed",
+    "Filter",
     "FolderSource",
     "ImageBatch",
     "ImageError",
@@ -62,15 +93,22 @@ __all__ = [
     "OutputError",
     "ParquetSource",
     "Position",
+    "Quality",
+    "Report",
     "Shard",
     "Shuffle",
     "Source",
     "SourceError",
+    "Stage",
+    "StageError",
+    "Subset",
     "TarSource",
     "Task",
     "TooManyErrors",
+    "ZeroShotTags",
     "concat",
     "contact_sheet",
+    "curate",
     "open_source",
     "transforms",
     "write_errors",

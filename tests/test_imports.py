@@ -24,7 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "padding": set(),
     "targets": {"sources"},
     "bench": {"loader"},
-    "demo": {"loader", "display"},
+    "demo": {"curation", "display"},
     "curation": {"loader", "stages", "sinks", "report"},
     "loader": {"joining", "ordering", "prefetching", "progress", "stats"},
     "joining": {"batch"},

@@ -6,6 +6,7 @@ from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.opening import open_source
 from curator_dali.sources.parquet import ParquetSource
+from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Mixture",
     "ParquetSource",
     "Source",
+    "Subset",
     "TarSource",
     "open_source",
 ]

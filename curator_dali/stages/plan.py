@@ -124,7 +124,8 @@ def _missing(
     before = "; ".join(f"{who}: {', '.join(what)}" for who, what in written.items())
     later = [stage.name for stage in stages[number + 1 :] if isinstance(stage, Stage) and field in _written(stage)]
     makers = [kind.__name__ for kind in known if field in _fields_of(kind)]
-    close = difflib.get_close_matches(field, [*writers, *metadata], 1)
+    spelt = [*writers, *metadata, *(name for kind in known for name in _fields_of(kind))]
+    close = difflib.get_close_matches(field, dict.fromkeys(spelt), 1)
     if later:
         fix = f"put {later[0]}, which comes later, before it"
     elif makers:

@@ -1,0 +1,182 @@
+"""`curator-dali curate`: a curation from flags, from a file, or from both."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curator_dali.cli.output import (
+    SOURCES,
+    counted,
+    device_of,
+    positive,
+    print_json,
+    print_rows,
+    progress,
+    size_in_bytes,
+    source_of,
+)
+
+if TYPE_CHECKING:
+    from curator_dali.curation import Curation
+    from curator_dali.stages import Stage
+
+__all__ = ["add_arguments", "run"]
+
+_EPILOG = """\
+stages run in this order: --min-size, --embed, --aesthetic, --nsfw, --quality, --min and --max;
+those of a --config come first. A run that was interrupted goes on with the same command.
+"""
+
+# flag -> option of curate()
+_OPTIONS = ("device", "batch_size", "part_size", "shard_samples", "shard_bytes", "num_threads", "max_error_rate")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("paths", metavar="SRC... OUT", nargs="*", help=f"{SOURCES}; and the folder to write to")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a .toml or .yaml file with curate()'s arguments")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
+
+    stages = parser.add_argument_group("stages")
+    stages.add_argument("--min-size", type=positive, metavar="N", help="drop images with a side under N pixels")
+    stages.add_argument(
+        "--embed", metavar="MODEL", help="a folder or hub id of CLIP or SigLIP, efficientnet-lite0, timm:NAME"
+    )
+    stages.add_argument("--aesthetic", metavar="MODEL", help="score with LAION's predictor in this folder")
+    stages.add_argument("--aesthetic-min", type=float, metavar="X", help="score, and drop what is below X (1 to 10)")
+    stages.add_argument("--nsfw", metavar="MODEL", help="score with open-nsfw, or with LAION's head in this folder")
+    stages.add_argument("--nsfw-max", type=float, metavar="X", help="score, and drop what is above X (0 to 1)")
+    stages.add_argument("--quality", action="store_true", help="score sharpness, brightness, contrast, entropy, shape")
+    for name in ("min", "max"):
+        stages.add_argument(
+            f"--{name}", action="append", default=[], metavar="FIELD=X", type=_limit,
+            help=f"drop images whose score or metadata field is {'below' if name == 'min' else 'above'} X",
+        )  # fmt: skip
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--embeddings", choices=["float32", "float16"], nargs="?", const="float32", help="store them")
+    output.add_argument("--no-tars", action="store_true", help="write Parquet only")
+    output.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
+    output.add_argument("--shard-bytes", type=size_in_bytes, metavar="SIZE", help="bytes in a tar, as 1GB")
+    output.add_argument("--part-size", type=positive, metavar="N", help="samples done as a whole (default 8192)")
+
+    running = parser.add_argument_group("running")
+    running.add_argument("--device", help="auto (the default), cpu or cuda:N")
+    running.add_argument("--batch-size", type=positive, metavar="N", help="images a batch (default 64)")
+    running.add_argument("--threads", dest="num_threads", type=positive, metavar="N", help="decoding threads")
+    running.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
+    running.add_argument("--max-error-rate", type=float, metavar="X", help="end if this share (0 to 1) is broken")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Curate, or say what would be done."""
+    from curator_dali.curation import Curation
+    from curator_dali.sources import Subset, open_source
+
+    options = _options(arguments)
+    source = options.pop("source")
+    opened = open_source(source)
+    try:
+        limited = opened if arguments.limit is None else Subset(opened, slice(arguments.limit))
+        with Curation(limited, options.pop("out"), **options) as curation:
+            if arguments.dry_run:
+                _print_plan(curation, arguments.json)
+                return 0
+            done, total = curation.work
+            with progress(total, "curated", done) as bar:
+                report = curation.run(bar.update)
+    finally:
+        opened.close()
+    if arguments.json:
+        print_json(report.as_dict())
+        return 0
+    print_rows(report.rows(), right=(1, 2))
+    print()
+    print_rows(report.times())
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Curation`: the file's, and over them the command line's."""
+    options: dict[str, Any] = {"stages": []}
+    if arguments.config:
+        from curator_dali.curation.config import read_config
+
+        options |= read_config(arguments.config)
+    paths = arguments.paths
+    if len(paths) == 1:
+        raise ValueError(f"curate takes SRC and OUT, and got only {paths[0]!r}")
+    if paths:
+        options |= {"source": source_of(paths[:-1]), "out": paths[-1]}
+    missing = [name for name in ("source", "out") if name not in options]
+    if missing:
+        raise ValueError(f"curate needs {' and '.join(missing)}: give SRC OUT, or put them into --config")
+    options["stages"] = [*options["stages"], *_stages(arguments)]
+    options |= {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
+    if arguments.no_tars:
+        options["tars"] = False
+    if arguments.embeddings:
+        options["embeddings"] = arguments.embeddings
+    options["device"] = device_of(options.get("device", "auto"))
+    return options
+
+
+def _stages(arguments: argparse.Namespace) -> list[Stage]:
+    from curator_dali.stages import NSFW, Aesthetic, Embed, Filter, Quality
+
+    stages: list[Stage] = []
+    if arguments.min_size:
+        stages += [Filter(side, min=arguments.min_size) for side in ("width", "height")]
+    if arguments.embed:
+        stages.append(Embed(arguments.embed))
+    if arguments.aesthetic or arguments.aesthetic_min is not None:
+        stages.append(Aesthetic(arguments.aesthetic) if arguments.aesthetic else Aesthetic())
+    if arguments.aesthetic_min is not None:
+        stages.append(Filter("aesthetic_score", min=arguments.aesthetic_min))
+    if arguments.nsfw or arguments.nsfw_max is not None:
+        stages.append(NSFW(arguments.nsfw) if arguments.nsfw else NSFW())
+    if arguments.nsfw_max is not None:
+        stages.append(Filter("nsfw_score", max=arguments.nsfw_max))
+    if arguments.quality:
+        stages.append(Quality())
+    stages += [Filter(field, min=limit) for field, limit in arguments.min]
+    stages += [Filter(field, max=limit) for field, limit in arguments.max]
+    return stages
+
+
+def _limit(text: str) -> tuple[str, float]:
+    field, _, limit = text.rpartition("=")
+    if not field:
+        raise argparse.ArgumentTypeError(f"{text!r} has no '='; write it as sharpness=100")
+    try:
+        number = float(limit)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{limit!r} in {text!r} is no number") from None
+    return field, int(number) if number.is_integer() else number
+
+
+def _print_plan(curation: Curation, as_json: bool) -> None:
+    plan = curation.plan
+    done, total = curation.work
+    if as_json:
+        steps = [{"stage": label, "reads": reads, "writes": writes} for label, reads, writes in plan.rows()]
+        about = {"source": curation.source.name, "samples": len(curation.source), "out": curation.out}
+        state = {"device": curation.device, "done": done, "total": total}
+        known = {"columns": dict(plan.columns), "settings": curation.settings, "lineage": curation.lineage}
+        print_json({**about, **state, "stages": steps, **known})
+        return
+    print_rows(
+        [
+            ("source", f"{curation.source.name}, {counted(len(curation.source), 'sample')}"),
+            ("out", f"{curation.out}, {f'{done:,} of {total:,} are done' if done else 'new'}"),
+            ("device", curation.device),
+            ("views", f"{len(plan.views)}, made by one decode" if plan.views else "none: images are only checked"),
+            ("columns", ", ".join(plan.columns)),
+        ]
+    )
+    if plan.stages:
+        print()
+        print_rows([("stage", "reads", "writes"), *((a, b or "-", c or "-") for a, b, c in plan.rows())])

@@ -1,0 +1,68 @@
+"""What the commands are called, and what they take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from curator_dali import __version__
+from curator_dali.cli import curate, inspecting
+from curator_dali.cli.output import SOURCES, device_of, positive
+
+__all__ = ["make_parser"]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `arguments.command` is the function to call."""
+    parser = argparse.ArgumentParser(
+        prog="curator-dali",
+        description="Load images through NVIDIA DALI and look after image data sets.",
+        epilog="CURATOR_DALI_DEBUG=1 shows the traceback of an error.",
+    )
+    parser.add_argument("--version", action="version", version=f"curator-dali {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    source = argparse.ArgumentParser(add_help=False)
+    source.add_argument("source", metavar="SRC", nargs="+", help=SOURCES)
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print JSON instead of text")
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", default="auto", help="auto (the default), cpu or cuda:N")
+    decoding = argparse.ArgumentParser(add_help=False, parents=[device])
+    decoding.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images a batch (default 64)")
+    decoding.add_argument("--threads", type=positive, metavar="N", help="decoding threads (default: all cores)")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, *parents: Any) -> Any:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=parents)
+        added.set_defaults(command=run)
+        return added
+
+    command("info", inspecting.info, "say what a source holds, from headers alone", source, as_json)
+    verify = command(
+        "verify", inspecting.verify, "decode everything and list what is broken", source, decoding, as_json
+    )
+    verify.add_argument("--report", type=Path, metavar="FILE", help="write every broken image to .parquet or .jsonl")
+    preview = command("preview", inspecting.preview, "draw a contact sheet with ids", source, device)
+    preview.add_argument("-o", "--out", type=Path, default=Path("sheet.png"), help="where (default sheet.png)")
+    preview.add_argument("-n", "--count", type=positive, default=48, metavar="N", help="images (default 48)")
+    preview.add_argument("--shuffle", type=int, metavar="SEED", help="take images from all over the source")
+    preview.add_argument("--columns", type=positive, metavar="N", help="images a row (default: what looks well)")
+    bench = command("bench", inspecting.bench, "measure how fast the loader is on a source", source, decoding, as_json)
+    bench.add_argument("--rounds", type=positive, default=3, metavar="N", help="passes after a first one (default 3)")
+    curating = command(
+        "curate", curate.run, "keep what passes, write it as tars and everything known as Parquet", as_json
+    )
+    curate.add_arguments(curating)
+    demo = command("demo", _demo, "load real photographs, some of them broken, and show what comes out", device)
+    demo.add_argument("--out", type=Path, default=Path("curator-dali-demo"), help="folder (default curator-dali-demo)")
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from curator_dali.demo import run
+
+    for line in run(arguments.out, device_of(arguments.device)):
+        print(line, flush=True)
+    return 0
