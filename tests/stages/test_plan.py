@@ -1,0 +1,103 @@
+"""A wrong order is refused before work starts, and says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from curator_dali.batch import ImageBatch
+from curator_dali.stages import (
+    NSFW,
+    STAGES,
+    Aesthetic,
+    CLIPScore,
+    Embed,
+    Filter,
+    Quality,
+    Stage,
+    StageError,
+    make_plan,
+)
+from tests.stages.helpers import ColourEncoder
+
+KNOWN = list(STAGES.values())
+
+
+class Doubling(Stage):
+    """Writes what it is told to."""
+
+    kind = "float32"
+
+    @property
+    def writes(self) -> Mapping[str, str]:
+        return {"double": self.kind}
+
+    def __call__(self, batch: ImageBatch) -> ImageBatch:
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            [Embed(ColourEncoder()), Filter("aesthetic_score", min=5)],
+            r"Filter\(aesthetic_score\) reads 'aesthetic_score', which no earlier stage writes; stages before it write: "
+            r"the loader: index, image_id, image_path, width, height; Embed: embeddings; put Aesthetic before it",
+        ),
+        ([Filter("nsfw_score", max=1), NSFW()], "put NSFW, which comes later, before it"),
+        ([Aesthetic("x")], "Aesthetic reads 'embeddings'.*put Embed before it"),
+        ([CLIPScore()], "CLIPScore reads 'caption'.*put a stage that writes it before it"),
+        ([Filter("sharpnes", min=1)], "did you mean 'sharpness'"),
+        ([Filter("status", equals="kept")], "known only at the end"),
+        ([Quality(), Quality()], "Quality #2 writes '.*', which Quality writes already"),
+        ([Filter("width", min=3), "Quality"], r"stages\[1\] is 'Quality'; give stages"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(stages: list[Stage], message: str) -> None:
+    with pytest.raises(StageError, match=message):
+        make_plan(stages, known=KNOWN)
+
+
+def test_a_field_of_the_metadata_becomes_a_column() -> None:
+    plan = make_plan(
+        [Filter("likes", min=3), Embed(ColourEncoder()), CLIPScore()], {"likes": "int64", "caption": "string"}
+    )
+    assert plan.metadata == ("likes", "caption")
+    assert list(plan.columns) == [
+        "index", "image_id", "image_path", "width", "height", "likes", "caption", "clip_score"
+    ]  # fmt: skip
+    assert plan.embeds
+
+
+def test_labels_are_unique_and_views_are_shared() -> None:
+    stages = [Quality(), Filter("width", min=2), Filter("width", max=9), Doubling(), Filter("width", min=1)]
+    plan = make_plan(stages)
+    assert plan.labels == ("Quality", "Filter(width)", "Filter(width) #2", "Doubling", "Filter(width) #3")
+    assert plan.views == (Quality.VIEW,)
+    assert plan.views_after(-1) == {Quality.VIEW}
+    assert plan.views_after(0) == frozenset()
+    assert plan.rows()[0] == ("Quality", "height, width", ", ".join(Quality().writes))
+
+
+def test_columns_have_a_type_that_can_be_written() -> None:
+    class Odd(Doubling):
+        kind = "complex"
+
+    with pytest.raises(StageError, match=r"Odd writes 'double' as 'complex'; allowed: bool"):
+        make_plan([Odd()])
+
+
+def test_no_stages_is_a_plan() -> None:
+    assert make_plan([]).labels == ()
+
+
+def test_a_stage_is_its_settings() -> None:
+    stage = Filter("tag", equals=["a", "b"])
+    assert stage == Filter("tag", equals=("a", "b"))
+    assert stage.settings == {
+        "type": "Filter", "field": "tag", "min": None, "max": None, "equals": ["a", "b"], "where": None,
+        "missing": "drop",
+    }  # fmt: skip
+    assert Filter("tag", where=make_plan).settings["where"] == "curator_dali.stages.plan:make_plan"
+    assert Embed(ColourEncoder()).settings["model"] == "colours"
