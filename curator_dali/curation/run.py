@@ -67,13 +67,13 @@ class Curation:
         max_error_rate: float | None = None,
     ) -> None:
         _check_executor(executor)
-        for name, value in (("batch_size", batch_size), ("part_size", part_size), ("prefetch", prefetch)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; give a number of at least 1")
+        _check_counts(batch_size=batch_size, part_size=part_size, prefetch=prefetch, max_pixels=max_pixels)
         limits = {"shard_samples": shard_samples, "shard_bytes": shard_bytes, "num_threads": num_threads}
-        for name, limit in limits.items():
-            if limit is not None and limit < 1:
-                raise ValueError(f"{name} is {limit}; give a number of at least 1, or None")
+        _check_counts(**{name: limit for name, limit in limits.items() if limit is not None})
+        if max_error_rate is not None and not 0 <= max_error_rate <= 1:
+            raise ValueError(f"max_error_rate is {max_error_rate}; give a share from 0 to 1")
+        if not isinstance(stages, (list, tuple)):
+            raise StageError(f"stages is {stages!r}; give a list of stages, as [Quality()]")
         if embeddings not in (True, False, "float32", "float16"):
             raise ValueError(f'embeddings is {embeddings!r}; allowed: True, False, "float32", "float16"')
         self.out = os.fspath(out)
@@ -283,6 +283,12 @@ def _check_executor(executor: str) -> None:
         raise CuratorDaliError('executor="ray" needs curator_dali.ray, which is not there yet; use executor="local"')
     if executor != "local":
         raise ValueError(f'executor is {executor!r}; allowed: "local"')
+
+
+def _check_counts(**values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; give a whole number of at least 1")
 
 
 def _ranges(folder: str) -> list[tuple[int, int]]:

@@ -42,8 +42,9 @@ class Doubling(Stage):
     [
         (
             [Embed(ColourEncoder()), Filter("aesthetic_score", min=5)],
-            r"Filter\(aesthetic_score\) reads 'aesthetic_score', which no earlier stage writes; stages before it write: "
-            r"the loader: index, image_id, image_path, width, height; Embed: embeddings; put Aesthetic before it",
+            r"Filter\(aesthetic_score\) reads 'aesthetic_score', which no earlier stage writes; "
+            r"stages before it write: the loader: "
+            r"index, image_id, image_path, width, height; Embed: embeddings; put Aesthetic before it",
         ),
         ([Filter("nsfw_score", max=1), NSFW()], "put NSFW, which comes later, before it"),
         ([Aesthetic("x")], "Aesthetic reads 'embeddings'.*put Embed before it"),

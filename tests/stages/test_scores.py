@@ -141,7 +141,9 @@ def test_heads_score_as_their_models_do(tmp_path: Path) -> None:
 
 def test_a_head_refuses_embeddings_of_another_width_before_work(tmp_path: Path) -> None:
     head = Aesthetic(write_head(tmp_path / "a", AestheticPredictor, "model.safetensors"))
-    with pytest.raises(StageError, match=r"Aesthetic was made for embeddings of 768 numbers, and Embed's 'colours' gives 3"):
+    with pytest.raises(
+        StageError, match=r"Aesthetic was made for embeddings of 768 numbers, and Embed's 'colours' gives 3"
+    ):
         ready(Embed(ColourEncoder()), head)
 
 

@@ -1,0 +1,208 @@
+"""Killed, interrupted or failing: nothing is lost, nothing is half there, and the same call finishes it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import curator_dali as cd
+from curator_dali.batch import ImageBatch
+from curator_dali.sinks import Manifest
+from tests import helpers
+from tests.curation.helpers import FirstOfItsLabel, Spy, cheap_stages, content, read_members, read_rows
+from tests.curation.run_curation import stages_for
+
+SAMPLES, PART = 240, 24
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, NDArray[np.uint8]]) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    helpers.write_shards(folder, helpers.photo_samples(photos, SAMPLES), per_shard=100)
+    return folder
+
+
+def run_here(source: Path, out: Path, kind: str = "") -> cd.Report:
+    return cd.curate(str(source), out, stages=stages_for(kind), device="cpu", batch_size=8, part_size=PART)
+
+
+def start(source: Path, out: Path, kind: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.curation.run_curation", str(source), str(out), kind]
+    return subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def whole_files(out: Path) -> None:
+    """Every file that a reader would see can be read to its end."""
+    import pyarrow.parquet as pq
+
+    read_members(out)
+    for path in out.glob("*.parquet"):
+        pq.read_table(path)
+
+
+@pytest.mark.parametrize("kind", ["", "global"])
+def test_killed_again_and_again_it_ends_as_if_nothing_had_been(source: Path, tmp_path: Path, kind: str) -> None:
+    whole = tmp_path / "whole"
+    run_here(source, whole, kind)
+    out = tmp_path / "out"
+    rng = random.Random(kind)
+    kills = 0
+    for _ in range(5):
+        process = start(source, out, kind)
+        assert process.stdout
+        try:
+            assert process.stdout.readline() == "running\n"
+            time.sleep(rng.uniform(0, 0.5))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+        finally:
+            process.kill()
+            process.communicate()
+        if out.exists():
+            whole_files(out)
+    assert kills >= 3  # else the waits are too long to test anything
+    report = run_here(source, out, kind)
+    assert report.complete
+    assert content(out) == content(whole)  # the same rows and the same tars, byte for byte
+    assert not list(out.rglob("*.partial"))
+    assert Manifest.load(str(out)).verify(deep=True) == []
+
+
+def test_ctrl_c_keeps_finished_parts_and_says_how_to_go_on(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(source, out)
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == "running\n"
+        deadline = time.monotonic() + 60
+        while not list(out.glob("*.parquet")):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode not in (0, -signal.SIGKILL)
+    assert "KeyboardInterrupt" in err
+    assert f"of {SAMPLES} samples are done and stay in {out}; the same call goes on from there" in err
+    assert not list(out.rglob("*.partial"))  # what was under way is gone, not left behind
+    whole_files(out)
+    done = sum(len(part) for part in Manifest.load(str(out)).parts())
+    assert 0 < done < SAMPLES
+    assert run_here(source, out).earlier == done
+    assert [row["index"] for row in read_rows(out)] == list(range(SAMPLES))
+
+
+def test_an_error_in_a_stage_drops_the_part_under_way_only(source: Path, tmp_path: Path) -> None:
+    class BoomError(Exception):
+        pass
+
+    def explode(batch: ImageBatch) -> None:
+        if batch.columns["index"][0] >= 3 * PART:
+            raise BoomError
+
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"device": "cpu", "batch_size": 8, "part_size": PART}
+    with pytest.raises(BoomError):
+        cd.curate(str(source), out, stages=[*cheap_stages(), Spy(explode)], **options)
+    finished = Manifest.load(str(out)).ranges()
+    assert finished == [(PART * n, PART * (n + 1)) for n in range(len(finished))]  # the writer may be a part behind
+    assert len(finished) in (2, 3)
+    assert len(list(out.glob("*.parquet"))) == len(finished)
+    assert not list(out.rglob("*.partial"))
+
+
+def test_an_error_of_the_writer_ends_the_run(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def break_it(batch: ImageBatch) -> None:
+        if batch.columns["index"][0] == PART:  # the folder of the records becomes a file
+            for path in (out / "_manifest" / "parts").iterdir():
+                path.unlink()
+            (out / "_manifest" / "parts").rmdir()
+            (out / "_manifest" / "parts").write_text("")
+
+    options: dict[str, Any] = {"device": "cpu", "batch_size": 8, "part_size": PART}
+    with pytest.raises(cd.OutputError, match="cannot write"):
+        cd.curate(str(source), out, stages=[Spy(break_it), *cheap_stages()], **options)
+    assert not list(out.rglob("*.partial"))
+
+
+def test_two_runs_at_once_are_refused(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused: list[str] = []
+
+    def begin_another(batch: ImageBatch) -> None:
+        if batch.columns["index"][0] == 0:
+            try:
+                run_here(source, out)
+            except cd.OutputError as error:
+                refused.append(str(error))
+
+    cd.curate(str(source), out, stages=[Spy(begin_another)], device="cpu", part_size=PART)
+    assert len(refused) == 1
+    assert "another run is writing" in refused[0]
+
+
+def test_a_lost_file_is_made_again(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_here(source, out)
+    before = content(out)
+    next(iter(sorted(out.glob("*.tar")))).unlink()
+    report = run_here(source, out)
+    assert report.earlier == SAMPLES - PART
+    assert content(out) == before
+
+
+def test_a_stage_that_sees_everything_decides_before_tars_are_written(source: Path, tmp_path: Path) -> None:
+    first = FirstOfItsLabel()
+    out = tmp_path / "out"
+    counts: list[int] = []
+    stages = [cd.Filter("width", min=110), first, cd.Quality(), cd.Filter("sharpness", min=300)]
+    options: dict[str, Any] = {"device": "cpu", "batch_size": 8, "part_size": PART}
+    with cd.Curation(str(source), out, stages=stages, **options) as curation:
+        assert curation.work == (0, 2 * SAMPLES)
+        report = curation.run(counts.append)
+        assert curation.work == (2 * SAMPLES, 2 * SAMPLES)
+    assert sum(counts) == 2 * SAMPLES
+    plain = tmp_path / "plain"
+    cd.curate(str(source), plain, stages=[stages[0], *stages[2:], cd.Filter("label", min=0)], **options)
+    seen: dict[int, int] = {}
+    for row, scored in zip(read_rows(out), read_rows(plain), strict=True):
+        assert row["index"] == scored["index"]
+        assert row["sharpness"] == scored["sharpness"]
+        if scored["stage"] == "Filter(width)":  # before the decision: as without it
+            assert (row["stage"], row["first"]) == ("Filter(width)", None)
+            continue
+        label = scored["label"] if scored["label"] is not None else row["label"]
+        earlier = seen.setdefault(label, row["index"])
+        assert row["first"] == earlier
+        if earlier != row["index"]:  # also one that the filter behind it would have dropped
+            assert (row["stage"], row["reason"]) == ("FirstOfItsLabel", f"label as of {earlier}")
+        else:
+            assert (row["status"], row["reason"]) == (scored["status"], scored["reason"])
+    assert report.kept == sum(row["status"] == "kept" for row in read_rows(out)) == len(read_members(out)) > 0
+    assert report.dropped["FirstOfItsLabel"] == {"label seen before": report.num_dropped - _others(report)}
+    assert not (out / "_scored").exists()
+    originals = read_members(source)
+    for members in read_members(out).values():
+        members.pop("curation.json")
+        assert members in originals.values()
+    again = cd.curate(str(source), out, stages=stages, **options)
+    assert (again.earlier, again.kept) == (SAMPLES, report.kept)
+
+
+def _others(report: cd.Report) -> int:
+    return sum(sum(kinds.values()) for stage, kinds in report.dropped.items() if stage != "FirstOfItsLabel")
