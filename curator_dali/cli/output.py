@@ -36,9 +36,10 @@ def positive(text: str) -> int:
 
 
 def size_in_bytes(text: str) -> int:
-    """Bytes, of a text such as 500000, 64MB or 1GB, for argparse."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)i?b?", text.strip().lower())
-    size = int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " ")) if match else 0
+    """Bytes, of a text such as 500000, 64MB or 1GiB, for argparse."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
+    step = 1024 if match and match[3] else 1000
+    size = int(float(match[1]) * step ** " kmgt".index(match[2] or " ")) if match else 0
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 64MB or 1GB")
     return size

@@ -1,0 +1,126 @@
+"""`curator-dali curate`, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curator_dali.cli import main
+from tests.curation.helpers import content, read_rows
+
+CPU = ["--device", "cpu"]
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert main(["curate", *map(str, arguments), *CPU, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_flags_make_stages_in_a_sensible_order(
+    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--quality", "--min", "sharpness=300", "--max", "brightness=0.6", "--min-size", "110"]
+    out = tmp_path / "out"
+    report = run_json(capsys, *shards, out, *flags, "--batch-size", 16, "--part-size", 32, "--shard-bytes", "0.1MB")
+    assert (report["samples"], report["parts"]) == (60, 2)
+    assert set(report["dropped"]) <= {"Filter(width)", "Filter(height)", "Filter(sharpness)", "Filter(brightness)"}
+    assert report["kept"] == sum(row["status"] == "kept" for row in read_rows(out)) > 0
+    assert report == json.loads((out / "report.json").read_text())
+
+
+def test_the_table_says_what_happened(shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["curate", str(shards[0]), str(tmp_path / "out"), "--quality", "--min", "sharpness=300", *CPU]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^in +20 +100\.0%  ", out, re.MULTILINE)
+    assert re.search(r"^Filter\(sharpness\) +-\d+ +\d+\.\d%  sharpness < 300$", out, re.MULTILINE)
+    assert re.search(r"^this run +20 images in [\d.]+ s: [\d,]+ a second$", out, re.MULTILINE)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["curate", str(shards[0]), str(out), "--min", "number=3", "--quality", *CPU, "--dry-run"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^Quality +height, width +sharpness, brightness", printed, re.MULTILINE)
+    assert re.search(r"^Filter\(number\) +number +-$", printed, re.MULTILINE)
+    assert re.search(rf"^out +{out}, new$", printed, re.MULTILINE)
+    assert not out.exists()
+    plan = run_json(capsys, *arguments[1:3], "--quality", "--dry-run")
+    assert plan["stages"] == [{"stage": "Quality", "reads": "height, width", "writes": plan["stages"][0]["writes"]}]
+    run_json(capsys, *arguments[1:3], "--quality")
+    assert main(["curate", str(shards[0]), str(out), "--quality", *CPU, "--dry-run"]) == 0
+    assert "20 of 20 are done" in capsys.readouterr().out
+
+
+def test_a_file_with_flags_over_it(shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "curate.toml"
+    config.write_text(
+        f'source = "{shards[0]}"\nout = "{tmp_path / "one"}"\npart_size = 10\n\n'
+        '[[stages]]\ntype = "Filter"\nfield = "width"\nmin = 110\n'
+    )
+    one = run_json(capsys, "--config", config)
+    assert (one["parts"], list(one["dropped"])) == (2, ["Filter(width)"])
+    two = run_json(capsys, shards[1], tmp_path / "two", "--config", config, "--part-size", 5, "--quality", "--no-tars")
+    assert (two["parts"], two["dropped"].keys()) == (4, {"Filter(width)"})
+    assert "sharpness" in read_rows(tmp_path / "two")[0]
+    assert not [name for name in content(tmp_path / "two") if name.endswith(".tar")]
+
+
+def test_limit_takes_the_first_samples(shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_json(capsys, *shards, tmp_path / "out", "--limit", 7)["samples"] == 7
+    assert [row["index"] for row in read_rows(tmp_path / "out")] == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{}"], "curate takes SRC and OUT, and got only"),
+        ([], "give SRC OUT"),
+        (["{}", "out", "--aesthetic-min", "5"], "put Embed before it"),
+        (["{}", "out", "--min", "sharpness=5"], "put Quality before it"),
+        (["{}", "out", "--embed", "/no/where"], "/no/where"),
+        (["{}", "out", "--embeddings"], "put Embed among the stages"),
+        (["nowhere", "out"], "nowhere"),
+        (["{}", "out", "--config", "none.toml"], "none.toml"),
+        (["{}", "out", "--max-error-rate", "2"], "max_error_rate"),
+    ],
+)
+def test_users_errors_are_one_line(
+    arguments: list[str],
+    message: str,
+    shards: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["curate", *(argument.format(shards[0]) for argument in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--min", "sharpness"], ["--max", "a=b"], ["--shard-bytes", "big"], ["--shard-bytes", "0"]]
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["curate", "a", "b", *arguments])
+    assert exit_info.value.code == 2
+    assert "usage: curator-dali" in capsys.readouterr().err
+
+
+def test_sizes() -> None:
+    from curator_dali.cli.output import size_in_bytes
+
+    texts = {"1GB": 10**9, "64 MB": 64 * 10**6, "500": 500, "1.5k": 1500, "2MiB": 2 * 2**20}
+    assert {text: size_in_bytes(text) for text in texts} == texts
