@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from curator_dali import demo
 from curator_dali.errors import CuratorDaliError
+from tests.curation.helpers import read_members, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,8 @@ def test_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "new").exists()
 
 
-def test_run_tells_what_it_loaded_and_what_is_broken(tmp_path: Path) -> None:
+def test_run_tells_what_it_loaded_and_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_installed", lambda *modules: False)  # saves the seconds that the networks take
     text = "\n".join(demo.run(tmp_path, device="cpu"))
     built = demo.build(tmp_path)
     assert f"Loaded   {demo.SAMPLES - 3} images on cpu" in text
@@ -98,3 +101,34 @@ def test_run_tells_what_it_loaded_and_what_is_broken(tmp_path: Path) -> None:
     assert "not by the demo" not in text
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 8 * 160
+
+
+def test_it_ends_with_a_curation_by_real_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "SAMPLES", 60)  # the networks take most of the demo's time
+    text = "\n".join(demo.run(tmp_path, device="cpu"))
+    assert "Curated  Embed -> NSFW -> Filter(nsfw_score) -> Quality -> Filter(sharpness) -> Filter(entropy)" in text
+    assert re.search(rf"^ +in +{demo.SAMPLES} +100.0%", text, re.MULTILINE)
+    assert "Without" not in text
+    rows = read_rows(tmp_path / "curated")
+    built = demo.build(tmp_path)
+    assert {row["image_id"] for row in rows if row["status"] == "failed"} == set(built.planted)
+    assert len(rows) == demo.SAMPLES
+    kept = [row for row in rows if row["status"] == "kept"]
+    assert len(kept) == len(read_members(tmp_path / "curated")) > demo.SAMPLES / 2
+    assert all(0 <= row["nsfw_score"] <= 0.5 and len(row["embedding"]) == 1280 for row in kept)
+    found = members(built)
+    for written in read_members(tmp_path / "curated").values():
+        key = json.loads(written.pop("curation.json"))["image_id"]
+        assert written == {name: found[f"{key}.{name}"] for name in written}
+        assert set(written) == {"jpg", "json", "txt", "cls"}
+
+
+def test_without_the_networks_it_says_what_to_install_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_installed", lambda *modules: False)
+    for _ in range(2):  # the second time over the first one's output
+        text = "\n".join(demo.run(tmp_path, device="cpu"))
+        assert re.search(r"^Without .*pip install .curator-dali\[demo\]", text, re.MULTILINE)
+        assert "Curated  Quality -> Filter(sharpness) -> Filter(entropy)" in text
+        assert f"{demo.SAMPLES} images in" in text
