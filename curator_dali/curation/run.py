@@ -82,9 +82,7 @@ class Curation:
         self._owns_source = self.source is not source
         try:
             self.plan, self._types = _plan(stages, self.source)
-            for number, stage in enumerate(stages):
-                stage.setup(self.device)
-                stage.connect(stages[:number])
+            self.plan.setup(self.device)
             self._dim = next((stage.dim for stage in reversed(stages) if "embeddings" in stage.writes), 0)
             if embeddings and not self._dim:
                 raise StageError("embeddings are to be stored, and no stage makes any: put Embed among the stages")
@@ -164,6 +162,14 @@ class Curation:
             write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
         return report
 
+    def worker(self, manifest: Manifest) -> Worker:
+        """What does parts of this run, here or (it pickles) in another process.
+
+        Args:
+            manifest: Of the folder that the parts are written to.
+        """
+        return self._worker(self._output(manifest, self._stored is not None, self._tars))
+
     def close(self) -> None:
         """Close the source, if it was opened here. May be called again."""
         if self._owns_source:
@@ -183,14 +189,16 @@ class Curation:
         schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=self._stored or "float32")
         return Output(manifest, schema, tars, **self._limits)
 
+    def _worker(self, output: Output) -> Worker:
+        dim = output.schema.embedding_dim
+        return Worker(self.source, self.plan, self._types, output, self.device, dim, self._loading)
+
     def _score(self, output: Output, progress: Callable[[int], object]) -> None:
         """Take what an output lacks through the stages."""
         missing = output.manifest.missing(self._part_size)
         if not missing:
             return
-        worker = Worker(
-            self.source, self.plan, self._types, output, self.device, output.schema.embedding_dim, self._loading
-        )
+        worker = self._worker(output)
         try:
             worker.run(missing, _finished, progress)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from curator_dali.stages import Plan, Selector, StageError
 from curator_dali.transforms import Resize
 
 __all__ = ["Loading", "Worker"]
+
+logger = logging.getLogger(__name__)
 
 _GLANCE = (Resize((32, 32), "linear"),)
 """The view where no stage wants one: a sample is kept only if it decodes."""
@@ -51,11 +54,12 @@ class Loading:
 class Worker:
     """Takes parts of a source through the stages, and writes what comes out.
 
-    One process has one worker, which loads its weights and builds its decoder once, however many parts it does.
+    One process has one worker, which loads its weights and builds its decoder once, however many parts it does. It
+    pickles, without these: another process loads its own when it first runs.
 
     Attributes:
         source: The data set.
-        plan: Its stages, set up on `device`.
+        plan: Its stages.
         types: Type of each metadata field that becomes a column.
         output: Where to.
         device: "cpu" or "cuda:N".
@@ -71,6 +75,7 @@ class Worker:
     dim: int
     loading: Loading
     _loader: PartLoader | None = field(default=None, init=False, repr=False)
+    _travelled: bool = field(default=False, init=False, repr=False)  # so that the stages' weights stayed behind
 
     def run(
         self, parts: Sequence[Range], finished: Callable[[Part], object], progress: Callable[[int], object]
@@ -86,6 +91,9 @@ class Worker:
             OutputError: Something could not be written; parts that are finished stay.
             TooManyErrors: See `Loading.max_error_rate`.
         """
+        if self._travelled:
+            self.plan.setup(self.device)
+            self._travelled = False
         waiting = iter(parts)
         part = next(waiting, (0, 0))
         with _current(self.device), Writing(self.output, finished) as writing:
@@ -102,7 +110,12 @@ class Worker:
                     rows = Rows.of(decoded, self.plan.columns)
                     rows.seconds[DECODE] += time.perf_counter() - began
                     if batch is not None:
-                        self._take_through(batch, decoded, rows)
+                        try:
+                            self._take_through(batch, decoded, rows)
+                        except Exception:
+                            first, last = decoded.encoded.indices[[0, -1]].tolist()
+                            logger.error("samples %d to %d of %s could not be curated", first, last, self.source.name)
+                            raise
                     writing.put(part, rows)
                     progress(len(rows))
                     del decoded, batch, step, rows  # or they live on while the next one is waited for
@@ -116,7 +129,7 @@ class Worker:
             self._loader = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loader": None}
+        return self.__dict__ | {"_loader": None, "_travelled": True}
 
     def _load(self) -> PartLoader:
         if self._loader is None:

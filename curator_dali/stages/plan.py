@@ -41,6 +41,16 @@ class Plan:
         """The views that the stages look at, each once; known when all are set up."""
         return tuple(dict.fromkeys(view for stage in self.stages for view in stage.views))
 
+    def setup(self, device: str) -> None:
+        """Load what the stages need, and let each look at those before it.
+
+        Raises:
+            StageError: They do not fit together; what else `Stage.setup` raises.
+        """
+        for number, stage in enumerate(self.stages):
+            stage.setup(device)
+            stage.connect(self.stages[:number])
+
     def views_after(self, number: int) -> frozenset[View]:
         """The views that stages behind the one of this number still look at."""
         return frozenset(view for stage in self.stages[number + 1 :] for view in stage.views)

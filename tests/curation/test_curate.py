@@ -15,6 +15,7 @@ from PIL import Image
 import curator_dali as cd
 from curator_dali.batch import ImageBatch
 from curator_dali.curation import Curation
+from curator_dali.sinks import Manifest, account
 from curator_dali.sources import MemorySource, open_source
 from curator_dali.stages import Embed, Filter, Quality, Stage, StageError
 from tests import formats, helpers
@@ -95,6 +96,7 @@ def test_every_sample_is_kept_dropped_or_failed_and_kept_bytes_are_the_inputs(
             assert row["stage"] in ("Filter(height)", "Filter(contrast)")
             assert (row["sharpness"] is None) == (row["stage"] == "Filter(height)")  # what was known by then
     assert not kept  # and nothing else was written
+    account(str(out), tars=True).check()
     assert not errors
     assert len(open_source(str(out / "*.tar"))) == counts["kept"]  # as any reader of tars sees it
 
@@ -304,9 +306,21 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_stages_and_workers_travel(shards: list[Path]) -> None:
-    stages = pickle.loads(pickle.dumps(cheap_stages()))
-    assert stages == cheap_stages()
+def test_a_worker_travels_and_does_a_part_as_anybody_else_would(shards: list[Path], tmp_path: Path) -> None:
+    stages = [Embed("efficientnet-lite0"), *cheap_stages()]
+    options: dict[str, Any] = {"stages": stages, "device": "cpu", "batch_size": 4, "part_size": 10, "embeddings": True}
+    cd.curate(str(shards[0]), tmp_path / "here", **options)
+    with Curation(str(shards[0]), tmp_path / "there", **options) as run:
+        arguments = {"source": run.source.fingerprint, "samples": 20, "settings": run.settings, "lineage": run.lineage}
+        with Manifest.open(str(tmp_path / "there"), **arguments) as manifest:
+            worker = run.worker(manifest)
+            travelled = pickle.loads(pickle.dumps(worker))  # as to another machine: without weights and locks
+            parts: list[Any] = []
+            for part in [(10, 20), (0, 10)]:
+                travelled.run([part], parts.append, lambda count: None)
+            travelled.close()
+    assert [(part.start, part.stop) for part in parts] == [(10, 20), (0, 10)]
+    assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
 def test_out_may_be_far_away(shards: list[Path]) -> None:

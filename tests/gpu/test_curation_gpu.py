@@ -1,0 +1,56 @@
+"""A curation on a GPU: the same rows as on the CPU, and pixels that never come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import curator_dali as cd
+from curator_dali import arrays
+from curator_dali.batch import ImageBatch
+from tests.curation.helpers import Spy, cheap_stages, read_members, read_rows
+
+pytestmark = pytest.mark.gpu
+
+
+def test_scores_are_the_cpus_but_for_the_decoder(shards: list[Path], tmp_path: Path) -> None:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for device in ("cpu", "cuda:0"):
+        stages = [cd.Embed("efficientnet-lite0"), cd.Quality()]
+        out = tmp_path / device.replace(":", "")
+        report = cd.curate(
+            str(shards[0].parent), out, stages=stages, device=device, batch_size=16, part_size=32, embeddings=True
+        )
+        assert (report.samples, report.kept, report.device) == (60, 60, device)
+        rows[device] = read_rows(out)
+        assert len(read_members(out)) == 60
+    for a, b in zip(rows["cpu"], rows["cuda:0"], strict=True):
+        assert a["image_path"] == b["image_path"]
+        assert b["brightness"] == pytest.approx(a["brightness"], abs=0.01)
+        assert b["contrast"] == pytest.approx(a["contrast"], abs=0.01)
+        assert np.dot(a["embedding"], b["embedding"]) > 0.99
+
+
+def test_pixels_stay_on_the_device(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+    original = arrays.to_host
+
+    def spy(rows: Any) -> Any:
+        if arrays.device_of(rows) != "cpu":
+            moved.append(arrays.nbytes(rows))
+        return original(rows)
+
+    monkeypatch.setattr(arrays, "to_host", spy)
+    seen: list[str] = []
+
+    def tell(batch: ImageBatch) -> None:
+        seen.append(batch.device)
+        assert batch.images is None
+
+    stages = [Spy(tell), cd.Embed("efficientnet-lite0"), *cheap_stages()]
+    cd.curate(str(shards[0]), tmp_path / "out", stages=stages, device="cuda:0", batch_size=20, embeddings=True)
+    assert seen == ["cuda:0"]
+    assert sum(moved) == 20 * 1280 * 4  # the embeddings, each once; scores are a few bytes
