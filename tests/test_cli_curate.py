@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +111,28 @@ def test_users_errors_are_one_line(
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(shards: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["--quality", *CPU, "--batch-size", "4", "--part-size", "8"]
+    command = [sys.executable, "-m", "curator_dali.cli", "curate", *map(str, shards * 10), str(out), *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("*.parquet")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        printed, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, printed) == (130, "")
+    assert re.search(r"interrupted: \d+ of 600 samples are done and stay in .*; the same call goes on from there", err)
+    assert "Traceback" not in err
+    assert not list(out.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def make_stage(settings: Any, where: str) -> Stage:
     """A stage of its type and settings.
 
     Args:
-        settings: `type`, the name of a kind of stage, and its arguments. A function is written "module:name".
+        settings: `type`, the name of a kind of stage, and its arguments. A kind of your own and a function are
+            written "module:name".
         where: For errors.
 
     Raises:
@@ -80,11 +81,14 @@ def make_stage(settings: Any, where: str) -> Stage:
             f"{where} is {settings!r}; give its type and its settings, as type = 'Filter', field = 'width'"
         )
     name = settings["type"]
-    if name not in STAGES:
+    own = _function(name, f"{where}.type") if isinstance(name, str) and ":" in name else None
+    if own is not None and not (isinstance(own, type) and issubclass(own, Stage)):
+        raise ConfigError(f"{where}: {name} is {own!r}, which is no kind of stage")
+    if own is None and name not in STAGES:
         raise ConfigError(
             f"{where}: there is no stage {name!r}{_close(str(name), STAGES)}; allowed: {', '.join(STAGES)}"
         )
-    kind = STAGES[name]
+    kind = own or STAGES[name]
     arguments = {key: value for key, value in settings.items() if key != "type"}
     known = [field for field in fields(kind) if field.init]
     _refuse_unknown(arguments, [field.name for field in known], f"{where} ({name})")

@@ -49,6 +49,8 @@ class _Candidates:
 
     def __init__(self, files: RowFiles, rows: NDArray[np.int64], kinds: Mapping[str, str]) -> None:
         self._files, self._rows, self._kinds = files, rows, kinds
+        self._judged = np.zeros(len(files), bool)
+        self._judged[rows] = True
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -60,7 +62,7 @@ class _Candidates:
 
     def embeddings(self) -> Iterator[NDArray[np.float32]]:
         for numbers, block in self._files.embeddings():
-            yield block[np.isin(numbers, self._rows, assume_unique=True)]
+            yield block[self._judged[numbers]]
 
 
 def decide(files: RowFiles, plan: Plan) -> Decisions:

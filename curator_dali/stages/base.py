@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import CuratorDaliError
+from curator_dali.stages.settings import plain
 from curator_dali.transforms import Transform
 
-__all__ = ["DTYPES", "GlobalSelector", "Scored", "Selector", "Stage", "StageError", "View", "plain"]
+__all__ = ["DTYPES", "GlobalSelector", "Scored", "Selector", "Stage", "StageError", "View"]
 
 View = tuple[Transform, ...]
 
@@ -166,19 +167,3 @@ class GlobalSelector(Stage):
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """The batch, with what `decide` needs to know of its images."""
         return batch
-
-
-def plain(value: Any) -> Any:
-    """A setting as JSON has it; a function by its module and name, any other object by its `name` or its `repr`."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}:{value.__qualname__}"
-    if hasattr(value, "__fspath__"):
-        return str(value)
-    name = getattr(value, "name", None)
-    return name if isinstance(name, str) else repr(value)

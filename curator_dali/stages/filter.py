@@ -24,8 +24,7 @@ class Filter(Selector):
         min: Smallest value that stays.
         max: Largest value that stays.
         equals: The value that stays, or a tuple of them.
-        where: A function from the (N,) values of a batch to N booleans, true for what stays. It must be found by
-            its module and name (no lambda) where a run is to be taken up again.
+        where: A function from the (N,) values of a batch to N booleans, true for what stays.
         missing: What becomes of an image whose value is None or NaN: "drop" (the reason says that it is missing) or
             "keep".
 

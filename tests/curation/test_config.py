@@ -122,6 +122,14 @@ def test_other_files(tmp_path: Path) -> None:
         read_config(tmp_path / "none.toml")
 
 
+def test_a_stage_of_ones_own() -> None:
+    made = make_stage({"type": "tests.curation.helpers:FirstOfItsLabel", "field": "photo"}, "here")
+    assert made.settings == {"type": "FirstOfItsLabel", "field": "photo"}
+    for name in ("tests.curation.helpers:nothing", "json:loads"):
+        with pytest.raises(ConfigError, match=r"cannot be imported|no kind of stage"):
+            make_stage({"type": name}, "here")
+
+
 @pytest.mark.parametrize("settings", [Filter("a", min=1).settings, Quality().settings, Embed("x").settings])
 def test_settings_of_a_stage_make_it_again(settings: dict[str, Any]) -> None:
     assert make_stage(settings, "here").settings == settings

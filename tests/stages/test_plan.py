@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -100,5 +104,17 @@ def test_a_stage_is_its_settings() -> None:
         "type": "Filter", "field": "tag", "min": None, "max": None, "equals": ["a", "b"], "where": None,
         "missing": "drop",
     }  # fmt: skip
-    assert Filter("tag", where=make_plan).settings["where"] == "curator_dali.stages.plan:make_plan"
+    where = Filter("tag", where=make_plan).settings["where"]
+    assert re.fullmatch(r"curator_dali.stages.plan:make_plan [0-9a-f]{16}", where)
+    assert json.loads(json.dumps(stage.settings)) == stage.settings
     assert Embed(ColourEncoder()).settings["model"] == "colours"
+
+
+def test_a_function_that_was_changed_is_another_setting() -> None:
+    def said(text: str) -> str:
+        code = f"from curator_dali.stages import Filter; print(Filter('a', where={text}).settings['where'])"
+        return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+    one = "lambda values: [value in {'a', 'b', 'c'} for value in values]"
+    assert said(one) == said(one)  # in processes whose sets are in another order
+    assert len({said(one), said(one.replace("'c'", "'d'")), said("lambda values: values > 3")}) == 3
