@@ -243,36 +243,68 @@ def curate(
     out: str | os.PathLike[str],
     *,
     stages: Sequence[Stage],
+    device: str = "auto",
+    executor: Literal["local"] = "local",
+    batch_size: int = 64,
+    part_size: int = 8192,
+    tars: bool = True,
+    shard_samples: int | None = None,
+    shard_bytes: int | None = None,
+    embeddings: bool | Literal["float32", "float16"] = False,
+    num_threads: int | None = None,
+    prefetch: int = 2,
+    max_pixels: int = MAX_PIXELS,
+    max_error_rate: float | None = None,
     progress: Callable[[int], object] | None = None,
-    **options: Any,
 ) -> Report:
     """Take a data set through stages, and write who stays, and what is known of everybody.
 
     In the folder there will be tars with the original bytes of every member of the samples that stay, each with a
     `KEY.curation.json` of its scores; Parquet files with a row for every sample (id, path, size, kept, dropped or
     failed, by which stage and why, every score, embeddings if asked for); `report.json`; and `_manifest/`, which knows
-    what is finished. A call with the same arguments goes on where an earlier one was interrupted or killed.
+    what is finished. A call with the same source, stages and outputs goes on where an earlier one was interrupted or
+    killed; how it is done (device, batches, parts, threads) may change.
 
     Args:
         source: What `open_source` takes.
         out: The folder, or its URL.
         stages: In their order; each finds what those before it write.
+        device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+        executor: "local": in this process.
+        batch_size: Samples a batch. Its decoded images, whole ones, are in memory at once.
+        part_size: Samples that are done as a whole or again, and have a Parquet file of their own.
+        tars: Whether to write tars.
+        shard_samples: Samples in a tar; None for one tar a part.
+        shard_bytes: Bytes in a tar.
+        embeddings: Whether to store them in the Parquet files; True is "float32".
+        num_threads: Decoding threads; None for all CPUs.
+        prefetch: Batches under way or waiting at once, besides the one in the stages.
+        max_pixels: Larger images fail.
+        max_error_rate: The share of failed samples, 0 to 1, above which the run ends.
         progress: Called with the number of samples done since the last call.
-        options: The keyword arguments of `Curation`:
-            device ("auto"), executor ("local"),
-            batch_size (64 samples; decoded images of a batch are in memory at once),
-            part_size (8,192 samples: what is done as a whole or again, and has a Parquet file of its own),
-            tars (True), shard_samples and shard_bytes (limits of a tar; None for one a part),
-            embeddings (False; True or "float32", or "float16", stores them in the Parquet files),
-            num_threads (decoding threads; all CPUs), prefetch (2 batches under way),
-            max_pixels (larger images fail), max_error_rate (share of failed samples above which the run ends).
 
     Raises:
-        StageError: The stages do not fit together; the missing field is named. Before anything is read or written.
-        ValueError: An option is out of its range.
+        StageError: The stages do not fit together; the missing field is named. Before anything is written.
+        ValueError: An argument is out of its range.
         CuratorDaliError: See `Curation.run`.
     """
-    with Curation(source, out, stages=stages, **options) as curation:
+    with Curation(
+        source,
+        out,
+        stages=stages,
+        device=device,
+        executor=executor,
+        batch_size=batch_size,
+        part_size=part_size,
+        tars=tars,
+        shard_samples=shard_samples,
+        shard_bytes=shard_bytes,
+        embeddings=embeddings,
+        num_threads=num_threads,
+        prefetch=prefetch,
+        max_pixels=max_pixels,
+        max_error_rate=max_error_rate,
+    ) as curation:
         return curation.run(progress)
 
 

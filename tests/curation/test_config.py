@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curator_dali.curation import Curation
+from curator_dali.curation import Curation, curate
 from curator_dali.curation.config import OPTIONS, ConfigError, make_stage, read_config
 from curator_dali.stages import STAGES, Embed, Filter, Quality, StageError, ZeroShotTags
 
@@ -83,7 +83,9 @@ def test_both_formats_say_what_python_says(name: str, text: str, tmp_path: Path)
 
 
 def test_every_argument_of_curate_is_allowed() -> None:
-    assert set(OPTIONS) == set(inspect.signature(Curation).parameters)
+    assert [*OPTIONS, "progress"] == list(inspect.signature(curate).parameters)
+    ours, theirs = (inspect.signature(function).parameters for function in (curate, Curation))
+    assert all(ours[name] == theirs[name] for name in OPTIONS)  # the same defaults, too
     assert set(STAGES) >= {"Embed", "Aesthetic", "NSFW", "CLIPScore", "ZeroShotTags", "Quality", "Filter"}
 
 

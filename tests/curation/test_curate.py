@@ -20,7 +20,7 @@ from curator_dali.sources import MemorySource, open_source
 from curator_dali.stages import Embed, Filter, Quality, Stage, StageError
 from tests import formats, helpers
 from tests.curation.helpers import Spy, cheap_stages, content, read_members, read_rows, samples_of
-from tests.stages.helpers import ColourEncoder
+from tests.stages.helpers import BlindEncoder, ColourEncoder
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,16 @@ def test_embeddings_of_dropped_images_are_kept_from_the_last_model_on(shards: li
             1, abs=1e-2
         )
     assert report.dropped["Filter(width)"] == {"width < 110": sum(row["stage"] == "Filter(width)" for row in rows)}
+
+
+def test_embeddings_of_an_earlier_model_are_not_taken_for_the_last_ones(shards: list[Path], tmp_path: Path) -> None:
+    stages = [Embed(ColourEncoder()), Quality(), Filter("sharpness", min=300), Embed(BlindEncoder())]
+    cd.curate(str(shards[0]), tmp_path / "out", stages=stages, device="cpu", embeddings=True)
+    rows = read_rows(tmp_path / "out")
+    assert {row["status"] for row in rows} == {"kept", "dropped"}
+    for row in rows:
+        assert (row["embedding"] is None) == (row["status"] == "dropped")
+        assert row["embedding"] is None or len(row["embedding"]) == BlindEncoder.dim
 
 
 def test_columns_of_the_metadata(photo: Image.Image, tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def test_ctrl_c_keeps_finished_parts_and_says_how_to_go_on(source: Path, tmp_pat
     assert [row["index"] for row in read_rows(out)] == list(range(SAMPLES))
 
 
-def test_an_error_in_a_stage_drops_the_part_under_way_only(source: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_stage_drops_the_part_under_way_only(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class BoomError(Exception):
         pass
 
@@ -117,6 +119,7 @@ def test_an_error_in_a_stage_drops_the_part_under_way_only(source: Path, tmp_pat
     options: dict[str, Any] = {"device": "cpu", "batch_size": 8, "part_size": PART}
     with pytest.raises(BoomError):
         cd.curate(str(source), out, stages=[*cheap_stages(), Spy(explode)], **options)
+    assert f"samples {3 * PART} to {3 * PART + 7} of long" in caplog.text
     finished = Manifest.load(str(out)).ranges()
     assert finished == [(PART * n, PART * (n + 1)) for n in range(len(finished))]  # the writer may be a part behind
     assert len(finished) in (2, 3)
