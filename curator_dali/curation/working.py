@@ -143,7 +143,7 @@ class Worker:
                 prefetch=how.prefetch,
                 num_threads=how.num_threads,
                 max_error_rate=how.max_error_rate,
-                keep_encoded=self.output.tars,
+                keep_encoded=self.output.tars or self.plan.reads_bytes,
                 max_pixels=how.max_pixels,
             )
         return self._loader
@@ -180,7 +180,7 @@ class Worker:
             if not len(batch):
                 return
         rows.record(at, batch, self.dim)
-        rows.keep(at, batch.encoded)
+        rows.keep(at, batch.encoded if self.output.tars else None)
 
 
 @contextlib.contextmanager

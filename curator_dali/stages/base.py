@@ -38,7 +38,7 @@ class Stage(ABC):
 
     @property
     def reads(self) -> frozenset[str]:
-        """Fields that must be there: "embeddings", columns, or fields of the metadata."""
+        """Fields that must be there: "embeddings", "encoded", columns, or fields of the metadata."""
         return frozenset()
 
     @property

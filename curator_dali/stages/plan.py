@@ -14,7 +14,8 @@ __all__ = ["LOADED", "Plan", "make_plan"]
 LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
 """What the loader knows of every image, whatever the stages are."""
 
-_RESERVED = ("status", "stage", "reason", "tar", "key", "embedding")  # columns that every output has
+_BYTES = "encoded"  # `batch.encoded`: no column, and there only if a stage asks for it
+_RESERVED = ("status", "stage", "reason", "tar", "key", "embedding", _BYTES)  # columns that every output has
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Plan:
         return frozenset(view for stage in self.stages[number + 1 :] for view in stage.views)
 
     @property
+    def reads_bytes(self) -> bool:
+        """Whether a stage looks at the samples' original bytes, `batch.encoded`."""
+        return any(_BYTES in stage.reads for stage in self.stages)
+
+    @property
     def is_global(self) -> bool:
         """Whether a stage decides only when all samples were seen."""
         return any(isinstance(stage, GlobalSelector) for stage in self.stages)
@@ -93,7 +99,7 @@ def make_plan(
         seen[stage.name] += 1
         labels.append(stage.name if seen[stage.name] == 1 else f"{stage.name} #{seen[stage.name]}")
         for field in sorted(stage.reads):
-            if field in there:
+            if field in there or field == _BYTES:
                 continue
             if field not in metadata or field in _RESERVED:
                 raise StageError(_missing(field, number, stages, writers, metadata, known))

@@ -85,6 +85,24 @@ class FirstOfItsLabel(GlobalSelector):
 
 
 @dataclass(frozen=True)
+class Size(Stage):
+    """Writes how many bytes an image has, as a content hash would read them."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset(["encoded"])
+
+    @property
+    def writes(self) -> Mapping[str, str]:
+        return {"bytes": "int64"}
+
+    def __call__(self, batch: ImageBatch) -> ImageBatch:
+        assert batch.encoded is not None
+        batch.columns["bytes"] = np.array([len(members["jpg"]) for members in batch.encoded], np.int64)
+        return batch
+
+
+@dataclass(frozen=True)
 class Spy(Stage):
     """Tells a function of every batch, and changes nothing."""
 

@@ -19,7 +19,7 @@ from curator_dali.sinks import Manifest, account
 from curator_dali.sources import MemorySource, open_source
 from curator_dali.stages import Embed, Filter, Quality, Stage, StageError
 from tests import formats, helpers
-from tests.curation.helpers import Spy, cheap_stages, content, read_members, read_rows, samples_of
+from tests.curation.helpers import Size, Spy, cheap_stages, content, read_members, read_rows, samples_of
 from tests.stages.helpers import BlindEncoder, ColourEncoder
 
 
@@ -141,6 +141,15 @@ def test_embeddings_of_an_earlier_model_are_not_taken_for_the_last_ones(shards: 
     for row in rows:
         assert (row["embedding"] is None) == (row["status"] == "dropped")
         assert row["embedding"] is None or len(row["embedding"]) == BlindEncoder.dim
+
+
+@pytest.mark.parametrize("tars", [True, False])
+def test_a_stage_may_look_at_the_original_bytes(shards: list[Path], tmp_path: Path, tars: bool) -> None:
+    cd.curate(str(shards[0]), tmp_path / "out", stages=[Size(), Filter("bytes", min=9000)], device="cpu", tars=tars)
+    sizes = [len(members["jpg"]) for _, _, members in samples_of(open_source(str(shards[0])))]
+    rows = read_rows(tmp_path / "out")
+    assert [row["bytes"] for row in rows] == sizes
+    assert len(read_members(tmp_path / "out")) == (sum(size >= 9000 for size in sizes) if tars else 0)
 
 
 def test_columns_of_the_metadata(photo: Image.Image, tmp_path: Path) -> None:

@@ -127,11 +127,12 @@ def test_an_error_in_a_stage_drops_the_part_under_way_only(
     assert not list(out.rglob("*.partial"))
 
 
-def test_an_error_of_the_writer_ends_the_run(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [PART, SAMPLES - PART])  # also when there is nothing more to hand over
+def test_an_error_of_the_writer_ends_the_run(source: Path, tmp_path: Path, first: int) -> None:
     out = tmp_path / "out"
 
     def break_it(batch: ImageBatch) -> None:
-        if batch.columns["index"][0] == PART:  # the folder of the records becomes a file
+        if batch.columns["index"][0] == first:  # the folder of the records becomes a file
             for path in (out / "_manifest" / "parts").iterdir():
                 path.unlink()
             (out / "_manifest" / "parts").rmdir()
