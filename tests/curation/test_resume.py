@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.batch import ImageBatch
-from curator_dali.sinks import Manifest
+from curator_dali.sinks import Manifest, PartWriter
 from tests import helpers
 from tests.curation.helpers import FirstOfItsLabel, Spy, cheap_stages, content, read_members, read_rows
 from tests.curation.run_curation import stages_for
@@ -127,21 +127,34 @@ def test_an_error_in_a_stage_drops_the_part_under_way_only(
     assert not list(out.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("first", [PART, SAMPLES - PART])  # also when there is nothing more to hand over
-def test_an_error_of_the_writer_ends_the_run(source: Path, tmp_path: Path, first: int) -> None:
+def test_an_error_of_the_writer_ends_the_run(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     def break_it(batch: ImageBatch) -> None:
-        if batch.columns["index"][0] == first:  # the folder of the records becomes a file
-            for path in (out / "_manifest" / "parts").iterdir():
-                path.unlink()
-            (out / "_manifest" / "parts").rmdir()
+        if batch.columns["index"][0] == PART:  # the folder of the records becomes a file
+            (out / "_manifest" / "parts").rename(out / "_manifest" / "away")
             (out / "_manifest" / "parts").write_text("")
 
     options: dict[str, Any] = {"device": "cpu", "batch_size": 8, "part_size": PART}
     with pytest.raises(cd.OutputError, match="cannot write"):
         cd.curate(str(source), out, stages=[Spy(break_it), *cheap_stages()], **options)
     assert not list(out.rglob("*.partial"))
+
+
+def test_an_error_of_the_last_part_is_raised_too(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = PartWriter.commit
+
+    def commit(self: PartWriter, info: Any = None) -> Any:
+        if self.stop == SAMPLES:  # there is nothing more to hand over, so nobody would notice
+            time.sleep(0.3)
+            raise cd.OutputError("the disk is full")
+        return original(self, info)
+
+    monkeypatch.setattr(PartWriter, "commit", commit)
+    with pytest.raises(cd.OutputError, match="the disk is full"):
+        run_here(source, tmp_path / "out")
+    monkeypatch.undo()
+    assert run_here(source, tmp_path / "out").earlier == SAMPLES - PART
 
 
 def test_two_runs_at_once_are_refused(source: Path, tmp_path: Path) -> None:
