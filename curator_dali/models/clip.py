@@ -64,7 +64,7 @@ class CLIPImageEncoder(ImageEncoder):
             models in NeMo Curator's layout (then its openai/clip-vit-large-patch14), or a hub id.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto" (bfloat16, or float16 where a GPU lacks it; float32 on a CPU), or one of those three.
-        batch_size: Images a run, the last padded to it; None takes a batch as it comes.
+        batch_size: Images a run, the last padded to it; None takes what comes.
         compile: True or a mode of `torch.compile` ("reduce-overhead" records CUDA graphs); needs `batch_size`.
         revision: Of the hub's repository.
 

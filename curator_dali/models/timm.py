@@ -46,7 +46,7 @@ class TimmEncoder(ImageEncoder):
         weights: A local state_dict (.safetensors, .pth), with or without the classifier; None lets timm get its own.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto" (bfloat16, or float16 where a GPU lacks it; float32 on a CPU), or one of those three.
-        batch_size: Images a run, the last padded to it; None takes a batch as it comes.
+        batch_size: Images a run, the last padded to it; None takes what comes.
         compile: True or a mode of `torch.compile`; needs `batch_size`.
         image_size: Side of the images, for models that take several; None is the model's own.
 
