@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from curator_dali import arrays, checks, fields
 from curator_dali.image import ImageObject, clone
+from curator_dali.viewing import Viewable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +58,7 @@ class Task(ABC, Generic[T]):
 
 
 @dataclass(repr=False, eq=False)
-class ImageBatch(Task[list[ImageObject]]):
+class ImageBatch(Viewable, Task[list[ImageObject]]):
     """Images as arrays on a device, together with who each of them is.
 
     Row i of `images`, `views`, `embeddings`, `columns` and `encoded` belongs to `data[i]`; slices and `where` keep it

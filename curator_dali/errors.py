@@ -9,7 +9,7 @@ from pathlib import Path
 
 from curator_dali.files import AtomicFile
 
-__all__ = ["CuratorDaliError", "ImageError", "OutputError", "SourceError", "TooManyErrors", "write_errors"]
+__all__ = ["CuratorDaliError", "ErrorList", "ImageError", "OutputError", "SourceError", "TooManyErrors", "write_errors"]
 
 
 class CuratorDaliError(Exception):
@@ -55,6 +55,21 @@ class ImageError(CuratorDaliError):
         return ImageError, (self.image_id, self.image_path, self.shard, self.reason, self.index)
 
     __hash__ = CuratorDaliError.__hash__
+
+
+class ErrorList(list[ImageError]):
+    """A list of bad images that a notebook shows as a table, and a terminal a line each."""
+
+    _SHOWN = 50
+
+    def _repr_html_(self) -> str:
+        from curator_dali import html
+
+        rows = [(error.image_id, error.shard, error.reason) for error in self[: self._SHOWN]]
+        parts = [html.note(html.count(len(self), "bad image") if self else "no bad images")]
+        parts += [html.table(["image", "in", "reason"], rows)] if rows else []
+        rest = len(self) - len(rows)
+        return html.block(*parts, *([html.note(f"{rest:,} more not shown")] if rest else []))
 
 
 def write_errors(errors: Iterable[ImageError], path: str | Path) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from curator_dali.image import ImageObject
 
-__all__ = ["values"]
+__all__ = ["order", "values"]
 
 _ATTRIBUTES = ("image_id", "image_path", "aesthetic_score", "nsfw_score")
 
@@ -50,3 +50,16 @@ def values(data: Sequence[ImageObject], columns: Mapping[str, NDArray[Any]], nam
     array = np.empty(len(found), object)
     array[:] = found
     return array
+
+
+def order(values: NDArray[Any], descending: bool = False) -> NDArray[np.int64]:
+    """Row numbers that sort values; equal ones keep their order, missing ones (None, NaN) come last either way.
+
+    Raises:
+        TypeError: Values of different kinds that cannot be compared.
+    """
+    missing = np.array([value is None or value != value for value in values.tolist()], bool)
+    there = np.flatnonzero(~missing)
+    ranks = np.unique(values[there], return_inverse=True)[1].ravel()
+    sort = np.argsort(-ranks if descending else ranks, kind="stable")
+    return np.concatenate([there[sort], np.flatnonzero(missing)]).astype(np.int64)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.viewing import Pictured
+
 __all__ = ["ImageObject", "clone"]
 
 
 @dataclass(repr=False)
-class ImageObject:
+class ImageObject(Pictured):
     """One image: who it is, what came beside it, what was computed of it, and its pixels once they are on the host.
 
     Attributes:

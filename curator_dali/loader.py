@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from curator_dali import arrays
 from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded, Decoder, gate
-from curator_dali.errors import ImageError, TooManyErrors
+from curator_dali.display.loaders import loader_html
+from curator_dali.errors import ErrorList, ImageError, TooManyErrors
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.joining import concat
 from curator_dali.ordering import order_of
@@ -126,7 +127,7 @@ class ImageLoader:
         self._resume = 0  # position where the next pass starts
         self._decoder: Decoder | None = None
         self._pass: Pass | None = None
-        self.errors: list[ImageError] = []
+        self.errors = ErrorList()
         self.stats = LoaderStats()
 
     @property
@@ -182,7 +183,7 @@ class ImageLoader:
         self._stop_pass()
         self._order.prepare(self._epoch)  # here and not in a thread, so that Ctrl-C ends it
         self._position, self._resume = self._resume, 0
-        self.errors, self.stats = [], LoaderStats()
+        self.errors, self.stats = ErrorList(), LoaderStats()
         if self._decoder is None:
             self._decoder = self._make_decoder()
         ends: deque[int] = deque()
@@ -354,6 +355,9 @@ class ImageLoader:
     def __getstate__(self) -> dict[str, Any]:
         # threads and pipelines stay behind; the copy stands where this loader stands
         return self.__dict__ | {"_decoder": None, "_pass": None, "_resume": self._position}
+
+    def _repr_html_(self) -> str:
+        return loader_html(self)
 
     def __repr__(self) -> str:
         return (

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.display import _shorten, contact_sheet, thumbnail
+from curator_dali.display.drawing import _shorten, contact_sheet, thumbnail
 
 RED = (220, 20, 20)
 

@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "bench": {"loader"},
     "demo": {"curation", "display"},
     "curation": {"loader", "stages", "sinks", "report"},
-    "loader": {"joining", "ordering", "prefetching", "progress", "stats"},
+    "loader": {"display", "joining", "ordering", "prefetching", "progress", "stats"},
     "joining": {"batch"},
     "stats": set(),
     "ordering": {"sampling", "survey"},
@@ -36,14 +36,16 @@ LAYERS: dict[str, set[str]] = {
     "survey": {"headers", "sources"},
     "stages": {"batch", "models", "similarity", "transforms"},
     "sinks": {"batch"},
-    "display": {"batch"},
+    "display": {"batch", "html"},
     "report": {"batch"},
     "sources": {"sources.base", "batch"},
     "sources.base": {"batch"},
     "batch": {"arrays", "checks", "errors", "fields", "image"},
     "fields": {"image"},
     "checks": {"errors", "image"},
-    "image": set(),
+    "image": {"viewing"},
+    "viewing": set(),
+    "html": set(),
     "models": {"arrays", "transforms"},
     "similarity": {"arrays", "transforms"},
     "arrays": {"errors"},
@@ -52,9 +54,11 @@ LAYERS: dict[str, set[str]] = {
     "transforms": {"sampling", "pipelines"},
     "pipelines": {"arrays"},
     "sampling": {"errors"},
-    "errors": {"files"},
+    "errors": {"files", "html"},
     "files": set(),
 }
+# Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`.
+MAY_LOOK_UP = {"viewing": {"display", "fields"}}
 # Modules that exist for the sake of a library may import it when they are imported themselves.
 MAY_BE_HEAVY = {"torch", "ray", "nemo"}
 
@@ -79,7 +83,10 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 def imported(name: str, path: Path) -> Iterator[tuple[int, str]]:
     """(line, module below the package) of every import in a file, those inside functions included."""
     folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    tree = ast.parse(path.read_text(), str(path))
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    late = {inner for function in functions for inner in ast.walk(function)}
+    for node in ast.walk(tree):
         targets: list[str] = []
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
@@ -92,7 +99,8 @@ def imported(name: str, path: Path) -> Iterator[tuple[int, str]]:
                 inner = target.partition(".")[2]
                 while inner and inner not in MODULES:  # from curator_dali.batch import ImageBatch
                     inner = inner.rpartition(".")[0]
-                yield node.lineno, inner
+                if node not in late or layer(inner) not in MAY_LOOK_UP.get(name, ()):
+                    yield node.lineno, inner
 
 
 def run(code: str) -> str:

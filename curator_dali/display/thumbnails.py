@@ -1,0 +1,100 @@
+"""Thumbnails of images that lie on a device: reduced there, one small transfer, then JPEG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali import arrays
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["encode", "reduce"]
+
+# (pixels of the height, JPEG quality), until all images of a sheet fit into its bytes
+_SETTINGS = ((320, 84), (168, 82), (152, 76), (136, 70), (120, 62), (104, 52), (80, 40), (56, 35), (40, 30))
+_WIDEST = 2.4  # widths for a height, as on the sheet
+_AT_LEAST = 4  # rows and columns to be averaged for one of the thumbnail; all beyond are skipped
+
+
+def reduce(images: Sequence[Any], height: int = 168) -> list[NDArray[np.uint8]]:
+    """Thumbnails, made where the images are; nothing else comes to the host.
+
+    Huge images are thinned out before they are averaged, which bounds the memory: good to look at, not to measure on.
+    Floating-point images (after a `Normalize`) are stretched from their lowest to their highest value.
+
+    Args:
+        images: Arrays (numpy, CuPy) or tensors, (H, W, 3) uint8, or (H, W, 3) or (3, H, W) floating point.
+        height: Most rows of a thumbnail; its columns are at most 2.4 times as many. Small images stay as they are.
+
+    Returns:
+        (h, w, 3) uint8 on the host, one an image.
+
+    Raises:
+        ValueError: An image has another shape or is empty.
+    """
+    import torch
+
+    with torch.inference_mode():
+        small = [_one(image, height) for image in images]
+    return [np.asarray(image) for image in arrays.to_host(small)] if small else []
+
+
+def encode(thumbnails: Sequence[NDArray[np.uint8]], budget: int) -> list[bytes]:
+    """Thumbnails as JPEGs that have at most `budget` bytes in all, smaller and coarser the more there are.
+
+    Of more than some thousand thumbnails the budget is passed, for no size is left to take away.
+    """
+    encoded: list[bytes] = []
+    for height, quality in _SETTINGS:
+        encoded = list(_jpegs(thumbnails, height, quality, budget))
+        if len(encoded) == len(thumbnails):
+            break
+    else:
+        encoded = list(_jpegs(thumbnails, *_SETTINGS[-1], budget=None))
+    return encoded
+
+
+def _jpegs(thumbnails: Sequence[NDArray[np.uint8]], height: int, quality: int, budget: int | None) -> Iterator[bytes]:
+    from PIL import Image
+
+    used = 0
+    for thumbnail in thumbnails:
+        image = Image.fromarray(thumbnail)
+        image.thumbnail((round(height * _WIDEST), height))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        used += buffer.tell()
+        if budget is not None and used > budget:
+            return
+        yield buffer.getvalue()
+
+
+def _one(image: Any, height: int) -> torch.Tensor:
+    """One thumbnail, (h, w, 3) uint8 on the image's device."""
+    import torch
+    from torch.nn import functional as F
+
+    tensor: torch.Tensor = arrays.to_torch(image)
+    if tensor.ndim == 3 and tensor.shape[2] != 3 and tensor.shape[0] == 3:
+        tensor = tensor.permute(1, 2, 0)
+    if tensor.ndim != 3 or tensor.shape[2] != 3 or not tensor.numel():
+        raise ValueError(f"an image to show must be (H, W, 3) or (3, H, W), got {tuple(tensor.shape)}")
+    rows, columns = tensor.shape[:2]
+    scale = min(height / rows, height * _WIDEST / columns, 1.0)
+    size = (max(1, round(rows * scale)), max(1, round(columns * scale)))
+    tensor = tensor[:: max(1, rows // (_AT_LEAST * size[0])), :: max(1, columns // (_AT_LEAST * size[1]))]
+    is_float = tensor.is_floating_point()
+    planes = tensor.permute(2, 0, 1)[None].float()
+    if is_float:
+        planes = torch.nan_to_num(planes, nan=0.0, posinf=0.0, neginf=0.0)
+        low, high = planes.aminmax()
+        planes = (planes - low) * (255 / (high - low).clamp(min=1e-6))
+    if tuple(planes.shape[2:]) != size:
+        planes = F.interpolate(planes, size, mode="bilinear", antialias=True)
+    return planes.round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous()

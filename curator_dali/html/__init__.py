@@ -1,0 +1,28 @@
+"""HTML for notebooks and reports: pure functions on plain text and numbers, which know nothing of batches.
+
+`block` makes what a notebook shows in a cell's output, `page` a file for a browser; both take parts that `sheet`,
+`group`, `table`, `facts`, `bars` and `histogram` make. All of them escape every text that they are given.
+"""
+
+from curator_dali.html.charts import bars, histogram
+from curator_dali.html.page import block, page
+from curator_dali.html.sheet import Card, data_uri, group, sheet
+from curator_dali.html.tables import facts, table
+from curator_dali.html.text import count, escape, note, number
+
+__all__ = [
+    "Card",
+    "bars",
+    "block",
+    "count",
+    "data_uri",
+    "escape",
+    "facts",
+    "group",
+    "histogram",
+    "note",
+    "number",
+    "page",
+    "sheet",
+    "table",
+]

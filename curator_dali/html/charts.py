@@ -1,0 +1,80 @@
+"""Small charts that need no script: bars in a table, and a histogram in SVG with a threshold drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from curator_dali.html.text import escape, number
+
+__all__ = ["bars", "histogram"]
+
+_WIDTH, _HEIGHT = 520, 120
+
+
+def bars(counts: Mapping[str, int | float], total: float | None = None) -> str:
+    """A bar a name, as long as its number.
+
+    Args:
+        counts: Name -> number, at least 0.
+        total: What a full bar is; the largest number by default. Shares of it are written if it is given.
+    """
+    full = total or max(counts.values(), default=0) or 1
+    rows = []
+    for name, value in counts.items():
+        text = f"{value:,}" if isinstance(value, int) else number(value)
+        share = f"<td class='cd-num'>{value / full:.1%}</td>" if total else ""
+        length = 100 * min(max(value / full, 0), 1)
+        rows.append(
+            f"<tr><th scope='row'>{escape(name)}</th><td class='cd-num'>{escape(text)}</td>{share}"
+            f"<td class='cd-track'><span class='cd-bar' style='width:{length:.2f}%'></span></td></tr>"
+        )
+    return f'<table class="cd-table cd-bars"><tbody>{"".join(rows)}</tbody></table>'
+
+
+def histogram(
+    counts: Sequence[int], edges: Sequence[float], label: str, keep: tuple[float | None, float | None] = (None, None)
+) -> str:
+    """A histogram as inline SVG in the page's colours, with the bounds of what is kept.
+
+    Args:
+        counts: B numbers.
+        edges: B + 1 values, ascending, as `numpy.histogram` gives them.
+        label: What is counted.
+        keep: Lower and upper bound; None is no bound. Bars outside are grey.
+
+    Raises:
+        ValueError: There is not one edge more than there are counts, or no count at all.
+    """
+    if not len(counts) or len(edges) != len(counts) + 1:
+        raise ValueError(f"there are {len(counts)} counts and {len(edges)} edges; give one edge more than counts")
+    low, high = float(edges[0]), float(edges[-1])
+    span = (high - low) or 1.0
+    top = max(counts) or 1
+    lowest, highest = (-math.inf if keep[0] is None else keep[0]), (math.inf if keep[1] is None else keep[1])
+
+    def x(value: float) -> float:
+        return _WIDTH * (value - low) / span
+
+    parts = []
+    for many, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
+        height = _HEIGHT * many / top
+        kind = "cd-b" if lowest <= (left + right) / 2 <= highest else "cd-o"
+        parts.append(
+            f'<rect class="{kind}" x="{x(left):.1f}" y="{_HEIGHT - height:.1f}" '
+            f'width="{max(x(right) - x(left) - 1, 0.5):.1f}" height="{height:.1f}">'
+            f"<title>{number(float(left))} to {number(float(right))}: {many:,}</title></rect>"
+        )
+    for bound in keep:
+        if bound is not None and low <= bound <= high:
+            at = x(bound)
+            anchor = "start" if at < 40 else "end" if at > _WIDTH - 40 else "middle"
+            parts.append(f'<line class="cd-t" x1="{at:.1f}" x2="{at:.1f}" y1="-4" y2="{_HEIGHT}"/>')
+            parts.append(f'<text x="{at:.1f}" y="-8" text-anchor="{anchor}">{number(float(bound))}</text>')
+    parts.append(f'<line x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>')
+    for value, anchor in ((low, "start"), (high, "end")):
+        parts.append(f'<text x="{x(value):.1f}" y="{_HEIGHT + 15}" text-anchor="{anchor}">{number(value)}</text>')
+    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT + 15}" text-anchor="middle">{escape(label)}</text>')
+    name = escape(f"histogram of {label}")
+    size = f"0 -22 {_WIDTH} {_HEIGHT + 44}"
+    return f'<svg viewBox="{size}" width="{_WIDTH}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
