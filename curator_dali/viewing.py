@@ -95,7 +95,8 @@ class Viewable:
         the column counts, as in `values`.
 
         Args:
-            exif: Add a column `exif`, tag name -> text, read from `encoded` or, without it, from `image_path`.
+            exif: Add a column `exif`, tag name -> text, read from `encoded` (the loader's `keep_encoded`) or,
+                far slower for members of tars, from `image_path`.
             embeddings: Add the embeddings, as float32 lists of a fixed size.
 
         Raises:

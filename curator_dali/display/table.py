@@ -88,7 +88,7 @@ def _file(batch: ImageBatch, row: int) -> Any:
                 return io.BytesIO(data)
     import fsspec
 
-    return fsspec.open(batch.data[row].image_path).open()
+    return fsspec.open(batch.data[row].image_path)  # the object itself: it closes the file when it is collected
 
 
 def _text(value: Any) -> str:
