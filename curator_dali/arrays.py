@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.importing import import_whole
+
 if TYPE_CHECKING:
     import torch
 
@@ -132,6 +134,7 @@ def to_torch(arrays: Any) -> Any:
 
     Writing to one is seen by the other. On a GPU torch's current stream waits for CuPy's.
     """
+    import_whole("torch")
     if isinstance(arrays, list):
         return [_tensor(array) for array in arrays]
     return _tensor(arrays)

@@ -8,6 +8,7 @@ import numpy as np
 
 from curator_dali import arrays
 from curator_dali.batch import ImageBatch
+from curator_dali.importing import import_whole
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,7 @@ __all__ = ["nearest", "search"]
 
 def nearest(batch: ImageBatch, query: Any, k: int = 12) -> ImageBatch:
     """See `ImageBatch.nearest`."""
+    import_whole("torch")
     import torch
     from torch.nn import functional as F
 

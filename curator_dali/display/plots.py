@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from curator_dali import arrays, html
 from curator_dali.batch import ImageBatch
 from curator_dali.display.neighbours import tensor_of
+from curator_dali.importing import import_whole
 
 __all__ = ["Plot", "embedding_map", "histogram", "project"]
 
@@ -114,6 +115,7 @@ def project(batch: ImageBatch, method: str = "pca", seed: int = 0) -> NDArray[np
         ValueError: No such method, no embeddings, or fewer than three images.
         ImportError: umap-learn is not installed.
     """
+    import_whole("torch")
     import torch
 
     if method not in ("pca", "umap"):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays
+from curator_dali.importing import import_whole
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ def reduce(images: Sequence[Any], height: int = 168) -> list[NDArray[np.uint8]]:
     Raises:
         ValueError: An image has another shape or is empty.
     """
+    import_whole("torch")
     import torch
 
     with torch.inference_mode():

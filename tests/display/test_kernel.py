@@ -52,7 +52,7 @@ class Kernel:
         answer: dict[str, Any] = {"text": "", "data": {}, "error": ""}
         request = self.client.execute(code)
         while True:
-            message = self.client.get_iopub_msg(timeout=60)
+            message = self.client.get_iopub_msg(timeout=20)
             if message["parent_header"].get("msg_id") != request:
                 continue
             kind, content = message["msg_type"], message["content"]
