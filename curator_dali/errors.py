@@ -62,6 +62,15 @@ class ErrorList(list[ImageError]):
 
     _SHOWN = 50
 
+    def __repr__(self) -> str:
+        if not self:
+            return "[]"
+        shown = [
+            " ".join(f"{error.image_id}  {error.shard}  {error.reason}".split("\n")) for error in self[: self._SHOWN]
+        ]
+        rest = [f"{len(self) - len(shown):,} more"] * (len(self) > len(shown))
+        return "\n  ".join([f"[{len(self):,} bad image{'s' * (len(self) > 1)}:", *shown, *rest]) + "]"
+
     def _repr_html_(self) -> str:
         from curator_dali import html
 
