@@ -77,7 +77,7 @@ def show(
         cards = iter(_cards(batch, shown, fields, view, marks))
         head = html.note(html.count(len(groups), "group") + (f" by {group_by}" if isinstance(group_by, str) else ""))
         parts = [head] + [
-            html.group(title, [next(cards) for _ in rows], html.count(size, "image")) for title, rows, size in picked
+            html.group(title, [next(cards) for _ in rows], _of(len(rows), size)) for title, rows, size in picked
         ]
     else:
         shown = list(range(min(n, len(batch))))
@@ -139,6 +139,10 @@ def _groups(batch: ImageBatch, by: Any) -> list[tuple[str, list[int]]]:
     for row, value in enumerate(batch.values(by)):
         found.setdefault(html.number(value) or "none", []).append(row)
     return [(f"{by} {title}", rows) for title, rows in found.items()]
+
+
+def _of(shown: int, size: int) -> str:
+    return html.count(size, "image") if shown == size else f"{shown:,} of {html.count(size, 'image')}"
 
 
 def _cards(

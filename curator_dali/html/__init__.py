@@ -1,10 +1,10 @@
 """HTML for notebooks and reports: pure functions on plain text and numbers, which know nothing of batches.
 
 `block` makes what a notebook shows in a cell's output, `page` a file for a browser; both take parts that `sheet`,
-`group`, `table`, `facts`, `bars` and `histogram` make. All of them escape every text that they are given.
+`group`, `table`, `facts`, `bars`, `flow` and `histogram` make. All of them escape every text that they are given.
 """
 
-from curator_dali.html.charts import bars, histogram
+from curator_dali.html.charts import bars, flow, histogram
 from curator_dali.html.page import block, page
 from curator_dali.html.sheet import Card, data_uri, group, sheet
 from curator_dali.html.tables import facts, table
@@ -18,6 +18,7 @@ __all__ = [
     "data_uri",
     "escape",
     "facts",
+    "flow",
     "group",
     "histogram",
     "note",

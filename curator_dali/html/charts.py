@@ -1,4 +1,4 @@
-"""Small charts that need no script: bars in a table, and a histogram in SVG with a threshold drawn."""
+"""Small charts that need no script: bars, the flow from input to kept, and a histogram with its thresholds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from curator_dali.html.text import escape, number
 
-__all__ = ["bars", "histogram"]
+__all__ = ["bars", "flow", "histogram"]
 
 _WIDTH, _HEIGHT = 520, 120
 
@@ -30,6 +30,32 @@ def bars(counts: Mapping[str, int | float], total: float | None = None) -> str:
             f"<td class='cd-track'><span class='cd-bar' style='width:{length:.2f}%'></span></td></tr>"
         )
     return f'<table class="cd-table cd-bars"><tbody>{"".join(rows)}</tbody></table>'
+
+
+def flow(samples: int, dropped: Mapping[str, Mapping[str, int]], failed: Mapping[str, int], kept: int) -> str:
+    """How many samples were left after each step of a curation, and why the others went.
+
+    Args:
+        samples: What came in.
+        dropped: Stage -> reason -> number, in the order of the stages.
+        failed: Reason -> number of samples that could not be decoded; they go first.
+        kept: What stayed.
+    """
+    rows: list[tuple[str, str, int | None, int]] = [("in", "", None, samples)]
+    left = samples
+    for stage, reasons in {"failed": failed, **dropped}.items():
+        for place, (reason, count) in enumerate(sorted(reasons.items(), key=lambda item: -item[1])):
+            left -= count
+            rows.append(("" if place else stage, reason, count, left))
+    rows.append(("kept", "", None, kept))
+    body = "".join(
+        f"<tr><th scope='row'>{escape(step)}</th><td>{escape(reason)}</td>"
+        f"<td class='cd-num'>{'' if count is None else f'−{count:,}'}</td><td class='cd-num'>{left:,}</td>"
+        f"<td class='cd-num'>{left / max(samples, 1):.1%}</td>"
+        f"<td class='cd-track'><span class='cd-bar' style='width:{100 * left / max(samples, 1):.2f}%'></span></td></tr>"
+        for step, reason, count, left in rows
+    )
+    return f'<table class="cd-table cd-bars"><tbody>{body}</tbody></table>'
 
 
 def histogram(

@@ -11,7 +11,7 @@ from curator_dali.html.text import escape
 __all__ = ["Card", "data_uri", "group", "sheet"]
 
 _NARROWEST, _WIDEST = 0.8, 2.4  # aspects of a card; an image beyond them has bars at its sides
-_ROW = 820  # pixels of a row where styles are stripped and the table stays a table
+_ROW = 640  # pixels of a row where styles are stripped and the table stays a table
 _HEIGHT = 132  # of an image there; as --h of the style sheet
 
 

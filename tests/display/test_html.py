@@ -68,6 +68,7 @@ def everything(text: str) -> str:
         html.table([text, "b"], [[text, 1], [None, 2]]),
         html.facts({text: text, "empty": "", "none": None}),
         html.bars({text: 3}, 10),
+        html.flow(10, {text: {text: 1}}, {text: 2}, 7),
         html.histogram([1, 2], [0, 1, 2], text, (0.5, None)),
         html.note(text),
     )
@@ -133,7 +134,7 @@ def test_rows_without_styles_stay_within_a_page() -> None:
     rows = re.findall(r"<tr.*?</tr>", html.sheet(cards))
     assert len(rows) > 1
     for row in rows:
-        assert sum(map(int, re.findall(r' width="(\d+)"', row))) <= 820
+        assert sum(map(int, re.findall(r' width="(\d+)"', row))) <= 640
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 100_000), (100_000, 1), (0, 0), (5, 5)])
@@ -148,6 +149,13 @@ def test_nothing_to_show_is_nothing() -> None:
     assert "width:0.00%" in html.bars({"a": 0})
     with pytest.raises(ValueError, match="one edge more"):
         html.histogram([1, 2], [0, 1], "a")
+
+
+def test_flow_counts_down_to_what_was_kept() -> None:
+    text = html.flow(1000, {"Filter": {"score < 5": 30, "size": 200}, "none": {}}, {"truncated": 1}, 769)
+    numbers = re.findall(r"cd-num'>([^<%]*)</td><td class='cd-num'>([\d,]+)<", text)
+    assert numbers == [("", "1,000"), ("−1", "999"), ("−200", "799"), ("−30", "769"), ("", "769")]
+    assert "0.0%" in html.flow(0, {}, {}, 0)
 
 
 def test_histogram_draws_what_is_kept_in_colour() -> None:
