@@ -5,7 +5,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint format bench fuzz constraints clean
+.PHONY: help demo test lint format notebooks bench fuzz constraints clean
 .SECONDARY:
 
 help: ## This list
@@ -25,6 +25,9 @@ lint: $(VENV)/.installed-dev ## Style, format and types
 format: $(VENV)/.installed-dev ## Mend style and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+notebooks: $(VENV)/.installed-test ## Run the notebooks and keep their outputs
+	@$(BIN)/python notebooks/run.py $(ARGS)
 
 bench: $(VENV)/.installed-bench ## Against the peers, minutes; ARGS=--help tells what else it measures
 	@$(BIN)/python -m tests.benchmarks.loading $(ARGS)

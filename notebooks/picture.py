@@ -16,7 +16,7 @@ from curator_dali import html
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parent / "docs" / "images" / "ten_lines.png"
-WIDTH, HEIGHT = 900, 620
+WIDTH, HEIGHT = 900, 1200
 
 
 def main() -> None:

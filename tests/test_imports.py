@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "survey": {"headers", "sources"},
     "stages": {"batch", "models", "similarity", "transforms"},
     "sinks": {"batch"},
-    "display": {"batch", "html"},
+    "display": {"batch", "html", "similarity"},
     "report": {"batch"},
     "sources": {"sources.base", "batch"},
     "sources.base": {"batch"},

@@ -6,24 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curator_dali import arrays
+from curator_dali import similarity
 from curator_dali.batch import ImageBatch
 from curator_dali.importing import import_whole
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["nearest", "search"]
+__all__ = ["nearest", "search", "tensor_of"]
 
 
 def nearest(batch: ImageBatch, query: Any, k: int = 12) -> ImageBatch:
     """See `ImageBatch.nearest`."""
     import_whole("torch")
     import torch
-    from torch.nn import functional as F
 
-    if k < 1:
-        raise ValueError(f"k is {k}; give the number of images to find, at least 1")
     embeddings = tensor_of(batch)
     if isinstance(query, str):
         rows = [row for row, item in enumerate(batch.data) if item.image_id == query]
@@ -35,15 +32,13 @@ def nearest(batch: ImageBatch, query: Any, k: int = 12) -> ImageBatch:
             raise IndexError(f"row {query} is not in a batch of {len(batch)} images")
         vector = embeddings[int(query)]
     else:
-        vector = query if isinstance(query, torch.Tensor) else torch.as_tensor(arrays.to_host(query))
-        vector = vector.reshape(-1).to(embeddings)
-        if len(vector) != embeddings.shape[1]:
-            raise ValueError(f"the query has {len(vector)} numbers, the batch's embeddings {embeddings.shape[1]}")
-    with torch.inference_mode():
-        cosines = F.normalize(embeddings, dim=1) @ F.normalize(vector, dim=0)
-        best = torch.topk(torch.nan_to_num(cosines, nan=-2.0), min(k, len(batch)))
-    found = batch[best.indices.cpu().numpy()]
-    found.columns["similarity"] = best.values.float().cpu().numpy()
+        vector = torch.as_tensor(query, dtype=torch.float32, device=embeddings.device).reshape(-1)
+    bad = similarity.bad_rows(embeddings)  # an image without a direction is near nothing
+    good = np.setdiff1d(np.arange(len(batch)), bad)
+    there = embeddings if not len(bad) else embeddings[torch.from_numpy(good).to(embeddings.device)]
+    rows_of, cosines = similarity.nearest(vector[None], there, k)
+    found: ImageBatch = batch[good[rows_of[0]]]
+    found.columns["similarity"] = cosines[0]
     return found
 
 

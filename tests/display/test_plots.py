@@ -111,6 +111,42 @@ def test_nearest_is_brute_force() -> None:
     assert len(batch.nearest(-1, 500)) == 60
 
 
+def test_images_without_a_direction_are_near_nothing() -> None:
+    batch = blobs()
+    batch.embeddings[3], batch.embeddings[4, 5] = 0, np.nan
+    found = batch.nearest(5, 60)
+    assert len(found) == 58
+    assert not {"i3", "i4"} & {item.image_id for item in found}
+    with pytest.raises(ValueError, match="row 0"):
+        batch.nearest(3)
+
+
+def test_text_search_ranks_by_the_text_s_embedding() -> None:
+    batch = blobs()
+
+    class Encoder:
+        """As `models.ImageEncoder`, whose own tests show that texts and images share a space."""
+
+        def encode_text(self, texts: list[str]) -> np.ndarray:
+            return batch.embeddings[[int(text) for text in texts]] * 2
+
+    assert batch.search("9", Encoder(), 1)[0].image_id == "i9"
+
+
+def test_duplicates_stand_beside_what_was_kept() -> None:
+    from curator_dali import similarity
+
+    batch = blobs(9)
+    batch.embeddings[6], batch.embeddings[7] = batch.embeddings[0], batch.embeddings[1]
+    pairs = similarity.similar_pairs(batch.embeddings, 0.999)
+    groups = similarity.group(pairs, np.arange(9))
+    text = batch.show(group_by=groups)._repr_html_()
+    assert "2 groups" in text
+    assert text.count('class="cd-mark cd-kept">kept<') == 2
+    assert text.count('class="cd-mark cd-dropped">dropped<') == 2
+    assert "5 more images not shown" in text
+
+
 def test_nearest_says_what_is_wrong(batch: ImageBatch) -> None:
     with pytest.raises(ValueError, match="no embeddings"):
         batch.nearest(0)
@@ -118,7 +154,7 @@ def test_nearest_says_what_is_wrong(batch: ImageBatch) -> None:
         blobs().nearest("zzz")
     with pytest.raises(IndexError, match="row 60"):
         blobs().nearest(60)
-    with pytest.raises(ValueError, match="has 3 numbers"):
+    with pytest.raises(ValueError, match="3 columns, where 32 are needed"):
         blobs().nearest(np.ones(3))
     with pytest.raises(ValueError, match="k is 0"):
         blobs().nearest(0, 0)
