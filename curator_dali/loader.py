@@ -331,9 +331,9 @@ class ImageLoader:
         raise TooManyErrors(f"none of the {self.num_samples} images can be used; the last: {self.errors[-1]}")
 
     def _stop_pass(self) -> None:
-        running, self._pass = self._pass, None
-        if running is not None:
-            running.stop()
+        if self._pass is not None:
+            self._pass.stop()
+            self._pass = None  # not before: if the waiting is interrupted, the next call waits on
 
     def close(self) -> None:
         """Stop every thread, drop the pipeline, write down what was learnt. May be called again."""

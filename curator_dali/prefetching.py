@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,8 +61,12 @@ class Pass:
         )
         self._over = False
         self._lent = False
-        self._thread.start()
-        self._finalizer = weakref.finalize(self, _stop, self._thread, self._stopping, self._room)
+        weakref.finalize(self, _stop, self._thread, self._stopping, self._room)
+        try:
+            self._thread.start()  # waits for the thread, so an interrupt is likely to come here
+        except BaseException:
+            self.stop()
+            raise
 
     def take(self) -> Item | None:
         """The next decoded batch, or None at the end; raises what ended the threads."""
@@ -78,16 +83,17 @@ class Pass:
         return item
 
     def stop(self) -> None:
-        """End the threads and wait for them."""
+        """End the threads and wait for them. May be called again, and must be if the waiting was interrupted."""
         self._over = True
-        self._finalizer()
+        _stop(self._thread, self._stopping, self._room)
 
 
 def _stop(thread: threading.Thread, stopping: threading.Event, room: threading.Semaphore) -> None:
     stopping.set()
     room.release()
     if thread is not threading.current_thread():
-        thread.join()
+        with suppress(RuntimeError):  # it has not started yet: it will see that it must not
+            thread.join()
 
 
 def _read(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> tuple[Gated, float, float]:
@@ -113,6 +119,8 @@ def _decode_all(
     stopping: threading.Event,
 ) -> None:
     """The decoding thread: keeps `read_ahead` reads and `prefetch` batches under way, and hands them over in order."""
+    if stopping.is_set():  # the pass was interrupted while this thread started; the decoder may be another pass's now
+        return
     reading: deque[Future[tuple[Gated, float, float]]] = deque()
     times: deque[tuple[float, float]] = deque()
     readers = ThreadPoolExecutor(max(1, source.read_ahead), thread_name_prefix="curator-dali-read")

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from curator_dali import html
+
 __all__ = ["Report", "add_up"]
 
 
@@ -99,6 +101,15 @@ class Report:
         width = max(len(name) for name, _ in self.times())
         lines += ["", *(f"{name:<{width}}  {text}" for name, text in self.times())]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        about = f"{self.source} to {self.out}, {self.device}"
+        parts = [html.note(about if self.complete else f"{about}; not complete")]
+        parts.append(html.flow(self.samples, self.dropped, self.failed, self.kept))
+        if self.stages:
+            parts += ["<h4>Seconds</h4>", html.bars({name: float(seconds) for name, seconds in self.stages.items()})]
+        parts.append(html.note(self.times()[-1][1]))
+        return html.block(*parts)
 
     def _row(self, what: str, count: int, why: str) -> tuple[str, str, str, str]:
         share = f"{abs(count) / self.samples:.1%}" if self.samples else ""

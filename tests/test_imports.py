@@ -37,7 +37,7 @@ LAYERS: dict[str, set[str]] = {
     "stages": {"batch", "models", "similarity", "transforms"},
     "sinks": {"batch"},
     "display": {"batch", "html", "similarity"},
-    "report": {"batch"},
+    "report": {"batch", "html"},
     "sources": {"sources.base", "batch"},
     "sources.base": {"batch"},
     "batch": {"arrays", "checks", "errors", "fields", "image"},

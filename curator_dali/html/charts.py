@@ -55,7 +55,7 @@ def flow(samples: int, dropped: Mapping[str, Mapping[str, int]], failed: Mapping
         f"<td class='cd-track'><span class='cd-bar' style='width:{100 * left / max(samples, 1):.2f}%'></span></td></tr>"
         for step, reason, count, left in rows
     )
-    return f'<table class="cd-table cd-bars"><tbody>{body}</tbody></table>'
+    return f'<table class="cd-table cd-bars cd-flow"><tbody>{body}</tbody></table>'
 
 
 def histogram(

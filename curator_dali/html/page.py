@@ -61,7 +61,10 @@ background:var(--cd-bar)}
 .cd svg{display:block;max-width:100%;height:auto;overflow:visible}.cd svg .cd-b{fill:var(--cd-bar)}
 .cd svg .cd-o{fill:var(--cd-line)}.cd svg line{stroke:var(--cd-faint)}.cd svg .cd-t{stroke:var(--cd-bad);stroke-width:2}
 .cd svg text{fill:var(--cd-faint);font:11px system-ui,sans-serif}
-@media(max-width:560px){.cd.cd.cd table.cd-sheet{--h:92px;gap:12px 8px}}
+.cd.cd.cd .cd-bars th{white-space:normal}
+@media(max-width:560px){.cd.cd.cd .cd-flow td.cd-track{display:none}
+.cd.cd.cd .cd-table td,.cd.cd.cd .cd-table th{padding-right:9px}
+.cd.cd.cd table.cd-sheet{--h:92px;gap:12px 8px}}
 """
 _PAGE = """:root{color-scheme:light dark;--cd-page:#fff;--cd-ink:#1f2328}
 @media(prefers-color-scheme:dark){:root{--cd-page:#0f1216;--cd-ink:#e4e8ec}}

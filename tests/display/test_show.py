@@ -16,6 +16,7 @@ from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.display import thumbnails
 from curator_dali.errors import ErrorList, ImageError
 from curator_dali.loader import ImageLoader
+from curator_dali.report import Report
 from tests.display.conftest import EVIL
 from tests.display.test_html import Reader, harmless
 
@@ -183,6 +184,24 @@ def test_loader_shows_what_it_reads_and_did(shards: list[Path]) -> None:
     assert "shuffled, seed 7" in text
     assert "16 of 60 samples" in text
     assert "This pass" in text
+
+
+def test_report_shows_where_samples_went() -> None:
+    report = Report(
+        "flickr",
+        "out/",
+        "cpu",
+        samples=1000,
+        kept=900,
+        dropped={"Filter": {EVIL: 60, "size": 30}},
+        failed={"truncated": 10},
+        stages={"decode": 1.5, "Filter": 0.25},
+        seconds=2.0,
+    )
+    joined = " ".join(harmless(report._repr_html_()).texts)
+    for text in ("flickr to out/", "−60", "−10", "1,000", "900", "90.0%", "decode 1.5", "500 a second"):
+        assert text in joined, joined
+    assert "not complete" in Report("a", "b", "cpu", 0, 0, complete=False)._repr_html_()
 
 
 def test_errors_are_a_list_with_a_table() -> None:

@@ -1,0 +1,46 @@
+"""Interrupts at any moment of a pass: the next pass is whole, and no thread is left."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+import random, signal, sys, threading
+import curator_dali as cd
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+rng = random.Random(int(sys.argv[1]))
+loader = cd.ImageLoader(sys.argv[2:], batch_size=16, device="cpu", shuffle=0)
+hits = 0
+for round in range(int(sys.argv[1])):
+    try:
+        # most of them while threads start and stop, which is where they wait for each other
+        signal.setitimer(signal.ITIMER_REAL, rng.choice([rng.uniform(1e-5, 2e-3), rng.uniform(1e-5, 0.06)]))
+        for batch in loader:
+            if round % 2:
+                break
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        hits += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if round % 3 == 0:
+        ids = sorted(item.image_id for batch in loader for item in batch)
+        assert ids == [f"{n:06d}" for n in range(20)], ids
+        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("curator-dali")]
+        assert not left, (round, left)
+loader.close()
+print(hits)
+"""
+
+
+def test_every_pass_after_an_interrupt_is_whole(shards: list[Path]) -> None:
+    command = [sys.executable, "-c", CODE, "150", str(shards[0])]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert int(answer.stdout) > 20
