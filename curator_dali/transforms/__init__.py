@@ -8,7 +8,9 @@ What is random about a sample is a pure function of (seed, epoch, sample index).
 from curator_dali.transforms.applying import apply
 from curator_dali.transforms.base import RandomTransform, Transform, output_size
 from curator_dali.transforms.bucketing import ToBucket
+from curator_dali.transforms.colour import ColorJitter, RandomGrayscale
 from curator_dali.transforms.crops import HorizontalFlip, RandomResizedCrop
+from curator_dali.transforms.distortions import GaussianBlur, RandomErasing, Rotate
 from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
 from curator_dali.transforms.normalize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Normalize
 from curator_dali.transforms.pillow import Grey, Thumbnail
@@ -20,13 +22,18 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "CenterCrop",
+    "ColorJitter",
+    "GaussianBlur",
     "Grey",
     "HorizontalFlip",
     "Normalize",
     "Pad",
+    "RandomErasing",
+    "RandomGrayscale",
     "RandomResizedCrop",
     "RandomTransform",
     "Resize",
+    "Rotate",
     "Thumbnail",
     "ToBucket",
     "Transform",

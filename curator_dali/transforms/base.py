@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Crop", "RandomTransform", "Transform", "output_size", "pair"]
+__all__ = ["Crop", "RandomTransform", "Transform", "check_probability", "check_range", "output_size", "pair"]
 
 
 def pair(size: int | tuple[int, int], what: str) -> tuple[int, int]:
@@ -18,6 +18,18 @@ def pair(size: int | tuple[int, int], what: str) -> tuple[int, int]:
     if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
         raise ValueError(f"{what} is {size!r}; give one positive number of pixels or (height, width)")
     return both[0], both[1]
+
+
+def check_probability(p: float, what: str) -> None:
+    """Refuse what is no probability."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"{what} is {p!r}; give a probability from 0 to 1")
+
+
+def check_range(values: tuple[float, float], what: str) -> None:
+    """Refuse what is no range of positive numbers."""
+    if len(values) != 2 or not 0 < values[0] <= values[1]:
+        raise ValueError(f"{what} is {values!r}; give (lowest, highest), both positive")
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,8 @@ class RandomTransform(Transform):
             sizes: (N, 2) int64, heights and widths of the images that come in, at least 1.
 
         Returns:
-            Name -> (N, ...) array of float32, int32 or uint8. Names and dtypes are always the same ones.
+            Name -> (N, ...) array of float32, int32 or bool. Names and dtypes are always the same ones, and
+            `lower_random` uses all of them (DALI drops an input that nothing uses, and then it cannot be fed).
         """
         raise NotImplementedError
 

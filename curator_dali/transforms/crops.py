@@ -9,23 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.transforms.base import Crop, RandomTransform, pair
+from curator_dali.transforms.base import Crop, RandomTransform, check_probability, check_range, pair
 from curator_dali.transforms.geometry import Interpolation, check_interpolation, filter_arguments
 
-__all__ = ["HorizontalFlip", "RandomResizedCrop", "check_probability"]
+__all__ = ["HorizontalFlip", "RandomResizedCrop"]
 
 _ATTEMPTS = 10  # as torchvision's and DALI's own
-
-
-def check_probability(p: float, what: str) -> None:
-    """Refuse what is no probability; `what` names the argument in the error."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"{what} is {p!r}; give a probability from 0 to 1")
-
-
-def _range(values: tuple[float, float], what: str) -> None:
-    if len(values) != 2 or not 0 < values[0] <= values[1]:
-        raise ValueError(f"{what} is {values!r}; give (lowest, highest), both positive")
 
 
 @dataclass(frozen=True)
@@ -56,8 +45,8 @@ class RandomResizedCrop(Crop):
 
     def __post_init__(self) -> None:
         pair(self.size, "RandomResizedCrop.size")
-        _range(self.scale, "RandomResizedCrop.scale")
-        _range(self.ratio, "RandomResizedCrop.ratio")
+        check_range(self.scale, "RandomResizedCrop.scale")
+        check_range(self.ratio, "RandomResizedCrop.ratio")
         check_interpolation(self.interpolation, "RandomResizedCrop.interpolation")
 
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
