@@ -12,9 +12,10 @@ from curator_dali.transforms.colour import ColorJitter, RandomGrayscale
 from curator_dali.transforms.crops import HorizontalFlip, RandomResizedCrop
 from curator_dali.transforms.distortions import GaussianBlur, RandomErasing, Rotate
 from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
+from curator_dali.transforms.mixing import CutMix, MixUp
 from curator_dali.transforms.normalize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Normalize
 from curator_dali.transforms.pillow import Grey, Thumbnail
-from curator_dali.transforms.presets import clip
+from curator_dali.transforms.presets import clip, for_model, imagenet_eval, imagenet_train
 
 __all__ = [
     "CLIP_MEAN",
@@ -23,9 +24,11 @@ __all__ = [
     "IMAGENET_STD",
     "CenterCrop",
     "ColorJitter",
+    "CutMix",
     "GaussianBlur",
     "Grey",
     "HorizontalFlip",
+    "MixUp",
     "Normalize",
     "Pad",
     "RandomErasing",
@@ -39,5 +42,8 @@ __all__ = [
     "Transform",
     "apply",
     "clip",
+    "for_model",
+    "imagenet_eval",
+    "imagenet_train",
     "output_size",
 ]

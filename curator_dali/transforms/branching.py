@@ -38,6 +38,7 @@ def only_where(images: Any, predicate: Any, branch: Branch, parameters: Mapping[
     """
     from nvidia.dali import fn
 
-    yes, no = fn._conditional.split(images, predicate=predicate)
-    chosen = {name: fn._conditional.split(node, predicate=predicate)[0] for name, node in parameters.items()}
-    return fn._conditional.merge(branch(yes, chosen), no, predicate=predicate)
+    conditional: Any = fn._conditional  # type: ignore[attr-defined]
+    yes, no = conditional.split(images, predicate=predicate)
+    chosen = {name: conditional.split(node, predicate=predicate)[0] for name, node in parameters.items()}
+    return conditional.merge(branch(yes, chosen), no, predicate=predicate)

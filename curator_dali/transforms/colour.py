@@ -152,10 +152,10 @@ def _hue_matrices(turns: NDArray[np.float64]) -> Matrices:
 def _factors(value: float | tuple[float, float]) -> tuple[float, float]:
     if isinstance(value, (int, float)):
         return (max(0.0, 1 - value), 1 + value) if value >= 0 else (-1, -1)
-    return tuple(value) if len(value) == 2 else (-1, -1)
+    low, high = value
+    return low, high
 
 
 def _angles(value: float | tuple[float, float]) -> tuple[float, float]:
-    if isinstance(value, (int, float)):
-        return (-value, value)
-    return tuple(value) if len(value) == 2 else (-1, -1)
+    low, high = (-value, value) if isinstance(value, (int, float)) else value
+    return low, high

@@ -113,25 +113,27 @@ def _columns(images: Any) -> Any:
 class CenterCrop(Transform):
     """Cut the middle out; what reaches beyond the image is black.
 
-    The window's corner is `(side - crop) // 2` rounded down, as transformers does (torchvision rounds to even).
-
     Args:
         size: Side, or (height, width).
+        rounding: Where the window's corner (side - crop) / 2 falls between two pixels: "down" as transformers does,
+            "even" takes the even one of them, as torchvision (and so timm) does.
     """
 
     size: int | tuple[int, int]
+    rounding: Literal["down", "even"] = "down"
 
     def __post_init__(self) -> None:
         pair(self.size, "CenterCrop.size")
+        if self.rounding not in ("down", "even"):
+            raise ValueError(f"CenterCrop.rounding is {self.rounding!r}; allowed: down, even")
 
     def lower(self, images: Any) -> Any:  # noqa: D102
         from nvidia.dali import fn, types
 
         height, width = pair(self.size, "CenterCrop.size")
         shape = images.shape(dtype=types.INT32)
-        # floor also for negative numbers, which DALI's // rounds towards zero
-        top = (shape[0] - height + 2 * height) // 2 - height
-        left = (shape[1] - width + 2 * width) // 2 - width
+        corner = _half_down if self.rounding == "down" else _half_even
+        top, left = corner(shape[0] - height, height), corner(shape[1] - width, width)
         start = fn.stack(fn.cast(top, dtype=types.INT32), fn.cast(left, dtype=types.INT32))
         return fn.slice(
             images, start=start, shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
@@ -139,6 +141,15 @@ class CenterCrop(Transform):
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
         return pair(self.size, "CenterCrop.size")
+
+
+def _half_down(room: Any, crop: int) -> Any:
+    return (room + 2 * crop) // 2 - crop  # floor also for negative numbers, which DALI's // rounds towards zero
+
+
+def _half_even(room: Any, crop: int) -> Any:
+    # 1.5 is 2, but 0.5 is 0 and 2.5 is 2; what is missing of the image is padded first, less of it on this side
+    return (room + ((room & 3) == 3) * (room > 0)) // 2
 
 
 @dataclass(frozen=True)
