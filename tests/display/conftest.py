@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -55,6 +56,8 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[
     """Open pages in headless Chromium; of each frame its page's title and what the probe found."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
+        if os.environ.get("CURATOR_DALI_REQUIRE_BROWSER") == "1":
+            pytest.fail("CURATOR_DALI_REQUIRE_BROWSER=1 promises Chromium, and there is none", pytrace=False)
         pytest.skip("needs a browser: apt-get install chromium")
     folder = tmp_path_factory.mktemp("browser")
 
