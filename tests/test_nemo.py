@@ -344,7 +344,8 @@ def ray_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", paths)
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        ray.init(num_cpus=8, object_store_memory=150 << 20, include_dashboard=False, log_to_driver=False)
+        # Xenna asks the dashboard's server for the state of its actors
+        ray.init(num_cpus=8, object_store_memory=150 << 20, include_dashboard=True, log_to_driver=False)
         yield
         ray.shutdown()
 
