@@ -122,16 +122,28 @@ def their_stages(job: Job, out: Path) -> list[Any]:
 
 
 def mend() -> None:
-    """See the top. In every process that runs NeMo Curator's reader or embedding."""
+    """See the top. In every process that runs NeMo Curator's reader or embedding; once."""
     import nvidia.dali
     import torch
     import transformers
 
+    if hasattr(nvidia.dali, "mended"):
+        return
+    nvidia.dali.mended = True
     define = nvidia.dali.pipeline_def
     if not torch.cuda.is_available():
         nvidia.dali.pipeline_def = lambda **options: define(**{**options, "device_id": None})
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        features = transformers.CLIPModel.get_image_features
+        transformers.CLIPModel.get_image_features = lambda self, **given: features(self, **given).pooler_output
+
+
+def import_torchvision() -> None:
+    """Import it where its operators cannot be loaded too: transformers uses it wherever it lies, and fails with it."""
+    import torch
+
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
@@ -139,9 +151,9 @@ def mend() -> None:
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         sys.modules["torchvision_operators"] = library  # type: ignore[assignment] # declared while it lives
-    if int(transformers.__version__.split(".")[0]) >= 5:
-        features = transformers.CLIPModel.get_image_features
-        transformers.CLIPModel.get_image_features = lambda self, **given: features(self, **given).pooler_output
+        import torchvision  # noqa: F401
+    except ImportError:
+        pass
 
 
 def chained(make: Callable[[Job, Path], list[Any]]) -> Any:
@@ -205,6 +217,7 @@ def in_worker() -> None:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    import_torchvision()
     mend()
 
 
@@ -223,6 +236,7 @@ def measure(job: Job) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(job.threads)
+    import_torchvision()
     silence()
     out = WORK / "curation-out" / str(os.getpid())
     out.mkdir(parents=True)
@@ -314,13 +328,14 @@ def main() -> None:
         to = NEMO_RAY if "RayData" in name else NEMO
         pairs = zip(found, results.get(to, []), strict=False)
         ratio = [a["rate"] / b["rate"] for a, b in pairs if "rate" in a and "rate" in b]
-        lines.append(
-            [name, str(good[0]["images"]), spread([one["rate"] for one in good], 1), spread(ratio, 2)]
-            + [spread([one["cpu_ms"] for one in good], 1), spread([one["others"] for one in good], 2)]
-        )
+        line = [name, str(good[0]["images"]), spread([one["rate"] for one in good], 1), spread(ratio, 2)]
+        line += [spread([one["cpu_ms"] for one in good], 1), spread([one["others"] for one in good], 2)]
+        lines.append(line)
     print(table(["row", "images written", "img/s", "x NeMo Curator", "CPU ms/img", "others"], lines))
     out = args.json or WORK / f"curation-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    out.write_text(json.dumps({"machine": platform.platform(), "arguments": sys.argv[1:], "results": results}, indent=1))
+    out.write_text(
+        json.dumps({"machine": platform.platform(), "arguments": sys.argv[1:], "results": results}, indent=1)
+    )
     print(f"\n{args.images} images of 640x480, ViT-B/32 with seeded random weights, {args.threads} CPUs; all in {out}")
 
 
