@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
+import signal
 import tarfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -340,14 +343,27 @@ def test_their_stages_take_our_batches(damaged: list[Path], models: Path, duplic
 def ray_cluster() -> Iterator[None]:
     """A small Ray of our own, which the executors use and end."""
     ray = pytest.importorskip("ray")
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    mark = f"CURATOR_DALI_TEST={uuid.uuid4().hex}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", paths)
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        patch.setenv(*mark.split("="))
         # Xenna asks the dashboard's server for the state of its actors
         ray.init(num_cpus=8, object_store_memory=150 << 20, include_dashboard=True, log_to_driver=False)
-        yield
-        ray.shutdown()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            end_marked(mark)
+
+
+def end_marked(mark: str) -> None:
+    """End the processes that inherited a mark: workers of Xenna's outlive their Ray."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            inherited = mark.encode() in (folder / "environ").read_bytes().split(b"\0")
+            if inherited and int(folder.name) != os.getpid():  # an environ is that of a process's start
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def executor_of(name: str) -> Any:
