@@ -5,17 +5,21 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint format notebooks bench fuzz constraints clean
+.PHONY: help demo test test-nemo lint format notebooks bench fuzz constraints clean
 .SECONDARY:
 
 help: ## This list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(VENV)/.installed-demo ## Load real photographs, some of them broken, and show what comes out
 	@$(BIN)/curator-dali demo $(ARGS)
 
 test: $(VENV)/.installed-test ## The tests; ARGS='-k tar -x' goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-nemo: ## The tests inside NeMo Curator, in an environment of its own; ARGS goes to pytest
+	@$(MAKE) --no-print-directory VENV=$(VENV)-nemo $(VENV)-nemo/.installed-test-nemo
+	@$(VENV)-nemo/bin/python -m pytest tests/test_nemo.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Style, format and types
 	@$(BIN)/ruff check .
@@ -43,7 +47,7 @@ constraints: ## Rewrite constraints.txt with the newest releases (torch stays)
 	@rm -rf $(VENV)-new
 
 clean: ## Forget the environment, the caches and the benchmark's corpora
-	@rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-nemo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The build back end is constrained too, hence the environment variable instead of -c.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/pip

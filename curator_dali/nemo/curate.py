@@ -117,6 +117,7 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
             device=device,
             transforms=() if self.keep_images else None,
             views=self._plan.views or (() if self.keep_images else (_GLANCE,)),
+            keep_encoded=self._plan.reads_bytes,
             max_pixels=self.max_pixels,
         )
 
