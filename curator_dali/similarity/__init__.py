@@ -1,11 +1,13 @@
 """What is alike: hashes and digests, near hashes, cosines of embeddings, groups. Pure functions on arrays.
 
 Exact duplicates are `same_digests` of `content_hash` or `pixel_hash`; near ones are `near_pairs` of `phash` or `dhash`;
-semantic ones are `similar_pairs` of embeddings. `group` makes groups of pairs and says what to keep. `pairs_between`,
+semantic ones are `similar_pairs` of embeddings. `group` makes groups of pairs and says what to keep, `combine`
+does so for several ways of being alike at once. `pairs_between`,
 `near_between` and `nearest` compare one set with another and never a set with itself.
 """
 
 from curator_dali.similarity.clusters import Clusters
+from curator_dali.similarity.combining import Combined, Likeness, combine
 from curator_dali.similarity.cosine import nearest
 from curator_dali.similarity.digests import content_hash, pixel_hash, same_digests
 from curator_dali.similarity.grouping import Groups, Keep, Linkage, group, keep_order
@@ -20,12 +22,15 @@ __all__ = [
     "MAX_PAIRS",
     "PHASH_VIEW",
     "Clusters",
+    "Combined",
     "Groups",
     "Keep",
+    "Likeness",
     "Linkage",
     "Pairs",
     "TooManyPairs",
     "bad_rows",
+    "combine",
     "content_hash",
     "dhash",
     "divide",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["IMAGE_EXTENSIONS", "SIDECARS", "is_image", "parse_metadata", "sniff_extension", "split_name"]
+__all__ = ["IMAGE_EXTENSIONS", "SIDECARS", "image_member", "is_image", "parse_metadata", "sniff_extension", "split_name"]
 
 IMAGE_EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2", "gif", "avif", "heic"])
 """Extensions, in lower case, of members that are images; names are compared without regard to case."""
@@ -49,6 +49,20 @@ def sniff_extension(head: bytes | memoryview, default: str = "jpg") -> str:
     """The extension that fits an image's first 16 bytes, or `default`."""
     head = bytes(head[:16])
     return next((extension for at, magic, extension in _MAGIC if head.startswith(magic, at)), default)
+
+
+def image_member(members: Mapping[str, memoryview], path: str) -> memoryview:
+    """The image among a sample's members.
+
+    Args:
+        members: Extension -> bytes.
+        path: The sample's `image_path`, whose name decides where several are images.
+    """
+    images = [extension for extension in members if is_image(f".{extension}")] or list(members)
+    if len(images) > 1:
+        name = path.partition("::")[0]
+        images = sorted(images, key=lambda extension: (not name.endswith(f".{extension}"), -len(extension)))
+    return members[images[0]] if images else memoryview(b"")
 
 
 def parse_metadata(

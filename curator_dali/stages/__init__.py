@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from curator_dali.stages.base import GlobalSelector, Scored, Selector, Stage, StageError
+from curator_dali.stages.deduplicate import Deduplicate
 from curator_dali.stages.embed import Embed
 from curator_dali.stages.filter import Filter
 from curator_dali.stages.plan import LOADED, Plan, make_plan
@@ -16,6 +17,7 @@ __all__ = [
     "STAGES",
     "Aesthetic",
     "CLIPScore",
+    "Deduplicate",
     "Embed",
     "Filter",
     "GlobalSelector",
@@ -30,6 +32,6 @@ __all__ = [
 ]
 
 STAGES: dict[str, type[Stage]] = {
-    kind.__name__: kind for kind in (Embed, Aesthetic, NSFW, CLIPScore, ZeroShotTags, Quality, Filter)
+    kind.__name__: kind for kind in (Embed, Aesthetic, NSFW, CLIPScore, ZeroShotTags, Quality, Filter, Deduplicate)
 }
 """Name -> kind of stage, as configuration files have them."""

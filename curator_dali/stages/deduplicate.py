@@ -1,0 +1,318 @@
+"""`Deduplicate`: of images that are alike, keep one."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali import similarity
+from curator_dali.batch import ImageBatch
+from curator_dali.similarity import Keep, Likeness, Linkage, Pairs, TooManyPairs
+from curator_dali.sources.samples import image_member
+from curator_dali.stages.base import GlobalSelector, Scored, Stage, StageError, View
+from curator_dali.stages.earlier import Matches, Way, check_earlier, match_earlier
+from curator_dali.stages.embed import embedder_of
+
+__all__ = ["Deduplicate"]
+
+logger = logging.getLogger(__name__)
+
+_IN_MEMORY = 1 << 30  # bytes of embeddings; more are put into a temporary file
+_NAMES = {"phash": "pHash", "dhash": "dHash"}
+_PIXELS: View = ()
+
+
+@dataclass(frozen=True)
+class Deduplicate(GlobalSelector):
+    """Keep one image of those that are alike. It decides once all images are scored, so put it last.
+
+    While images come by it writes what they are compared by: `content_hash` (BLAKE2b-128 of the image's encoded
+    bytes), `pixel_hash` (128 bits of the decoded pixels, on the device), `phash` or `dhash` (as imagehash has them, on
+    the device), `image_bytes`. Its decision adds `duplicate_group` (a number that all images of a group share, -1 for
+    an image that is like no other) and `duplicate_of` (the `image_id` that was kept for a dropped one).
+
+    An image whose embedding is NaN, infinite or zero is no semantic duplicate of anything; the log says how many.
+
+    Args:
+        exact: "bytes": equal files. "pixels": equal pixels, whatever the file. True: both. False: neither.
+        near: Most bits, 0 to 16, in which perceptual hashes of near duplicates differ; 4 to 6 is usual.
+        similarity: Least cosine, in (0, 1], of semantic duplicates; needs `Embed` before it.
+        keep: "largest": most pixels, then most bytes. "best": highest `score`. "first": first in the source. The first
+            in the source decides what is still open.
+        score: The column of "best".
+        linkage: "star": every dropped image is like the one that is kept for it. "components": chains count.
+        hash: Of near duplicates: "phash" or "dhash".
+        against: Folders of earlier outputs. What is like an image that was kept there is dropped; these must have been
+            curated with the same comparisons, and for `similarity` with `embeddings=True` and the same model.
+
+    Raises:
+        StageError: Nothing is compared, or a setting is out of its range.
+    """
+
+    exact: bool | Literal["bytes", "pixels"] = True
+    near: int | None = None
+    similarity: float | None = None
+    keep: Keep = "largest"
+    score: str | None = None
+    linkage: Linkage = "star"
+    hash: Literal["phash", "dhash"] = "phash"
+    against: str | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        allowed: dict[str, tuple[Any, ...]] = {
+            "exact": (True, False, "bytes", "pixels"),
+            "keep": ("largest", "best", "first"),
+            "linkage": ("star", "components"),
+            "hash": ("phash", "dhash"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values or isinstance(getattr(self, name), (int, float)) and not isinstance(
+                getattr(self, name), bool
+            ):
+                raise StageError(f"Deduplicate.{name} is {getattr(self, name)!r}; allowed: {', '.join(map(repr, values))}")
+        if self.near is not None and not (_is_number(self.near, int) and 0 <= self.near <= 16):
+            raise StageError(f"Deduplicate.near is {self.near!r}; give 0 to 16 bits, 4 to 6 is usual")
+        if self.similarity is not None and not (_is_number(self.similarity, int, float) and 0 < self.similarity <= 1):
+            raise StageError(f"Deduplicate.similarity is {self.similarity!r}; give a cosine above 0, at most 1, as 0.95")
+        if not self.ways:
+            raise StageError("Deduplicate compares nothing; give exact=, near= or similarity=")
+        if (self.keep == "best") != (self.score is not None):
+            raise StageError(
+                f"Deduplicate: keep={self.keep!r} with score={self.score!r}; keep='best' needs the column that says "
+                "what is best, as score='aesthetic_score', and nothing else does"
+            )
+        folders = [self.against] if hasattr(self.against, "__fspath__") or isinstance(self.against, str) else self.against
+        object.__setattr__(self, "against", tuple(str(folder) for folder in folders or ()))
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """How images are compared, the surest way first."""
+        found = []
+        if self.exact in (True, "bytes"):
+            found.append(Way("content_hash", "same", 0, "same bytes"))
+        if self.exact in (True, "pixels"):
+            found.append(Way("pixel_hash", "same", 0, "same pixels"))
+        if self.near is not None:
+            found.append(Way(self.hash, "near", self.near, f"{_NAMES[self.hash]} distance {{}}"))
+        if self.similarity is not None:
+            found.append(Way("embedding", "similar", self.similarity, "cosine {}"))
+        return tuple(found)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What `decide` looks at: columns, and "embeddings"."""
+        size = ("width", "height", "image_bytes") if self.keep == "largest" else ()
+        columns = (*(way.column for way in self.ways if way.kind != "similar"), *size, *self._score)
+        return (*columns, *(["embeddings"] if self.similarity is not None else []))
+
+    @property
+    def _score(self) -> tuple[str, ...]:
+        return () if self.score is None else (self.score,)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The bytes, the embeddings and the score, as it needs them."""
+        bytes_too = self.exact in (True, "bytes") or self.keep == "largest"
+        embeddings = ["embeddings"] if self.similarity is not None else []
+        return frozenset([*(["encoded"] if bytes_too else []), *embeddings, *self._score])
+
+    @property
+    def writes(self) -> Mapping[str, str]:
+        """What it compares by."""
+        kinds = {"same": "string", "near": "uint64"}
+        columns = {way.column: kinds[way.kind] for way in self.ways if way.kind in kinds}
+        return columns | ({"image_bytes": "int64"} if self.keep == "largest" else {})
+
+    @property
+    def decides(self) -> Mapping[str, str]:
+        """`duplicate_group` and `duplicate_of`."""
+        return {"duplicate_group": "int64", "duplicate_of": "string"}
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Whole images for the hash of pixels; small grey ones for a perceptual hash."""
+        view = similarity.PHASH_VIEW if self.hash == "phash" else similarity.DHASH_VIEW
+        near = [view] if self.near is not None else []
+        return (*([_PIXELS] if self.exact in (True, "pixels") else []), *near)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Which earlier outputs it compares with."""
+        return {"against": self.state[1]} if self.against else {}
+
+    def setup(self, device: str) -> None:
+        """Nothing to load; the earlier outputs must be there."""
+        if not self._is_set_up(device):
+            ways = [way for way in self.ways if way.kind != "similar"]
+            self._keep((device, check_earlier(self.name, self.against or (), ways, 0, {})))
+
+    def connect(self, before: Sequence[Stage]) -> None:
+        """Refuse earlier outputs whose embeddings are of another model."""
+        if self.similarity is not None:
+            embedder = embedder_of(self, before)
+            self.check_embeddings(embedder.dim, embedder.lineage)
+
+    def check_embeddings(self, dim: int, lineage: Mapping[str, Any]) -> None:
+        """The same, for embeddings of this width and lineage."""
+        check_earlier(self.name, self.against or (), self.ways, dim, lineage)
+
+    def __call__(self, batch: ImageBatch) -> ImageBatch:
+        """Add what it compares by."""
+        wanted = self.writes
+        if "content_hash" in wanted or "image_bytes" in wanted:
+            if batch.encoded is None:
+                raise StageError(f"{self.name} reads the images' bytes, which were not kept: keep_encoded=True")
+            pairs = zip(batch.data, batch.encoded, strict=True)
+            images = [image_member(members, item.image_path) for item, members in pairs]
+            if "content_hash" in wanted:
+                batch.columns["content_hash"] = _texts([similarity.content_hash(image).hex() for image in images])
+            if "image_bytes" in wanted:
+                batch.columns["image_bytes"] = np.array([len(image) for image in images], np.int64)
+        if "pixel_hash" in wanted:
+            batch.columns["pixel_hash"] = _texts(similarity.to_hex(similarity.pixel_hash(batch.to_torch(_PIXELS))))
+        if self.near is not None:
+            hashed = similarity.phash if self.hash == "phash" else similarity.dhash
+            batch.columns[self.hash] = hashed(batch.to_torch(self.views[-1]))
+        return batch
+
+    def decide(self, scored: Scored) -> tuple[NDArray[np.object_], Mapping[str, NDArray[Any]]]:
+        """Reasons as "duplicate of KEY (cosine 0.973)"; see `GlobalSelector.decide`.
+
+        Raises:
+            StageError: So many pairs are alike that they do not fit into memory.
+        """
+        count = len(scored)
+        keys = scored.column("image_id")
+        device = self.state[0] if "_state" in self.__dict__ else "cpu"
+        with tempfile.TemporaryFile() as room:
+            new: dict[str, Any] = {w.column: scored.column(w.column) for w in self.ways if w.kind != "similar"}
+            good = np.empty(0, np.int64)
+            if self.similarity is not None:
+                new["embedding"], good = _embeddings(scored, room)
+                if len(good) < count:
+                    logger.warning(
+                        "%d of %d embeddings are NaN, infinite or zero: these images are no semantic duplicates",
+                        count - len(good), count,
+                    )  # fmt: skip
+            try:
+                earlier = (
+                    match_earlier(self.against, self.ways, new, good, device=device)
+                    if self.against and count
+                    else Matches.none(count)
+                )
+                open_ = np.flatnonzero(earlier.way < 0) if self.linkage == "star" else np.arange(count)
+                ways = [self._likeness(way, new[way.column], good, count, open_, device) for way in self.ways]
+            except TooManyPairs as error:
+                raise StageError(
+                    f"{self.name}: {error}. Here: a higher similarity=, a lower near=, or a Deduplicate() of exact "
+                    "duplicates in a run before it"
+                ) from error
+            order = self._order(scored, earlier.way >= 0)
+            combined = similarity.combine(ways, order, self.linkage)
+        return self._told(keys, combined, earlier)
+
+    def _likeness(
+        self, way: Way, values: Any, good: NDArray[np.int64], count: int, open_: NDArray[np.int64], device: str
+    ) -> Likeness:
+        """Pairs among the rows of `open_`, by one way; all other rows are like nothing."""
+        rows = open_ if way.kind != "similar" else good[np.isin(good, open_)]
+        if way.kind == "same":
+            digests = np.frombuffer(bytes.fromhex("".join(values[rows].tolist())), np.uint64).reshape(-1, 2)
+            none = np.empty(0, np.int64)
+            found = Pairs(none, none, np.empty(0, np.float32), similarity.same_digests(digests))
+        elif way.kind == "near":
+            found = similarity.near_pairs(values[rows].astype(np.uint64), int(way.limit))
+        else:
+            whole = len(rows) == len(good)
+            found = similarity.similar_pairs(values if whole else values[np.isin(good, open_)], way.limit, device=device)
+        assert found.same is not None
+        same = np.arange(count)
+        same[rows] = rows[found.same]
+        pairs = Pairs(rows[found.first], rows[found.second], found.value, same)
+        return Likeness(pairs, 1.0 if way.kind == "similar" else 0.0)
+
+    def _order(self, scored: Scored, earlier: NDArray[np.bool_]) -> NDArray[np.int64]:
+        columns: dict[str, Any] = {}
+        if self.keep == "largest":
+            columns["pixels"] = scored.column("width").astype(np.float64) * scored.column("height").astype(np.float64)
+            columns["nbytes"] = scored.column("image_bytes").astype(np.float64)
+        if self.score is not None:
+            columns["score"] = _numbers(scored.column(self.score), self.score)
+        return similarity.keep_order(len(scored), self.keep, earlier=earlier, **columns)
+
+    def _told(
+        self, keys: NDArray[Any], combined: similarity.Combined, earlier: Matches
+    ) -> tuple[NDArray[np.object_], dict[str, NDArray[Any]]]:
+        """Reasons, groups and keepers, of what is kept for what."""
+        count = len(keys)
+        reasons, of = np.full(count, None, object), np.full(count, None, object)
+        group = np.full(count, -1, np.int64)
+        numbers: dict[Any, int] = {}
+        matched = earlier.way >= 0
+        for row in np.flatnonzero((combined.keeper != np.arange(count)) | matched).tolist():
+            keeper = int(combined.keeper[row])
+            old = row if matched[row] else keeper if matched[keeper] else -1
+            if old >= 0:
+                where, of[row] = f" in {earlier.folder[old]}", earlier.key[old]
+                name: Any = (earlier.folder[old], earlier.key[old])
+            else:
+                where, of[row], name = "", keys[keeper], keeper
+            group[row] = numbers.setdefault(name, len(numbers))
+            if old < 0:
+                group[keeper] = group[row]
+            found = earlier if old == row else combined
+            way = int(found.way[row]) if old in (-1, row) else -1
+            why = self.ways[way].reason(float(found.value[row])) if way >= 0 else "by a chain of others"
+            reasons[row] = f"duplicate of {of[row]}{where} ({why})"
+        return reasons, {"duplicate_group": group, "duplicate_of": of}
+
+    def kind(self, reason: str) -> str:
+        """As "same bytes", "pHash distance <= 6", "cosine >= 0.95"."""
+        why = reason.rpartition(" (")[2].rstrip(")")
+        if why.startswith("cosine"):
+            why = f"cosine >= {self.similarity}"
+        elif "distance" in why:
+            why = f"{_NAMES[self.hash]} distance <= {self.near}"
+        return f"duplicate: {why}" if "duplicate of " in reason else reason
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _texts(values: Sequence[str]) -> NDArray[np.object_]:
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
+
+
+def _numbers(values: NDArray[Any], name: str) -> NDArray[np.float64]:
+    """A column as numbers; missing ones are NaN."""
+    try:
+        return np.array([np.nan if value is None else value for value in values.tolist()], np.float64)
+    except (TypeError, ValueError) as error:
+        raise StageError(f"Deduplicate.score={name!r} is no column of numbers: {error}") from error
+
+
+def _embeddings(scored: Scored, room: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The embeddings that are of use, (G, D), in memory or in a file, and their rows."""
+    whole: NDArray[np.float32] | None = None
+    good, at, kept = [], 0, 0
+    for block in scored.embeddings():
+        if whole is None:
+            shape = (len(scored), block.shape[1])
+            in_file = 4 * shape[0] * shape[1] > _IN_MEMORY
+            whole = np.memmap(room, np.float32, "w+", shape=shape) if in_file else np.empty(shape, np.float32)
+        rows = np.delete(np.arange(len(block)), similarity.bad_rows(block)) if len(block) else np.empty(0, np.int64)
+        whole[kept : kept + len(rows)] = block[rows]
+        good.append(at + rows)
+        at, kept = at + len(block), kept + len(rows)
+    if whole is None:
+        return np.empty((0, 1), np.float32), np.empty(0, np.int64)
+    return whole[:kept], np.concatenate(good)
