@@ -22,11 +22,22 @@ from curator_dali.sinks.records import part_name
 from curator_dali.sources import Source
 from curator_dali.stages import GlobalSelector, Plan, Selector, StageError
 
-__all__ = ["Decisions", "decide", "finish", "write_kept"]
+__all__ = [
+    "FAILED",
+    "KEPT",
+    "Candidates",
+    "Decisions",
+    "apply",
+    "decide",
+    "decide_with",
+    "finish",
+    "read_rows",
+    "write_kept",
+]
 
 _CHUNK = 256  # samples whose bytes are in memory at once, times the source's read-ahead
 
-_KEPT, _FAILED = np.int16(32767), np.int16(-1)
+KEPT, FAILED = np.int16(32767), np.int16(-1)
 
 
 @dataclass
@@ -44,19 +55,19 @@ class Decisions:
     columns: dict[str, NDArray[Any]]
 
 
-class _Candidates:
+class Candidates:
     """The rows of an output that a stage has to judge: what `Scored` promises."""
 
     def __init__(self, files: RowFiles, rows: NDArray[np.int64], kinds: Mapping[str, str]) -> None:
-        self._files, self._rows, self._kinds = files, rows, kinds
+        self._files, self.rows, self._kinds = files, rows, kinds
         self._judged = np.zeros(len(files), bool)
         self._judged[rows] = True
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def column(self, name: str) -> NDArray[Any]:
-        values: NDArray[Any] = self._files.columns([name])[name][self._rows]
+        values: NDArray[Any] = self._files.columns([name])[name][self.rows]
         whole = values.dtype == object and self._kinds.get(name, "string") != "string" and None not in values.tolist()
         return values.astype(self._kinds[name]) if whole else values
 
@@ -79,7 +90,7 @@ def decide(files: RowFiles, plan: Plan) -> Decisions:
     numbers = {label: number for number, label in enumerate(plan.labels)}
     stage = np.array(
         [
-            _KEPT if status == "kept" else _FAILED if status == "failed" else numbers[label]
+            KEPT if status == "kept" else FAILED if status == "failed" else numbers[label]
             for status, label in zip(found["status"].tolist(), found["stage"].tolist(), strict=True)
         ],
         np.int16,
@@ -89,23 +100,35 @@ def decide(files: RowFiles, plan: Plan) -> Decisions:
         if not isinstance(selector, GlobalSelector):
             continue
         rows = np.flatnonzero(stage > number)
-        reasons, columns = selector.decide(_Candidates(files, rows, plan.columns))
-        label = plan.labels[number]
-        if len(reasons) != len(rows) or set(columns) != set(selector.decides):
-            raise StageError(
-                f"{label} gave {len(reasons)} reasons and the columns {sorted(columns)} for {len(rows)} images; it "
-                f"declares {sorted(selector.decides)}"
-            )
-        for name, values in columns.items():
-            kind = selector.decides[name]
-            whole = np.full(len(stage), np.nan, kind) if kind.startswith("float") else np.full(len(stage), None, object)
-            whole[rows] = values
-            decisions.columns[name] = whole
-        dropped = np.array([reason is not None for reason in reasons], bool)
-        stage[rows[dropped]] = number
-        # a later stage may have had a reason too: the first one in the list counts
-        decisions.reasons.update(zip(rows[dropped].tolist(), reasons[dropped].tolist(), strict=True))
+        decide_with(selector, number, Candidates(files, rows, plan.columns), plan, decisions)
     return decisions
+
+
+def decide_with(
+    selector: GlobalSelector, number: int, candidates: Candidates, plan: Plan, decisions: Decisions
+) -> None:
+    """Let one stage that sees everything judge, and write down what it says.
+
+    Raises:
+        StageError: It does not give a reason or None for every row.
+    """
+    rows, stage = candidates.rows, decisions.stage
+    reasons, columns = selector.decide(candidates)
+    label = plan.labels[number]
+    if len(reasons) != len(rows) or set(columns) != set(selector.decides):
+        raise StageError(
+            f"{label} gave {len(reasons)} reasons and the columns {sorted(columns)} for {len(rows)} images; it "
+            f"declares {sorted(selector.decides)}"
+        )
+    for name, values in columns.items():
+        kind = selector.decides[name]
+        whole = np.full(len(stage), np.nan, kind) if kind.startswith("float") else np.full(len(stage), None, object)
+        whole[rows] = values
+        decisions.columns[name] = whole
+    dropped = np.array([reason is not None for reason in reasons], bool)
+    stage[rows[dropped]] = number
+    # a later stage may have had a reason too: the first one in the list counts
+    decisions.reasons.update(zip(rows[dropped].tolist(), reasons[dropped].tolist(), strict=True))
 
 
 def finish(
@@ -132,14 +155,14 @@ def finish(
     seconds = {(part.start, part.stop): part.info["seconds"] for part in scored.parts()}
     for part in parts:
         rows = read_rows(scored.folder, part, plan)
-        _apply(rows, decisions, part, plan)
+        apply(rows, decisions, part, plan)
         if not output.schema.embedding_dim:
             rows.embeddings = rows.embedded = None
         finished(write_kept(source, rows, output, part, progress, seconds[part]))
 
 
 def write_kept(
-    source: Source,
+    source: Source | None,
     rows: Rows,
     output: Output,
     part: Range,
@@ -149,7 +172,7 @@ def write_kept(
     """Write a part whose rows are decided, with the original bytes of who stays; nothing is decoded.
 
     Args:
-        source: Where the bytes are.
+        source: Where the bytes are; None where no tars are written.
         rows: Of every sample of the part, in order.
         output: Where to.
         part: Its range of samples.
@@ -170,12 +193,13 @@ def write_kept(
         return writer.commit(account.info())
 
 
-def _with_bytes(source: Source, rows: Rows, tars: bool) -> Iterator[Rows]:
+def _with_bytes(source: Source | None, rows: Rows, tars: bool) -> Iterator[Rows]:
     """Pieces of rows, with the bytes of who is kept; several are read at once where the source is far."""
 
     def read(piece: Rows) -> Rows:
         kept = np.flatnonzero(piece.columns["status"] == "kept")
         if tars and len(kept):
+            assert source is not None
             found = source.read(piece.columns["index"][kept].astype(np.int64), members=True)
             for row, reason in found.errors.items():
                 raise SourceError(f"{found.objects[row].image_path} was read before, and now cannot be: {reason}")
@@ -183,11 +207,12 @@ def _with_bytes(source: Source, rows: Rows, tars: bool) -> Iterator[Rows]:
         return piece
 
     ahead: deque[Future[Rows]] = deque()
-    with ThreadPoolExecutor(max(1, source.read_ahead), thread_name_prefix="curator-dali-read") as pool:
+    read_ahead = 1 if source is None else max(1, source.read_ahead)
+    with ThreadPoolExecutor(read_ahead, thread_name_prefix="curator-dali-read") as pool:
         try:
             for start in range(0, len(rows), _CHUNK):
                 ahead.append(pool.submit(read, rows[start : start + _CHUNK]))
-                if len(ahead) > source.read_ahead:
+                if len(ahead) > read_ahead:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -196,7 +221,7 @@ def _with_bytes(source: Source, rows: Rows, tars: bool) -> Iterator[Rows]:
                 future.cancel()
 
 
-def _apply(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:
+def apply(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:
     """Bring rows of a scored part up to the decisions, and count their reasons."""
     stage = decisions.stage[part[0] : part[1]]
     for name, values in decisions.columns.items():
@@ -204,9 +229,9 @@ def _apply(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:
     rows.reasons.clear()
     for row, number in enumerate(stage.tolist()):
         reason = decisions.reasons.get(part[0] + row, rows.columns["reason"][row])
-        if number == _KEPT:
+        if number == KEPT:
             continue
-        if number == _FAILED:
+        if number == FAILED:
             rows.reasons["failed", DECODE, kind_of_failure(reason)] += 1
             continue
         selector = plan.stages[number]

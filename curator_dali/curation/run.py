@@ -144,6 +144,7 @@ class Curation:
             samples=len(self.source),
             settings=self.settings,
             lineage=self.lineage,
+            origin=self.source.origin,
         ) as manifest:
             earlier = sum(stop - start for start, stop in manifest.ranges())
             try:
@@ -215,6 +216,7 @@ class Curation:
             samples=len(self.source),
             settings=self.settings,
             lineage=self.lineage,
+            origin=self.source.origin,
         ) as scored:
             self._score(self._output(scored, self._dim > 0, tars=False), progress)
             there = set(manifest.ranges())

@@ -45,7 +45,7 @@ class Manifest:
 
     Attributes:
         folder: The output folder.
-        run: The content of `run.json`: `source`, `samples`, `settings`, `lineage`, `version`.
+        run: The content of `run.json`: `source`, `samples`, `settings`, `lineage`, `version`, `origin`.
     """
 
     def __init__(self, folder: str, run: Mapping[str, Any]) -> None:
@@ -62,6 +62,7 @@ class Manifest:
         samples: int,
         settings: Mapping[str, Any],
         lineage: Mapping[str, Any] | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Begin an output, or go on with one; then every tar and Parquet file of a part is that of a finished one.
 
@@ -74,13 +75,14 @@ class Manifest:
             samples: How many samples it has.
             settings: Everything that decides what is written, in JSON's types.
             lineage: What it is written with: models, hashes of weights, versions, in JSON's types.
+            origin: How the data set is opened again, in JSON's types; a data set may move, so it need not stay the same.
 
         Raises:
             OutputError: The folder cannot be written to, another run works on it, or it has been written from another
                 data set, with other settings or models, or by another version.
         """
         given = {"source": source, "samples": samples, "settings": dict(settings), "lineage": dict(lineage or {})}
-        run = json.loads(json.dumps({"format": FORMAT, "version": __version__, **given}))
+        run = json.loads(json.dumps({"format": FORMAT, "version": __version__, **given, "origin": origin}))
         folder = prepare_folder(folder)
         inner = prepare_folder(join(folder, _FOLDER))
         manifest = cls(folder, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,10 +58,12 @@ class Source(ABC):
         name: The data set's name, used as `ImageBatch.dataset_name`.
         read_ahead: How many `read` calls are worth having under way at once: 1 for a local disk, more where a
             read waits for a network.
+        origin: How `reopen` opens it again, as plain JSON; None where only whoever made it knows.
     """
 
     name: str = "images"
     read_ahead: int = 1
+    origin: Mapping[str, Any] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -17,9 +17,10 @@ from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.samples import is_image
 from curator_dali.sources.storage import filesystem, is_remote, one_line
+from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
 
-__all__ = ["expand_braces", "open_source"]
+__all__ = ["expand_braces", "open_source", "reopen"]
 
 _ACCEPTED = (
     "a folder of images, .tar or .parquet files, a glob ('shards/*.tar'), a brace list ('shards/{00000..00099}.tar'), "
@@ -58,6 +59,39 @@ def open_source(
     """
     if isinstance(spec, Source):
         return spec
+    source = _open(spec, label_from_folder, image_column, index, name)
+    specs = [spec] if isinstance(spec, (str, os.PathLike)) else spec
+    if isinstance(specs, Sequence) and all(isinstance(item, (str, os.PathLike)) for item in specs):
+        found = [_absolute(os.fspath(item)) for item in specs]
+        options = {"label_from_folder": label_from_folder, "image_column": image_column, "index": index, "name": name}
+        source.origin = {"spec": found, **options}
+    return source
+
+
+def reopen(origin: Mapping[str, Any]) -> Source:
+    """Open a source again from its `origin`.
+
+    Raises:
+        SourceError: It is no longer there.
+    """
+    if "rows" in origin:
+        return Subset(reopen(origin["of"]), slice(*origin["rows"]))
+    options = {name: value for name, value in origin.items() if name != "spec"}
+    spec = origin["spec"]
+    return open_source(spec[0] if len(spec) == 1 else spec, **options)
+
+
+def _absolute(url: str) -> str:
+    return url if is_remote(url) else os.path.abspath(os.path.expanduser(url))
+
+
+def _open(
+    spec: Any,
+    label_from_folder: bool,
+    image_column: str | None,
+    index: Literal["cache", "beside", "none"],
+    name: str | None,
+) -> Source:
     if isinstance(spec, Mapping):
         return MemorySource(spec, name=name or "memory")
     if isinstance(spec, (bytes, bytearray, np.ndarray)):

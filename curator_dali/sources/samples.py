@@ -6,7 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["IMAGE_EXTENSIONS", "SIDECARS", "image_member", "is_image", "parse_metadata", "sniff_extension", "split_name"]
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "SIDECARS",
+    "image_member",
+    "is_image",
+    "parse_metadata",
+    "sniff_extension",
+    "split_name",
+]
 
 IMAGE_EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2", "gif", "avif", "heic"])
 """Extensions, in lower case, of members that are images; names are compared without regard to case."""

@@ -40,6 +40,9 @@ class Subset(Source):
                 raise IndexError(f"indices must be in [0, {n}), not {low} to {high}")
         self.source, self.name, self.read_ahead = source, source.name, source.read_ahead
 
+        if isinstance(self._rows, range) and source.origin is not None and self._rows.step > 0:
+            self.origin = {"of": source.origin, "rows": [self._rows.start, self._rows.stop, self._rows.step]}
+
     def __len__(self) -> int:
         return len(self._rows)
 

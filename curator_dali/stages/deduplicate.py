@@ -19,7 +19,7 @@ from curator_dali.stages.base import GlobalSelector, Scored, Stage, StageError, 
 from curator_dali.stages.earlier import Matches, Way, check_earlier, match_earlier
 from curator_dali.stages.embed import embedder_of
 
-__all__ = ["Deduplicate"]
+__all__ = ["Deduplicate", "embeddings_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +72,20 @@ class Deduplicate(GlobalSelector):
             "hash": ("phash", "dhash"),
         }
         for name, values in allowed.items():
-            if getattr(self, name) not in values or isinstance(getattr(self, name), (int, float)) and not isinstance(
-                getattr(self, name), bool
+            if (
+                getattr(self, name) not in values
+                or isinstance(getattr(self, name), (int, float))
+                and not isinstance(getattr(self, name), bool)
             ):
-                raise StageError(f"Deduplicate.{name} is {getattr(self, name)!r}; allowed: {', '.join(map(repr, values))}")
+                raise StageError(
+                    f"Deduplicate.{name} is {getattr(self, name)!r}; allowed: {', '.join(map(repr, values))}"
+                )
         if self.near is not None and not (_is_number(self.near, int) and 0 <= self.near <= 16):
             raise StageError(f"Deduplicate.near is {self.near!r}; give 0 to 16 bits, 4 to 6 is usual")
         if self.similarity is not None and not (_is_number(self.similarity, int, float) and 0 < self.similarity <= 1):
-            raise StageError(f"Deduplicate.similarity is {self.similarity!r}; give a cosine above 0, at most 1, as 0.95")
+            raise StageError(
+                f"Deduplicate.similarity is {self.similarity!r}; give a cosine above 0, at most 1, as 0.95"
+            )
         if not self.ways:
             raise StageError("Deduplicate compares nothing; give exact=, near= or similarity=")
         if (self.keep == "best") != (self.score is not None):
@@ -87,7 +93,9 @@ class Deduplicate(GlobalSelector):
                 f"Deduplicate: keep={self.keep!r} with score={self.score!r}; keep='best' needs the column that says "
                 "what is best, as score='aesthetic_score', and nothing else does"
             )
-        folders = [self.against] if hasattr(self.against, "__fspath__") or isinstance(self.against, str) else self.against
+        folders = (
+            [self.against] if hasattr(self.against, "__fspath__") or isinstance(self.against, str) else self.against
+        )
         object.__setattr__(self, "against", tuple(str(folder) for folder in folders or ()))
 
     @property
@@ -194,7 +202,7 @@ class Deduplicate(GlobalSelector):
             new: dict[str, Any] = {w.column: scored.column(w.column) for w in self.ways if w.kind != "similar"}
             good = np.empty(0, np.int64)
             if self.similarity is not None:
-                new["embedding"], good = _embeddings(scored, room)
+                new["embedding"], good = embeddings_of(scored, room)
                 if len(good) < count:
                     logger.warning(
                         "%d of %d embeddings are NaN, infinite or zero: these images are no semantic duplicates",
@@ -202,7 +210,7 @@ class Deduplicate(GlobalSelector):
                     )  # fmt: skip
             try:
                 earlier = (
-                    match_earlier(self.against, self.ways, new, good, device=device)
+                    match_earlier(self.against, self.ways, count, new, good, device=device)
                     if self.against and count
                     else Matches.none(count)
                 )
@@ -230,7 +238,9 @@ class Deduplicate(GlobalSelector):
             found = similarity.near_pairs(values[rows].astype(np.uint64), int(way.limit))
         else:
             whole = len(rows) == len(good)
-            found = similarity.similar_pairs(values if whole else values[np.isin(good, open_)], way.limit, device=device)
+            found = similarity.similar_pairs(
+                values if whole else values[np.isin(good, open_)], way.limit, device=device
+            )
         assert found.same is not None
         same = np.arange(count)
         same[rows] = rows[found.same]
@@ -300,7 +310,7 @@ def _numbers(values: NDArray[Any], name: str) -> NDArray[np.float64]:
         raise StageError(f"Deduplicate.score={name!r} is no column of numbers: {error}") from error
 
 
-def _embeddings(scored: Scored, room: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def embeddings_of(scored: Scored, room: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The embeddings that are of use, (G, D), in memory or in a file, and their rows."""
     whole: NDArray[np.float32] | None = None
     good, at, kept = [], 0, 0

@@ -173,6 +173,7 @@ def _short(weights: Any) -> str:
 def match_earlier(
     folders: Sequence[str],
     ways: Sequence[Way],
+    count: int,
     new: Mapping[str, Any],
     good: NDArray[np.int64],
     *,
@@ -187,20 +188,20 @@ def match_earlier(
     Args:
         folders: The outputs; of equally close images the earlier folder's counts.
         ways: How to compare, the surest first.
+        count: N, the number of new rows.
         new: Column -> (N,) values: digests as text, hashes as uint64; "embedding" -> (G, D) rows of `good`.
         good: (G,) the new rows whose embeddings are of use.
         device: Where to compute cosines.
         statuses: Which of the earlier rows count.
     """
-    count = len(next(iter(new[way.column] for way in ways if way.column != EMBEDDING), good))
-    matches = Matches.none(max(count, int(good.max(initial=-1)) + 1))
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    matches = Matches.none(count)
     finders = [_Finder(way, new[way.column], good, device) for way in ways]
     for folder in folders:
         columns = ["image_id", "status", *dict.fromkeys(way.column for way in ways)]
         for batch in RowFiles(folder).batches(columns, rows=_ROWS):
-            import pyarrow.compute as pc
-            import pyarrow as pa
-
             batch = batch.filter(pc.is_in(batch.column("status"), pa.array(list(statuses))))
             if not len(batch):
                 continue

@@ -1,0 +1,258 @@
+"""`search`: the images of an output that are most like an image or a text, by the embeddings that it stores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali import similarity
+from curator_dali.batch import ImageBatch
+from curator_dali.curation.rethresholding import reopen_source
+from curator_dali.errors import CuratorDaliError, OutputError
+from curator_dali.joining import concat
+from curator_dali.loader import ImageLoader
+from curator_dali.sinks import Manifest, RowFiles
+from curator_dali.sinks.parquet import EMBEDDING
+from curator_dali.sources import MemorySource, Subset
+from curator_dali.stages.earlier import embedder_lineage
+
+if TYPE_CHECKING:
+    from curator_dali.models import ImageEncoder
+
+__all__ = ["Found", "SearchError", "search"]
+
+_ROWS = 16_384  # embeddings in memory at once
+
+
+class SearchError(CuratorDaliError, ValueError):
+    """Nothing can be searched for by what was given."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found, the most alike first.
+
+    Attributes:
+        ids: (K,) `image_id`s.
+        paths: (K,) `image_path`s.
+        cosines: (K,) float32.
+        indices: (K,) int64: places in the source.
+        out: The output that was searched.
+    """
+
+    ids: list[str]
+    paths: list[str]
+    cosines: NDArray[np.float32]
+    indices: NDArray[np.int64]
+    out: str = ""
+    source: Any = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[tuple[str, str, float]]:
+        """(id, path, cosine) of each."""
+        return iter(zip(self.ids, self.paths, self.cosines.tolist(), strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {"out": self.out, "found": [{"image_id": i, "image_path": p, "cosine": c} for i, p, c in self]}
+
+    def batch(self, device: str = "auto", transforms: Sequence[Any] = ()) -> ImageBatch:
+        """The images, from the data set that the output is of, with the column `cosine`; unreadable ones are left out.
+
+        Args:
+            device: Where to decode.
+            transforms: What to do to them.
+
+        Raises:
+            SourceError: The data set cannot be opened again.
+        """
+        if not len(self):
+            return ImageBatch("search", self.out)
+        source = reopen_source(Manifest.load(self.out), self.source)
+        try:
+            batches = []
+            chosen = Subset(source, self.indices)
+            with ImageLoader(chosen, batch_size=min(len(self), 64), device=device, transforms=transforms) as loader:
+                for decoded, batch in loader.steps():
+                    if batch is not None:
+                        batch.columns["cosine"] = self.cosines[decoded.encoded.indices[decoded.rows]]
+                        batches.append(batch)
+            return concat(batches) if batches else ImageBatch("search", self.out)
+        finally:
+            if source is not self.source:
+                source.close()
+
+
+def search(
+    out: str | os.PathLike[str],
+    *,
+    image: Any = None,
+    text: str | None = None,
+    embedding: Any = None,
+    id: str | None = None,
+    k: int = 20,
+    dropped: bool = False,
+    encoder: ImageEncoder | None = None,
+    device: str = "auto",
+    source: Any = None,
+) -> Found:
+    """Find the images of an output that are most like something: one of `image`, `text`, `embedding` or `id`.
+
+    The output must store embeddings (`embeddings=True`). They are read a block at a time. Those that are NaN or zero
+    are passed over.
+
+    Args:
+        out: The output.
+        image: A path or URL of an image, or its encoded bytes.
+        text: Where the encoder has a text tower: "a red bus".
+        embedding: (D,) floats.
+        id: The `image_id` of an image of the output; it is not among what is found.
+        k: How many.
+        dropped: Whether to look among dropped images too.
+        encoder: The model, where it cannot be loaded by what the output says; by default that one is loaded.
+        device: Where to embed and to compute.
+        source: The data set, for `Found.batch`, where the output does not say how to open it.
+
+    Raises:
+        SearchError: Not exactly one of the four is given, or it is of no use.
+        OutputError: There is no output, or it has no embeddings.
+        WeightsError: The encoder has other weights than that of the output.
+        NoTextTowerError: The encoder embeds images only.
+    """
+    given = {"image": image, "text": text, "embedding": embedding, "id": id}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise SearchError(f"give one of {', '.join(given)} to search by, not {' and '.join(names) or 'none'}")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise SearchError(f"k is {k!r}; give a whole number of at least 1")
+    out = os.fspath(out)
+    run = Manifest.load(out).run
+    if not run["samples"]:
+        return Found([], [], np.empty(0, np.float32), np.empty(0, np.int64), out, source)
+    files = RowFiles(out)
+    if not files.embedding_dim:
+        raise OutputError(f"{out} stores no embeddings: curate again with embeddings=True (--embeddings)")
+    query = _query(files, run, names[0], given[names[0]], encoder, device)
+    if query.shape != (files.embedding_dim,):
+        raise SearchError(f"the query has the shape {query.shape}; the output's embeddings have {files.embedding_dim}")
+    if not np.isfinite(query).all() or not query.any():
+        raise SearchError("the query's embedding is zero, NaN or infinite: nothing is like it")
+    rows, cosines = _nearest(files, query[None], k + 1 if id is not None else k, dropped, device)
+    about = _rows(files, rows)
+    keep = [n for n, row in enumerate(about) if row[0] != id][:k]
+    return Found(
+        [about[n][0] for n in keep],
+        [about[n][1] for n in keep],
+        cosines[keep],
+        np.array([about[n][2] for n in keep], np.int64),
+        out,
+        source,
+    )
+
+
+def _nearest(
+    files: RowFiles, query: NDArray[np.float32], k: int, dropped: bool, device: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The rows with the highest cosines, of equal ones the first."""
+    kept = files.columns(["status"])["status"] == "kept"
+    best, values = np.empty(0, np.int64), np.empty(0, np.float32)
+    for rows, block in files.embeddings(rows=_ROWS):
+        good = np.ones(len(rows), bool) if dropped else kept[rows]
+        if len(block):
+            good[similarity.bad_rows(block)] = False
+        if good.any():
+            rows, block = rows[good], block[good]
+            near, cosines = similarity.nearest(query, block, min(k, len(block)), device=device)
+            best, values = np.concatenate([best, rows[near[0]]]), np.concatenate([values, cosines[0]])
+            order = np.lexsort((best, -values))[:k]
+            best, values = best[order], values[order]
+    return best, values
+
+
+def _rows(files: RowFiles, rows: NDArray[np.int64]) -> list[tuple[str, str, int]]:
+    """(id, path, place in the source) of rows."""
+    found: dict[int, tuple[str, str, int]] = {}
+    start = 0
+    for batch in files.batches(["image_id", "image_path", "index"]):
+        for row in rows[(rows >= start) & (rows < start + len(batch))].tolist():
+            found[row] = tuple(batch.column(n)[row - start].as_py() for n in range(3))  # type: ignore[assignment]
+        start += len(batch)
+    return [found[row] for row in rows.tolist()]
+
+
+def _query(
+    files: RowFiles, run: Any, name: str, value: Any, encoder: ImageEncoder | None, device: str
+) -> NDArray[np.float32]:
+    """The embedding to search by, (D,)."""
+    if name == "embedding":
+        query: NDArray[np.float32] = np.asarray(value, np.float32)
+        return query.reshape(-1) if query.ndim == 2 and len(query) == 1 else query
+    if name == "id":
+        return _by_id(files, value)
+    model = _encoder(run, encoder, device)
+    if name == "text":
+        embedded: NDArray[np.float32] = model.encode_text([value]).cpu().numpy()[0]
+        return embedded
+    return _embed(value, model)
+
+
+def _by_id(files: RowFiles, key: str) -> NDArray[np.float32]:
+    import pyarrow.compute as pc
+
+    seen = False
+    for batch in files.batches(["image_id", EMBEDDING], rows=_ROWS):
+        for row in np.flatnonzero(pc.equal(batch.column(0), key).to_numpy(zero_copy_only=False)).tolist():
+            seen = True
+            if (found := batch.column(1)[row].as_py()) is not None:
+                return np.array(found, np.float32)
+    what = "has no embedding: it failed, or was dropped before" if seen else "is not in the output"
+    raise SearchError(f"image {key!r} {what}")
+
+
+def _encoder(run: Any, encoder: ImageEncoder | None, device: str) -> ImageEncoder:
+    """The model of the output, checked by its weights' hash."""
+    from curator_dali.models import WeightsError, load_encoder
+
+    settings = run["settings"]
+    stages = [s for s in settings.get("scored") or settings.get("stages", []) if s.get("type") == "Embed"]
+    if encoder is None:
+        if not stages:
+            raise SearchError("the output does not say which model embedded it: give encoder=")
+        encoder = load_encoder(stages[-1]["model"], device, **stages[-1].get("options", {}))
+    then = embedder_lineage(run)
+    if then and then.get("weights") != encoder.lineage.get("weights"):
+        raise WeightsError(
+            f"{encoder.name} has the weights {encoder.lineage.get('weights')}, and the output was embedded with "
+            f"{then.get('weights')}: cosines between them mean nothing. Give the same weights, or curate again"
+        )
+    return encoder
+
+
+def _embed(image: Any, encoder: ImageEncoder) -> NDArray[np.float32]:
+    if isinstance(image, (str, Path)):
+        import fsspec
+
+        name = str(image)
+        try:
+            with fsspec.open(name, "rb") as file:
+                data = file.read()
+        except (OSError, ValueError) as error:
+            raise SearchError(f"cannot read the image {name!r}: {error}") from error
+    else:
+        name, data = "query", bytes(image)
+    view = tuple(encoder.view)
+    with ImageLoader(
+        MemorySource({name: data}), batch_size=1, device=encoder.device, transforms=None, views=[view], num_threads=1
+    ) as loader:
+        for batch in loader:
+            embedded: NDArray[np.float32] = encoder(batch.to_torch(view)).cpu().numpy()[0]
+            return embedded
+        raise SearchError(f"the image {name!r} cannot be used: {loader.errors[0].reason}")
