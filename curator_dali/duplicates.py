@@ -81,9 +81,9 @@ def duplicate_groups(out: str | os.PathLike[str]) -> list[DuplicateGroup]:
     names = ["duplicate_group", "duplicate_of", "image_id", "image_path", "index", "status", "reason"]
     for batch in files.batches(names):
         columns = batch.to_pydict()
-        for number, of, *rest, reason in zip(*(columns[name] for name in names), strict=True):
+        for number, of, key, path, index, status, reason in zip(*(columns[name] for name in names), strict=True):
             if number is not None and number >= 0:
-                member = Member(*rest, (reason or "") if of is not None else "")
+                member = Member(key, path, index, status, (reason or "") if of is not None else "")
                 groups.setdefault(number, []).append((of is not None, member))
     found = [
         DuplicateGroup(number, tuple(member for _, member in sorted(members, key=lambda pair: pair[0])))

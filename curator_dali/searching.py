@@ -183,7 +183,7 @@ def _rows(files: RowFiles, rows: NDArray[np.int64]) -> list[tuple[str, str, int]
     start = 0
     for batch in files.batches(["image_id", "image_path", "index"]):
         for row in rows[(rows >= start) & (rows < start + len(batch))].tolist():
-            found[row] = tuple(batch.column(n)[row - start].as_py() for n in range(3))  # type: ignore[assignment]
+            found[row] = tuple(batch.column(n)[row - start].as_py() for n in range(3))
         start += len(batch)
     return [found[row] for row in rows.tolist()]
 

@@ -1,4 +1,4 @@
-"""The command line: `curator-dali info | verify | preview | bench | curate | demo`."""
+"""The command line: `curator-dali info | verify | preview | bench | curate | rethreshold | ...`."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from curator_dali.cli.output import (
     size_in_bytes,
     source_of,
 )
+from curator_dali.cli.outputs import add_deduplicate, add_limits, deduplicate_of
 
 if TYPE_CHECKING:
     from curator_dali.curation import Curation
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _EPILOG = """\
-stages run in this order: --min-size, --embed, --aesthetic, --nsfw, --quality, --min and --max;
+stages run in this order: --min-size, --embed, --aesthetic, --nsfw, --quality, --min and --max, --dedup;
 those of a --config come first. A run that was interrupted goes on with the same command.
 """
 
@@ -50,11 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_argument("--nsfw", metavar="MODEL", help="score with open-nsfw, or with LAION's head in this folder")
     stages.add_argument("--nsfw-max", type=float, metavar="X", help="score, and drop what is above X (0 to 1)")
     stages.add_argument("--quality", action="store_true", help="score sharpness, brightness, contrast, entropy, shape")
-    for name in ("min", "max"):
-        stages.add_argument(
-            f"--{name}", action="append", default=[], metavar="FIELD=X", type=_limit,
-            help=f"drop images whose score or metadata field is {'below' if name == 'min' else 'above'} X",
-        )  # fmt: skip
+    add_limits(stages)
+    add_deduplicate(parser.add_argument_group("deduplication, after all other stages"))
 
     output = parser.add_argument_group("output")
     output.add_argument("--embeddings", choices=["float32", "float16"], nargs="?", const="float32", help="store them")
@@ -144,18 +142,7 @@ def _stages(arguments: argparse.Namespace) -> list[Stage]:
         stages.append(Quality())
     stages += [Filter(field, min=limit) for field, limit in arguments.min]
     stages += [Filter(field, max=limit) for field, limit in arguments.max]
-    return stages
-
-
-def _limit(text: str) -> tuple[str, float]:
-    field, _, limit = text.rpartition("=")
-    if not field:
-        raise argparse.ArgumentTypeError(f"{text!r} has no '='; write it as sharpness=100")
-    try:
-        number = float(limit)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{limit!r} in {text!r} is no number") from None
-    return field, int(number) if number.is_integer() else number
+    return [*stages, *deduplicate_of(arguments)]
 
 
 def _print_plan(curation: Curation, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from curator_dali import __version__
-from curator_dali.cli import curate, inspecting
+from curator_dali.cli import curate, inspecting, outputs
 from curator_dali.cli.output import SOURCES, device_of, positive
 
 __all__ = ["make_parser"]
@@ -55,6 +55,17 @@ def make_parser() -> argparse.ArgumentParser:
         "curate", curate.run, "keep what passes, write it as tars and everything known as Parquet", as_json
     )
     curate.add_arguments(curating)
+    outputs.add_rethreshold(
+        command(
+            "rethreshold", outputs.rethreshold, "other thresholds for an output that is there, from its scores", as_json
+        )
+    )
+    outputs.add_duplicates(
+        command("duplicates", outputs.duplicates, "list what an output's deduplication found alike", device, as_json)
+    )
+    outputs.add_search(
+        command("search", outputs.search, "find images of an output by an image or a text", device, as_json)
+    )
     demo = command("demo", _demo, "load real photographs, some of them broken, and show what comes out", device)
     demo.add_argument("--out", type=Path, default=Path("curator-dali-demo"), help="folder (default curator-dali-demo)")
     return parser

@@ -67,11 +67,13 @@ class Candidates:
         return len(self.rows)
 
     def column(self, name: str) -> NDArray[Any]:
+        """(M,) values; of the column's type where none is missing."""
         values: NDArray[Any] = self._files.columns([name])[name][self.rows]
         whole = values.dtype == object and self._kinds.get(name, "string") != "string" and None not in values.tolist()
         return values.astype(self._kinds[name]) if whole else values
 
     def embeddings(self) -> Iterator[NDArray[np.float32]]:
+        """Blocks of (m, D), M rows in all."""
         for numbers, block in self._files.embeddings():
             yield block[self._judged[numbers]]
 

@@ -17,7 +17,14 @@ from curator_dali import __version__
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.curation.config import make_stage
 from curator_dali.curation.finishing import (
-    FAILED, KEPT, Candidates, Decisions, apply, decide_with, read_rows, write_kept,
+    FAILED,
+    KEPT,
+    Candidates,
+    Decisions,
+    apply,
+    decide_with,
+    read_rows,
+    write_kept,
 )  # fmt: skip
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError, SourceError
@@ -72,7 +79,7 @@ def rethreshold(
         progress: Called with the number of samples done since the last call.
 
     Raises:
-        StageError: A stage needs pixels, or a column that is not stored; the stage is named. Before anything is written.
+        StageError: A stage needs pixels, or a column that is not stored; it is named. Before anything is written.
         OutputError: `out` is not finished, or of another version; `new` holds another output, or cannot be written to.
         SourceError: The data set cannot be opened again, or is another one.
     """
@@ -290,9 +297,10 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
         if not isinstance(stage, (Selector, GlobalSelector)):
             if stage.settings not in scored:
                 then = [known for known in scored if known["type"] == stage.settings["type"]]
+                had = f"it with other settings ({then[0]})" if then else "no such stage"
                 raise StageError(
-                    f"{stage.name} would have to look at the images again: that run had "
-                    f"{f'it with other settings ({then[0]})' if then else 'no such stage'}; leave it out, or curate again"
+                    f"{stage.name} would have to look at the images again: that run had {had}; leave it out, or curate "
+                    "again"
                 )
             continue
         if files is not None:

@@ -75,7 +75,7 @@ class Manifest:
             samples: How many samples it has.
             settings: Everything that decides what is written, in JSON's types.
             lineage: What it is written with: models, hashes of weights, versions, in JSON's types.
-            origin: How the data set is opened again, in JSON's types; a data set may move, so it need not stay the same.
+            origin: How the data set is opened again, in JSON's types; may differ from an earlier run's.
 
         Raises:
             OutputError: The folder cannot be written to, another run works on it, or it has been written from another

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curator_dali import similarity
 from curator_dali.batch import ImageBatch
-from curator_dali.similarity import Keep, Likeness, Linkage, Pairs, TooManyPairs
+from curator_dali.similarity import Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
 from curator_dali.sources.samples import image_member
 from curator_dali.stages.base import GlobalSelector, Scored, Stage, StageError, View
 from curator_dali.stages.earlier import Matches, Way, check_earlier, match_earlier
@@ -72,10 +72,8 @@ class Deduplicate(GlobalSelector):
             "hash": ("phash", "dhash"),
         }
         for name, values in allowed.items():
-            if (
-                getattr(self, name) not in values
-                or isinstance(getattr(self, name), (int, float))
-                and not isinstance(getattr(self, name), bool)
+            if getattr(self, name) not in values or (
+                isinstance(getattr(self, name), (int, float)) and not isinstance(getattr(self, name), bool)
             ):
                 raise StageError(
                     f"Deduplicate.{name} is {getattr(self, name)!r}; allowed: {', '.join(map(repr, values))}"
@@ -257,7 +255,7 @@ class Deduplicate(GlobalSelector):
         return similarity.keep_order(len(scored), self.keep, earlier=earlier, **columns)
 
     def _told(
-        self, keys: NDArray[Any], combined: similarity.Combined, earlier: Matches
+        self, keys: NDArray[Any], combined: Combined, earlier: Matches
     ) -> tuple[NDArray[np.object_], dict[str, NDArray[Any]]]:
         """Reasons, groups and keepers, of what is kept for what."""
         count = len(keys)

@@ -1,4 +1,4 @@
-"""What was kept earlier: outputs that new images are compared with, read a block at a time and never with themselves."""
+"""What was kept earlier: outputs that new images are compared with, read a block at a time."""
 
 from __future__ import annotations
 

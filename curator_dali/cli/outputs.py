@@ -1,0 +1,235 @@
+"""Commands on an output that is there: search, rethreshold, duplicates."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curator_dali.cli.output import (
+    check_folder_of,
+    counted,
+    device_of,
+    positive,
+    print_json,
+    print_rows,
+    progress,
+    size_in_bytes,
+)
+
+if TYPE_CHECKING:
+    from curator_dali.stages import Stage
+
+__all__ = [
+    "add_deduplicate",
+    "add_duplicates",
+    "add_limits",
+    "add_rethreshold",
+    "add_search",
+    "deduplicate_of",
+    "duplicates",
+    "rethreshold",
+    "search",
+]
+
+_LISTED = 20  # groups, without --all
+
+
+def add_deduplicate(parser: Any) -> None:
+    """Add the flags that make a `Deduplicate`."""
+    parser.add_argument(
+        "--dedup", choices=["all", "bytes", "pixels", "none"], nargs="?", const="all",
+        help="keep one of equal files and of equal pixels (all, the default), of one of these, or of neither",
+    )  # fmt: skip
+    parser.add_argument("--near", type=int, metavar="BITS", help="... of perceptual hashes this near (4 to 6 is usual)")
+    parser.add_argument("--similarity", type=float, metavar="X", help="... of embeddings with this cosine (0 to 1)")
+    parser.add_argument("--keep", metavar="RULE", help="largest (the default), first, or a score: the highest stays")
+    parser.add_argument(
+        "--against", action="append", metavar="DIR", help="drop, too, what is like an image kept in this output"
+    )
+
+
+def add_limits(parser: Any) -> None:
+    """Add --min and --max."""
+    for name in ("min", "max"):
+        parser.add_argument(
+            f"--{name}", action="append", default=[], metavar="FIELD=X", type=_limit,
+            help=f"drop images whose score or metadata field is {'below' if name == 'min' else 'above'} X",
+        )  # fmt: skip
+
+
+def deduplicate_of(arguments: argparse.Namespace) -> list[Stage]:
+    """The `Deduplicate` that the flags ask for, if they do."""
+    from curator_dali.stages import Deduplicate
+
+    asked = (arguments.dedup, arguments.near, arguments.similarity)
+    if all(value is None for value in asked):
+        for flag in ("keep", "against"):
+            if getattr(arguments, flag) is not None:
+                raise ValueError(f"--{flag} says how to deduplicate: give --dedup, --near or --similarity too")
+        return []
+    exact: Any = {None: True, "all": True, "none": False}.get(arguments.dedup, arguments.dedup)
+    keep = arguments.keep or "largest"
+    rule: dict[str, Any] = {"keep": keep} if keep in ("largest", "first") else {"keep": "best", "score": keep}
+    return [Deduplicate(exact, arguments.near, arguments.similarity, against=tuple(arguments.against or ()), **rule)]
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Add what `search` takes."""
+    parser.add_argument("out", metavar="OUT", help="the output of a curation that stored embeddings")
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--image", metavar="FILE", help="a path or URL of an image")
+    query.add_argument("--text", help='as "a red bus", where the model has a text tower')
+    query.add_argument("--id", help="the image_id of an image of the output")
+    parser.add_argument("-k", type=positive, default=20, metavar="N", help="how many (default 20)")
+    parser.add_argument("-o", "--sheet", type=Path, metavar="FILE", help="draw a contact sheet")
+    parser.add_argument("--dropped", action="store_true", help="look among dropped images too")
+    parser.add_argument("--source", metavar="SRC", help="where the data set is, if it has moved (for -o)")
+
+
+def search(arguments: argparse.Namespace) -> int:
+    """Print what is most like an image or a text."""
+    from curator_dali.display import contact_sheet
+    from curator_dali.searching import search as find
+
+    if arguments.sheet:
+        check_folder_of(arguments.sheet)
+    device = device_of(arguments.device)
+    found = find(
+        arguments.out, image=arguments.image, text=arguments.text, id=arguments.id, k=arguments.k,
+        dropped=arguments.dropped, device=device, source=arguments.source,
+    )  # fmt: skip
+    if arguments.sheet and len(found):
+        batch = found.batch(device)
+        pairs = zip(batch.data, batch.columns["cosine"].tolist(), strict=True)
+        contact_sheet(batch, [f"{item.image_id}\n{cosine:.3f}" for item, cosine in pairs]).save(arguments.sheet)
+    if arguments.json:
+        print_json(found.as_dict())
+    elif len(found):
+        print_rows([(f"{cosine:.4f}", key, path) for key, path, cosine in found])
+    else:
+        print("nothing to search: the output has no images with embeddings")
+    return 0
+
+
+def add_rethreshold(parser: argparse.ArgumentParser) -> None:
+    """Add what `rethreshold` takes."""
+    parser.epilog = (
+        "Without --config the filters and the deduplication of OUT stay; --min and --max replace those of the same "
+        "field, the flags of deduplication replace the deduplication. With --config its stages decide instead."
+    )
+    parser.add_argument("out", metavar="OUT", help="the finished output of a curation")
+    parser.add_argument("new", metavar="NEW", help="the folder to write to")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a .toml or .yaml file with stages")
+    add_limits(parser)
+    add_deduplicate(parser)
+    parser.add_argument("--source", metavar="SRC", help="where the data set is, if it has moved")
+    parser.add_argument("--no-tars", action="store_true", help="write Parquet only")
+    parser.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
+    parser.add_argument("--shard-bytes", type=size_in_bytes, metavar="SIZE", help="bytes in a tar, as 1GB")
+
+
+def rethreshold(arguments: argparse.Namespace) -> int:
+    """Decide anew who stays of an output."""
+    from curator_dali.curation import rethreshold as decide
+    from curator_dali.curation import stages_of
+    from curator_dali.curation.config import read_config
+    from curator_dali.sinks import Manifest
+
+    stages = read_config(arguments.config).get("stages", []) if arguments.config else stages_of(arguments.out)
+    stages = _changed(stages, arguments)
+    with progress(Manifest.load(arguments.out).samples, "decided") as bar:
+        report = decide(
+            arguments.out, arguments.new, stages=stages, source=arguments.source, tars=not arguments.no_tars,
+            shard_samples=arguments.shard_samples, shard_bytes=arguments.shard_bytes, progress=bar.update,
+        )  # fmt: skip
+    if arguments.json:
+        print_json(report.as_dict())
+        return 0
+    print_rows(report.rows(), right=(1, 2))
+    return 0
+
+
+def _changed(stages: list[Stage], arguments: argparse.Namespace) -> list[Stage]:
+    """Stages with the limits and the deduplication of the command line."""
+    from curator_dali.stages import Deduplicate, Filter
+
+    stages = list(stages)
+    for name in ("min", "max"):
+        for field, limit in getattr(arguments, name):
+            places = [
+                n for n, s in enumerate(stages)
+                if isinstance(s, Filter) and s.field == field and getattr(s, name) is not None
+            ]  # fmt: skip
+            if len(places) > 1:
+                raise ValueError(f"{len(places)} filters have a {name} of {field}: say which in a --config")
+            if places:
+                stages[places[0]] = replace(stages[places[0]], **{name: limit})
+            else:  # before the deduplication, so that no image is dropped for one that goes itself
+                last = isinstance(stages[-1], Deduplicate) if stages else False
+                stages.insert(len(stages) - last, Filter(field, **{name: limit}))
+    new = deduplicate_of(arguments)
+    return [*(s for s in stages if not isinstance(s, Deduplicate)), *new] if new else stages
+
+
+def add_duplicates(parser: argparse.ArgumentParser) -> None:
+    """Add what `duplicates` takes."""
+    parser.add_argument("out", metavar="OUT", help="the output of a curation")
+    parser.add_argument("--all", action="store_true", help=f"list everything, not only the first {_LISTED}")
+    parser.add_argument("--leaks", metavar="OTHER", help="instead: what of OUT is also in this output (test, training)")
+    parser.add_argument("--near", type=int, metavar="BITS", help="with --leaks: by perceptual hashes")
+    parser.add_argument("--similarity", type=float, metavar="X", help="with --leaks: by embeddings' cosine")
+
+
+def duplicates(arguments: argparse.Namespace) -> int:
+    """List groups of duplicates, or what two outputs share."""
+    from curator_dali.duplicates import duplicate_groups, leaks
+
+    if arguments.leaks:
+        found = leaks(
+            arguments.out, arguments.leaks, near=arguments.near, similarity=arguments.similarity,
+            device=device_of(arguments.device),
+        )  # fmt: skip
+        if arguments.json:
+            print_json({"out": arguments.out, "other": arguments.leaks, "leaks": [asdict(leak) for leak in found]})
+            return 0
+        print(f"{counted(len(found), 'image')} of {arguments.out} are like one of {arguments.leaks}")
+        shown = found if arguments.all else found[:_LISTED]
+        if shown:
+            print_rows([(leak.image_id, leak.other, leak.why) for leak in shown], indent="  ")
+        _rest(len(found) - len(shown))
+        return 0
+    if arguments.near is not None or arguments.similarity is not None:
+        raise ValueError("--near and --similarity go with --leaks; the groups are those that the curation found")
+    groups = duplicate_groups(arguments.out)
+    if arguments.json:
+        print_json({"out": arguments.out, "groups": [asdict(group) for group in groups]})
+        return 0
+    print(f"{counted(len(groups), 'group')} of duplicates, {sum(len(g.members) for g in groups):,} images")
+    listed = groups if arguments.all else groups[:_LISTED]
+    lines = [
+        (f"{group.number}" if n == 0 else "", member.image_id, member.reason or member.status)
+        for group in listed
+        for n, member in enumerate(group.members)
+    ]
+    if lines:
+        print_rows(lines, indent="  ")
+    _rest(len(groups) - len(listed))
+    return 0
+
+
+def _rest(number: int) -> None:
+    if number:
+        print(f"  and {number:,} more: --all lists them")
+
+
+def _limit(text: str) -> tuple[str, float]:
+    field, _, limit = text.rpartition("=")
+    if not field:
+        raise argparse.ArgumentTypeError(f"{text!r} has no '='; write it as sharpness=100")
+    try:
+        number = float(limit)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{limit!r} in {text!r} is no number") from None
+    return field, int(number) if number.is_integer() else number
