@@ -249,9 +249,12 @@ class _Finder:
             found = similarity.near_between(self._new, hashes, int(self.way.limit))
             yield found.first, there[found.second], found.value
         elif len(self._new):
-            block = column.flatten().to_numpy(zero_copy_only=False).reshape(len(there), -1).astype(np.float32)
+            block = (
+                column.flatten().to_numpy(zero_copy_only=False).reshape(len(there), -1).astype(np.float32, copy=False)
+            )
             bad = similarity.bad_rows(block)
-            block, there = np.delete(block, bad, axis=0), np.delete(there, bad)
+            if len(bad):
+                block, there = np.delete(block, bad, axis=0), np.delete(there, bad)
             if self._clusters is None:
                 found = similarity.pairs_between(self._new, block, self.way.limit, device=self._device)
                 yield self._good[found.first], there[found.second], found.value

@@ -118,7 +118,8 @@ def test_keep_rules(corpus: dict[str, bytes], tmp_path: Path) -> None:
 def colours() -> dict[str, bytes]:
     """Images of one colour, near red or near green, and black: which has no direction."""
     values = {
-        "red": (250, 0, 0), "reddish": (250, 20, 0), "green": (0, 250, 0), "greenish": (0, 250, 10), "blue": (0, 0, 250),
+        "red": (250, 0, 0), "reddish": (250, 20, 0), "green": (0, 250, 0), "greenish": (0, 250, 10),
+        "blue": (0, 0, 250),
         "black-1": (0, 0, 0), "black-2": (1, 0, 0),
     }  # fmt: skip
     return {key: helpers.encode(np.full((20, 30, 3), rgb, np.uint8), "PNG") for key, rgb in values.items()}
@@ -165,7 +166,8 @@ def test_a_chain_that_leads_to_an_earlier_image(tmp_path: Path) -> None:
     new = {"far": at(0.2), "near": at(0.1), "apart": at(1.0)}
     told = {}
     for linkage in ("star", "components"):
-        stage = Deduplicate("bytes", similarity=0.994, keep="first", linkage=linkage, against=tmp_path / "old")  # type: ignore[arg-type]
+        options: Any = {"similarity": 0.994, "keep": "first", "linkage": linkage}
+        stage = Deduplicate("bytes", against=str(tmp_path / "old"), **options)
         told[linkage] = reasons(run(new, tmp_path / linkage, Embed(ColourEncoder()), stage))
     assert list(told["star"]) == ["near"]
     assert list(told["components"]) == ["far", "near"]
