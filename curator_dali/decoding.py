@@ -28,9 +28,15 @@ from curator_dali.transforms.plan import Plan
 __all__ = ["Decoded", "Decoder", "Gated", "decode_with_pillow", "gate"]
 
 # DALI reports everything as RuntimeError: a bad image only where its decoder failed, and not the device. (A damaged
-# header can make a decoder ask for absurd amounts of host memory: that bad_alloc is the image's fault.)
+# header can make a decoder ask for absurd amounts of host memory: that bad_alloc is the image's fault.) Where device or
+# pinned memory is short, DALI says "CUDA allocation failed" or "Can't allocate 123 bytes on device 0." (its
+# cuda_error.h), nvJPEG NVJPEG_STATUS_ALLOCATOR_FAILURE.
 _BAD_IMAGE = re.compile(r"operator `nvidia\.dali\.fn\.decoders\.\w+`")
-_DEVICE_TROUBLE = re.compile(r"cuda (runtime |driver )?error|cudaerror|cuda_error|out of memory", re.IGNORECASE)
+_DEVICE_TROUBLE = re.compile(
+    r"cuda (runtime |driver )?(api )?error|cudaerror|cuda_error|out of memory"
+    r"|cuda allocation failed|can't allocate \d+ bytes on|allocator_failure",
+    re.IGNORECASE,
+)
 
 
 @dataclass

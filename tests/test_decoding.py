@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import curator_dali as cd
-from curator_dali.decoding import Decoder, decode_with_pillow, gate
+from curator_dali.decoding import Decoder, _raise_unless_bad_image, decode_with_pillow, gate
 from curator_dali.sources import MemorySource
 from tests import formats
 
@@ -110,3 +110,23 @@ def test_transforms_apply_to_what_pillow_decoded_too(photo: Image.Image) -> None
 def test_pillow_fallback_raises_for_damage(photo: Image.Image) -> None:
     with pytest.raises(Exception, match=r"truncated|cannot identify|broken"):
         decode_with_pillow(np.frombuffer(formats.save(photo, "TIFF")[:200], np.uint8))
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "CUDA allocation failed",
+        "Can't allocate 1258291200 bytes on device 0.",
+        "Can't allocate 8388608 bytes on host.",
+        "CUDA runtime API error cudaErrorIllegalAddress (700):\nan illegal memory access was encountered",
+        "CUDA driver API error CUDA_ERROR_OUT_OF_MEMORY (2):\nout of memory",
+        "nvjpeg returned NVJPEG_STATUS_ALLOCATOR_FAILURE",
+    ],
+)
+def test_the_devices_trouble_is_no_bad_image(trouble: str) -> None:
+    """As DALI 2.4 words it; without a GPU nothing here can bring it about."""
+    where = "Error in mixed operator `nvidia.dali.fn.decoders.image`"
+    with pytest.raises(RuntimeError, match=re.escape(trouble)):
+        _raise_unless_bad_image(RuntimeError(f"{where}: {trouble}"))
+    _raise_unless_bad_image(RuntimeError(f"{where}: failed to decode sample 3"))
+    _raise_unless_bad_image(RuntimeError(f"{where}: std::bad_alloc"))  # what a damaged header asked of the host
