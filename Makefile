@@ -5,7 +5,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-nemo lint format notebooks bench fuzz constraints clean
+.PHONY: help demo test test-nemo lint format notebooks bench gpu-check fuzz constraints clean
 .SECONDARY:
 
 help: ## This list
@@ -35,6 +35,9 @@ notebooks: $(VENV)/.installed-test ## Run the notebooks and keep their outputs
 
 bench: $(VENV)/.installed-bench ## Against the peers, minutes; ARGS=--help tells what else it measures
 	@$(BIN)/python -m tests.benchmarks.loading $(ARGS)
+
+gpu-check: $(VENV)/.installed-test ## All that only a GPU can tell; without one: ARGS=--rehearse
+	@$(BIN)/python -m tests.gpu_check $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## The mutation fuzzer, longer than in the tests; ARGS=--help
 	@$(BIN)/python -m tests.fuzz $(or $(ARGS),--count 200000)

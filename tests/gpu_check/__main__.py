@@ -92,7 +92,11 @@ def main() -> int:
     from curator_dali.arrays import resolve_device
 
     try:
+        import torch
+
         device = resolve_device(args.device or ("cpu" if args.rehearse else "cuda"))
+        if device != "cpu" and not torch.cuda.is_available():
+            raise RuntimeError(f"torch {torch.__version__} finds no CUDA device: install a build of it for CUDA")
     except (RuntimeError, ValueError) as error:
         sys.exit(f"{error}; a rehearsal without a GPU: make gpu-check ARGS=--rehearse")
     if args.child:

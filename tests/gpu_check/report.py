@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -12,7 +13,9 @@ from typing import Any
 
 from tests.gpu_check.settings import ROOT
 
-PACKAGES = ("nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "cupy-cuda12x", "torch", "transformers", "numpy")
+CUDA = [f"{name}-cu{major}" for major in (12, 13) for name in ("nvidia-nvimgcodec", "nvidia-nvjpeg")]
+PACKAGES = ["nvidia-dali-cuda120", "nvidia-dali-cuda130", "cupy-cuda12x", "cupy-cuda13x", *CUDA]
+PACKAGES += ["torch", "torchvision", "transformers", "nemo-curator", "numpy"]
 
 
 def about(device: str) -> dict[str, Any]:
@@ -31,10 +34,8 @@ def about(device: str) -> dict[str, Any]:
         "commit": _ask("git", "describe", "--always", "--dirty"),
     }
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
     return found
 
 
