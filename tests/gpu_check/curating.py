@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 import curator_dali as cd
-from curator_dali.models import AestheticPredictor, CLIPImageEncoder, NSFWClassifier
+from curator_dali.models import CLIPImageEncoder
+from tests.benchmarks.curation import HIGH, LOW, mend
 from tests.gpu_check.settings import Settings
 from tests.gpu_check.speed import OURS, Case, again, base, compare, ratio
+from tests.nemo_layout import CLIP, write_models
 
 IMAGES = 16_384  # a run of curate() is timed whole: its start should not count for much
 ALONE, NEMO = "the model alone", "NeMo Curator's stages"
@@ -30,40 +32,14 @@ LARGE = {
 SMALL = LARGE | {"num_hidden_layers": 1, "patch_size": 32, "intermediate_size": 64}
 
 
-def make_models(settings: Settings) -> Path:
-    """A folder of models with random weights in NeMo Curator's layout; CLIP is one layer deep in a rehearsal."""
-    from safetensors.torch import save_file
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    from tests.models import makers
-
-    folder = settings.work / ("models-small" if settings.rehearse else "models")
-    if folder.is_dir():
-        return folder
-    partial = folder.with_suffix(".partial")
-    tower = SMALL if settings.rehearse else LARGE
-    clip, head, nsfw = (partial / name for name in ("clip", "aesthetic", "nsfw"))
-    for one in (clip, head, nsfw):
-        one.mkdir(parents=True, exist_ok=True)
-    makers.write_processor(clip, size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
-    makers.save(CLIPVisionModelWithProjection, CLIPVisionConfig(**tower, projection_dim=768), clip)
-    generator = torch.Generator().manual_seed(0)
-    for kind, path in ((AestheticPredictor, head / "model.safetensors"), (NSFWClassifier, nsfw / "model.safetensors")):
-        save_file({name: torch.rand(shape, generator=generator) / 20 for name, shape in kind.shapes.items()}, path)
-    partial.rename(folder)
-    return folder
-
-
 def section(settings: Settings) -> dict[str, Any]:
     """Rates, and ours over the others'."""
-    folder = make_models(settings)
-    encoder = CLIPImageEncoder(folder / "clip", device=settings.device, dtype="bfloat16" if settings.gpu else "float32")
+    folder = settings.work / ("models-small" if settings.rehearse else "models")
+    if not folder.is_dir():
+        write_models(folder.with_suffix(".partial"), SMALL if settings.rehearse else LARGE).rename(folder)
+    encoder = CLIPImageEncoder(folder / CLIP, device=settings.device, dtype="bfloat16" if settings.gpu else "float32")
     case = base(settings, ahead=2)
-    stages = [
-        cd.Embed(encoder),
-        cd.Aesthetic(folder / "aesthetic" / "model.safetensors"),
-        cd.NSFW(folder / "nsfw" / "model.safetensors"),
-    ]
+    stages = [cd.Embed(encoder), cd.Aesthetic(folder), cd.NSFW(folder)]
 
     @contextmanager
     def alone(settings: Settings, case: Case) -> Iterator[Iterator[int]]:
@@ -88,26 +64,34 @@ def section(settings: Settings) -> dict[str, Any]:
 
 
 def _nemo(folder: Path) -> Any:
-    """NeMo Curator's reader and embedding, where it imports: without its heads, so in its favour."""
+    """NeMo Curator's reader, embedding and heads, where they import. Nothing is written, which is in their favour."""
 
     @contextmanager
     def open_stages(settings: Settings, case: Case) -> Iterator[Iterator[int]]:
-        from nemo_curator.stages.image.embedders.clip_embedder import ImageEmbeddingStage
+        mend()
+        from nemo_curator.stages.image.embedders import ImageEmbeddingStage
+        from nemo_curator.stages.image.filters import ImageAestheticFilterStage, ImageNSFWFilterStage
         from nemo_curator.stages.image.io.image_reader import ImageReaderStage
         from nemo_curator.tasks import FileGroupTask
 
-        layout = folder / "openai"
-        layout.mkdir(exist_ok=True)
-        if not (layout / "clip-vit-large-patch14").exists():
-            (layout / "clip-vit-large-patch14").symlink_to(folder / "clip")
-        reader = ImageReaderStage(num_threads=case.threads)
-        embedder = ImageEmbeddingStage(model_dir=str(folder), model_inference_batch_size=case.batch)
-        embedder.setup()
+        models = str(folder)
+        stages: list[Any] = [
+            ImageReaderStage(num_threads=case.threads),
+            ImageEmbeddingStage(model_dir=models, model_inference_batch_size=case.batch),
+            ImageAestheticFilterStage(model_dir=models, score_threshold=LOW),
+            ImageNSFWFilterStage(model_dir=models, score_threshold=HIGH),
+        ]
+        for stage in stages:
+            stage.setup()
         shards = settings.shards(case.size)
 
         def run() -> Iterator[int]:
-            tasks = [FileGroupTask(dataset_name="shards", data=[shard]) for shard in shards]
-            return (len(embedder.process(batch).data) for task in tasks for batch in reader.process(task))
+            for shard in shards:
+                tasks: list[Any] = [FileGroupTask(dataset_name="shards", data=[shard])]
+                for stage in stages:
+                    made = [stage.process(task) for task in tasks]
+                    tasks = [one for some in made for one in (some if isinstance(some, list) else [some])]
+                yield sum(len(task.data) for task in tasks)
 
         yield again(run)
 
