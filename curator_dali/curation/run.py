@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from curator_dali import __version__
 from curator_dali.arrays import resolve_device
+from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.finishing import finish
 from curator_dali.curation.metadata import field_types
 from curator_dali.curation.working import Loading, Worker
 from curator_dali.curation.writing import Output
-from curator_dali.errors import CuratorDaliError, OutputError
+from curator_dali.errors import OutputError
 from curator_dali.files import filesystem, is_remote, write_file
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.report import Report, add_up
@@ -54,7 +55,7 @@ class Curation:
         *,
         stages: Sequence[Stage],
         device: str = "auto",
-        executor: Literal["local"] = "local",
+        executor: Literal["local", "ray"] | Executor = "local",
         batch_size: int = 64,
         part_size: int = 8192,
         tars: bool = True,
@@ -66,7 +67,7 @@ class Curation:
         max_pixels: int = MAX_PIXELS,
         max_error_rate: float | None = None,
     ) -> None:
-        _check_executor(executor)
+        self._executor = executor_of(executor)
         _check_counts(batch_size=batch_size, part_size=part_size, prefetch=prefetch, max_pixels=max_pixels)
         limits = {"shard_samples": shard_samples, "shard_bytes": shard_bytes, "num_threads": num_threads}
         _check_counts(**{name: limit for name, limit in limits.items() if limit is not None})
@@ -199,11 +200,7 @@ class Curation:
         missing = output.manifest.missing(self._part_size)
         if not missing:
             return
-        worker = self._worker(output)
-        try:
-            worker.run(missing, _finished, progress)
-        finally:
-            worker.close()
+        self._executor.run(self._worker(output), missing, _finished, progress)
 
     def _run_twice(self, manifest: Manifest, progress: Callable[[int], object]) -> None:
         """Score everything, let the stages decide that see everything, and write who stays from the source's bytes."""
@@ -246,7 +243,7 @@ def curate(
     *,
     stages: Sequence[Stage],
     device: str = "auto",
-    executor: Literal["local"] = "local",
+    executor: Literal["local", "ray"] | Executor = "local",
     batch_size: int = 64,
     part_size: int = 8192,
     tars: bool = True,
@@ -272,7 +269,7 @@ def curate(
         out: The folder, or its URL.
         stages: In their order; each finds what those before it write.
         device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
-        executor: "local": in this process.
+        executor: "local": in this process; "ray", or a `curator_dali.ray.RayExecutor`: on a cluster.
         batch_size: Samples a batch. Its decoded images, whole ones, are in memory at once.
         part_size: Samples that are done as a whole or again, and have a Parquet file of their own.
         tars: Whether to write tars.
@@ -318,13 +315,6 @@ def _plan(stages: Sequence[Stage], source: Source) -> tuple[Plan, dict[str, str]
     except StageError:  # what is missing may be a field of the metadata
         types = field_types(source)
         return make_plan(stages, types, known), types
-
-
-def _check_executor(executor: str) -> None:
-    if executor == "ray":
-        raise CuratorDaliError('executor="ray" needs curator_dali.ray, which is not there yet; use executor="local"')
-    if executor != "local":
-        raise ValueError(f'executor is {executor!r}; allowed: "local"')
 
 
 def _check_counts(**values: Any) -> None:

@@ -1,0 +1,70 @@
+"""Who does the parts of a run: this process, or others."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from curator_dali.curation.loading import Range
+from curator_dali.curation.working import Worker
+from curator_dali.sinks import Part
+
+__all__ = ["Executor", "LocalExecutor", "executor_of"]
+
+
+class Executor(Protocol):
+    """Has parts done by workers, in any order, each exactly once."""
+
+    def run(
+        self,
+        worker: Worker,
+        parts: Sequence[Range],
+        finished: Callable[[Part], object],
+        progress: Callable[[int], object],
+    ) -> None:
+        """Do parts.
+
+        Args:
+            worker: What does a part; it pickles.
+            parts: Ranges of its source.
+            finished: Called with each part that is written and recorded.
+            progress: Called with the number of samples decided since the last call.
+        """
+
+
+class LocalExecutor:
+    """This process, part after part."""
+
+    def run(
+        self,
+        worker: Worker,
+        parts: Sequence[Range],
+        finished: Callable[[Part], object],
+        progress: Callable[[int], object],
+    ) -> None:
+        """Do parts; see `Executor.run`."""
+        try:
+            worker.run(parts, finished, progress)
+        finally:
+            worker.close()
+
+
+def executor_of(executor: str | Executor) -> Executor:
+    """An executor from its name.
+
+    Args:
+        executor: "local", "ray" (with `curator_dali.ray.RayExecutor`'s defaults), or an `Executor`.
+
+    Raises:
+        ValueError: No such name.
+        ImportError: Ray is not installed.
+    """
+    if executor == "local":
+        return LocalExecutor()
+    if executor == "ray":
+        # by name, as the only step upwards: the module lies above, because it knows what is here
+        return importlib.import_module("curator_dali.ray").RayExecutor()  # type: ignore[no-any-return]
+    if isinstance(executor, str) or not callable(getattr(executor, "run", None)):
+        raise ValueError(f'executor is {executor!r}; allowed: "local", "ray", or a curator_dali.ray.RayExecutor(...)')
+    return executor

@@ -1,0 +1,264 @@
+"""Curation on a real Ray cluster: the same output as in one process, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import curator_dali as cd
+from curator_dali.sinks import account
+from curator_dali.sources import EncodedBatch, Source, TarSource, Without
+from tests import helpers
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ray]'")
+cloudpickle = pytest.importorskip("cloudpickle")
+
+from curator_dali.ray import RayExecutor  # noqa: E402 - behind the check that there is Ray
+
+MEMORY = 100 << 20  # of Ray's object store
+PART = 16
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes, a CPU each, on this machine."""
+    from ray.cluster_utils import Cluster
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers do not have the tests on their path
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
+    )
+    made.add_node(num_cpus=1, object_store_memory=MEMORY)
+    ray.init(address=made.address, log_to_driver=False)
+    made.wait_for_nodes()
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, np.ndarray]) -> list[str]:
+    """120 samples in four tars, three of them broken."""
+    samples = helpers.photo_samples(photos, 120, seed=5)
+    for row, data in ((17, b""), (60, b"<html>gone</html>"), (61, samples[61][1]["jpg"][:900])):
+        samples[row] = (samples[row][0], {**samples[row][1], "jpg": data})
+    return [str(path) for path in helpers.write_shards(tmp_path_factory.mktemp("ray"), samples, per_shard=30)]
+
+
+def curate(source: Any, out: Path, **options: Any) -> cd.Report:
+    stages = [cd.Quality(), cd.Filter("sharpness", min=300.0)]
+    return cd.curate(source, out, stages=stages, device="cpu", part_size=PART, num_threads=1, **options)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob("*.tar"))}
+
+
+@pytest.fixture(scope="module")
+def expected(photographs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("local") / "out"
+    curate(photographs, out)
+    return out
+
+
+@pytest.mark.slow
+def test_the_output_is_that_of_one_process(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    report = curate(photographs, tmp_path / "out", executor=RayExecutor(), progress=seen.append)
+    assert rows(tmp_path / "out") == rows(expected)
+    assert files(tmp_path / "out") == files(expected)
+    assert sum(seen) == report.samples == 120
+    local = json.loads((expected / "report.json").read_text())
+    assert (report.kept, report.num_failed) == (local["kept"], 3)
+    again = curate(photographs, tmp_path / "out", executor="ray")
+    assert again.earlier == 120
+
+
+class Slow(cd.Stage):
+    """Takes its time, so that somebody can be killed meanwhile."""
+
+    reads = frozenset()
+    writes: ClassVar[dict[str, str]] = {}
+    settings: ClassVar[dict[str, str]] = {"type": "Slow"}
+
+    def __call__(self, batch: cd.ImageBatch) -> cd.ImageBatch:
+        time.sleep(0.4)
+        return batch
+
+
+def kill_workers(count: int, stop: threading.Event, killed: list[int]) -> None:
+    """Kill actors that work, one after the other, as a machine's out-of-memory killer would."""
+    while len(killed) < count and not stop.wait(1.0):
+        found = subprocess.run(["pgrep", "-f", "ray::_Actor.run"], capture_output=True, text=True).stdout.split()
+        if found:
+            os.kill(int(found[0]), signal.SIGKILL)
+            killed.append(int(found[0]))
+
+
+@pytest.mark.slow
+def test_actors_that_are_killed_lose_nothing(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path
+) -> None:
+    stop, killed = threading.Event(), []
+    killer = threading.Thread(target=kill_workers, args=(2, stop, killed))
+    killer.start()
+    try:
+        cd.curate(
+            photographs,
+            tmp_path / "out",
+            stages=[Slow(), cd.Quality(), cd.Filter("sharpness", min=300.0)],
+            device="cpu",
+            part_size=PART,
+            executor=RayExecutor(max_deaths=3),
+        )
+    finally:
+        stop.set()
+        killer.join()
+    assert len(killed) == 2
+    assert rows(tmp_path / "out") == rows(expected)
+    assert account(str(tmp_path / "out"), tars=True) is not None
+
+
+class Deadly(np.ndarray):
+    """An image that ends the process that looks at it."""
+
+    @property
+    def data(self) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Poisoned(Source):
+    """A tar with one image that no process survives."""
+
+    def __init__(self, urls: list[str], index: int) -> None:
+        self.inner, self.index, self.name = TarSource(urls), index, "poisoned"
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint
+
+    def read(self, indices: np.ndarray, *, members: bool = False) -> EncodedBatch:
+        batch = self.inner.read(indices, members=members)
+        for row in np.flatnonzero(np.asarray(indices) == self.index).tolist():
+            batch.images[row] = batch.images[row].view(Deadly)
+            batch.headers["codec"][row] = 0  # so that somebody has to look
+        return batch
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_every_worker_costs_only_itself(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path
+) -> None:
+    curate(Poisoned(photographs, 37), tmp_path / "out", executor=RayExecutor())
+    found, local = rows(tmp_path / "out"), rows(expected)
+    assert found[37]["status"] == "failed"
+    assert found[37]["reason"] == "decoding it ends the process: left out"
+    assert found[:37] + found[38:] == local[:37] + local[38:]
+
+
+DRIVER = """
+import sys
+import curator_dali as cd
+from curator_dali.ray import RayExecutor
+from tests.test_ray import Slow, curate
+cd.curate(
+    {shards}, {out!r}, stages=[Slow(), cd.Quality(), cd.Filter("sharpness", min=300.0)], device="cpu", part_size=16,
+    executor=RayExecutor(address={address!r}),
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_was(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code = textwrap.dedent(DRIVER).format(shards=photographs, out=str(out), address=cluster.address)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    driver = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("_manifest/parts/*"))) < 2 and time.monotonic() < deadline and driver.poll() is None:
+        time.sleep(0.1)
+    done = len(list(out.glob("_manifest/parts/*")))
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL, driver.stderr.read().decode()[-2000:] if driver.stderr else ""
+    assert 2 <= done < 8
+    finished = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert rows(out) == rows(expected)
+    assert files(out) == files(expected)
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_away_loses_nothing(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path
+) -> None:
+    extra = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    cluster.wait_for_nodes()
+    timer = threading.Timer(4.0, lambda: cluster.remove_node(extra, allow_graceful=False))
+    timer.start()
+    try:
+        cd.curate(
+            photographs,
+            tmp_path / "out",
+            stages=[Slow(), cd.Quality(), cd.Filter("sharpness", min=300.0)],
+            device="cpu",
+            part_size=8,
+            executor=RayExecutor(),
+        )
+    finally:
+        timer.join()
+    assert rows(tmp_path / "out") == rows(expected)
+
+
+@pytest.mark.slow
+def test_what_a_stage_raises_comes_out_as_itself(cluster: Any, photographs: list[str], tmp_path: Path) -> None:
+    class Broken(cd.Stage):
+        reads = frozenset()
+        writes: ClassVar[dict[str, str]] = {}
+        settings: ClassVar[dict[str, str]] = {"type": "Broken"}
+
+        def __call__(self, batch: cd.ImageBatch) -> cd.ImageBatch:
+            raise ZeroDivisionError("of a stage")
+
+    with pytest.raises(ZeroDivisionError, match="of a stage"):
+        cd.curate(photographs, tmp_path / "out", stages=[Broken()], device="cpu", executor=RayExecutor())
+
+
+def test_wrong_settings_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for name in ("num_workers", "cpus_per_worker", "max_deaths"):
+        with pytest.raises(ValueError, match=f"RayExecutor.{name} is 0"):
+            RayExecutor(**{name: 0})
+    with pytest.raises(ValueError, match='allowed: "local", "ray"'):
+        curate([b"x"], tmp_path / "out", executor="dask")
+
+
+def test_what_is_left_out_fails_with_its_reason(photographs: list[str]) -> None:
+    source = Without(TarSource(photographs), {3: "known"})
+    with cd.ImageLoader(source, device="cpu", batch_size=8) as loader:
+        ids = [item.image_id for batch in loader for item in batch]
+    assert "000003" not in ids
+    assert [error.reason for error in loader.errors if error.index == 3] == ["known"]
+    assert len(ids) == 116
