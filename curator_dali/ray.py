@@ -8,7 +8,6 @@ to count the failures of a block, nor to give a block up.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -137,6 +136,9 @@ class _Actor:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
+    def ready(self) -> None:
+        """Answers once the process has started."""
+
     def run(self, part: Range, left_out: dict[int, str]) -> Part:
         """Do one part, without some of its samples, and say what became of it."""
         worker = self._worker
@@ -164,42 +166,40 @@ class _Pool:
     executor: RayExecutor
     worker: Worker
     count: int
+    _starting: dict[Any, Any] = field(default_factory=dict, init=False)  # task -> actor
     _idle: list[Any] = field(default_factory=list, init=False)
     _busy: dict[Any, tuple[Any, Range]] = field(default_factory=dict, init=False)  # task -> (actor, part)
     _left_out: dict[Range, dict[int, str]] = field(default_factory=dict, init=False)
+    _worker: Any = field(default=None, init=False)  # the worker in Ray's object store
+    _deaths_at_start: int = field(default=0, init=False)
 
     def run(
         self, parts: Sequence[Range], finished: Callable[[Part], object], progress: Callable[[int], object]
     ) -> None:
         """Do all parts."""
-        copy = ray.put(self.worker)
-        make = ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **self.executor.resources)
-        self._idle = [make.remote(copy) for _ in range(self.count)]
+        for _ in range(self.count):
+            self._start()
         waiting, troubles = deque(parts), Counter[Range]()
-        told = time.monotonic()
         while waiting or self._busy:
             while waiting and self._idle:
                 actor, part = self._idle.pop(), waiting.popleft()
                 self._busy[actor.run.remote(part, self._left_out.get(part, {}))] = (actor, part)
-            done, _ = ray.wait(list(self._busy), timeout=_PATIENCE)
-            if not done and time.monotonic() - told > _PATIENCE:
-                told = time.monotonic()
-                logger.info("waiting for %d parts; the cluster has free: %s", len(self._busy), _free())
+            done, _ = ray.wait([*self._busy, *self._starting], timeout=_PATIENCE)
+            if not done:
+                logger.info(
+                    "waiting for %d parts and %d workers that start; free: %s",
+                    len(self._busy), len(self._starting), _free(),
+                )  # fmt: skip
             for task in done:
+                if task in self._starting:
+                    self._started(task)
+                    continue
                 actor, part = self._busy.pop(task)
                 try:
                     record = ray.get(task)
                 except (RayActorError, WorkerCrashedError) as error:
                     troubles[part] += 1
-                    logger.warning("the worker of samples %d to %d died: %s", part[0], part[1] - 1, _first(error))
-                    if troubles[part] == self.executor.max_deaths:
-                        self._left_out[part] = self._killers(part)  # in the place that the dead actor left free
-                    elif troubles[part] > self.executor.max_deaths:
-                        raise CuratorDaliError(
-                            f"samples {part[0]} to {part[1] - 1} of {self.worker.source.name} ended "
-                            f"{troubles[part]} workers, and decoding them alone ends none: see Ray's logs (no memory?)"
-                        ) from error
-                    self._idle.append(make.remote(copy))
+                    self._bury(actor, part, error, troubles[part])
                     waiting.appendleft(part)
                 except RayTaskError as error:
                     troubles[part] += 1
@@ -213,6 +213,40 @@ class _Pool:
                     finished(record)
                     progress(part[1] - part[0])
 
+    def _start(self) -> None:
+        """Ask for an actor; it gets work once it runs, for which there may never be room."""
+        if self._worker is None:
+            self._worker = ray.put(self.worker)
+        make = ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **self.executor.resources)
+        actor: Any = make.remote(self._worker)
+        self._starting[actor.ready.remote()] = actor
+
+    def _started(self, task: Any) -> None:
+        actor = self._starting.pop(task)
+        try:
+            ray.get(task)
+        except RayActorError as error:
+            logger.warning("a worker died while it started: %s", _first(error))
+            self._deaths_at_start += 1
+            if self._deaths_at_start > self.executor.max_deaths * self.count:
+                raise CuratorDaliError(f"workers die while they start, see Ray's logs: {_first(error)}") from error
+            self._start()
+        else:
+            self._idle.append(actor)
+
+    def _bury(self, actor: Any, part: Range, error: BaseException, deaths: int) -> None:
+        """An actor died, or is out of reach, with a part in its hands: see what the part has to do with it."""
+        logger.warning("the worker of samples %d to %d died: %s", part[0], part[1] - 1, _first(error))
+        ray.kill(actor)  # out of reach, it might go on
+        if deaths == self.executor.max_deaths:
+            self._left_out[part] = self._killers(part)  # in the place that the dead actor left free
+        elif deaths > self.executor.max_deaths:
+            raise CuratorDaliError(
+                f"samples {part[0]} to {part[1] - 1} of {self.worker.source.name} ended {deaths} workers, and decoding "
+                "them alone ends none: see Ray's logs (no memory?)"
+            ) from error
+        self._start()
+
     def _killers(self, part: Range) -> dict[int, str]:
         logger.warning("looking for what ends the workers of samples %d to %d", part[0], part[1] - 1)
         found = find_killers(self.worker, part, self.executor.resources)
@@ -222,7 +256,7 @@ class _Pool:
 
     def close(self) -> None:
         """End the actors."""
-        for actor in [*self._idle, *(actor for actor, _ in self._busy.values())]:
+        for actor in [*self._idle, *self._starting.values(), *(actor for actor, _ in self._busy.values())]:
             ray.kill(actor)
 
 

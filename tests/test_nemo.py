@@ -349,7 +349,7 @@ def ray_cluster() -> Iterator[None]:
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         patch.setenv(*mark.split("="))
         # Xenna asks the dashboard's server for the state of its actors
-        ray.init(num_cpus=8, object_store_memory=150 << 20, include_dashboard=True, log_to_driver=False)
+        ray.init("local", num_cpus=8, object_store_memory=150 << 20, include_dashboard=True, log_to_driver=False)
         try:
             yield
         finally:

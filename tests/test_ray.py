@@ -217,7 +217,7 @@ def test_a_node_that_goes_away_loses_nothing(
 ) -> None:
     extra = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     cluster.wait_for_nodes()
-    timer = threading.Timer(4.0, lambda: cluster.remove_node(extra, allow_graceful=False))
+    timer = threading.Timer(2.5, lambda: cluster.remove_node(extra, allow_graceful=False))
     timer.start()
     try:
         cd.curate(
@@ -225,7 +225,7 @@ def test_a_node_that_goes_away_loses_nothing(
             tmp_path / "out",
             stages=[Slow(), cd.Quality(), cd.Filter("sharpness", min=300.0)],
             device="cpu",
-            part_size=8,
+            part_size=PART,
             executor=RayExecutor(),
         )
     finally:
