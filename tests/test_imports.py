@@ -17,7 +17,7 @@ HEAVY = ["PIL", "cupy", "fsspec", "nvidia.dali", "nvidia.nvimgcodec", "pyarrow",
 
 # Module or folder -> what lies directly below it. What is further down may be imported as well.
 LAYERS: dict[str, set[str]] = {
-    "cli": {"bench", "curation", "demo", "display", "duplicates", "searching", "survey"},
+    "cli": {"ray", "bench", "curation", "demo", "display", "duplicates", "searching", "survey"},
     "duplicates": {"curation"},
     "searching": {"curation"},
     "ray": {"curation"},
