@@ -28,6 +28,7 @@ CHAINS: dict[str, tuple[T.Transform, ...]] = {
         T.RandomErasing(0.7),
     ),
     "ragged": (T.HorizontalFlip(), COLOURS, T.Rotate(90, "nearest"), T.RandomErasing(0.9, value=9.0)),
+    "policies": (T.AutoAugment(), T.RandAugment(), T.Resize((30, 24)), T.TrivialAugmentWide(interpolation="linear")),
     "normalised": (T.Resize(20), T.RandomResizedCrop((16, 20)), T.HorizontalFlip(), T.Normalize(), T.RandomErasing()),
 }
 EVERY = (
@@ -38,6 +39,9 @@ EVERY = (
     T.GaussianBlur(p=0.5),
     T.Rotate(30, p=0.6),
     T.RandomErasing(0.7),
+    T.AutoAugment(),
+    T.RandAugment(3, 7),
+    T.TrivialAugmentWide(),
 )
 COUNT = 26
 

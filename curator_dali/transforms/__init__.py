@@ -15,6 +15,7 @@ from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
 from curator_dali.transforms.mixing import CutMix, MixUp
 from curator_dali.transforms.normalize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Normalize
 from curator_dali.transforms.pillow import Grey, Thumbnail
+from curator_dali.transforms.policies import AutoAugment, RandAugment, TrivialAugmentWide
 from curator_dali.transforms.presets import clip, for_model, imagenet_eval, imagenet_train
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "CLIP_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "AutoAugment",
     "CenterCrop",
     "ColorJitter",
     "CutMix",
@@ -31,6 +33,7 @@ __all__ = [
     "MixUp",
     "Normalize",
     "Pad",
+    "RandAugment",
     "RandomErasing",
     "RandomGrayscale",
     "RandomResizedCrop",
@@ -40,6 +43,7 @@ __all__ = [
     "Thumbnail",
     "ToBucket",
     "Transform",
+    "TrivialAugmentWide",
     "apply",
     "clip",
     "for_model",
