@@ -80,7 +80,7 @@ class _Policy(RandomTransform):
         raise NotImplementedError
 
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        found = {}
+        found: dict[str, NDArray[Any]] = {}
         for i, (which, magnitude, sign) in enumerate(self.choose(uniforms, sizes)):
             signed = np.where(_SIGNED[which] & (sign < 0.5), -magnitude, magnitude)
             found |= {f"{i}.{name}": values for name, values in operation(which, signed, sizes).items()}
