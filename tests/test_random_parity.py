@@ -245,3 +245,9 @@ def test_what_cannot_be_mixed_is_refused(images: Any, targets: Any, kind: type[E
     for mix in (T.MixUp(4), T.CutMix(4)):
         with pytest.raises(kind, match=words):
             mix(images, targets, (0,))
+
+
+def test_views_of_larger_images_are_taken(photos: dict[str, NDArray[np.uint8]]) -> None:
+    photo = next(iter(photos.values()))
+    (ours,) = T.apply([photo[5:50, 7:60]], T.RandomGrayscale(0))
+    assert np.array_equal(ours, photo[5:50, 7:60])

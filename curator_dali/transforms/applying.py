@@ -64,7 +64,8 @@ def apply(
     pipeline.build()
     parts = []
     for first in range(0, len(rows), _AT_ONCE):
-        part = rows[first : first + _AT_ONCE]
+        # DALI takes no strides: views such as crops are copied
+        part = [image if image.flags.c_contiguous else image.copy() for image in rows[first : first + _AT_ONCE]]
         sizes = np.array([image.shape[:2] for image in part], np.int64)
         pipelines.feed(pipeline, part, plan.arguments(key, numbers[first : first + _AT_ONCE], sizes))
         (result,) = pipelines.collect(pipeline, device)
