@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["lower_some", "only_where", "some"]
+__all__ = ["either", "lower_some", "only_where", "some"]
 
 Branch = Callable[[Any, Mapping[str, Any]], Any]
 
@@ -42,3 +42,14 @@ def only_where(images: Any, predicate: Any, branch: Branch, parameters: Mapping[
     yes, no = conditional.split(images, predicate=predicate)
     chosen = {name: conditional.split(node, predicate=predicate)[0] for name, node in parameters.items()}
     return conditional.merge(branch(yes, chosen), no, predicate=predicate)
+
+
+def either(images: Any, predicate: Any, yes: Branch, no: Branch, parameters: Mapping[str, Any]) -> Any:
+    """`yes(images, parameters)` for the samples where `predicate` holds, `no` for the others; see `only_where`."""
+    from nvidia.dali import fn
+
+    conditional: Any = fn._conditional  # type: ignore[attr-defined]
+    chosen, others = conditional.split(images, predicate=predicate)
+    parts = {name: conditional.split(node, predicate=predicate) for name, node in parameters.items()}
+    done = yes(chosen, {name: part[0] for name, part in parts.items()})
+    return conditional.merge(done, no(others, {name: part[1] for name, part in parts.items()}), predicate=predicate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.transforms.base import Transform, pair
+from curator_dali.transforms.branching import either
 
 __all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "check_interpolation", "filter_arguments"]
 
@@ -72,8 +74,26 @@ def lower_resize(images: Any, height: Any, width: Any, interpolation: Interpolat
     from nvidia.dali import fn
 
     scale = filter_arguments(interpolation)
-    images = fn.resize(images, resize_x=_to_float(width), resize_y=_rows(images), **scale)
+    images = _narrowed(images, _to_float(width), scale)
     return fn.resize(images, resize_x=_columns(images), resize_y=_to_float(height), **scale)
+
+
+def _narrowed(images: Any, width: Any, scale: dict[str, Any]) -> Any:
+    """The horizontal pass, on a CPU as a vertical one of the transposed image where it shrinks: that is faster."""
+    from nvidia.dali import fn
+
+    def across(images: Any, own: Mapping[str, Any]) -> Any:
+        return fn.resize(images, resize_x=own.get("width", width), resize_y=_rows(images), **scale)
+
+    def down(images: Any, own: Mapping[str, Any]) -> Any:
+        turned = fn.transpose(images, perm=[1, 0, 2], transpose_layout=False)
+        narrow = fn.resize(turned, resize_x=_columns(turned), resize_y=own.get("width", width), **scale)
+        return fn.transpose(narrow, perm=[1, 0, 2], transpose_layout=False)
+
+    own = {} if isinstance(width, float) else {"width": width}
+    if images.device == "gpu" or not scale["antialias"]:
+        return across(images, own)
+    return either(images, _columns(images) > 1.1 * width, down, across, own)
 
 
 def filter_arguments(interpolation: Interpolation) -> dict[str, Any]:
