@@ -42,13 +42,17 @@ def test_clip_equals_transformers(crops: list[NDArray[np.uint8]]) -> None:
         expected = theirs["pixel_values"][0].transpose(1, 2, 0)
         assert ours.shape == expected.shape == (224, 224, 3)
         differences.append(np.abs(ours.astype(int) - expected.astype(int)))
-    within(np.stack(differences))
+    within(differences, crops)
 
 
-def within(difference: NDArray[np.int64]) -> None:
-    """2/255 for all but 1 value in 10,000, which lie at the border, and 8/255 for those."""
+def within(differences: list[NDArray[np.int64]], crops: list[NDArray[np.uint8]]) -> None:
+    """2/255 everywhere; where an image was enlarged, for all but 1 value in 10,000, and 4/255 for those."""
+    shrunk = np.array([min(crop.shape[:2]) > 224 for crop in crops])
+    difference = np.stack(differences)
+    assert 20 < shrunk.sum() < len(crops)
+    assert difference[shrunk].max() <= 2
     assert (difference > 2).mean() < 1e-4
-    assert difference.max() <= 8
+    assert difference.max() <= 4
     assert difference.mean() < 0.03
 
 
@@ -63,7 +67,7 @@ def test_clip_normalized_equals_transformers(crops: list[NDArray[np.uint8]]) -> 
         assert ours.dtype == np.float32
         assert ours.shape == expected.shape == (3, 224, 224)
         differences.append(np.round(np.abs(ours - expected) * scale).astype(int))
-    within(np.stack(differences))
+    within(differences, crops)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (31, 200), 48, (600, 700)])
@@ -153,3 +157,18 @@ def test_a_broken_pipeline_is_no_bad_image() -> None:
 def test_the_helper_encodes_without_loss() -> None:
     image = np.random.default_rng(1).integers(0, 256, (5, 12, 3), np.uint8)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(helpers.encode(image, "PNG")))), image)
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (8, 31), (16, 8), (20, 300), (1, 50), (50, 1)])
+@pytest.mark.parametrize("size", [(8, 8), (2, 3), (1, 1), (9, 30)])
+def test_small_images_have_pillows_border_too(
+    photos: dict[str, NDArray[np.uint8]], shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    height, width = shape
+    image = np.ascontiguousarray(photos["chelsea"][100 : 100 + height, 120 : 120 + width])
+    (ours,) = apply([image], transforms.Resize(size))
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+    difference = np.abs(ours.astype(int) - expected.astype(int))
+    if height > size[0] >= 8 and width > size[1] >= 8:
+        assert difference.max() <= 2
+    assert ours.shape == expected.shape

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.transforms.base import Transform, pair
+from curator_dali.transforms.borders import lower_borders
 from curator_dali.transforms.branching import either
 
 __all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "check_interpolation", "filter_arguments"]
@@ -23,8 +24,8 @@ class Resize(Transform):
     """Scale to a size, antialiased when reducing.
 
     Cubic runs as a horizontal and then a vertical pass, each rounded to uint8, as Pillow does: within 2/255 of
-    Pillow's bicubic but for a few values near the border (DALI's one-pass cubic is up to 11/255 away). Differs from
-    torchvision's `Resize` on tensors by the rounding between the passes.
+    Pillow's bicubic (DALI's one-pass cubic is up to 11/255 away), but for a few values near the border where it
+    enlarges, or runs on a GPU. Differs from torchvision's `Resize` on tensors by the rounding between the passes.
 
     Args:
         size: A number makes the shorter side so long and keeps the aspect ratio; the longer side is rounded down,
@@ -74,11 +75,13 @@ def lower_resize(images: Any, height: Any, width: Any, interpolation: Interpolat
     from nvidia.dali import fn
 
     scale = filter_arguments(interpolation)
-    images = _narrowed(images, _to_float(width), scale)
-    return fn.resize(images, resize_x=_columns(images), resize_y=_to_float(height), **scale)
+    cubic = interpolation == "cubic"
+    narrow = _narrowed(images, _to_float(width), scale, cubic)
+    low = fn.resize(narrow, resize_x=_columns(narrow), resize_y=_to_float(height), **scale)
+    return lower_borders(narrow, low) if cubic and images.device == "cpu" else low
 
 
-def _narrowed(images: Any, width: Any, scale: dict[str, Any]) -> Any:
+def _narrowed(images: Any, width: Any, scale: dict[str, Any], cubic: bool) -> Any:
     """The horizontal pass, on a CPU as a vertical one of the transposed image where it shrinks: that is faster."""
     from nvidia.dali import fn
 
@@ -88,12 +91,14 @@ def _narrowed(images: Any, width: Any, scale: dict[str, Any]) -> Any:
     def down(images: Any, own: Mapping[str, Any]) -> Any:
         turned = fn.transpose(images, perm=[1, 0, 2], transpose_layout=False)
         narrow = fn.resize(turned, resize_x=_columns(turned), resize_y=own.get("width", width), **scale)
+        if cubic:
+            narrow = lower_borders(turned, narrow)
         return fn.transpose(narrow, perm=[1, 0, 2], transpose_layout=False)
 
     own = {} if isinstance(width, float) else {"width": width}
     if images.device == "gpu" or not scale["antialias"]:
         return across(images, own)
-    return either(images, _columns(images) > 1.1 * width, down, across, own)
+    return either(images, _columns(images) > width, down, across, own)
 
 
 def filter_arguments(interpolation: Interpolation) -> dict[str, Any]:

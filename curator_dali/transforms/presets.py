@@ -23,7 +23,8 @@ _OWN_WAYS = ("preprocess", "_preprocess", "resize", "center_crop", "rescale", "n
 def clip(size: int = 224, *, normalize: bool = False) -> tuple[Transform, ...]:
     """CLIP's evaluation preprocessing: bicubic resize of the shorter side, centre crop, and (if wanted) normalise.
 
-    Equals transformers' `CLIPImageProcessor` within 2/255 but for the border, where it differs by up to 7/255.
+    Equals transformers' `CLIPImageProcessor` within 2/255, within 4/255 for images that are enlarged; on a GPU but for
+    the two outermost pixels, where it differs by up to 7/255.
 
     Args:
         size: Side of the square, in pixels.
