@@ -25,7 +25,7 @@ _DPI = 144
 _INK, _FAINT, _GROUND, _BAR = "#1f2328", "#6e7781", "#ffffff", "#4c86d8"
 _MOST_CLASSES = 10  # colours that are told apart
 _MOST_TEXTS = 20  # bars of texts
-_SHARE = 0.9  # of whole numbers with at most _MOST_CLASSES values: classes, not a scale
+_ROWS = 16_384  # of embeddings that are float64 at once
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,7 +133,9 @@ def project(batch: ImageBatch, method: str = "pca", seed: int = 0) -> NDArray[np
         return np.asarray(made.fit_transform(arrays.to_host(batch.embeddings)), np.float32)
     with torch.inference_mode():
         centred = torch.nan_to_num(embeddings - embeddings.nanmean(dim=0))
-        _, vectors = torch.linalg.eigh(centred.T.double() @ centred.double())
+        # in blocks, because float64 of a million rows is twice their memory again
+        covariance = sum(block.T.double() @ block.double() for block in torch.split(centred, _ROWS))
+        _, vectors = torch.linalg.eigh(covariance)
         axes = vectors[:, -2:].flip(1)
         if axes.shape[1] < 2:
             axes = torch.nn.functional.pad(axes, (0, 1))
