@@ -11,6 +11,8 @@ import importlib
 import sys
 import threading
 
+from curator_dali.interrupts import uninterrupted
+
 __all__ = ["import_whole"]
 
 
@@ -35,7 +37,8 @@ def import_whole(name: str) -> None:
             raised.append(error)
 
     thread = threading.Thread(target=run, name=f"curator-dali-import-{name}")
-    thread.start()
+    with uninterrupted():
+        thread.start()
     thread.join()
     if raised:
         raise raised[0]

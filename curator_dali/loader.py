@@ -20,6 +20,7 @@ from curator_dali.decoding import Decoded, Decoder, gate
 from curator_dali.display.loaders import loader_html
 from curator_dali.errors import ErrorList, ImageError, TooManyErrors
 from curator_dali.headers import MAX_PIXELS
+from curator_dali.interrupts import uninterrupted
 from curator_dali.joining import concat
 from curator_dali.ordering import order_of
 from curator_dali.prefetching import Pass
@@ -187,9 +188,10 @@ class ImageLoader:
         if self._decoder is None:
             self._decoder = self._make_decoder()
         ends: deque[int] = deque()
-        running = self._pass = Pass(
-            self._reads(ends), self.source, self._decoder, self._prefetch, self._keep_encoded, self._key
-        )
+        with uninterrupted():  # a pass that nobody knows of could not be stopped
+            running = self._pass = Pass(
+                self._reads(ends), self.source, self._decoder, self._prefetch, self._keep_encoded, self._key
+            )
         return self._batches(running, ends)
 
     @property

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.decoding import Decoded, Decoder, Gated, gate
+from curator_dali.interrupts import uninterrupted
 from curator_dali.sources.base import Source
 
 __all__ = ["Item", "Pass"]
@@ -50,32 +51,27 @@ class Pass:
         members: bool,
         key: tuple[int, int] = (0, 0),
     ) -> None:
-        self._stopping = threading.Event()
-        self._ready: queue.SimpleQueue[Item | BaseException | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore(prefetch + 1)  # one is the consumer's, until it asks for the next
+        self._shared = _Shared(prefetch + 1)  # one is the consumer's, until it asks for the next
         self._thread = threading.Thread(
-            target=_decode_all,
-            args=(reads, source, decoder, prefetch, members, key, self._ready, self._room, self._stopping),
+            target=_run,
+            args=(reads, source, decoder, prefetch, members, key, self._shared),
             name="curator-dali-decode",
             daemon=True,
         )
         self._over = False
         self._lent = False
-        weakref.finalize(self, _stop, self._thread, self._stopping, self._room)
-        try:
-            self._thread.start()  # waits for the thread, so an interrupt is likely to come here
-        except BaseException:
-            self.stop()
-            raise
+        with uninterrupted():
+            self._thread.start()
+            weakref.finalize(self, _stop, self._thread, self._shared)
 
     def take(self) -> Item | None:
         """The next decoded batch, or None at the end; raises what ended the threads."""
-        if self._over or self._stopping.is_set():
+        if self._over or self._shared.stopping:
             return None
         if self._lent:
-            self._room.release()
+            self._shared.room.put(None)
         self._lent = True
-        item = self._ready.get()
+        item = self._shared.ready.get()
         if item is None or isinstance(item, BaseException):
             self._over = True
         if isinstance(item, BaseException):
@@ -85,15 +81,65 @@ class Pass:
     def stop(self) -> None:
         """End the threads and wait for them. May be called again, and must be if the waiting was interrupted."""
         self._over = True
-        _stop(self._thread, self._stopping, self._room)
+        _stop(self._thread, self._shared)
 
 
-def _stop(thread: threading.Thread, stopping: threading.Event, room: threading.Semaphore) -> None:
-    stopping.set()
-    room.release()
-    if thread is not threading.current_thread():
-        with suppress(RuntimeError):  # it has not started yet: it will see that it must not
-            thread.join()
+class _Shared:
+    """What a pass's threads and its consumer tell each other by, whatever moment an interrupt comes.
+
+    `SimpleQueue` is written in C, where nothing interrupts it. Semaphores and events are Python: an interrupt inside
+    can leave them locked for good, and one inside `Thread.join` can make a thread that runs count as ended.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.ready: queue.SimpleQueue[Item | BaseException | None] = queue.SimpleQueue()
+        self.room: queue.SimpleQueue[None] = queue.SimpleQueue()  # holds one for each batch that may be made
+        for _ in range(room):
+            self.room.put(None)
+        self.stopping = False
+        self.ended = False
+        self.end: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes who waits for `ended`
+
+    def has_room(self, wait: bool) -> bool:
+        """Take the room for a batch."""
+        try:
+            self.room.get(block=wait)
+        except queue.Empty:
+            return False
+        return True
+
+
+def _stop(thread: threading.Thread, shared: _Shared) -> None:
+    shared.stopping = True
+    shared.room.put(None)
+    if thread is threading.current_thread():
+        return
+    while not shared.ended and _is_alive(thread):  # it is not in a process that was forked
+        with suppress(queue.Empty):
+            shared.end.get(timeout=0.1)
+    with uninterrupted():  # it returns from its last line
+        thread.join(timeout=5)
+
+
+def _is_alive(thread: threading.Thread) -> bool:
+    with uninterrupted():
+        return thread.is_alive()
+
+
+def _run(
+    reads: Iterator[NDArray[np.int64]],
+    source: Source,
+    decoder: Decoder,
+    prefetch: int,
+    members: bool,
+    key: tuple[int, int],
+    shared: _Shared,
+) -> None:
+    try:
+        _decode_all(reads, source, decoder, prefetch, members, key, shared)
+    finally:
+        shared.ended = True
+        shared.end.put(None)
 
 
 def _read(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> tuple[Gated, float, float]:
@@ -114,13 +160,9 @@ def _decode_all(
     prefetch: int,
     members: bool,
     key: tuple[int, int],
-    ready: queue.SimpleQueue[Item | BaseException | None],
-    room: threading.Semaphore,
-    stopping: threading.Event,
+    shared: _Shared,
 ) -> None:
     """The decoding thread: keeps `read_ahead` reads and `prefetch` batches under way, and hands them over in order."""
-    if stopping.is_set():  # the pass was interrupted while this thread started; the decoder may be another pass's now
-        return
     reading: deque[Future[tuple[Gated, float, float]]] = deque()
     times: deque[tuple[float, float]] = deque()
     readers = ThreadPoolExecutor(max(1, source.read_ahead), thread_name_prefix="curator-dali-read")
@@ -132,25 +174,25 @@ def _decode_all(
     def hand_over() -> None:
         began = time.perf_counter()
         decoded = decoder.collect()
-        ready.put(Item(decoded, *times.popleft(), time.perf_counter() - began))
+        shared.ready.put(Item(decoded, *times.popleft(), time.perf_counter() - began))
 
     try:
         read_on()
         while reading:
             # what is under way comes first when DALI's queue is full, or with no room left for another batch
-            while decoder.under_way >= prefetch or not room.acquire(blocking=not decoder.under_way):
+            while decoder.under_way >= prefetch or not shared.has_room(wait=not decoder.under_way):
                 hand_over()
-            if stopping.is_set():
+            if shared.stopping:
                 return
             gated, *spent = reading.popleft().result()
             read_on()
             times.append((spent[0], spent[1]))
             decoder.submit(gated, key)
-        while decoder.under_way and not stopping.is_set():
+        while decoder.under_way and not shared.stopping:
             hand_over()
-        ready.put(None)
+        shared.ready.put(None)
     except BaseException as error:  # handed to the consumer, whose thread is the one that counts
-        ready.put(error)
+        shared.ready.put(error)
     finally:
         for read in reading:
             read.cancel()

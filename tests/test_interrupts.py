@@ -11,7 +11,7 @@ import random, signal, sys, threading
 import curator_dali as cd
 
 def interrupt(*_):
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)  # what Ctrl-C and a notebook's stop button send
 
 signal.signal(signal.SIGALRM, interrupt)
 rng = random.Random(int(sys.argv[1]))
@@ -44,3 +44,22 @@ def test_every_pass_after_an_interrupt_is_whole(shards: list[Path]) -> None:
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
     assert int(answer.stdout) > 20
+
+
+def test_an_interrupt_waits_for_short_work() -> None:
+    code = """
+import signal
+from curator_dali.interrupts import uninterrupted
+done = []
+try:
+    with uninterrupted():
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+        done.append(2)
+    done.append(3)
+except KeyboardInterrupt:
+    print(done, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert answer.stdout == "[1, 2] True\n", answer.stderr
