@@ -14,6 +14,7 @@ def interrupt(*_):
     signal.raise_signal(signal.SIGINT)  # what Ctrl-C and a notebook's stop button send
 
 signal.signal(signal.SIGALRM, interrupt)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 rng = random.Random(int(sys.argv[1]))
 loader = cd.ImageLoader(sys.argv[2:], batch_size=16, device="cpu", shuffle=0)
 hits = 0
@@ -50,6 +51,7 @@ def test_an_interrupt_waits_for_short_work() -> None:
     code = """
 import signal
 from curator_dali.interrupts import uninterrupted
+signal.signal(signal.SIGINT, signal.default_int_handler)
 done = []
 try:
     with uninterrupted():
