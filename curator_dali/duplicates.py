@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from curator_dali import html
 from curator_dali.curation.finishing import Candidates
 from curator_dali.errors import OutputError
 from curator_dali.sinks import Manifest, RowFiles
@@ -49,6 +50,11 @@ class DuplicateGroup:
 
     number: int
     members: tuple[Member, ...]
+
+    def _repr_html_(self) -> str:
+        rows = [(member.image_id, member.status, member.reason, member.image_path) for member in self.members]
+        title = html.note(f"group {self.number}, {html.count(len(rows), 'image')}")
+        return html.block(title, html.table(["image", "status", "reason", "path"], rows))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from PIL import Image
 from curator_dali import arrays, transforms
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.display import thumbnails
+from curator_dali.duplicates import DuplicateGroup, Member
 from curator_dali.errors import ErrorList, ImageError
 from curator_dali.loader import ImageLoader
 from curator_dali.report import Report
@@ -202,6 +203,13 @@ def test_report_shows_where_samples_went() -> None:
     for text in ("flickr to out/", "−60", "−10", "1,000", "900", "90.0%", "decode 1.5", "500 a second"):
         assert text in joined, joined
     assert "not complete" in Report("a", "b", "cpu", 0, 0, complete=False)._repr_html_()
+
+
+def test_duplicates_are_a_table() -> None:
+    group = DuplicateGroup(3, (Member("a", "a.jpg", 0, "kept"), Member(EVIL, EVIL, 1, "dropped", EVIL)))
+    read = harmless(group._repr_html_())
+    assert "group 3, 2 images" in read.texts
+    assert {"a", "kept", "dropped"} <= set(read.texts)
 
 
 def test_errors_are_a_list_with_a_table() -> None:
