@@ -5,10 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator_dali.sampling import Shard, Shuffle, permute
+from curator_dali.sampling import Shard, Shuffle, permute, uniforms
 
 GOLDEN = [8, 9, 2, 7, 0, 4, 1, 3, 5, 6]
 GOLDEN_WINDOWED = [6, 0, 4, 5, 2, 3, 7, 1, 8, 9]
+PINNED = [
+    [0.659398632930239, 0.6972440462470633, 0.4289304442830103],
+    [0.4418450248728947, 0.8559239692746413, 0.009346807914858979],
+]
 
 
 def sizes_of(n: int, shards: int = 1) -> np.ndarray:
@@ -113,3 +117,23 @@ def test_rank_and_world_size_come_from_torchruns_environment(monkeypatch: pytest
     monkeypatch.delenv("RANK")
     with pytest.raises(ValueError, match="torchrun"):
         Shard.from_torch()
+
+
+def test_uniforms_are_uniform_and_independent() -> None:
+    """Neither a sample's numbers, nor those of neighbouring samples or epochs, move together."""
+    lanes = np.concatenate([place * (1 << 16) + np.arange(6) for place in range(3)])
+    drawn = uniforms((1, 2), np.arange(20_000), lanes)
+    assert drawn.shape == (18, 20_000)
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    assert np.abs(np.quantile(drawn, np.linspace(0, 1, 11), axis=1).T - np.linspace(0, 1, 11)).max() < 0.02
+    limit = 5 / 20_000**0.5  # of a correlation that is none
+    assert np.abs(np.corrcoef(drawn) - np.eye(18)).max() < limit
+    assert np.abs(np.corrcoef(drawn[:, 1:], drawn[:, :-1])[:18, 18:]).max() < limit
+    assert np.abs(np.corrcoef(uniforms((1, 3), np.arange(20_000), lanes), drawn)[:18, 18:]).max() < limit
+
+
+def test_uniforms_are_pinned() -> None:
+    """Another value here is another augmentation of every sample of every run that is resumed."""
+    drawn = uniforms((7, 1), np.array([0, 5, 10**12]), np.array([0, 1 << 16]))
+    assert drawn.tolist() == PINNED
