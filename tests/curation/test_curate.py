@@ -309,7 +309,6 @@ def test_a_stage_that_loses_images_is_refused(shards: list[Path], tmp_path: Path
         ({"embeddings": "float64"}, "embeddings is 'float64'"),
         ({"embeddings": True}, "put Embed among the stages"),
         ({"max_error_rate": 2}, "max_error_rate is 2"),
-        ({"executor": "ray"}, "curator_dali.ray, which is not there yet"),
         ({"executor": "dask"}, "executor is 'dask'"),
         ({"stages": [Filter("nsfw_score", max=1)]}, "put NSFW before it"),
         ({"stages": Quality()}, "give a list of stages"),
