@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from curator_dali import similarity
 from curator_dali.batch import ImageBatch
-from curator_dali.curation.rethresholding import reopen_source
 from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.joining import concat
 from curator_dali.loader import ImageLoader
+from curator_dali.reopening import reopen_source
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.sources import MemorySource, Subset

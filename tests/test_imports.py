@@ -17,7 +17,7 @@ HEAVY = ["PIL", "cupy", "fsspec", "nvidia.dali", "nvidia.nvimgcodec", "pyarrow",
 
 # Module or folder -> what lies directly below it. What is further down may be imported as well.
 LAYERS: dict[str, set[str]] = {
-    "cli": {"ray", "bench", "curation", "demo", "display", "duplicates", "searching", "survey"},
+    "cli": {"ray", "bench", "curation", "demo", "display", "duplicates", "reporting", "searching", "survey"},
     "duplicates": {"curation"},
     "searching": {"curation"},
     "ray": {"curation"},
@@ -27,7 +27,9 @@ LAYERS: dict[str, set[str]] = {
     "targets": {"sources"},
     "bench": {"loader"},
     "demo": {"curation", "display", "duplicates"},
-    "curation": {"loader", "stages", "sinks", "report"},
+    "curation": {"reporting", "stages"},
+    "reporting": {"loader", "reopening", "report", "stages"},
+    "reopening": {"sinks", "sources"},
     "loader": {"display", "joining", "ordering", "prefetching", "progress", "stats"},
     "joining": {"batch"},
     "stats": set(),

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--embeddings", choices=["float32", "float16"], nargs="?", const="float32", help="store them")
     output.add_argument("--no-tars", action="store_true", help="write Parquet only")
+    output.add_argument("--no-html", action="store_true", help="leave no report.html")
     output.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
     output.add_argument("--shard-bytes", type=size_in_bytes, metavar="SIZE", help="bytes in a tar, as 1GB")
     output.add_argument("--part-size", type=positive, metavar="N", help="samples done as a whole (default 8192)")
@@ -124,6 +125,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     options |= {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
     if arguments.no_tars:
         options["tars"] = False
+    if arguments.no_html:
+        options["html"] = False
     if arguments.embeddings:
         options["embeddings"] = arguments.embeddings
     options["device"] = device_of(options.get("device", "auto"))

@@ -1,4 +1,4 @@
-"""Commands on an output that is there: search, rethreshold, duplicates."""
+"""Commands on an output that is there: search, rethreshold, duplicates, report."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ __all__ = [
     "add_deduplicate",
     "add_duplicates",
     "add_limits",
+    "add_report",
     "add_rethreshold",
     "add_search",
     "deduplicate_of",
     "duplicates",
+    "report",
     "rethreshold",
     "search",
 ]
@@ -216,6 +218,26 @@ def duplicates(arguments: argparse.Namespace) -> int:
     if lines:
         print_rows(lines, indent="  ")
     _rest(len(groups) - len(listed))
+    return 0
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add what `report` takes."""
+    parser.add_argument("out", metavar="OUT", help="the output of a curation")
+    parser.add_argument("-o", "--to", type=Path, metavar="FILE", help="where (default OUT/report.html)")
+    parser.add_argument("--source", metavar="SRC", help="where the data set is, if it has moved")
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write report.html anew."""
+    from curator_dali.reporting import write_report
+
+    if arguments.to:
+        check_folder_of(arguments.to)
+    print(
+        "wrote "
+        + write_report(arguments.out, source=arguments.source, to=arguments.to, device=device_of(arguments.device))
+    )
     return 0
 
 

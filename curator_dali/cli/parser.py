@@ -66,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     outputs.add_search(
         command("search", outputs.search, "find images of an output by an image or a text", device, as_json)
     )
+    outputs.add_report(command("report", outputs.report, "write an output's report.html, pictures included", device))
     demo = command("demo", _demo, "load real photographs, some of them broken, and show what comes out", device)
     demo.add_argument("--out", type=Path, default=Path("curator-dali-demo"), help="folder (default curator-dali-demo)")
     return parser

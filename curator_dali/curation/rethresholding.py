@@ -27,17 +27,18 @@ from curator_dali.curation.finishing import (
     write_kept,
 )  # fmt: skip
 from curator_dali.curation.writing import Output
-from curator_dali.errors import OutputError, SourceError
+from curator_dali.errors import OutputError
 from curator_dali.files import write_file
+from curator_dali.reopening import reopen_source
 from curator_dali.report import Report, add_up
+from curator_dali.reporting import leave_report
 from curator_dali.sinks import Manifest, RowFiles, RowSchema
 from curator_dali.sinks.explain import join
 from curator_dali.sinks.parquet import EMBEDDING
-from curator_dali.sources import Source, open_source, reopen
 from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage, StageError
 from curator_dali.stages.earlier import embedder_lineage
 
-__all__ = ["reopen_source", "rethreshold", "stages_of"]
+__all__ = ["rethreshold", "stages_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def rethreshold(
     shard_samples: int | None = None,
     shard_bytes: int | None = None,
     embeddings: bool | Literal["float32", "float16"] | None = None,
+    html: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> Report:
     """Decide anew, by other stages, who stays of an output, from the scores, hashes and embeddings that it stores.
@@ -76,6 +78,7 @@ def rethreshold(
         shard_samples: Samples in a tar; None for one tar a part.
         shard_bytes: Bytes in a tar.
         embeddings: Whether to store the embeddings again, where there are any; None as `out` has them.
+        html: Whether to leave `report.html`, with pictures where the data set can be opened.
         progress: Called with the number of samples done since the last call.
 
     Raises:
@@ -142,6 +145,8 @@ def rethreshold(
                 **add_up([{"counts": part.counts, "info": part.info} for part in manifest.parts()], plan.labels),
             )
             write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
+            if html:
+                leave_report(manifest.folder, opened if opened is not None else source)
         return report
     finally:
         if opened is not None and opened is not source:
@@ -168,37 +173,6 @@ def stages_of(out: str | os.PathLike[str]) -> list[Stage]:
             )
         found.append(make_stage(settings, f"{out}: a stage"))
     return found
-
-
-def reopen_source(manifest: Manifest, source: Any = None) -> Source:
-    """The data set that an output is of.
-
-    Args:
-        manifest: The output's.
-        source: The data set, where it is known better than recorded.
-
-    Raises:
-        SourceError: It is not recorded how to open it, it is gone, or it is another one by now.
-    """
-    origin = manifest.run.get("origin")
-    if source is None and origin is None:
-        raise SourceError(
-            f"{manifest.folder} does not say how its data set is opened again (it was given as an object): give source="
-        )
-    try:
-        opened = reopen(origin) if source is None and origin is not None else open_source(source)
-    except SourceError as error:
-        hint = "" if source is not None else " If it has moved, give source="
-        raise SourceError(f"the data set of {manifest.folder} cannot be opened again: {error}.{hint}") from error
-    if opened.fingerprint != manifest.run["source"]:
-        name, samples = opened.name, len(opened)
-        if opened is not source:
-            opened.close()
-        raise SourceError(
-            f"{name!r} ({samples:,} samples) is not the data set that {manifest.folder} ({manifest.samples:,} samples) "
-            "was made of, or it was changed: give the same one as source=, or curate again"
-        )
-    return opened
 
 
 def judge(files: RowFiles, plan: Plan) -> Decisions:

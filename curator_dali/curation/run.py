@@ -22,7 +22,8 @@ from curator_dali.errors import OutputError
 from curator_dali.files import filesystem, is_remote, write_file
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.report import Report, add_up
-from curator_dali.sinks import Manifest, Part, RowSchema
+from curator_dali.reporting import NAME, leave_report
+from curator_dali.sinks import Manifest, Part, RowSchema, store
 from curator_dali.sinks.explain import join
 from curator_dali.sources import Source, open_source
 from curator_dali.stages import LOADED, STAGES, Plan, Stage, StageError, make_plan
@@ -66,6 +67,7 @@ class Curation:
         prefetch: int = 2,
         max_pixels: int = MAX_PIXELS,
         max_error_rate: float | None = None,
+        html: bool = True,
     ) -> None:
         self._executor = executor_of(executor)
         _check_counts(batch_size=batch_size, part_size=part_size, prefetch=prefetch, max_pixels=max_pixels)
@@ -90,7 +92,7 @@ class Curation:
         except BaseException:
             self.close()
             raise
-        self._part_size, self._tars = part_size, tars
+        self._part_size, self._tars, self._html = part_size, tars, html
         self._stored = "float32" if embeddings is True else embeddings or None
         self._limits = {"max_samples": shard_samples, "max_bytes": shard_bytes}
         self._loading = Loading(batch_size, num_threads, prefetch, max_pixels, max_error_rate)
@@ -162,6 +164,8 @@ class Curation:
                 raise
             report = self._report(manifest, earlier, time.perf_counter() - began)
             write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
+            if self._html and (earlier < report.samples or NAME not in store.names(manifest.folder)):
+                leave_report(manifest.folder, self.source, self.device)
         return report
 
     def worker(self, manifest: Manifest) -> Worker:
@@ -254,15 +258,17 @@ def curate(
     prefetch: int = 2,
     max_pixels: int = MAX_PIXELS,
     max_error_rate: float | None = None,
+    html: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> Report:
     """Take a data set through stages, and write who stays, and what is known of everybody.
 
     In the folder there will be tars with the original bytes of every member of the samples that stay, each with a
     `KEY.curation.json` of its scores; Parquet files with a row for every sample (id, path, size, kept, dropped or
-    failed, by which stage and why, every score, embeddings if asked for); `report.json`; and `_manifest/`, which knows
-    what is finished. A call with the same source, stages and outputs goes on where an earlier one was interrupted or
-    killed; how it is done (device, batches, parts, threads) may change.
+    failed, by which stage and why, every score, embeddings if asked for); `report.json`; `report.html`,
+    which shows all this with pictures; and `_manifest/`, which knows what is finished. A call with the same source,
+    stages and outputs goes on where an earlier one was interrupted or killed; how it is done (device, batches, parts,
+    threads) may change.
 
     Args:
         source: What `open_source` takes.
@@ -280,6 +286,7 @@ def curate(
         prefetch: Batches under way or waiting at once, besides the one in the stages.
         max_pixels: Larger images fail.
         max_error_rate: The share of failed samples, 0 to 1, above which the run ends.
+        html: Whether to leave `report.html`, with pictures.
         progress: Called with the number of samples done since the last call.
 
     Raises:
@@ -303,6 +310,7 @@ def curate(
         prefetch=prefetch,
         max_pixels=max_pixels,
         max_error_rate=max_error_rate,
+        html=html,
     ) as curation:
         return curation.run(progress)
 

@@ -1,10 +1,11 @@
 """HTML for notebooks and reports: pure functions on plain text and numbers, which know nothing of batches.
 
 `block` makes what a notebook shows in a cell's output, `page` a file for a browser; both take parts that `sheet`,
-`group`, `table`, `facts`, `bars`, `flow` and `histogram` make. All of them escape every text that they are given.
+`group`, `table`, `facts`, `bars`, `flow`, `histogram`, `section`, `figures` and `tiles` make. All of them escape every text that they are given.
 """
 
 from curator_dali.html.charts import bars, flow, histogram
+from curator_dali.html.layout import beside, contents, figures, section, tiles
 from curator_dali.html.page import block, page
 from curator_dali.html.sheet import Card, data_uri, group, sheet
 from curator_dali.html.tables import facts, table
@@ -13,17 +14,22 @@ from curator_dali.html.text import count, escape, note, number
 __all__ = [
     "Card",
     "bars",
+    "beside",
     "block",
+    "contents",
     "count",
     "data_uri",
     "escape",
     "facts",
+    "figures",
     "flow",
     "group",
     "histogram",
     "note",
     "number",
     "page",
+    "section",
     "sheet",
     "table",
+    "tiles",
 ]

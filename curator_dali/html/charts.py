@@ -32,7 +32,13 @@ def bars(counts: Mapping[str, int | float], total: float | None = None) -> str:
     return f'<table class="cd-table cd-bars"><tbody>{"".join(rows)}</tbody></table>'
 
 
-def flow(samples: int, dropped: Mapping[str, Mapping[str, int]], failed: Mapping[str, int], kept: int) -> str:
+def flow(
+    samples: int,
+    dropped: Mapping[str, Mapping[str, int]],
+    failed: Mapping[str, int],
+    kept: int,
+    most: int = 12,
+) -> str:
     """How many samples were left after each step of a curation, and why the others went.
 
     Args:
@@ -40,11 +46,12 @@ def flow(samples: int, dropped: Mapping[str, Mapping[str, int]], failed: Mapping
         dropped: Stage -> reason -> number, in the order of the stages.
         failed: Reason -> number of samples that could not be decoded; they go first.
         kept: What stayed.
+        most: Reasons of a stage that have a row each; all others share one.
     """
     rows: list[tuple[str, str, int | None, int]] = [("in", "", None, samples)]
     left = samples
     for stage, reasons in {"failed": failed, **dropped}.items():
-        for place, (reason, count) in enumerate(sorted(reasons.items(), key=lambda item: -item[1])):
+        for place, (reason, count) in enumerate(_largest(reasons, most)):
             left -= count
             rows.append(("" if place else stage, reason, count, left))
     rows.append(("kept", "", None, kept))
@@ -56,6 +63,13 @@ def flow(samples: int, dropped: Mapping[str, Mapping[str, int]], failed: Mapping
         for step, reason, count, left in rows
     )
     return f'<table class="cd-table cd-bars cd-flow"><tbody>{body}</tbody></table>'
+
+
+def _largest(reasons: Mapping[str, int], most: int) -> list[tuple[str, int]]:
+    ordered = sorted(reasons.items(), key=lambda item: -item[1])
+    rest = ordered[most:] if len(ordered) > most + 1 else []
+    others = [(f"{len(rest):,} other reasons", sum(count for _, count in rest))] if rest else []
+    return ordered[: len(ordered) - len(rest)] + others
 
 
 def histogram(
@@ -84,13 +98,17 @@ def histogram(
 
     parts = []
     for many, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
-        height = _HEIGHT * many / top
-        kind = "cd-b" if lowest <= (left + right) / 2 <= highest else "cd-o"
-        parts.append(
-            f'<rect class="{kind}" x="{x(left):.1f}" y="{_HEIGHT - height:.1f}" '
-            f'width="{max(x(right) - x(left) - 1, 0.5):.1f}" height="{height:.1f}">'
-            f"<title>{number(float(left))} to {number(float(right))}: {many:,}</title></rect>"
-        )
+        height = max(_HEIGHT * many / top, 1 if many else 0)  # one image of a million is seen, too
+        # a bar that a bound goes through has two colours
+        cuts = [left, *(bound for bound in (lowest, highest) if left < bound < right), right]
+        title = f"<title>{number(float(left))} to {number(float(right))}: {many:,}</title>"
+        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+            kind = "cd-b" if lowest <= (begin + end) / 2 <= highest else "cd-o"
+            gap = 1 if end == right else 0
+            parts.append(
+                f'<rect class="{kind}" x="{x(begin):.1f}" y="{_HEIGHT - height:.1f}" '
+                f'width="{max(x(end) - x(begin) - gap, 0.5):.1f}" height="{height:.1f}">{title}</rect>'
+            )
     for bound in keep:
         if bound is not None and low <= bound <= high:
             at = x(bound)

@@ -61,15 +61,35 @@ background:var(--cd-bar)}
 .cd svg{display:block;max-width:100%;height:auto;overflow:visible}.cd svg .cd-b{fill:var(--cd-bar)}
 .cd svg .cd-o{fill:var(--cd-line)}.cd svg line{stroke:var(--cd-faint)}.cd svg .cd-t{stroke:var(--cd-bad);stroke-width:2}
 .cd svg text{fill:var(--cd-faint);font:11px system-ui,sans-serif}
-.cd.cd.cd .cd-bars th{white-space:normal}
+.cd.cd.cd .cd-bars th{white-space:normal;overflow-wrap:break-word}
+.cd.cd.cd .cd-flow th{min-width:76px}
 @media(max-width:560px){.cd.cd.cd .cd-flow td.cd-track{display:none}
 .cd.cd.cd .cd-table td,.cd.cd.cd .cd-table th{padding-right:9px}
 .cd.cd.cd table.cd-sheet{--h:92px;gap:12px 8px}}
 """
-_PAGE = """:root{color-scheme:light dark;--cd-page:#fff;--cd-ink:#1f2328}
-@media(prefers-color-scheme:dark){:root{--cd-page:#0f1216;--cd-ink:#e4e8ec}}
+_PAGE = """:root{color-scheme:light dark;--cd-page:#fff;--cd-ink:#1f2328;--cd-link:#2460b8}
+@media(prefers-color-scheme:dark){:root{--cd-page:#0f1216;--cd-ink:#e4e8ec;--cd-link:#7db0f5}}
 body{margin:0;padding:20px clamp(14px,4vw,48px) 48px;background:var(--cd-page);color:var(--cd-ink)}
-.cd{margin:0 auto}.cd h1{font-size:20px;line-height:1.3;margin:0 0 12px}"""
+.cd{margin:0 auto}.cd h1{font-size:22px;line-height:1.3;margin:0 0 4px}
+.cd h2{font-size:17px;line-height:1.3;margin:0 0 10px;padding-top:22px;border-top:1px solid var(--cd-line)}
+.cd section{margin-top:30px}.cd h2 span{color:var(--cd-faint);font-weight:400;font-size:13px}
+.cd section h3{margin-top:18px}.cd h2+h3,.cd section figure h3,.cd section .cd-note+h3{margin-top:0}
+.cd nav ul{display:flex;flex-wrap:wrap;gap:4px 18px;list-style:none;margin:16px 0 0;padding:0}
+.cd a{color:var(--cd-link)}
+.cd .cd-tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:16px 0 0}
+.cd .cd-tiles>div{background:var(--cd-plate);border-radius:6px;padding:10px 14px}
+.cd .cd-tiles dt{color:var(--cd-faint)}.cd .cd-tiles dd{margin:0;font-size:22px;line-height:1.3;font-weight:600;
+font-variant-numeric:tabular-nums}.cd .cd-tiles dd span{font-size:13px;font-weight:400;color:var(--cd-faint)}
+.cd .cd-figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:26px 40px}
+.cd figure{margin:0;min-width:0}.cd figcaption{color:var(--cd-faint);font-size:12px;margin-top:4px}
+.cd .cd-warn{border-left:3px solid var(--cd-bad);padding:2px 0 2px 12px;margin:16px 0 0}
+.cd .cd-figures svg{width:100%}
+.cd .cd-beside{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr));gap:20px 32px}
+.cd .cd-beside h3{margin:0 0 8px}.cd .cd-beside>div{min-width:0}
+@media(max-width:560px){.cd .cd-tiles{grid-template-columns:1fr 1fr}.cd .cd-figures svg text{font-size:16px}}
+@media print{:root{color-scheme:light;--cd-page:#fff;--cd-ink:#1f2328}body{padding:0}.cd nav{display:none}
+.cd figure,.cd .cd-sheet td,.cd tr{break-inside:avoid}.cd h2,.cd h3{break-after:avoid}
+.cd *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}"""
 
 
 def block(*parts: str) -> str:

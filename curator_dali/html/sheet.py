@@ -73,9 +73,10 @@ def sheet(cards: Sequence[Card], wide: bool = False) -> str:
     return f'<table class="cd-sheet{extra}" role="list"><tbody role="presentation">{body}</tbody></table>'
 
 
-def group(title: str, cards: Sequence[Card], note: str = "") -> str:
+def group(title: str, cards: Sequence[Card], note: str = "", level: int = 4) -> str:
     """A heading and its images side by side: the duplicates of one picture, or what one rule dropped."""
-    return f"<h4>{escape(title)}{f' <span>{escape(note)}</span>' if note else ''}</h4>{sheet(cards)}"
+    about = f" <span>{escape(note)}</span>" if note else ""
+    return f"<h{level}>{escape(title)}{about}</h{level}>{sheet(cards)}"
 
 
 def _aspect(card: Card) -> float:

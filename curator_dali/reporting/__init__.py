@@ -1,0 +1,7 @@
+"""A curation's report: `report.html`, and what a `Report` shows in a notebook."""
+
+from __future__ import annotations
+
+from curator_dali.reporting.writing import NAME, leave_report, load_report, write_report
+
+__all__ = ["NAME", "leave_report", "load_report", "write_report"]

@@ -1,0 +1,164 @@
+"""`report.html`: an output in one file that a browser shows without any other."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from typing import Any
+
+from curator_dali import html
+from curator_dali.errors import CuratorDaliError, SourceError
+from curator_dali.files import write_file
+from curator_dali.reopening import reopen_source
+from curator_dali.report import Report, add_up
+from curator_dali.reporting import pictures, sections
+from curator_dali.reporting.cards import cards_of
+from curator_dali.reporting.reasons import Kinds, thresholds
+from curator_dali.reporting.scan import Row, Scan, scan
+from curator_dali.sinks import Manifest, RowFiles, store
+from curator_dali.sinks.explain import join
+
+__all__ = ["NAME", "leave_report", "load_report", "write_report"]
+
+logger = logging.getLogger(__name__)
+
+NAME = "report.html"
+_BUDGET = 1_000_000  # bytes of all thumbnails; a third more as base64
+_MOST_SAMPLES = 24  # reasons with pictures
+
+
+def load_report(out: str | os.PathLike[str]) -> Report:
+    """The report of an output that is there, finished or not: the counts of its parts, the rest of its `report.json`.
+
+    Raises:
+        OutputError: There is no output, or it is of another version.
+    """
+    manifest = Manifest.load(os.fspath(out))
+    return _report(manifest, os.fspath(out))
+
+
+def write_report(
+    out: str | os.PathLike[str], *, source: Any = None, to: str | os.PathLike[str] | None = None, device: str = "auto"
+) -> str:
+    """Write `report.html` for an output that is there, from what lies in its folder and some pictures of its data set.
+
+    In memory are a block of rows, a few thousand rows of the samples, and the thumbnails.
+
+    Args:
+        out: The output's folder or URL.
+        source: The data set, where the output does not say how to open it, or it has moved. Without one that can be
+            opened there are no pictures, and the report says why.
+        to: The file or URL to write; by default `report.html` in the folder.
+        device: Where to decode the pictures.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        OutputError: There is no output, it is damaged or of another version, or the file cannot be written.
+        SourceError: `source` was given, and is not the output's.
+    """
+    manifest = Manifest.load(os.fspath(out))
+    report = _report(manifest, os.fspath(out))
+    found = _scan(manifest, report)
+    missing = ""
+    shots: dict[int, pictures.Picture] = {}
+    try:
+        shots = _pictures(manifest, found, source, device)
+    except SourceError as error:
+        if source is not None:
+            raise
+        missing = str(error)
+    target = join(manifest.folder, NAME) if to is None else os.fspath(to)
+    write_file(target, _page(report, manifest, found, shots, missing).encode("utf-8"))
+    return target
+
+
+def _report(manifest: Manifest, out: str) -> Report:
+    told = json.loads(store.read(join(manifest.folder, "report.json")) or b"{}")
+    parts = [{"counts": part.counts, "info": part.info} for part in manifest.parts()]
+    timed = [name for part in parts[:1] for name in part["info"].get("seconds", {})]
+    labels = [name for name in dict.fromkeys([*timed, *told.get("dropped", {})]) if name not in ("decode", "write")]
+    return Report(
+        source=told.get("source", "not known"),
+        out=out,
+        device=told.get("device", "not known"),
+        earlier=told.get("earlier", 0),
+        seconds=told.get("seconds", 0.0),
+        complete=not manifest.missing(),
+        lineage=manifest.run.get("lineage", {}),
+        version=manifest.run.get("version", ""),
+        **add_up(parts, labels),
+    )
+
+
+def _scan(manifest: Manifest, report: Report) -> Scan:
+    if not report.samples:
+        return Scan()
+    return scan(RowFiles(manifest.folder), Kinds(manifest.run.get("settings", {}), report.dropped))
+
+
+def _pictures(manifest: Manifest, found: Scan, source: Any, device: str) -> dict[int, pictures.Picture]:
+    rows: list[Row] = [row for group in found.groups for row in group.rows]
+    kinds = 0
+    for key, some in found.samples.items():
+        kinds += key[0] == "dropped"
+        rows += some if key[0] == "kept" or (key[0] == "dropped" and kinds <= _MOST_SAMPLES) else []
+    if not rows:
+        return {}
+    opened = reopen_source(manifest, source)
+    try:
+        return pictures.take(opened, (row["index"] for row in rows), device)
+    finally:
+        if opened is not source:
+            opened.close()
+
+
+def _page(report: Report, manifest: Manifest, found: Scan, shots: dict[int, pictures.Picture], missing: str) -> str:
+    limits = thresholds(manifest.run.get("settings", {}))
+    scores = list(limits) or [name for name in found.scores if name not in ("width", "height")]
+    cards = functools.partial(
+        cards_of,
+        pictures=shots,
+        sources=pictures.encode(shots, _BUDGET),
+        scores=scores,
+        without="no picture" if missing else "cannot be decoded now",
+    )
+    kept = next((rows for key, rows in found.samples.items() if key[0] == "kept"), [])
+    parts = {
+        "flow": ("Flow", sections.flow(report)),
+        "scores": ("Scores", sections.distributions(found, limits)),
+        "kept": ("Kept", sections.kept(report, kept, cards)),
+        "dropped": ("Dropped", sections.dropped(report, found.samples, cards)),
+        "duplicates": ("Duplicates", sections.alike(found, cards)),
+        "failed": ("Failed", sections.failed(report, found.samples, cards)),
+        "throughput": ("Throughput", sections.throughput(report)),
+        "lineage": ("Models and settings", sections.lineage(report, manifest.run)),
+    }
+    parts = {name: part for name, part in parts.items() if part[1]}
+    notes = []
+    if not report.complete:
+        lacking = manifest.samples - report.samples
+        notes.append(f"Not complete: {html.count(lacking, 'sample')} of {manifest.samples:,} are missing.")
+    if missing:
+        notes.append(f"Without pictures: {missing}")
+    return html.page(
+        f"Curation of {report.source}",
+        [
+            html.note(f"{report.out} · {report.device} · curator_dali {report.version}"),
+            *(f'<p class="cd-warn">{html.escape(note, 1000)}</p>' for note in notes),
+            sections.head(report),
+            html.contents({name: title for name, (title, _) in parts.items()}),
+            *(part for _, part in parts.values()),
+        ],
+    )
+
+
+def leave_report(out: str, source: Any = None, device: str = "auto") -> None:
+    """`write_report` at the end of a curation, which it does not fail: what was curated is there and finished."""
+    try:
+        write_report(out, source=source, device=device)
+    except (CuratorDaliError, OSError, ImportError, RuntimeError, ValueError) as error:
+        logger.warning("%s could not be written: %s", NAME, error)
