@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from curator_dali.joining import concat
     from curator_dali.loader import ImageLoader
     from curator_dali.report import Report
+    from curator_dali.reporting import write_report
     from curator_dali.sampling import Buckets, Position, Shard, Shuffle
     from curator_dali.searching import Found, search
     from curator_dali.sources import (
@@ -93,6 +94,7 @@ _HOME = {
     "search": "searching",
     "stages_of": "curation",
     "write_errors": "errors",
+    "write_report": "reporting",
 }
 
 __all__ = [
@@ -143,6 +145,7 @@ __all__ = [
     "stages_of",
     "transforms",
     "write_errors",
+    "write_report",
 ]
 
 

@@ -32,7 +32,7 @@ curator-dali demo: made by `curator-dali demo`, which rewrites this folder; dele
 
 shards/    a small WebDataset: four tars, a sample is KEY.jpg with KEY.json, KEY.txt and KEY.cls beside it
 sheet.png  a contact sheet of what was loaded
-curated/   what a small curation kept of it, and what it knows of every sample
+curated/   what a small curation kept of it, and what it knows of every sample; report.html shows it
 
 The images are crops, reduced in size, of photographs that scikit-learn and scikit-image carry; their README files
 name the authors (china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0).
@@ -252,6 +252,7 @@ def _curate(pattern: str, out: Path, device: str, built: Built) -> Iterator[str]
     yield f"Wrote    {out}: {tars} tars with the original bytes of what was kept, each with a .curation.json of its"
     yield f"         scores, and {report.parts} Parquet files with a row for all {report.samples}, the broken ones too"
     again = curate(pattern, out, stages=stages, device=device, batch_size=16, part_size=96, embeddings=embeds)
+    yield f"Report   {out / 'report.html'}: the flow, scores with their thresholds, and pictures of all this"
     yield f"Again    the same call found everything finished, in {again.seconds:.1f} s; so it goes on after a kill"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from curator_dali import html
+from curator_dali.counts import Count, Counts
 
 __all__ = ["Report", "add_up"]
 
@@ -17,7 +19,8 @@ class Report:
     """What a curation did.
 
     The counts are of the whole output, also of parts that an earlier run had finished; `kept`, what was dropped and
-    what failed add up to `samples`.
+    what failed add up to `samples`. These three can be looked at, also in another session (`Report.load`), as long as
+    the data set is there: `report.kept.show()`, `report.failed.show()`, `report.dropped("nsfw_score").show()`.
 
     Attributes:
         source: Name of the data set.
@@ -41,9 +44,9 @@ class Report:
     out: str
     device: str
     samples: int
-    kept: int
-    dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    failed: Mapping[str, int] = field(default_factory=dict)
+    kept: Count
+    dropped: Counts = field(default_factory=Counts)
+    failed: Counts = field(default_factory=Counts)
     stages: Mapping[str, float] = field(default_factory=dict)
     parts: int = 0
     earlier: int = 0
@@ -51,6 +54,22 @@ class Report:
     complete: bool = True
     lineage: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
+
+    def __post_init__(self) -> None:
+        kinds = {"kept": Count(self.kept), "dropped": Counts(self.dropped), "failed": Counts(self.failed)}
+        for name, counted in kinds.items():
+            object.__setattr__(self, name, counted.of(self.out, name, tuple(self.stages)))
+
+    @classmethod
+    def load(cls, out: str | os.PathLike[str]) -> Report:
+        """The report of an output that is there, finished or not.
+
+        Raises:
+            OutputError: There is no output, or it is of another version.
+        """
+        from curator_dali.reporting import load_report
+
+        return load_report(out)
 
     @property
     def num_dropped(self) -> int:
@@ -69,8 +88,9 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, as plain values for JSON."""
+        plain = {"kept": int(self.kept), "dropped": dict(self.dropped), "failed": dict(self.failed)}
         counts = {"num_dropped": self.num_dropped, "num_failed": self.num_failed}
-        return {**asdict(self), **counts, "images_per_second": self.images_per_second}
+        return {**asdict(self), **plain, **counts, "images_per_second": self.images_per_second}
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """A table for a terminal: what, number, share of all samples, and why or how long."""

@@ -42,7 +42,8 @@ LAYERS: dict[str, set[str]] = {
     "stages": {"batch", "models", "similarity", "sinks", "sources.samples", "transforms"},
     "sinks": {"batch"},
     "display": {"batch", "html", "similarity"},
-    "report": {"batch", "html"},
+    "report": {"batch", "counts", "html"},
+    "counts": set(),
     "sources": {"sources.base", "sources.samples", "batch"},
     "sources.base": {"batch"},
     "sources.samples": set(),
@@ -64,8 +65,9 @@ LAYERS: dict[str, set[str]] = {
     "errors": {"files", "html"},
     "files": set(),
 }
-# Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`.
-MAY_LOOK_UP = {"viewing": {"display", "fields"}}
+# Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`, a
+# report's call `reporting`.
+MAY_LOOK_UP = {"viewing": {"display", "fields"}, "counts": {"reporting"}, "report": {"reporting"}}
 # Modules that exist for the sake of a library may import it when they are imported themselves.
 MAY_BE_HEAVY = {"torch", "ray", "nemo"}
 

@@ -1,7 +1,7 @@
 """HTML for notebooks and reports: pure functions on plain text and numbers, which know nothing of batches.
 
-`block` makes what a notebook shows in a cell's output, `page` a file for a browser; both take parts that `sheet`,
-`group`, `table`, `facts`, `bars`, `flow`, `histogram`, `section`, `figures` and `tiles` make. All of them escape every text that they are given.
+`block` makes what a notebook shows in a cell's output, `page` a file for a browser; both take parts that the other
+functions make. All of them escape every text that they are given.
 """
 
 from curator_dali.html.charts import bars, flow, histogram

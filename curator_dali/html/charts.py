@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -102,7 +103,7 @@ def histogram(
         # a bar that a bound goes through has two colours
         cuts = [left, *(bound for bound in (lowest, highest) if left < bound < right), right]
         title = f"<title>{number(float(left))} to {number(float(right))}: {many:,}</title>"
-        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for begin, end in itertools.pairwise(cuts):
             kind = "cd-b" if lowest <= (begin + end) / 2 <= highest else "cd-o"
             gap = 1 if end == right else 0
             parts.append(

@@ -36,10 +36,10 @@ def contents(sections: Mapping[str, str]) -> str:
 
 def tiles(values: Sequence[tuple[str, str, str]]) -> str:
     """Numbers to be seen first: (number, what it is, a remark) each."""
-    items = "".join(
-        f"<div><dt>{escape(what)}</dt><dd>{escape(number)}{f' <span>{escape(remark)}</span>' if remark else ''}</dd></div>"
-        for number, what, remark in values
-    )
+    items = ""
+    for number, what, remark in values:
+        beside = f" <span>{escape(remark)}</span>" if remark else ""
+        items += f"<div><dt>{escape(what)}</dt><dd>{escape(number)}{beside}</dd></div>"
     return f'<dl class="cd-tiles">{items}</dl>'
 
 

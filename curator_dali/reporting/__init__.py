@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from curator_dali.reporting.selection import Selection
 from curator_dali.reporting.writing import NAME, leave_report, load_report, write_report
 
-__all__ = ["NAME", "leave_report", "load_report", "write_report"]
+__all__ = ["NAME", "Selection", "leave_report", "load_report", "write_report"]

@@ -94,8 +94,8 @@ def _range(values: NDArray[np.float64], counts: NDArray[np.int64], bounds: list[
     span = (high - low) or abs(low) * 0.1 or 1.0
     near = [bound for bound in bounds if low - _FAR * span <= bound <= high + _FAR * span]
     low, high = min(low, *near, low), max(high, *near, high)
-    low = float(values[0]) if values[0] >= low - span / 4 else low
-    high = float(values[-1]) if values[-1] <= high + span / 4 else high
+    low = min(low, float(values[0])) if values[0] >= low - span / 4 else low
+    high = max(high, float(values[-1])) if values[-1] <= high + span / 4 else high
     return (low, high) if high > low else (low - span / 2, high + span / 2)
 
 

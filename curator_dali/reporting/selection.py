@@ -1,0 +1,309 @@
+"""`Selection`: some samples of an output, by what became of them: a table, a contact sheet, a batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali import html
+from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.display import Sheet
+from curator_dali.errors import SourceError
+from curator_dali.fields import order
+from curator_dali.joining import concat
+from curator_dali.loader import ImageLoader
+from curator_dali.reopening import reopen_source
+from curator_dali.reporting import pictures
+from curator_dali.reporting.cards import cards_of
+from curator_dali.reporting.reasons import Kinds, thresholds
+from curator_dali.reporting.scan import priority
+from curator_dali.sinks import Manifest, RowFiles
+from curator_dali.sources import Subset
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+__all__ = ["Selection", "select"]
+
+_BUDGET = 200_000  # bytes of JPEG in one display, as a batch's
+_NO_COLUMNS = ("image_id", "image_path", "embedding")
+
+
+@dataclass(frozen=True, repr=False)
+class Selection:
+    """Samples of an output that were kept, dropped or failed, of all reasons or of some.
+
+    Attributes:
+        out: The output.
+        status: "kept", "dropped" or "failed".
+        title: What they are, in words.
+        count: How many.
+        stages: The stages that dropped them; None for all.
+        kind: The kind of reason; None for all.
+    """
+
+    out: str
+    status: str
+    title: str
+    count: int
+    stages: frozenset[str] | None = None
+    kind: str | None = None
+    source: Any = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def to_table(self) -> pa.Table:
+        """Their rows as a `pyarrow.Table`: every column of the output but the embeddings."""
+        import pyarrow as pa
+
+        files = RowFiles(self.out)
+        names = [name for name in files.schema.names if name != "embedding"]
+        schema = pa.schema([files.schema.field(name) for name in names])
+        return pa.Table.from_batches([block.take(rows) for block, rows in self._blocks(files, names)], schema)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`to_table()` as a pandas frame.
+
+        Raises:
+            ImportError: pandas is not installed: `pip install 'curator-dali[notebook]'`.
+        """
+        try:
+            import pandas  # noqa: F401 - pyarrow's own message does not say what to install
+        except ImportError as error:
+            raise ImportError(f"to_pandas() needs pandas ({error}): pip install 'curator-dali[notebook]'") from error
+        frame: pd.DataFrame = self.to_table().to_pandas()
+        return frame
+
+    def show(
+        self, n: int = 24, *, sort_by: str | None = None, descending: bool = False, device: str = "auto", seed: int = 0
+    ) -> Sheet:
+        """A contact sheet of some of them, from the data set that the output is of; a table of text in a terminal.
+
+        Args:
+            n: How many.
+            sort_by: A column: the first in its order. By default some by chance, the same every time.
+            descending: Whether the highest value comes first.
+            device: Where to decode.
+            seed: Of the chance.
+
+        Raises:
+            KeyError: The output has no such column.
+        """
+        rows = self._rows(self._chosen(n, sort_by, descending, seed)).to_pylist()
+        shots: dict[int, pictures.Picture] = {}
+        problem = ""
+        if rows and self.status != "failed":
+            try:
+                shots = self._pictures([row["index"] for row in rows], device)
+            except SourceError as error:
+                if self.source is not None:
+                    raise
+                problem = str(error)
+        limits = list(thresholds(Manifest.load(self.out).run.get("settings", {})))
+        scores = list(dict.fromkeys([*([sort_by] if sort_by else []), *limits]))
+        cards = cards_of(
+            rows,
+            shots,
+            pictures.encode(shots, _BUDGET),
+            scores,
+            without="no picture" if problem else "cannot be decoded",
+        )
+        rest = self.count - len(rows)
+        hidden = f"{html.count(rest, 'more image')} not shown" if rest > 0 else ""
+        head = f"{self.title}: {html.count(self.count, 'image')}"
+        parts = [html.note(head), *([html.note(f"Without pictures: {problem}")] if problem else []), html.sheet(cards)]
+        lines = [f"  {row['image_id']}  {row['reason'] or ''}".rstrip() for row in rows[:20]]
+        plain = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+        return Sheet(
+            (*parts, *([html.note(hidden)] if hidden else [])), "\n".join([head, *plain, *([hidden] * bool(hidden))])
+        )
+
+    def load(
+        self,
+        n: int | None = None,
+        *,
+        sort_by: str | None = None,
+        descending: bool = False,
+        images: bool = True,
+        transforms: Sequence[Any] = (),
+        device: str = "auto",
+        seed: int = 0,
+    ) -> ImageBatch:
+        """A batch of them, with every column of the output, and the embeddings if it stores them.
+
+        Args:
+            n: How many; None for all. Chosen as `show` does.
+            sort_by: See `show`.
+            descending: See `show`.
+            images: Whether to decode them (those that cannot be are left out), or to leave pixels out.
+            transforms: What to do to the images.
+            device: Where to decode.
+            seed: Of the chance.
+
+        Raises:
+            SourceError: The data set cannot be opened again.
+        """
+        indices = self._chosen(self.count if n is None else n, sort_by, descending, seed)
+        table = self._rows(indices, embeddings=True)
+        columns = {name: _values(table[name]) for name in table.column_names if name not in _NO_COLUMNS}
+        embeddings = None
+        if "embedding" in table.column_names and not table["embedding"].null_count and len(table):
+            flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            embeddings = flat.reshape(len(table), -1).astype(np.float32)
+        pairs = zip(table["image_path"].to_pylist(), table["image_id"].to_pylist(), strict=True)
+        data = [ImageObject(path, key) for path, key in pairs]
+        told = ImageBatch(self.title, self.out, data, embeddings=embeddings, columns=columns)
+        return self._decoded(told, indices, transforms, device) if images and len(told) else told
+
+    def _decoded(
+        self, told: ImageBatch, indices: NDArray[np.int64], transforms: Sequence[Any], device: str
+    ) -> ImageBatch:
+        source = reopen_source(Manifest.load(self.out), self.source)
+        batches = []
+        try:
+            chosen = Subset(source, indices)
+            with ImageLoader(chosen, batch_size=64, device=device, transforms=transforms) as loader:
+                for decoded, batch in loader.steps():
+                    if batch is not None:
+                        known = told[decoded.encoded.indices[decoded.rows]]
+                        batch.columns, batch.embeddings = known.columns, known.embeddings
+                        batches.append(batch)
+        finally:
+            if source is not self.source:
+                source.close()
+        return concat(batches) if batches else ImageBatch(self.title, self.out)
+
+    def _pictures(self, indices: Sequence[int], device: str) -> dict[int, pictures.Picture]:
+        source = reopen_source(Manifest.load(self.out), self.source)
+        try:
+            return pictures.take(source, indices, device)
+        finally:
+            if source is not self.source:
+                source.close()
+
+    def _chosen(self, n: int, sort_by: str | None, descending: bool, seed: int) -> NDArray[np.int64]:
+        """Indices of at most n of them, in the order that they are wanted in."""
+        if n < 0:
+            raise ValueError(f"n is {n}; give the number of images, at least 0")
+        if not self.count:
+            return np.empty(0, np.int64)
+        files = RowFiles(self.out)
+        if sort_by is not None and sort_by not in files.schema.names:
+            raise KeyError(f"the output has no column {sort_by!r}; it has {', '.join(files.schema.names)}")
+        names = ["index", *([sort_by] if sort_by not in (None, "index") else [])]
+        blocks = [block.take(rows) for block, rows in self._blocks(files, names)]
+        index = np.concatenate([block.column(0).to_numpy() for block in blocks] or [np.empty(0, np.int64)])
+        if sort_by is None:
+            return np.sort(index[np.argsort(priority(index, seed), kind="stable")[:n]])
+        values = np.empty(len(index), object)
+        values[:] = [value for block in blocks for value in block.column(len(names) - 1).to_pylist()]
+        found: NDArray[np.int64] = index[order(values, descending)[:n]]
+        return found
+
+    def _rows(self, indices: NDArray[np.int64], embeddings: bool = False) -> Any:
+        """The rows of some indices, in their order."""
+        import pyarrow as pa
+
+        if not len(indices) and not self.count:
+            return pa.table({"index": [], "image_id": [], "image_path": [], "reason": []})
+        files = RowFiles(self.out)
+        names = [name for name in files.schema.names if name != "embedding" or embeddings]
+        taken = []
+        for block in files.batches(names):
+            mine = np.flatnonzero(np.isin(block.column(names.index("index")).to_numpy(), indices))
+            taken.append(block.take(pa.array(mine)))
+        table = pa.Table.from_batches(taken, pa.schema([files.schema.field(name) for name in names]))
+        place = {index: row for row, index in enumerate(table["index"].to_pylist())}
+        return table.take(pa.array([place[index] for index in indices.tolist()], pa.int64()))
+
+    def _blocks(self, files: RowFiles, names: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+        """Blocks of columns, each with the places of the rows that are meant."""
+        import pyarrow as pa
+
+        kinds = Kinds(Manifest.load(self.out).run.get("settings", {}), {})
+        extra = [name for name in ("status", "stage", "reason") if name not in names]
+        for block in files.batches([*names, *extra]):
+            status, stage, reason = (block.column(block.schema.names.index(n)) for n in ("status", "stage", "reason"))
+            rows = np.flatnonzero(np.array(status.to_pylist(), object) == self.status)
+            if self.stages is not None or self.kind is not None:
+                told = zip(stage.take(rows).to_pylist(), reason.take(rows).to_pylist(), strict=True)
+                meant = [self._is_meant(kinds, at or "", why or "") for at, why in told]
+                rows = rows[np.array(meant, bool)]
+            yield block.select(list(names)), pa.array(rows)
+
+    def _is_meant(self, kinds: Kinds, stage: str, reason: str) -> bool:
+        if self.stages is not None and stage not in self.stages:
+            return False
+        return self.kind is None or kinds(self.status, stage, reason) == self.kind
+
+    def _repr_html_(self) -> str:
+        return self.show()._repr_html_()
+
+    def __repr__(self) -> str:
+        return f"Selection({self.title}: {html.count(self.count, 'image')}; .show(), .to_table(), .load())"
+
+
+def select(
+    out: str | os.PathLike[str],
+    status: str,
+    which: str | None,
+    counts: Mapping[str, Any],
+    stages: Sequence[str] = (),
+    total: int | None = None,
+    source: Any = None,
+) -> Selection:
+    """The samples of a status, of all reasons or of some.
+
+    Args:
+        out: The output.
+        status: "kept", "dropped" or "failed".
+        which: A stage, its field, or a reason; None for all.
+        counts: Of "dropped": stage -> reason -> number; of "failed": reason -> number.
+        stages: All stages there were, also those that dropped nothing.
+        total: How many there are, where `counts` does not say.
+        source: The data set.
+
+    Raises:
+        KeyError: Nothing is called `which`.
+    """
+    out = os.fspath(out)
+    nested = counts if status == "dropped" else {"": counts}
+    sizes = {(stage, kind): count for stage, kinds in nested.items() for kind, count in kinds.items()}
+    if which is None:
+        return Selection(out, status, status, sum(sizes.values()) if total is None else total, source=source)
+    mine = frozenset(
+        stage for stage in {*(stages if status == "dropped" else ()), *nested} if stage and _is_of(stage, which)
+    )
+    if mine:
+        count = sum(size for (stage, _), size in sizes.items() if stage in mine)
+        return Selection(out, status, f"{status} by {', '.join(sorted(mine))}", count, mine, source=source)
+    count = sum(size for (_, kind), size in sizes.items() if kind == which)
+    if not count:
+        known = [*dict.fromkeys([*nested, *(kind for _, kind in sizes)])]
+        raise KeyError(f"nothing was {status} by {which!r}; there are {', '.join(filter(None, known)) or 'no reasons'}")
+    return Selection(out, status, f"{status}: {which}", count, None, which, source)
+
+
+def _is_of(stage: str, which: str) -> bool:
+    """Whether a stage's label is the one named, or the one of the field named, or another of that name."""
+    name = stage.partition(" #")[0]
+    return which in (stage, name) or name.endswith(f"({which})")
+
+
+def _values(column: Any) -> NDArray[Any]:
+    """A column as a batch has it."""
+    import pyarrow as pa
+
+    if column.null_count and not pa.types.is_floating(column.type):
+        values = np.empty(len(column), object)
+        values[:] = column.to_pylist()
+        return values
+    array: NDArray[Any] = column.to_numpy()
+    return array
