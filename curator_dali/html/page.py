@@ -62,7 +62,8 @@ background:var(--cd-bar)}
 .cd svg .cd-o{fill:var(--cd-line)}.cd svg line{stroke:var(--cd-faint)}.cd svg .cd-t{stroke:var(--cd-bad);stroke-width:2}
 .cd svg text{fill:var(--cd-faint);font:11px system-ui,sans-serif}
 .cd.cd.cd .cd-bars th{white-space:normal;overflow-wrap:break-word}
-.cd.cd.cd .cd-flow th{min-width:76px}
+.cd.cd.cd .cd-flow th{min-width:76px}.cd.cd.cd .cd-flow td{overflow-wrap:anywhere}
+.cd.cd.cd .cd-flow th+td{min-width:7em}
 @media(max-width:560px){.cd.cd.cd .cd-flow td.cd-track{display:none}
 .cd.cd.cd .cd-table td,.cd.cd.cd .cd-table th{padding-right:9px}
 .cd.cd.cd table.cd-sheet{--h:92px;gap:12px 8px}}

@@ -76,11 +76,12 @@ class Sketch:
         total = int(counts.sum())
         low, high = _range(values, counts, [bound for bound in bounds if bound is not None])
         step = _step((high - low) / bars)
-        anchor = next((bound for bound in bounds if bound is not None), 0.0)
+        anchor = next((bound for bound in bounds if bound is not None and low <= bound <= high), 0.0)
         first, last = math.floor((low - anchor) / step + 1e-9), math.ceil((high - anchor) / step - 1e-9)
         if anchor + last * step <= high:  # the largest value is within the last bar
             last += 1
-        edges = [round(anchor + number * step, 12) for number in range(first, last + 1)]
+        digits = 3 - math.floor(math.log10(step))
+        edges = [round(anchor + number * step, digits) for number in range(first, last + 1)]
         place = np.floor((values - edges[0]) / step + 1e-9).astype(np.int64)
         held = np.bincount(np.clip(place, 0, len(edges) - 2), counts, minlength=len(edges) - 1).astype(np.int64)
         below, above = int(counts[place < 0].sum()), int(counts[place > len(edges) - 2].sum())

@@ -15,6 +15,7 @@ from tests.display.conftest import EVIL
 
 VOID = {"img", "meta"}
 TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h3", "h4", "p", "div", "span", "bdi", "img"}
+TAGS |= {"h2", "section", "nav", "ul", "li", "a", "dl", "dt", "dd", "figure", "figcaption"}
 TAGS |= {"table", "thead", "tbody", "tr", "th", "td", "svg", "rect", "line", "text"}
 
 
@@ -54,7 +55,9 @@ def harmless(text: str) -> Reader:
         assert tag in TAGS
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
-            if name in ("src", "href"):
+            if name == "href":
+                assert str(value).startswith("#"), value
+            if name == "src":
                 assert str(value).startswith("data:image/jpeg;base64,"), value
     return read
 
@@ -71,6 +74,10 @@ def everything(text: str) -> str:
         html.flow(10, {text: {text: 1}}, {text: 2}, 7),
         html.histogram([1, 2], [0, 1, 2], text, (0.5, None)),
         html.note(text),
+        html.tiles([(text, text, text)]),
+        html.contents({text: text}),
+        html.section("a", text, html.figures([(text, html.note(text), text)]), note=text),
+        html.beside([html.group(text, [card], text, 3)]),
     )
 
 
@@ -156,6 +163,26 @@ def test_flow_counts_down_to_what_was_kept() -> None:
     numbers = re.findall(r"cd-num'>([^<%]*)</td><td class='cd-num'>([\d,]+)<", text)
     assert numbers == [("", "1,000"), ("−1", "999"), ("−200", "799"), ("−30", "769"), ("", "769")]
     assert "0.0%" in html.flow(0, {}, {}, 0)
+
+
+def test_flow_of_very_many_reasons_adds_the_small_ones_up() -> None:
+    text = html.flow(1000, {"Own": {f"reason {n}": n for n in range(1, 41)}}, {}, 180)
+    assert len(re.findall("<tr>", text)) == 12 + 1 + 2
+    assert "28 other reasons" in text
+    assert "−406" in text  # 1 + 2 + ... + 28
+    assert "other reasons" not in html.flow(91, {"Own": {f"reason {n}": n for n in range(1, 14)}}, {}, 0)
+
+
+def test_a_bar_that_a_bound_goes_through_has_both_colours() -> None:
+    kinds = re.findall(r'rect class="(cd-.)" x="([\d.]+)"', html.histogram([5, 5], [0, 1, 2], "a", (0.5, None)))
+    assert kinds == [("cd-o", "0.0"), ("cd-b", "130.0"), ("cd-b", "260.0")]
+
+
+def test_sections_have_anchors_and_empty_ones_are_left_out() -> None:
+    assert html.section("a-1", "Title") == ""
+    assert html.section("a-1", "Title", "<p>x</p>").startswith('<section id="a-1"><h2>')
+    with pytest.raises(ValueError, match="letters, digits and hyphens"):
+        html.section('"><b>', "Title", "x")
 
 
 def test_histogram_draws_what_is_kept_in_colour() -> None:
