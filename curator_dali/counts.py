@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from curator_dali.reporting.selection import Selection
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = ["Count", "Counts"]
 
@@ -24,8 +20,8 @@ class _Selectable:
         self._out, self._status, self._stages = out, status, stages
         return self
 
-    def __call__(self, which: str | None = None, *, source: Any = None) -> Selection:
-        """The samples, to look at or to load: `report.dropped("nsfw_score").show()`.
+    def __call__(self, which: str | None = None, *, source: Any = None) -> Any:
+        """The samples, a `reporting.Selection` to look at or to load: `report.dropped("nsfw_score").show()`.
 
         Args:
             which: Of what was dropped: a stage ("Filter(nsfw_score)"), the field that it looks at ("nsfw_score"), or a

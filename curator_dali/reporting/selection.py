@@ -119,7 +119,7 @@ class Selection:
         hidden = f"{html.count(rest, 'more image')} not shown" if rest > 0 else ""
         head = f"{self.title}: {html.count(self.count, 'image')}"
         parts = [html.note(head), *([html.note(f"Without pictures: {problem}")] if problem else []), html.sheet(cards)]
-        lines = [f"  {row['image_id']}  {row['reason'] or ''}".rstrip() for row in rows[:20]]
+        lines = [f"  {card.title}  {' · '.join(card.facts) or card.missing}" for card in cards[:20]]
         plain = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
         return Sheet(
             (*parts, *([html.note(hidden)] if hidden else [])), "\n".join([head, *plain, *([hidden] * bool(hidden))])

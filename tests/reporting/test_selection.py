@@ -76,7 +76,8 @@ def test_a_sheet_in_the_order_of_a_score(report: Report) -> None:
     assert text.count("<img") == 4
     assert str(expected[0]["reason"]).replace("<", "&lt;") in text
     assert "not shown" in text
-    assert repr(sheet).splitlines()[1] == f"  {expected[0]['image_id']}  {expected[0]['reason']}"
+    first = expected[0]
+    assert repr(sheet).splitlines()[1] == "  {image_id}  {width} × {height} · {reason}".format(**first)
     assert "<img" in report.kept()._repr_html_()
 
 
