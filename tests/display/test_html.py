@@ -69,7 +69,7 @@ def everything(text: str) -> str:
         html.sheet([card, picture]),
         html.group(text, [card], text),
         html.table([text, "b"], [[text, 1], [None, 2]]),
-        html.facts({text: text, "empty": "", "none": None}),
+        html.facts({f"name {text}": text, "empty": "", "none": None}),
         html.bars({text: 3}, 10),
         html.flow(10, {text: {text: 1}}, {text: 2}, 7),
         html.histogram([1, 2], [0, 1, 2], text, (0.5, None)),
