@@ -109,6 +109,8 @@ def test_it_ends_with_a_curation_by_real_weights(tmp_path: Path, monkeypatch: py
     assert "Curated  Embed -> NSFW -> Filter(nsfw_score) -> Quality -> Filter(sharpness) -> Filter(entropy)" in text
     assert re.search(rf"^ +in +{demo.SAMPLES} +100.0%", text, re.MULTILINE)
     assert "Without" not in text
+    assert f"Report   {tmp_path / 'curated' / 'report.html'}: " in text
+    assert "<img" in (tmp_path / "curated" / "report.html").read_text()
     rows = read_rows(tmp_path / "curated")
     built = demo.build(tmp_path)
     assert {row["image_id"] for row in rows if row["status"] == "failed"} == set(built.planted)
