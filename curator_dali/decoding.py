@@ -228,8 +228,7 @@ class Decoder:
         """Drop the pipelines; what they decoded stays valid."""
         self._pillow.shutdown(wait=True, cancel_futures=True)
         self._under_way.clear()
-        pipelines.abandon(self._pipelines)
-        self._pipelines = {}
+        pipelines.close(self._pipelines)
 
     def _decode_alone(self, batch: _UnderWay, row: int) -> list[Any] | None:
         """One image of a failed batch through DALI: a batch of one, or None if it is the bad one."""

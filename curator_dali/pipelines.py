@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from curator_dali import arrays
+from curator_dali.interrupts import uninterrupted
 
-__all__ = ["abandon", "collect", "declare", "feed", "new_pipeline"]
+__all__ = ["close", "collect", "declare", "feed", "new_pipeline"]
 
 _started_in: int | None = None
 """The process that built the first pipeline. DALI's threads do not survive a fork: a child would wait for ever."""
@@ -84,7 +85,12 @@ def collect(pipeline: Any, device: str) -> list[Any]:
         return [arrays.from_dali(output) for output in outputs]
 
 
-def abandon(pipelines: Any) -> None:
-    """Keep pipelines for ever if they are a forked child's from its parent."""
+def close(pipelines: dict[str, Any]) -> None:
+    """Shut pipelines down and forget them; what they decoded stays valid.
+
+    DALI does it in `Pipeline.__del__`, where Python would lose a Ctrl-C: an exception there is printed and dropped.
+    """
     if _started_in not in (None, os.getpid()):
-        _inherited.append(pipelines)
+        _inherited.extend(pipelines.values())
+    with uninterrupted():
+        pipelines.clear()

@@ -65,3 +65,24 @@ except KeyboardInterrupt:
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert answer.stdout == "[1, 2] True\n", answer.stderr
+
+
+def test_an_interrupt_while_a_pipeline_is_shut_down_is_not_lost() -> None:
+    code = """
+import signal
+from curator_dali import pipelines
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Pipeline:
+    def __del__(self):  # DALI's shuts the pipeline down, for milliseconds
+        signal.raise_signal(signal.SIGINT)
+        print("shut down")
+
+kept = {"batch": Pipeline(), "single": Pipeline()}
+try:
+    pipelines.close(kept)
+except KeyboardInterrupt:
+    print(kept)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert answer.stdout == "shut down\nshut down\n{}\n", answer.stderr

@@ -51,7 +51,9 @@ class Kernel:
         """Run a cell: `text` printed, `data` of its last value, `error` raised; interrupt it once it printed a text."""
         answer: dict[str, Any] = {"text": "", "data": {}, "error": ""}
         request = self.client.execute(code)
+        deadline = time.monotonic() + 120
         while True:
+            assert time.monotonic() < deadline, f"the cell still runs: {code}\n{answer['text'][-2000:]}"
             message = self.client.get_iopub_msg(timeout=20)
             if message["parent_header"].get("msg_id") != request:
                 continue
