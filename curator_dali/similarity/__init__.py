@@ -12,15 +12,14 @@ from curator_dali.similarity.cosine import nearest
 from curator_dali.similarity.digests import content_hash, pixel_hash, same_digests
 from curator_dali.similarity.grouping import Groups, Keep, Linkage, group, keep_order
 from curator_dali.similarity.hamming import near_between, near_pairs
-from curator_dali.similarity.hashes import DHASH_VIEW, PHASH_VIEW, dhash, from_hex, grey, phash, to_hex
+from curator_dali.similarity.hashes import HASH_VIEW, dhash, from_hex, grey, phash, to_hex
 from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs
 from curator_dali.similarity.semantic import divide, pairs_between, similar_pairs
 from curator_dali.similarity.vectors import bad_rows
 
 __all__ = [
-    "DHASH_VIEW",
+    "HASH_VIEW",
     "MAX_PAIRS",
-    "PHASH_VIEW",
     "Clusters",
     "Combined",
     "Groups",

@@ -14,23 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import to_torch
-from curator_dali.transforms import Grey, Thumbnail, Transform
+from curator_dali.similarity.lanczos import reduce
+from curator_dali.transforms import Grey, Transform
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DHASH_VIEW", "PHASH_VIEW", "dhash", "from_hex", "grey", "phash", "to_hex"]
+__all__ = ["HASH_VIEW", "dhash", "from_hex", "grey", "phash", "to_hex"]
 
-PHASH_VIEW: tuple[Transform, ...] = (Grey(), Thumbnail(32))
-"""What to make of whole images for `phash`, as imagehash does: grey first, then Pillow's Lanczos.
-
-Within 2 bits of `imagehash.phash` of the whole image for 75 of 75 photographs (0.1 to 12 megapixels; 74 equal) and for
-99.35% of 1,375 images, most of them crops of these photographs down to 96 pixels; `DHASH_VIEW` for `dhash` for 75 of 75
-(72 equal) and 99.27%. With `Resize((32, 32), "lanczos")` of the colours it would be 73 of 75 and 89% (71% for dhash):
-what differs are crops with little in them, where rounding decides bits.
-"""
-DHASH_VIEW: tuple[Transform, ...] = (Grey(), Thumbnail((8, 9)))
-"""What to make of whole images for `dhash`: 9 pixels wide, 8 high."""
+HASH_VIEW: tuple[Transform, ...] = (Grey(),)
+"""What to ask a loader for: whole images in grey, which `phash` and `dhash` are fastest with."""
 
 _SIZE, _LOW = 32, 8  # imagehash's 8 x 8 of a 32 x 32 transform
 _AT_ONCE = 1024  # images; 8 MB as float64
@@ -65,20 +58,21 @@ def grey(images: Any) -> torch.Tensor:
 def phash(images: Any) -> NDArray[np.uint64]:
     """pHash: which of the 8 x 8 lowest frequencies of a two-dimensional DCT-II are above their median.
 
-    Bit-equal to `imagehash.phash` of the same 32 x 32 grey pixels, on every device. Where rounding decides (blank,
-    mirrored or striped images: coefficients that ought to be equal), the image is transformed again on the host by
-    SciPy, as imagehash does it.
+    Bit-equal to `imagehash.phash` of the same pixels, on every device. Where rounding decides (blank, mirrored or
+    striped images: coefficients that ought to be equal), the image is transformed again on the host by SciPy, as
+    imagehash does it.
 
     Args:
-        images: (N, 32, 32) or (N, 32, 32, 1) grey, or (N, 32, 32, 3) RGB; uint8; numpy, CuPy or torch.
+        images: Whole images, or what Pillow's Lanczos made of them in 32 x 32: (N, H, W, 3) RGB, (N, H, W, 1) or
+            (N, H, W) grey, or a list of (H, W, 3), (H, W, 1) or (H, W) of any sizes; uint8; numpy, CuPy or torch.
 
     Raises:
-        ValueError: Another size or dtype.
+        ValueError: Another dtype or shape, or an image without pixels.
         ImportError: SciPy is needed for such an image and is not installed.
     """
     import torch
 
-    pixels = _sized(images, (_SIZE, _SIZE), "phash")
+    pixels = _reduced(images, (_SIZE, _SIZE))
     basis = _basis(str(pixels.device))
     hashes = np.empty(len(pixels), np.uint64)
     for start in range(0, len(pixels), _AT_ONCE):
@@ -99,12 +93,12 @@ def dhash(images: Any) -> NDArray[np.uint64]:
     """dHash: where the brightness rises from one pixel to its right neighbour. Bit-equal to `imagehash.dhash`.
 
     Args:
-        images: (N, 8, 9) or (N, 8, 9, 1) grey, or (N, 8, 9, 3) RGB (height 8, width 9); uint8; numpy, CuPy or torch.
+        images: As in `phash`; what is small already is 9 pixels wide and 8 high.
 
     Raises:
-        ValueError: Another size or dtype.
+        ValueError: Another dtype or shape, or an image without pixels.
     """
-    pixels = _sized(images, (8, 9), "dhash")
+    pixels = _reduced(images, (8, 9))
     return _pack((pixels[:, :, 1:] > pixels[:, :, :-1]).flatten(1))
 
 
@@ -132,13 +126,15 @@ def from_hex(texts: Iterable[str]) -> NDArray[np.uint64]:
     return np.array(values, np.uint64)
 
 
-def _sized(images: Any, size: tuple[int, int], name: str) -> torch.Tensor:
-    pixels = grey(images)
-    if pixels.shape[1:] != size:
-        raise ValueError(
-            f"{name} needs images of {size[0]} x {size[1]} (height x width), not {pixels.shape[1]} x {pixels.shape[2]}"
-        )
-    return pixels
+def _reduced(images: Any, size: tuple[int, int]) -> torch.Tensor:
+    """(N, height, width) uint8 grey, as Pillow's Lanczos makes it of whole images."""
+    import torch
+
+    if not isinstance(images, list):
+        return reduce(grey(images), size)
+    if not images:
+        return torch.empty((0, *size), dtype=torch.uint8)
+    return torch.cat([reduce(grey(image[None]), size) for image in to_torch(images)])
 
 
 @cache

@@ -142,9 +142,8 @@ class Deduplicate(GlobalSelector):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """Whole images for the hash of pixels; small grey ones for a perceptual hash."""
-        view = similarity.PHASH_VIEW if self.hash == "phash" else similarity.DHASH_VIEW
-        near = [view] if self.near is not None else []
+        """Whole images for the hash of pixels, and in grey for a perceptual hash."""
+        near = [similarity.HASH_VIEW] if self.near is not None else []
         return (*([_PIXELS] if self.exact in (True, "pixels") else []), *near)
 
     @property
@@ -184,7 +183,7 @@ class Deduplicate(GlobalSelector):
             batch.columns["pixel_hash"] = _texts(similarity.to_hex(similarity.pixel_hash(batch.to_torch(_PIXELS))))
         if self.near is not None:
             hashed = similarity.phash if self.hash == "phash" else similarity.dhash
-            batch.columns[self.hash] = hashed(batch.to_torch(self.views[-1]))
+            batch.columns[self.hash] = hashed(batch.to_torch(similarity.HASH_VIEW))
         return batch
 
     def decide(self, scored: Scored) -> tuple[NDArray[np.object_], Mapping[str, NDArray[Any]]]:

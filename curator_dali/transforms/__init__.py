@@ -14,7 +14,7 @@ from curator_dali.transforms.distortions import GaussianBlur, RandomErasing, Rot
 from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
 from curator_dali.transforms.mixing import CutMix, MixUp
 from curator_dali.transforms.normalize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Normalize
-from curator_dali.transforms.pillow import Grey, Thumbnail
+from curator_dali.transforms.pillow import Grey
 from curator_dali.transforms.policies import AutoAugment, RandAugment, TrivialAugmentWide
 from curator_dali.transforms.presets import clip, for_model, imagenet_eval, imagenet_train
 
@@ -40,7 +40,6 @@ __all__ = [
     "RandomTransform",
     "Resize",
     "Rotate",
-    "Thumbnail",
     "ToBucket",
     "Transform",
     "TrivialAugmentWide",

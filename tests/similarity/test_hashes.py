@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from curator_dali import transforms
-from curator_dali.similarity import DHASH_VIEW, PHASH_VIEW, dhash, from_hex, grey, phash, to_hex
+from curator_dali.similarity import HASH_VIEW, dhash, from_hex, grey, phash, to_hex
 from tests import helpers
 
 Hash = Callable[..., NDArray[np.uint64]]
 CASES = [
-    pytest.param(phash, imagehash.phash, (32, 32), PHASH_VIEW, id="phash"),
-    pytest.param(dhash, imagehash.dhash, (9, 8), DHASH_VIEW, id="dhash"),
+    pytest.param(phash, imagehash.phash, (32, 32), id="phash"),
+    pytest.param(dhash, imagehash.dhash, (9, 8), id="dhash"),
 ]
 
 
@@ -54,12 +54,11 @@ def degenerate() -> NDArray[np.uint8]:
     return np.stack(found).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("ours", "peer", "size", "view"), CASES)
+@pytest.mark.parametrize(("ours", "peer", "size"), CASES)
 def test_bit_equal_from_the_same_small_image(
     ours: Hash,
     peer: Callable[..., imagehash.ImageHash],
     size: tuple[int, int],
-    view: object,
     images: list[NDArray[np.uint8]],
 ) -> None:
     pixels = np.concatenate([small(images, size), degenerate()[:, : size[1], : size[0]]])
@@ -70,26 +69,27 @@ def test_bit_equal_from_the_same_small_image(
     assert len(set(expected)) > len(images)
 
 
-@pytest.mark.parametrize(("ours", "peer", "size", "view"), CASES)
-def test_near_from_the_whole_image(
+@pytest.mark.parametrize(("ours", "peer", "size"), CASES)
+def test_bit_equal_from_the_whole_image(
     ours: Hash,
     peer: Callable[..., imagehash.ImageHash],
     size: tuple[int, int],
-    view: tuple[transforms.Transform, ...],
     images: list[NDArray[np.uint8]],
 ) -> None:
-    expected = from_hex(str(peer(Image.fromarray(image))) for image in images)
-    apart = np.bitwise_count(ours(transforms.apply(images, view)) ^ expected)
-    assert apart[:9].max() <= 2
-    assert (apart <= 2).mean() >= 0.99
-    assert (apart == 0).mean() > 0.9
+    assert to_hex(ours(images)) == theirs(peer, images)
+    crops = [image[:130, :128].copy() for image in images if min(image.shape[:2]) >= 130]
+    assert to_hex(ours(np.stack(crops))) == theirs(peer, crops)
+    # DALI's grey is off by one here and there
+    apart = np.bitwise_count(ours(transforms.apply(images, HASH_VIEW)) ^ ours(images))
+    assert apart.max() <= 2
+    assert (apart == 0).mean() > 0.97
 
 
 def test_alike_is_near_and_different_is_far(photos: dict[str, NDArray[np.uint8]]) -> None:
     whole = list(photos.values())
     smaller = [np.asarray(Image.fromarray(p).resize((p.shape[1] * 2 // 3, p.shape[0] * 2 // 3))) for p in whole]
-    for ours, view in ((phash, PHASH_VIEW), (dhash, DHASH_VIEW)):
-        a, b = (ours(transforms.apply(some, view)) for some in (whole, smaller))
+    for ours in (phash, dhash):
+        a, b = ours(whole), ours(smaller)
         apart = np.bitwise_count(a[:, None] ^ b)
         assert np.diag(apart).max() <= 6 < apart[~np.eye(len(a), dtype=bool)].min()
 
@@ -102,17 +102,17 @@ def test_colours_become_grey_as_in_pillow(photos: dict[str, NDArray[np.uint8]]) 
     assert to_hex(phash(thumbnails)) == theirs(imagehash.phash, thumbnails)
 
 
-@pytest.mark.parametrize(("ours", "peer", "size", "view"), CASES)
-def test_none_and_many(ours: Hash, peer: object, size: tuple[int, int], view: object) -> None:
-    assert ours(np.empty((0, size[1], size[0]), np.uint8)).shape == (0,)
+@pytest.mark.parametrize(("ours", "peer", "size"), CASES)
+def test_none_and_many(ours: Hash, peer: object, size: tuple[int, int]) -> None:
+    assert ours(np.empty((0, size[1], size[0]), np.uint8)).shape == ours([]).shape == (0,)
     many = np.random.default_rng(0).integers(0, 256, (2500, size[1], size[0]), np.uint8)  # more than one block
     one_by_one = np.concatenate([ours(many[i : i + 1]) for i in range(0, 2500, 100)])
     assert (ours(many)[::100] == one_by_one).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 31, 32), (1, 32, 32, 4), (32, 32)])
+@pytest.mark.parametrize("shape", [(1, 0, 32), (1, 32, 32, 4), (32, 32)])
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"32|\(N, h, w, 3\)"):
+    with pytest.raises(ValueError, match=r"0 x 32 pixels|\(N, h, w, 3\)"):
         phash(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="uint8"):
         phash(np.zeros((1, 32, 32), np.float32))
