@@ -3,7 +3,7 @@
 Pillow (13) makes an image narrower, rounds to uint8, then makes it lower; in the other order if it loses more than
 twice as many rows as columns. Its weights are fixed-point numbers of 22 bits, so a pass is an integer matrix product.
 On a CPU that multiplies int8 fast (VNNI, AMX), each weight is taken apart into three int8 digits; elsewhere the product
-runs in float64, where such sums are exact as well. Between the passes values are kept as int8, 128 lower.
+runs in float64, where such sums are exact as well.
 """
 
 from __future__ import annotations
@@ -43,23 +43,15 @@ def reduce(images: torch.Tensor, size: tuple[int, int], *, fast: bool | None = N
     fast = _has_fast_int8(images.device.type) if fast is None else fast
     (old_height, old_width), (height, width) = images.shape[1:], size
     tall = old_height > height and old_height - height > 2 * (old_width - width)
-    values = _shifted(images.transpose(1, 2) if tall else images)
+    images = images.transpose(1, 2) if tall else images
     for length in (height, width) if tall else (width, height):
-        if len(values) and values.shape[2] != length:
+        images = images.contiguous()
+        if len(images) and images.shape[2] != length:
             # flat first: with one column the strides say nothing, and _int_mm goes by them
-            narrow = (_by_digits if fast else _by_floats)(values.flatten().view(-1, values.shape[2]), length)
-            values = narrow.view(*values.shape[:2], length)
-        values = values.transpose(1, 2).contiguous()
-    images = _shifted(values.transpose(1, 2) if tall else values)
-    return images.reshape(-1, *size)
-
-
-def _shifted(values: torch.Tensor) -> torch.Tensor:
-    """uint8 as int8, 128 lower, in memory of its own; and back."""
-    import torch
-
-    other = torch.int8 if values.dtype == torch.uint8 else torch.uint8
-    return (values.contiguous().view(torch.uint8) ^ 128).view(other)
+            narrow = (_by_digits if fast else _by_floats)(images.flatten().view(-1, images.shape[2]), length)
+            images = narrow.view(*images.shape[:2], length)
+        images = images.transpose(1, 2)
+    return (images.transpose(1, 2) if tall else images).reshape(-1, *size)
 
 
 def _has_fast_int8(device: str) -> bool:
@@ -70,32 +62,33 @@ def _has_fast_int8(device: str) -> bool:
 
 
 def _by_digits(rows: torch.Tensor, length: int) -> torch.Tensor:
-    """One pass: (M, K) int8 to (M, length) int8."""
+    """One pass: (M, K) to (M, length), uint8."""
     import torch
 
     digits, offset = _digits(rows.shape[1], length)
-    low, middle, high = torch.split(torch._int_mm(rows, digits), length, dim=1)
+    products = torch._int_mm((rows ^ 128).view(torch.int8), digits)  # of value - 128
+    low, middle, high = torch.split(products, length, dim=1)
     sums = torch.add(low, middle, alpha=1 << 8).add_(high, alpha=1 << 16).add_(offset)
-    return sums.bitwise_right_shift_(_BITS).clamp_(-128, 127).to(torch.int8)
+    return sums.bitwise_right_shift_(_BITS).clamp_(0, 255).to(torch.uint8)
 
 
 def _by_floats(rows: torch.Tensor, length: int) -> torch.Tensor:
     """The same."""
     import torch
 
-    weights, offset = _floats(rows.shape[1], length, str(rows.device))
-    step = max(1, _VALUES_AT_ONCE // rows.shape[1])
-    sums = torch.cat([part.to(torch.float64) @ weights for part in torch.split(rows, step)]).add_(offset)
-    return sums.mul_(2.0**-_BITS).floor_().clamp_(-128, 127).to(torch.int8)
+    weights = _floats(rows.shape[1], length, str(rows.device))
+    parts = torch.split(rows, max(1, _VALUES_AT_ONCE // rows.shape[1]))
+    sums = torch.cat([part.to(torch.float64) @ weights for part in parts]).add_(1 << (_BITS - 1))
+    return sums.mul_(2.0**-_BITS).floor_().clamp_(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=1024)  # of ordinary photographs 60 kB each
 def _digits(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(old, 3 new) int8, the lowest digits to base 256 first, and the (new,) int32 to add."""
+    """(old, 3 new) int8, the lowest digits to base 256 first; (new,) int32 to add, for rounding and the 128."""
     import torch
 
     at, weights = _weights(old, new)
-    offset = _offset(weights)
+    offset = 128 * weights.sum(1, dtype=np.int32) + np.int32(1 << (_BITS - 1))
     table = np.zeros((old + at.shape[1], 3, new), np.int8)
     for place in range(3):
         digit = weights.astype(np.int8)
@@ -105,22 +98,14 @@ def _digits(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @lru_cache(maxsize=256)
-def _floats(old: int, new: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(old, new) float64, and the (new,) float64 to add."""
+def _floats(old: int, new: int, device: str) -> torch.Tensor:
+    """(old, new) float64."""
     import torch
 
     at, weights = _weights(old, new)
     table = np.zeros((old + at.shape[1], new))
     table[at, np.arange(new)[:, None]] = weights
-    return torch.from_numpy(table[:old]).to(device), torch.from_numpy(_offset(weights).astype(np.float64)).to(device)
-
-
-def _offset(weights: NDArray[np.int32]) -> NDArray[np.int32]:
-    """What rounding adds, and what the values' shift by 128 makes up for: their sum is not exactly 1."""
-    offset: NDArray[np.int32] = (
-        128 * weights.sum(1, dtype=np.int32) - np.int32(128 << _BITS) + np.int32(1 << (_BITS - 1))
-    )
-    return offset
+    return torch.from_numpy(table[:old]).to(device)
 
 
 def _weights(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
