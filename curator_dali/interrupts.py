@@ -1,14 +1,15 @@
-"""Short work that Ctrl-C must not cut in half."""
+"""Work that Ctrl-C must not cut in half: short steps, and threads that must be started, ended and waited for."""
 
 from __future__ import annotations
 
+import queue
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["uninterrupted"]
+__all__ = ["Background", "uninterrupted"]
 
 
 @contextmanager
@@ -35,3 +36,45 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if came:
             handler(*came[0])
+
+
+class Background:
+    """A daemon thread that starts at once, and that an interrupt can neither lose nor make hang who waits for it.
+
+    An interrupt inside `Thread.join` can make a thread that runs count as ended, and one inside a lock, an event or a
+    `Queue` can leave it locked for good, as these are Python. What such a thread and the main one tell each other goes
+    through `SimpleQueue`, which is written in C.
+
+    Args:
+        work: What the thread does.
+        arguments: Of `work`.
+        name: The thread's name.
+    """
+
+    def __init__(self, work: Callable[..., object], *arguments: Any, name: str) -> None:
+        self._ended = False
+        self._end: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes who waits
+        self._thread = threading.Thread(target=self._run, args=(work, arguments), name=name, daemon=True)
+        with uninterrupted():
+            self._thread.start()
+
+    def _run(self, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        try:
+            work(*arguments)
+        finally:
+            self._ended = True
+            self._end.put(None)
+
+    def join(self) -> None:
+        """Wait for the end. May be called again, and must be if the waiting was interrupted."""
+        if self._thread is threading.current_thread():
+            return
+        while not self._ended and self._is_alive():  # it is not in a process that was forked
+            with suppress(queue.Empty):
+                self._end.get(timeout=0.1)
+        with uninterrupted():  # it returns from its last line
+            self._thread.join(timeout=5)
+
+    def _is_alive(self) -> bool:
+        with uninterrupted():
+            return self._thread.is_alive()

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.decoding import Decoded, Decoder, Gated, gate
-from curator_dali.interrupts import uninterrupted
+from curator_dali.interrupts import Background, uninterrupted
 from curator_dali.sources.base import Source
 
 __all__ = ["Item", "Pass"]
@@ -52,16 +50,14 @@ class Pass:
         key: tuple[int, int] = (0, 0),
     ) -> None:
         self._shared = _Shared(prefetch + 1)  # one is the consumer's, until it asks for the next
-        self._thread = threading.Thread(
-            target=_run,
-            args=(reads, source, decoder, prefetch, members, key, self._shared),
-            name="curator-dali-decode",
-            daemon=True,
-        )
         self._over = False
         self._lent = False
         with uninterrupted():
-            self._thread.start()
+            self._thread = Background(
+                _decode_all,
+                reads, source, decoder, prefetch, members, key, self._shared,
+                name="curator-dali-decode",
+            )  # fmt: skip
             weakref.finalize(self, _stop, self._thread, self._shared)
 
     def take(self) -> Item | None:
@@ -85,11 +81,7 @@ class Pass:
 
 
 class _Shared:
-    """What a pass's threads and its consumer tell each other by, whatever moment an interrupt comes.
-
-    `SimpleQueue` is written in C, where nothing interrupts it. Semaphores and events are Python: an interrupt inside
-    can leave them locked for good, and one inside `Thread.join` can make a thread that runs count as ended.
-    """
+    """What a pass's threads and its consumer tell each other by, at whatever moment an interrupt comes."""
 
     def __init__(self, room: int) -> None:
         self.ready: queue.SimpleQueue[Item | BaseException | None] = queue.SimpleQueue()
@@ -97,8 +89,6 @@ class _Shared:
         for _ in range(room):
             self.room.put(None)
         self.stopping = False
-        self.ended = False
-        self.end: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes who waits for `ended`
 
     def has_room(self, wait: bool) -> bool:
         """Take the room for a batch."""
@@ -109,37 +99,10 @@ class _Shared:
         return True
 
 
-def _stop(thread: threading.Thread, shared: _Shared) -> None:
+def _stop(thread: Background, shared: _Shared) -> None:
     shared.stopping = True
     shared.room.put(None)
-    if thread is threading.current_thread():
-        return
-    while not shared.ended and _is_alive(thread):  # it is not in a process that was forked
-        with suppress(queue.Empty):
-            shared.end.get(timeout=0.1)
-    with uninterrupted():  # it returns from its last line
-        thread.join(timeout=5)
-
-
-def _is_alive(thread: threading.Thread) -> bool:
-    with uninterrupted():
-        return thread.is_alive()
-
-
-def _run(
-    reads: Iterator[NDArray[np.int64]],
-    source: Source,
-    decoder: Decoder,
-    prefetch: int,
-    members: bool,
-    key: tuple[int, int],
-    shared: _Shared,
-) -> None:
-    try:
-        _decode_all(reads, source, decoder, prefetch, members, key, shared)
-    finally:
-        shared.ended = True
-        shared.end.put(None)
+    thread.join()
 
 
 def _read(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> tuple[Gated, float, float]:

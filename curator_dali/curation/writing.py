@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import numpy as np
 
 from curator_dali.curation.loading import Range
 from curator_dali.curation.rows import Rows, scores_of
+from curator_dali.interrupts import Background
 from curator_dali.sinks import Manifest, Part, PartWriter, RowSchema
 
 if TYPE_CHECKING:
@@ -84,11 +84,13 @@ class Writing:
 
     def __init__(self, output: Output, finished: Callable[[Part], object]) -> None:
         self._output, self._finished = output, finished
-        self._queue: queue.Queue[tuple[Range, Rows] | None] = queue.Queue(_WAITING)
+        self._rows: queue.SimpleQueue[tuple[Range, Rows] | None] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # holds one for each batch that may come to wait
+        for _ in range(_WAITING):
+            self._room.put(None)
         self._error: BaseException | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="curator-dali-write", daemon=True)
-        self._thread.start()
+        self._stopping = False
+        self._thread = Background(self._run, name="curator-dali-write")
 
     def put(self, part: Range, rows: Rows) -> None:
         """Hand over rows of a part; waits while too many wait already.
@@ -96,7 +98,11 @@ class Writing:
         Raises:
             OutputError: An earlier one could not be written.
         """
-        self._give((part, rows))
+        if self._error is None:
+            self._room.get()
+        if self._error is not None:
+            raise self._error
+        self._rows.put((part, rows))
 
     def __enter__(self) -> Self:
         return self
@@ -104,38 +110,23 @@ class Writing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stopping = kind is not None
         try:
-            if kind is None:
-                self._give(None)
-                self._thread.join()
+            self._rows.put(None)
+            self._thread.join()
         finally:
-            self._stopping.set()  # also where Ctrl-C ended the wait
+            self._stopping = True  # where Ctrl-C ended the wait
+            self._rows.put(None)
             self._thread.join()
         if kind is None and self._error is not None:
             raise self._error
-
-    def _give(self, item: tuple[Range, Rows] | None) -> None:
-        while True:
-            if self._error is not None:
-                raise self._error
-            try:
-                return self._queue.put(item, timeout=0.1)  # wakes up to see whether the thread still lives
-            except queue.Full:
-                continue
-
-    def _take(self) -> tuple[Range, Rows] | None:
-        while not self._stopping.is_set():
-            try:
-                return self._queue.get(timeout=0.1)
-            except queue.Empty:
-                continue
-        return None
 
     def _run(self) -> None:
         writer: PartWriter | None = None
         account = Account()
         try:
-            while (item := self._take()) is not None:
+            while (item := self._rows.get()) is not None and not self._stopping:
+                self._room.put(None)
                 part, rows = item
                 began = time.perf_counter()
                 if writer is None:
@@ -148,6 +139,7 @@ class Writing:
                     self._finished(committed)
         except BaseException as error:  # raised where the next rows are put
             self._error = error
+            self._room.put(None)  # for who waits to put them
         finally:
             if writer is not None:
                 writer.discard()
