@@ -181,21 +181,33 @@ def _inspect_with_pillow(data: memoryview, max_pixels: int) -> Header | Refusal:
     except Image.DecompressionBombError as error:
         return Refusal(f"too large: {error}")
     except Exception as error:  # Pillow's plugins raise almost anything on damaged headers
-        return Refusal(_why_unreadable(bytes(data[:512]), error))
+        return Refusal(_why_unreadable(data, error))
     if height * width > max_pixels:
         return _too_large(height, width, max_pixels)
     return Header(height, width, codec, 0)
 
 
-def _why_unreadable(head: bytes, error: Exception) -> str:
+def _why_unreadable(data: memoryview, error: Exception) -> str:
+    head = bytes(data[:512])
     text = head[:24].decode("latin-1")
     if all(c.isprintable() or c.isspace() for c in text) and text.isascii():
         return f"not an image: it begins with the text {text!r}"
     if head.startswith(b"\xff\xd8"):
-        return "a JPEG whose header is damaged or cut off"
+        return _deep_jpeg(data) or "a JPEG whose header is damaged or cut off"
     if type(error).__name__ == "UnidentifiedImageError":
         return f"not an image of a known format: it begins with the bytes {head[:8].hex(' ')}"
     return f"the header cannot be read: {error}"
+
+
+def _deep_jpeg(data: memoryview) -> str | None:
+    """That this is a JPEG of more bits than anybody here decodes, if it is one."""
+    at = 2
+    while at + 5 <= len(data) and data[at] == 0xFF:
+        marker, bits = data[at + 1], data[at + 4]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame; those are tables and reserved
+            return f"a JPEG of {bits} bits a sample: only 8 can be decoded" if bits != 8 else None
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None
 
 
 def _plain_png(data: memoryview) -> bool:

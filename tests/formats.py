@@ -144,6 +144,7 @@ def bad_files(photo: Image.Image) -> dict[str, tuple[bytes, str]]:
         "jpeg without its end": (jpeg[:-2], "no end-of-image"),
         "jpeg cut at a half": (jpeg[: len(jpeg) // 2], "no end-of-image"),
         "jpeg cut behind its thumbnail": (with_thumbnail(jpeg)[: -len(jpeg) // 3], "cannot be decoded.*truncated"),
+        "jpeg of 12 bits": ((DATA / "twelve_bits.jpg").read_bytes(), "a JPEG of 12 bits a sample"),
         "jpeg of 65500 x 65500": (bytes(bomb), "too large"),
         "png cut at a half": (png[: len(png) // 2], "cannot be decoded"),
         "webp cut at a half": (webp[: len(webp) // 2], "cannot be decoded|cannot be read|known format"),
