@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from curator_dali import html
-from curator_dali.curation.finishing import Candidates
+from curator_dali.curation.candidates import Candidates
 from curator_dali.errors import OutputError
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.stages import Deduplicate, StageError

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.curation.candidates import Candidates, Workroom, workroom
+from curator_dali.curation.executors import Executor
 from curator_dali.curation.loading import Range
 from curator_dali.curation.rows import DECODE, Rows, kind_of_failure
 from curator_dali.curation.writing import Account, Output, write_rows
@@ -25,7 +27,6 @@ from curator_dali.stages import GlobalSelector, Plan, Selector, StageError
 __all__ = [
     "FAILED",
     "KEPT",
-    "Candidates",
     "Decisions",
     "apply",
     "decide",
@@ -55,35 +56,13 @@ class Decisions:
     columns: dict[str, NDArray[Any]]
 
 
-class Candidates:
-    """The rows of an output that a stage has to judge: what `Scored` promises."""
-
-    def __init__(self, files: RowFiles, rows: NDArray[np.int64], kinds: Mapping[str, str]) -> None:
-        self._files, self.rows, self._kinds = files, rows, kinds
-        self._judged = np.zeros(len(files), bool)
-        self._judged[rows] = True
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def column(self, name: str) -> NDArray[Any]:
-        """(M,) values; of the column's type where none is missing."""
-        values: NDArray[Any] = self._files.columns([name])[name][self.rows]
-        whole = values.dtype == object and self._kinds.get(name, "string") != "string" and None not in values.tolist()
-        return values.astype(self._kinds[name]) if whole else values
-
-    def embeddings(self) -> Iterator[NDArray[np.float32]]:
-        """Blocks of (m, D), M rows in all."""
-        for numbers, block in self._files.embeddings():
-            yield block[self._judged[numbers]]
-
-
-def decide(files: RowFiles, plan: Plan) -> Decisions:
+def decide(files: RowFiles, plan: Plan, workroom: Workroom | None = None) -> Decisions:
     """Let the stages that see everything judge the rows of a scored output.
 
     Args:
         files: A row for every sample, in the source's order.
         plan: The stages that scored them.
+        workroom: Who shares the work; None: nobody.
 
     Raises:
         StageError: A stage does not give a reason or None for every row.
@@ -102,7 +81,7 @@ def decide(files: RowFiles, plan: Plan) -> Decisions:
         if not isinstance(selector, GlobalSelector):
             continue
         rows = np.flatnonzero(stage > number)
-        decide_with(selector, number, Candidates(files, rows, plan.columns), plan, decisions)
+        decide_with(selector, number, Candidates(files, rows, plan.columns, workroom), plan, decisions)
     return decisions
 
 
@@ -141,6 +120,7 @@ def finish(
     parts: Sequence[Range],
     finished: Callable[[Part], object],
     progress: Callable[[int], object],
+    executor: Executor,
 ) -> None:
     """Decide, and write parts of a scored output with the bytes of who stays.
 
@@ -152,8 +132,10 @@ def finish(
         parts: Which of the scored parts to write.
         finished: Called with each part that is written and recorded.
         progress: Called with the number of samples written since the last call.
+        executor: Whose workers share what is decided.
     """
-    decisions = decide(RowFiles(scored.folder), plan)
+    with workroom(executor, output.manifest.folder) as shared:
+        decisions = decide(RowFiles(scored.folder), plan, shared)
     seconds = {(part.start, part.stop): part.info["seconds"] for part in scored.parts()}
     for part in parts:
         rows = read_rows(scored.folder, part, plan)

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from curator_dali import __version__
 from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.curation.candidates import Candidates, Workroom, workroom
 from curator_dali.curation.config import make_stage
+from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.finishing import (
     FAILED,
     KEPT,
-    Candidates,
     Decisions,
     apply,
     decide_with,
@@ -52,6 +53,7 @@ def rethreshold(
     new: str | os.PathLike[str],
     *,
     stages: Sequence[Stage],
+    executor: Literal["local", "ray"] | Executor = "local",
     source: Any = None,
     tars: bool = True,
     shard_samples: int | None = None,
@@ -73,6 +75,8 @@ def rethreshold(
         out: A finished output.
         new: The folder to write to, another one.
         stages: In their order: `Filter`s, `Deduplicate`, selectors of your own.
+        executor: Who computes what is alike: "local": this process; "ray", or a `curator_dali.ray.RayExecutor`: a
+            cluster. Reading, and writing the new output, is for this process.
         source: The data set, where `out` does not say how to open it, or it has moved. It must be the same.
         tars: Whether to write tars.
         shard_samples: Samples in a tar; None for one tar a part.
@@ -87,6 +91,7 @@ def rethreshold(
         SourceError: The data set cannot be opened again, or is another one.
     """
     began = time.perf_counter()
+    sharing = executor_of(executor)
     out, new = os.fspath(out), os.fspath(new)
     old = Manifest.load(out)
     if os.path.abspath(out) == os.path.abspath(new):
@@ -126,7 +131,8 @@ def rethreshold(
             schema = RowSchema(columns, embedding_dim=kept_dim, embedding_dtype=dtype)
             output = Output(manifest, schema, tars, shard_samples, shard_bytes)
             if parts and files is not None:
-                decisions = judge(files, plan)
+                with workroom(sharing, manifest.folder) as shared:
+                    decisions = judge(files, plan, shared)
                 for part in parts:
                     rows = _undecided(read_rows(old.folder, part, plan))
                     apply(rows, decisions, part, plan)
@@ -175,12 +181,13 @@ def stages_of(out: str | os.PathLike[str]) -> list[Stage]:
     return found
 
 
-def judge(files: RowFiles, plan: Plan) -> Decisions:
+def judge(files: RowFiles, plan: Plan, workroom: Workroom | None = None) -> Decisions:
     """What becomes of every row of an output under other stages.
 
     Args:
         files: The output's rows.
         plan: Stages that look at nothing but stored columns.
+        workroom: Who shares the work; None: nobody.
     """
     status = files.columns(["status"])["status"]
     stage = np.full(len(status), KEPT, np.int16)
@@ -190,9 +197,8 @@ def judge(files: RowFiles, plan: Plan) -> Decisions:
         rows = np.flatnonzero(stage == KEPT)
         if isinstance(selector, GlobalSelector):
             _drop(decisions, number, rows, _unscored(files, selector, rows))
-            decide_with(
-                selector, number, Candidates(files, np.flatnonzero(stage == KEPT), plan.columns), plan, decisions
-            )
+            candidates = Candidates(files, np.flatnonzero(stage == KEPT), plan.columns, workroom)
+            decide_with(selector, number, candidates, plan, decisions)
         elif isinstance(selector, Selector):
             _drop(decisions, number, rows, _judge(files, selector, rows))
     return decisions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -19,7 +18,7 @@ from curator_dali.curation.metadata import field_types
 from curator_dali.curation.working import Loading, Worker
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError
-from curator_dali.files import filesystem, is_remote, write_file
+from curator_dali.files import write_file
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.report import Report, add_up
 from curator_dali.reporting import NAME, leave_report
@@ -223,8 +222,8 @@ class Curation:
             there = set(manifest.ranges())
             parts = [part for part in scored.ranges() if part not in there]
             output = self._output(manifest, self._stored is not None, self._tars)
-            finish(self.source, scored, self.plan, output, parts, _finished, progress)
-        _remove(folder)
+            finish(self.source, scored, self.plan, output, parts, _finished, progress, self._executor)
+        store.remove_folder(folder)
 
     def _report(self, manifest: Manifest, earlier: int, seconds: float) -> Report:
         parts = [{"counts": part.counts, "info": part.info} for part in manifest.parts()]
@@ -336,14 +335,6 @@ def _ranges(folder: str) -> list[tuple[int, int]]:
         return Manifest.load(folder).ranges()
     except OutputError:
         return []
-
-
-def _remove(folder: str) -> None:
-    if is_remote(folder):
-        fs, path = filesystem(folder)
-        fs.rm(path, recursive=True)
-    else:
-        shutil.rmtree(folder)
 
 
 def _finished(part: Part) -> None:

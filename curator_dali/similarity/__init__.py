@@ -14,7 +14,7 @@ from curator_dali.similarity.grouping import Groups, Keep, Linkage, group, keep_
 from curator_dali.similarity.hamming import near_between, near_pairs
 from curator_dali.similarity.hashes import HASH_VIEW, dhash, from_hex, grey, phash, to_hex
 from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs
-from curator_dali.similarity.semantic import divide, pairs_between, similar_pairs
+from curator_dali.similarity.semantic import divide, few, pairs_between, similar_pairs
 from curator_dali.similarity.vectors import bad_rows
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "content_hash",
     "dhash",
     "divide",
+    "few",
     "from_hex",
     "grey",
     "group",

@@ -9,6 +9,7 @@ recall is a matter of clusters; precision is 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.similarity.cosine import join, join_self
-from curator_dali.similarity.kmeans import kmeans
+from curator_dali.similarity.kmeans import kmeans, sampled_rows
 from curator_dali.similarity.pairs import Collector
 from curator_dali.similarity.vectors import Progress, Vectors, as_vectors, blocks
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Clusters", "join_clustered", "join_clustered_self", "make_clusters"]
+__all__ = [
+    "Clusters",
+    "assign",
+    "assign_rows",
+    "by_cluster",
+    "drawn_rows",
+    "find_clusters",
+    "join_cluster",
+    "join_clustered",
+    "join_clustered_self",
+    "make_clusters",
+    "must_join_all",
+    "split_limit",
+]
 
 _RECALL = 0.998  # of pairs at the threshold; those above it are nearer to each other and meet more surely
 _PLANTED = 4096  # pairs that the margin is measured with
@@ -38,7 +52,7 @@ class Clusters:
 
     Attributes:
         centroids: (K, D) float32, of length 1.
-        primary: (N,) int32, the best centroid of every row.
+        primary: (N,) int32, the best centroid of every row; of none, while none is assigned.
         threshold: The cosine from which on pairs meet.
         margin: A pair meets if either row's cosine to the other's best centroid is within this of that to its own.
         reach: The same, where only one of the two sets is looked up in several clusters.
@@ -63,10 +77,8 @@ class Clusters:
             embeddings: (M, D) floats, the further rows.
             device: As in `as_vectors`, which also says what is raised.
         """
-        import torch
-
         vectors = as_vectors(embeddings, device=device, width=self.centroids.shape[1])
-        primary = _primary(vectors, torch.from_numpy(self.centroids).to(vectors.device))
+        primary = _primary(vectors, _to(vectors, self))
         return replace(self, primary=np.concatenate([self.primary, primary]))
 
 
@@ -89,22 +101,88 @@ def make_clusters(
         recall: Share of pairs at exactly the threshold that are to meet.
         progress: Called with rows assigned and rows in all.
     """
-    count = count or max(1, min(len(vectors), round(len(vectors) ** 0.5)))
-    centroids = kmeans(vectors, count, seed=seed)
+    clusters = find_clusters(vectors, threshold, count=count, seed=seed, recall=recall)
+    centroids = _to(vectors, clusters)
+    return replace(clusters, primary=_primary(vectors, centroids, progress))
+
+
+def find_clusters(
+    vectors: Vectors, threshold: float, *, count: int | None = None, seed: int = 0, recall: float = _RECALL
+) -> Clusters:
+    """The division of `make_clusters`, of a sample of the rows: no row is assigned yet.
+
+    Args:
+        vectors: N rows, at least one; only `drawn_rows` are read.
+        threshold: As in `make_clusters`, and so are the others.
+        count: Clusters.
+        seed: For the sample and the planted pairs.
+        recall: Share of pairs that are to meet.
+    """
+    centroids = kmeans(vectors, count or _count(len(vectors)), seed=seed)
     margin, reach, looked_at = _margins(vectors, centroids, threshold, seed, recall)
-    return Clusters(
-        centroids.cpu().numpy(), _primary(vectors, centroids, progress), threshold, margin, reach, looked_at
-    )
+    return Clusters(centroids.cpu().numpy(), np.empty(0, np.int32), threshold, margin, reach, looked_at)
+
+
+def drawn_rows(count: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """The rows that `find_clusters` reads of `count` rows, ascending."""
+    sampled, planted = sampled_rows(count, _count(count), seed), _planted_rows(count, seed)
+    return np.unique(np.concatenate([sampled, planted.ravel()]))
+
+
+def assign_rows(clusters: int) -> int:
+    """Rows whose cosines to all centroids are computed at once."""
+    return max(1, _ASSIGN // clusters)
+
+
+def assign(
+    unit: torch.Tensor, centroids: torch.Tensor, margin: float
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """Where the rows of a block belong, and in which clusters they are looked at.
+
+    Args:
+        unit: (n, D) float32 of length 1, on the centroids' device.
+        centroids: (K, D).
+        margin: How much worse than a row's best centroid another may be.
+
+    Returns:
+        (n,) the best centroid of each row; (M,) rows of the block, ascending, and (M,) clusters that they are near.
+    """
+    import torch
+
+    scores = unit @ centroids.T
+    best, primary = scores.max(dim=1, keepdim=True)
+    hits = torch.nonzero(scores >= best - margin).cpu().numpy()
+    return primary[:, 0].cpu().numpy().astype(np.int32), hits[:, 0], hits[:, 1].astype(np.int32)
+
+
+def _count(rows: int) -> int:
+    return max(1, min(rows, round(math.sqrt(rows))))
+
+
+def _to(vectors: Vectors, clusters: Clusters) -> torch.Tensor:
+    """The centroids where the vectors are."""
+    import torch
+
+    return torch.from_numpy(clusters.centroids).to(vectors.device)
 
 
 def _primary(vectors: Vectors, centroids: torch.Tensor, progress: Progress | None = None) -> NDArray[np.int32]:
     """The best centroid of every row."""
     primary = np.empty(len(vectors), np.int32)
-    for block in blocks(len(vectors), max(1, _ASSIGN // len(centroids))):
+    for block in blocks(len(vectors), assign_rows(len(centroids))):
         primary[block] = (vectors.unit(block) @ centroids.T).argmax(dim=1).cpu().numpy()
         if progress:
             progress(block.stop, len(vectors))
     return primary
+
+
+def _planted_rows(count: int, seed: int) -> NDArray[np.int64]:
+    """(3, P): a row, and two whose difference is a direction to move it in."""
+    return _rng(seed).integers(count, size=(3, _PLANTED))
+
+
+def _rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 1])
 
 
 def _margins(
@@ -115,7 +193,7 @@ def _margins(
 
     if len(centroids) == 1:
         return 0.0, 0.0, 1.0
-    rng = np.random.default_rng([seed, 1])
+    rng = _rng(seed)
     draw = rng.integers(len(vectors), size=(3, _PLANTED))
     row, one, other = (vectors.unit(draw[n]) for n in range(3))
     away = one - other
@@ -134,24 +212,34 @@ def _margins(
 
 
 def _near(
-    vectors: Vectors, centroids: torch.Tensor, margin: float, progress: Progress | None = None
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """(M,) rows of every cluster, those whose best one is no more than the margin better; (K + 1,) bounds of them."""
-    import torch
+    vectors: Vectors, centroids: torch.Tensor, margin: float
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """(M,) rows of every cluster, those whose best one is no more than the margin better; bounds; (N,) the best one."""
+    rows: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+    numbers: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+    primary = np.empty(len(vectors), np.int32)
+    for block in blocks(len(vectors), assign_rows(len(centroids))):
+        primary[block], row, number = assign(vectors.unit(block), centroids, margin)
+        rows.append((row + block.start).astype(np.int32))
+        numbers.append(number)
+    members, bounds = by_cluster(np.concatenate(rows), np.concatenate(numbers), len(centroids))
+    return members, bounds, primary
 
-    rows: list[NDArray[np.int32]] = []
-    numbers: list[NDArray[np.int32]] = []
-    for block in blocks(len(vectors), max(1, _ASSIGN // len(centroids))):
-        scores = vectors.unit(block) @ centroids.T
-        hits = torch.nonzero(scores >= scores.amax(dim=1, keepdim=True) - margin).cpu().numpy()
-        rows.append((hits[:, 0] + block.start).astype(np.int32))
-        numbers.append(hits[:, 1].astype(np.int32))
-        if progress:
-            progress(block.stop, len(vectors))
-    number = np.concatenate([*numbers, np.empty(0, np.int32)])
-    order = np.argsort(number, kind="stable")
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(number, minlength=len(centroids)))])
-    return np.concatenate([*rows, np.empty(0, np.int32)])[order], bounds
+
+def by_cluster(rows: NDArray[Any], numbers: NDArray[np.int32], count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Rows in the order of the `count` clusters that they are near, ascending in each; (count + 1,) bounds of these."""
+    order = np.argsort(numbers, kind="stable")
+    return rows[order], np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=count))])
+
+
+def split_limit(near: int, count: int) -> int:
+    """Rows from which on a cluster is divided again, where `near` are looked at in `count` clusters."""
+    return int(max(_SPLIT_FROM, _SPLIT * near // count))
+
+
+def must_join_all(clusters: Clusters) -> bool:
+    """Whether the threshold is so low for the data that most clusters would have to be looked at for a row."""
+    return 3 * clusters.looked_at > len(clusters.centroids)
 
 
 def join_clustered_self(
@@ -172,33 +260,58 @@ def join_clustered_self(
     Args:
         found: Takes the pairs; the collector orders the two rows of each.
         vectors: The set that the clusters were made of.
-        clusters: From `make_clusters`.
+        clusters: From `make_clusters`, or from `find_clusters`.
         threshold: The cosine that a pair must have, not below the clusters'.
         seed: For dividing again.
         progress: Called with clusters done and clusters in all.
         depth: How often the set was divided before.
     """
-    import torch
-
     count = len(clusters.centroids)
-    if 3 * clusters.looked_at > count:
+    if must_join_all(clusters):
         join_self(found, vectors, np.arange(len(vectors)), threshold, progress=progress)
         return
-    rows, bounds = _near(vectors, torch.from_numpy(clusters.centroids).to(vectors.device), clusters.margin)
-    limit = max(_SPLIT_FROM, _SPLIT * len(rows) // count)
+    rows, bounds, best = _near(vectors, _to(vectors, clusters), clusters.margin)
+    primary = clusters.primary if len(clusters.primary) else best
+    limit = split_limit(len(rows), count)
     for number in range(count):
         members = rows[bounds[number] : bounds[number + 1]].astype(np.int64)
-        if len(members) > limit and depth < 3:
-            inner, part = Collector(found.max_pairs), vectors.subset(members)
-            again = make_clusters(part, threshold, seed=seed)
-            join_clustered_self(inner, part, again, threshold, seed=seed, depth=depth + 1)
-            pairs = inner.pairs()
-            found.add(members[pairs.first], members[pairs.second], pairs.value)
-        elif len(members) > 1:
-            own = clusters.primary[members] == number
-            join_self(found, vectors, members[own], threshold, border=members[~own])
+        own = primary[members] == number
+        join_cluster(found, vectors, members, own, threshold, limit=limit, seed=seed, depth=depth)
         if progress:
             progress(number + 1, count)
+
+
+def join_cluster(
+    found: Collector,
+    vectors: Vectors,
+    members: NDArray[np.int64],
+    own: NDArray[np.bool_],
+    threshold: float,
+    *,
+    limit: int,
+    seed: int = 0,
+    depth: int = 0,
+) -> None:
+    """Add the pairs of one cluster: of those that belong to it, with each other and with those near its border.
+
+    Args:
+        found: Takes the pairs.
+        vectors: Rows, those of the cluster among them.
+        members: (M,) the rows that are looked at in the cluster, ascending.
+        own: (M,) those that belong to it.
+        threshold: The cosine that a pair must have.
+        limit: Members from which on it is divided again, of `split_limit`.
+        seed: For dividing again.
+        depth: How often the set was divided before.
+    """
+    if len(members) > limit and depth < 3:
+        inner, part = Collector(found.max_pairs), vectors.subset(members)
+        again = find_clusters(part, threshold, seed=seed)
+        join_clustered_self(inner, part, again, threshold, seed=seed, depth=depth + 1)
+        pairs = inner.pairs()
+        found.add(members[pairs.first], members[pairs.second], pairs.value)
+    elif len(members) > 1:
+        join_self(found, vectors, members[own], threshold, border=members[~own])
 
 
 def join_clustered(
@@ -213,9 +326,7 @@ def join_clustered(
 
     Costs the rows of `left`, and one reading of the clusters that they fall into.
     """
-    import torch
-
-    rows, bounds = _near(left, torch.from_numpy(clusters.centroids).to(left.device), clusters.reach)
+    rows, bounds, _ = _near(left, _to(left, clusters), clusters.reach)
     order = np.argsort(clusters.primary, kind="stable")
     count = len(clusters.centroids)
     ends = np.concatenate([[0], np.cumsum(np.bincount(clusters.primary, minlength=count))])

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curator_dali.similarity.vectors import Vectors, blocks
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["kmeans"]
+__all__ = ["kmeans", "sampled_rows"]
 
 _PER_CLUSTER = 64  # rows of the sample for each centroid; faiss asks for 39 at least
 _BLOCK = 4096
@@ -39,8 +40,8 @@ def kmeans(vectors: Vectors, clusters: int, *, seed: int = 0, iterations: int = 
 
     if not 1 <= clusters <= len(vectors):
         raise ValueError(f"{clusters} clusters of {len(vectors)} rows were asked for; 1 to as many as there are rows")
-    count = min(len(vectors), _PER_CLUSTER * clusters)
-    rows = np.random.default_rng(seed).choice(len(vectors), count, replace=False)
+    rows = sampled_rows(len(vectors), clusters, seed)
+    count = len(rows)
     centroids = vectors.unit(np.sort(rows[:clusters]))
     sample = vectors.unit(np.sort(rows)) if count * vectors.dim <= 2**28 else None  # 1 GB at most
     rows = np.sort(rows)
@@ -65,3 +66,8 @@ def kmeans(vectors: Vectors, clusters: int, *, seed: int = 0, iterations: int = 
         lengths = sums.norm(dim=1, keepdim=True)
         centroids = torch.where(lengths > 0, sums / lengths.clamp_min(1e-30), centroids)
     return centroids
+
+
+def sampled_rows(count: int, clusters: int, seed: int) -> NDArray[np.int64]:
+    """The rows that `kmeans` looks at of `count`, in no order: 64 for each cluster, or all."""
+    return np.random.default_rng(seed).choice(count, min(count, _PER_CLUSTER * clusters), replace=False)

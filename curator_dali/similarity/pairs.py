@@ -111,7 +111,8 @@ class Collector:
         if not self._parts:
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
         first, second, value = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        order = np.lexsort((second, first))
+        # of a pair that was found twice, with cosines that differ in their last bit, the same one in whatever order
+        order = np.lexsort((-value, second, first))
         first, second, value = first[order], second[order], value[order]
         new = np.ones(len(first), bool)
         new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])

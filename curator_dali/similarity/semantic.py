@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from curator_dali.similarity.clusters import Clusters, join_clustered, join_clustered_self, make_clusters
+from curator_dali.similarity.clusters import Clusters, find_clusters, join_clustered, join_clustered_self, make_clusters
 from curator_dali.similarity.cosine import join, join_self, same_rows
 from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
 from curator_dali.similarity.vectors import Progress, Vectors, as_vectors, check_threshold
 
-__all__ = ["divide", "pairs_between", "similar_pairs"]
+__all__ = ["divide", "few", "pairs_between", "similar_pairs"]
 
 
-def _few(rows: int, others: int, device: str) -> bool:
-    """Whether all products cost less than making clusters would."""
+def few(rows: int, others: int, device: str) -> bool:
+    """Whether all products of so many rows with so many others cost less than making clusters would."""
     return rows * others <= (30_000**2 if device == "cpu" else 500_000**2)
 
 
@@ -56,11 +56,11 @@ def similar_pairs(
     found = Collector(max_pairs)
     if clusters is not None:
         _check(clusters, vectors, threshold)
-    if exact or (exact is None and clusters is None and _few(len(rows), len(rows), vectors.device)) or len(rows) < 2:
+    if exact or (exact is None and clusters is None and few(len(rows), len(rows), vectors.device)) or len(rows) < 2:
         join_self(found, vectors, rows, threshold, progress=progress)
         return found.pairs(same)
     different = vectors.subset(rows)
-    known = make_clusters(different, threshold, seed=seed) if clusters is None else clusters.of(rows)
+    known = find_clusters(different, threshold, seed=seed) if clusters is None else clusters.of(rows)
     inner = Collector(max_pairs)
     join_clustered_self(inner, different, known, threshold, seed=seed, progress=progress)
     pairs = inner.pairs()

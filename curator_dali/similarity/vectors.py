@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from curator_dali.arrays import device_of, resolve_device
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Progress", "Vectors", "as_vectors", "bad_rows", "blocks", "check_threshold"]
+__all__ = ["Picked", "Progress", "Vectors", "as_vectors", "bad_rows", "blocks", "check_threshold"]
 
 Progress = Callable[[int, int], None]
 """Called now and then with (done, all) units of work."""
@@ -65,6 +65,27 @@ class Vectors:
     def subset(self, rows: NDArray[np.int64]) -> Vectors:
         """These rows of these."""
         return Vectors(self.data, self.device, rows if self.rows is None else self.rows[rows])
+
+
+@dataclass(frozen=True)
+class Picked(Vectors):
+    """Some rows of a set that is elsewhere, by their numbers in it: the others cannot be read.
+
+    Attributes:
+        numbers: (M,) int64, ascending: which rows of the set `data` has.
+        count: Rows of the set.
+    """
+
+    numbers: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    count: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def raw(self, rows: slice | NDArray[np.int64]) -> torch.Tensor:
+        """Rows that are there, as they are stored: (M, D) on the device."""
+        wanted = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        return Vectors(self.data, self.device).raw(np.searchsorted(self.numbers, wanted))
 
 
 def blocks(count: int, size: int = _BLOCK) -> Iterator[slice]:

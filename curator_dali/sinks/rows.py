@@ -16,7 +16,7 @@ from curator_dali.sinks.explain import join
 from curator_dali.sinks.manifest import Manifest
 from curator_dali.sinks.parquet import EMBEDDING, FORMAT, METADATA_KEY
 
-__all__ = ["RowFiles"]
+__all__ = ["RowFiles", "read_embeddings"]
 
 
 class RowFiles:
@@ -59,13 +59,17 @@ class RowFiles:
 
     def __len__(self) -> int:
         """Number of rows: of the files' footers."""
+        return sum(self.counts())
+
+    def counts(self) -> list[int]:
+        """Number of rows of each file."""
         import pyarrow.parquet as pq
 
-        total = 0
+        found = []
         for url in self.files:
             with store.open_input(url) as file:
-                total += _checked(url, pq, file).metadata.num_rows
-        return total
+                found.append(int(_checked(url, pq, file).metadata.num_rows))
+        return found
 
     def batches(self, columns: Sequence[str] | None = None, *, rows: int = 65_536) -> Iterator[Any]:
         """`pyarrow.RecordBatch`es in order; in memory are one at a time and the row group that it is from.
@@ -126,6 +130,46 @@ class RowFiles:
             at += len(batch)
             values = column.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
             yield there, values.reshape(-1, self.embedding_dim).astype(dtype, copy=False)
+
+
+def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Embeddings of some rows of one file; of the row groups that have none of them nothing is read.
+
+    Args:
+        url: The Parquet file.
+        rows: (n,) their numbers in it, ascending.
+
+    Returns:
+        (n, D) float32.
+
+    Raises:
+        OutputError: It is damaged, or of another format; a row has no embedding.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    blocks, at = [], 0
+    with store.open_input(url) as file:
+        parquet = _checked(url, pq, file)
+        dim = parquet.schema_arrow.field(EMBEDDING).type.list_size
+        for number in range(parquet.num_row_groups):
+            count = parquet.metadata.row_group(number).num_rows
+            wanted = rows[np.searchsorted(rows, at) : np.searchsorted(rows, at + count)] - at
+            at += count
+            if not len(wanted):
+                continue
+            try:
+                column = parquet.read_row_group(number, columns=[EMBEDDING]).column(0)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise OutputError(f"{url} is damaged: {error}") from error
+            if len(wanted) < count:
+                column = column.take(pa.array(wanted))
+            for chunk in column.chunks:
+                if chunk.null_count:
+                    raise OutputError(f"{url}: {chunk.null_count} of the rows that are wanted have no embedding")
+                values = chunk.flatten().to_numpy(zero_copy_only=False)
+                blocks.append(values.reshape(-1, dim).astype(np.float32, copy=False))
+    return np.concatenate([np.empty((0, dim), np.float32), *blocks])
 
 
 def _to_numpy(column: Any) -> NDArray[Any]:

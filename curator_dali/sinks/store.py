@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -12,7 +13,7 @@ from curator_dali.errors import OutputError
 from curator_dali.files import Written, filesystem, is_remote, one_line
 from curator_dali.sinks.explain import join
 
-__all__ = ["compare", "listing", "names", "open_input", "read", "read_many", "remove"]
+__all__ = ["compare", "listing", "names", "open_input", "read", "read_many", "remove", "remove_folder"]
 
 _AT_ONCE = 1000  # remote files
 
@@ -113,6 +114,26 @@ def remove(url: str) -> None:
             fs.rm_file(path)
         else:
             os.unlink(url)
+    except FileNotFoundError:
+        pass
+    except Exception as error:
+        raise OutputError(f"cannot remove {url}: {one_line(error)}") from error
+
+
+def remove_folder(url: str) -> None:
+    """Remove a folder and all that is in it, if it is there.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    try:
+        if is_remote(url):
+            fs, path = filesystem(url)
+            fs.rm(path, recursive=True)
+        else:
+            while os.path.lexists(url):
+                with contextlib.suppress(FileNotFoundError):  # somebody else removes, too
+                    shutil.rmtree(url)
     except FileNotFoundError:
         pass
     except Exception as error:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import CuratorDaliError
+from curator_dali.stages.scored import Scored
 from curator_dali.stages.settings import plain
 from curator_dali.transforms import Transform
 
-__all__ = ["DTYPES", "GlobalSelector", "Scored", "Selector", "Stage", "StageError", "View"]
+__all__ = ["DTYPES", "GlobalSelector", "Selector", "Stage", "StageError", "View"]
 
 View = tuple[Transform, ...]
 
@@ -123,19 +124,6 @@ class Selector(Stage):
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """The images that stay."""
         return batch.where(np.array([reason is None for reason in self.judge(batch)], bool))
-
-
-class Scored(Protocol):
-    """What a `GlobalSelector` sees: all images that no earlier stage dropped, M of them, in the source's order."""
-
-    def __len__(self) -> int:
-        """M."""
-
-    def column(self, name: str) -> NDArray[Any]:
-        """(M,) values of a column."""
-
-    def embeddings(self) -> Iterator[NDArray[np.float32]]:
-        """Blocks of (m, D) embeddings, M rows in all: those of a large run need not fit in memory."""
 
 
 @dataclass(frozen=True)

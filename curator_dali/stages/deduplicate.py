@@ -15,9 +15,11 @@ from curator_dali import similarity
 from curator_dali.batch import ImageBatch
 from curator_dali.similarity import Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
 from curator_dali.sources.samples import image_member
-from curator_dali.stages.base import GlobalSelector, Scored, Stage, StageError, View
+from curator_dali.stages.base import GlobalSelector, Stage, StageError, View
 from curator_dali.stages.earlier import Matches, Way, check_earlier, match_earlier
 from curator_dali.stages.embed import embedder_of
+from curator_dali.stages.scored import Scored
+from curator_dali.stages.spreading import SpreadEmbeddings
 
 __all__ = ["Deduplicate", "embeddings_of"]
 
@@ -197,9 +199,15 @@ class Deduplicate(GlobalSelector):
         device = self.state[0] if "_state" in self.__dict__ else "cpu"
         with tempfile.TemporaryFile() as room:
             new: dict[str, Any] = {w.column: scored.column(w.column) for w in self.ways if w.kind != "similar"}
-            good = np.empty(0, np.int64)
+            good, shared = np.empty(0, np.int64), None
             if self.similarity is not None:
-                new["embedding"], good = embeddings_of(scored, room)
+                spread = None if similarity.few(count, count, device) else scored.spread
+                if spread is not None:
+                    logger.info("semantic duplicates among %d images, by the executor's workers", count)
+                    shared = SpreadEmbeddings(spread, count)
+                    good = shared.good
+                if shared is None or self.against:  # what is compared with earlier outputs is in one place
+                    new["embedding"], good = embeddings_of(scored, room)
                 if len(good) < count:
                     logger.warning(
                         "%d of %d embeddings are NaN, infinite or zero: these images are no semantic duplicates",
@@ -212,7 +220,8 @@ class Deduplicate(GlobalSelector):
                     else Matches.none(count)
                 )
                 open_ = np.flatnonzero(earlier.way < 0) if self.linkage == "star" else np.arange(count)
-                ways = [self._likeness(way, new[way.column], good, count, open_, device) for way in self.ways]
+                compared = new if shared is None else {**new, "embedding": shared}
+                ways = [self._likeness(way, compared[way.column], good, count, open_, device) for way in self.ways]
             except TooManyPairs as error:
                 raise StageError(
                     f"{self.name}: {error}. Here: a higher similarity=, a lower near=, or a Deduplicate() of exact "
@@ -233,6 +242,8 @@ class Deduplicate(GlobalSelector):
             found = Pairs(none, none, np.empty(0, np.float32), similarity.same_digests(digests))
         elif way.kind == "near":
             found = similarity.near_pairs(values[rows].astype(np.uint64), int(way.limit))
+        elif isinstance(values, SpreadEmbeddings):
+            found = values.similar_pairs(rows, way.limit, device)
         else:
             whole = len(rows) == len(good)
             found = similarity.similar_pairs(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
+from curator_dali.sinks import Manifest, PartWriter, RowSchema
 from curator_dali.stages import Filter, GlobalSelector, Quality, Scored, Stage
 
 
@@ -111,3 +112,18 @@ class Spy(Stage):
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         self.tell(batch)
         return batch
+
+
+def write_embedded(out: Path, embeddings: NDArray[Any], part_size: int = 8192) -> None:
+    """A finished output of images that only their embeddings are known of."""
+    run: dict[str, Any] = {"settings": {"stages": []}, "lineage": {}, "origin": None}
+    with Manifest.open(str(out), source="made", samples=len(embeddings), **run) as manifest:
+        for start in range(0, len(embeddings), part_size):
+            some = embeddings[start : start + part_size]
+            index = np.arange(start, start + len(some))
+            names = [f"image-{number}" for number in index]
+            columns = {"image_id": names, "image_path": names, "index": index, "status": ["kept"] * len(some)}
+            schema = RowSchema(embedding_dim=embeddings.shape[1])
+            with PartWriter(manifest, start, start + len(some), schema, tars=False) as writer:
+                writer.write(columns, embeddings=some)
+                writer.commit({"dropped": {}, "failed": {}, "seconds": {}})

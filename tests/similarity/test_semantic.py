@@ -109,8 +109,8 @@ def test_a_crowded_cluster_is_divided_again(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(clusters, "_SPLIT_FROM", 300)
     monkeypatch.setattr(clusters, "_SPLIT", 2)
     again = []
-    make = clusters.make_clusters
-    monkeypatch.setattr(clusters, "make_clusters", lambda part, *a, **k: again.append(len(part)) or make(part, *a, **k))
+    make = clusters.find_clusters
+    monkeypatch.setattr(clusters, "find_clusters", lambda part, *a, **k: again.append(len(part)) or make(part, *a, **k))
     rng = np.random.default_rng(0)
     crowd = planted(2000, 64, 0.97, topics=1, share=0.1, seed=1) + 0.02 * rng.standard_normal(64, np.float32)
     rows = np.concatenate([crowd, planted(2000, 64, 0.97, topics=400, share=0.1, seed=2)])

@@ -1,0 +1,37 @@
+"""Being connected to a Ray cluster, and what to say of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+__all__ = ["PATIENCE", "connected", "first_line", "free"]
+
+PATIENCE = 30.0  # seconds without anything finished, before it is said who is waited for
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Be connected to a cluster; what was not connected before is let go afterwards."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def free() -> str:
+    """What nobody has reserved."""
+    left: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return f"{left.get('CPU', 0):g} CPUs, {left.get('GPU', 0):g} GPUs"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return str(error).strip().partition("\n")[0]

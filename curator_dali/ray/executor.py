@@ -1,0 +1,123 @@
+"""`RayExecutor`: the settings, and who does what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import ray
+
+from curator_dali.curation.executors import Mapper
+from curator_dali.curation.loading import Range
+from curator_dali.curation.working import Worker
+from curator_dali.errors import CuratorDaliError, OutputError
+from curator_dali.ray.actors import Pool
+from curator_dali.ray.cluster import connected
+from curator_dali.ray.tasks import Tasks
+from curator_dali.sinks import Part
+
+__all__ = ["RayExecutor"]
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Has the parts of a run done by actors of a Ray cluster.
+
+    A part whose actor dies, or raises, is done again by another one. When it has killed `max_deaths` actors, its images
+    are decoded range by range in processes of their own until those that end a process are found; they fail with that
+    reason, and the others are done. Ctrl-C ends the actors; finished parts stay.
+
+    The driver loads the weights too (their hashes are part of the output's record): with GPUs it needs one itself.
+
+    Args:
+        address: The cluster, as `ray.init` takes it: "auto", "ray://...". None uses the one that this process is
+            connected to, or starts one on this machine and ends it with the run.
+        num_workers: Actors. None takes as many as the cluster's GPUs (or CPUs) are enough for.
+        cpus_per_worker: CPUs of an actor: its decoding threads, and what Ray reserves.
+        gpus_per_worker: GPUs of an actor, or a share of one.
+        max_deaths: Actors that a part may take with it, and failures that it may have.
+    """
+
+    address: str | None = None
+    num_workers: int | None = None
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0
+    max_deaths: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker", "max_deaths"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"RayExecutor.{name} is {value}; give a number of at least 1")
+        if self.gpus_per_worker < 0:
+            raise ValueError(f"RayExecutor.gpus_per_worker is {self.gpus_per_worker}; give 0, 1, or a share of one")
+
+    def run(
+        self,
+        worker: Worker,
+        parts: Sequence[Range],
+        finished: Callable[[Part], object],
+        progress: Callable[[int], object],
+    ) -> None:
+        """Do parts; see `curator_dali.curation.executors.Executor`.
+
+        Raises:
+            CuratorDaliError: The cluster has not what an actor needs; or a part kills its workers and no image of it
+                does.
+            Exception: What a part raised each time that it was tried.
+        """
+        if not parts:
+            return
+        threads = worker.loading.num_threads or self.cpus_per_worker
+        device = "cuda:0" if self.gpus_per_worker else worker.device  # Ray shows an actor its own GPUs alone
+        worker = replace(worker, device=device, loading=replace(worker.loading, num_threads=threads))
+        with connected(self.address):
+            count = min(self.count(), len(parts))
+            pool = Pool(self.resources, self.max_deaths, worker, count)
+            try:
+                pool.run(parts, finished, progress)
+            finally:
+                pool.close()
+        # an actor that a killed run left behind may have recorded a part whose files were cleared away since
+        problems = worker.output.manifest.verify()
+        if problems:
+            raise OutputError(f"{worker.output.manifest.folder} is not whole, run it again: {'; '.join(problems[:5])}")
+
+    @contextmanager
+    def mapper(self) -> Iterator[Mapper]:
+        """The cluster's workers, for tasks; it is connected to when there is a first one."""
+        with ExitStack() as stack:
+
+            def start() -> int:
+                stack.enter_context(connected(self.address))
+                return self.count()
+
+            tasks = Tasks(start, self.resources, self.max_deaths)
+            try:
+                yield tasks
+            finally:
+                tasks.close()
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What an actor asks of Ray."""
+        return {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker}
+
+    def count(self) -> int:
+        """Workers that there are room for, in the cluster that this process is connected to.
+
+        Raises:
+            CuratorDaliError: There is room for none.
+        """
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
+        room = int(cpus // self.cpus_per_worker)
+        if self.gpus_per_worker:
+            room = min(room, int(gpus / self.gpus_per_worker))
+        if room < 1:
+            raise CuratorDaliError(
+                f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, and one worker needs {self.cpus_per_worker} and "
+                f"{self.gpus_per_worker:g}: give other cpus_per_worker and gpus_per_worker"
+            )
+        return min(self.num_workers or room, room)
