@@ -105,10 +105,12 @@ class Slow(cd.Stage):
         return batch
 
 
-def kill_workers(count: int, stop: threading.Event, killed: list[int]) -> None:
-    """Kill actors that work, one after the other, as a machine's out-of-memory killer would."""
-    while len(killed) < count and not stop.wait(1.0):
-        found = subprocess.run(["pgrep", "-f", "ray::_Actor.run"], capture_output=True, text=True).stdout.split()
+def kill_workers(
+    count: int, stop: threading.Event, killed: list[int], name: str = "ray::_Actor.run", pause: float = 1.0
+) -> None:
+    """Kill processes that work, one after the other, as a machine's out-of-memory killer would."""
+    while len(killed) < count and not stop.wait(pause):
+        found = subprocess.run(["pgrep", "-f", name], capture_output=True, text=True).stdout.split()
         if found:
             os.kill(int(found[0]), signal.SIGKILL)
             killed.append(int(found[0]))

@@ -47,7 +47,7 @@ class Tasks:
             Exception: What the function raised each time that an item was tried.
         """
         self._count = self._count or self._start()
-        run: Any = ray.remote(function_of_item).options(max_retries=0, **self._resources)
+        run: Any = ray.remote(_of_item).options(max_retries=0, **self._resources)
         shared = ray.put(function)
         waiting = enumerate(items)
         again: deque[tuple[int, Any]] = deque()
@@ -59,9 +59,10 @@ class Tasks:
                 room = self._count * _AHEAD - len(results) - len(self._running)
                 for number, item in [*_taken(again, room), *islice(waiting, max(0, room - len(again)))]:
                     self._running[run.remote(shared, item)] = (number, item)
-                while asked in results:
+                if asked in results:
                     yield results.pop(asked)
                     asked += 1
+                    continue  # there is room for one more
                 if not self._running:
                     return
                 done, _ = ray.wait([*self._running], timeout=PATIENCE)
@@ -97,7 +98,7 @@ class Tasks:
         self._running.clear()
 
 
-def function_of_item(function: Callable[[T], R], item: T) -> R:
+def _of_item(function: Callable[[T], R], item: T) -> R:
     """What a task does."""
     return function(item)
 

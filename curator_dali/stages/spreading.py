@@ -46,7 +46,7 @@ __all__ = ["SpreadEmbeddings"]
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 1 << 26  # bytes of embeddings that a task reads at once; 32,768 rows of 512
+_AT_ONCE = 1 << 26  # bytes; 32,768 rows of 512
 _GROUP = 1 << 28  # bytes of the rows of a group of clusters
 _GROUPS = 32  # so that there is work for many
 
@@ -59,14 +59,15 @@ class SpreadEmbeddings:
     Args:
         spread: Who does the work.
         count: M, the number of images.
+        at_once: Bytes of embeddings that a task reads at once.
 
     Attributes:
         good: (G,) int64: the images whose embeddings are of use.
     """
 
-    def __init__(self, spread: Spread, count: int) -> None:
+    def __init__(self, spread: Spread, count: int, *, at_once: int = _AT_ONCE) -> None:
         self._spread = spread
-        self._rows = max(1, _AT_ONCE // (4 * spread.dim))
+        self._rows = max(1, at_once // (4 * spread.dim))
         good: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         digests: list[NDArray[np.uint64]] = [np.empty((0, 2), np.uint64)]
         readers = (spread.reader(np.arange(block.start, block.stop)) for block in blocks(count, self._rows))

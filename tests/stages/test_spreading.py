@@ -67,7 +67,7 @@ def both(rows: NDArray[np.float32], threshold: float, tmp_path: Path) -> tuple[P
     room = Workroom(mapper, str(tmp_path / "work"))
     spread = Candidates(RowFiles(str(tmp_path / "out")), np.arange(len(rows)), {}, room).spread
     assert spread is not None
-    shared = SpreadEmbeddings(spread, len(rows))
+    shared = SpreadEmbeddings(spread, len(rows), at_once=1 << 20)  # several blocks
     assert (shared.good == good).all()
     found = shared.similar_pairs(good, threshold, "cpu")
     return similar_pairs(rows[good], threshold), found, mapper
