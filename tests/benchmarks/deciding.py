@@ -98,10 +98,8 @@ def main() -> None:
                     cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
                 )  # fmt: skip
                 one = json.loads(done.stdout.splitlines()[-1])
-                lines.append(
-                    [str(number + 1), name, f"{one['s']:.1f}", f"{one['peak_mb']:.0f} ({one['before_mb']:.0f})"]
-                    + [f"{one['dropped']:,}", one["digest"]]
-                )
+                peak = f"{one['peak_mb']:.0f} ({one['before_mb']:.0f})"
+                lines.append([str(number + 1), name, f"{one['s']:.1f}", peak, f"{one['dropped']:,}", one["digest"]])
                 print(*lines[-1], flush=True)
     print(table(["round", "", "s", "peak MB (before)", "dropped", "digest"], lines))
 
