@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from curator_dali import __version__
 from curator_dali.errors import OutputError
 from curator_dali.sinks import ParquetWriter, RowFiles, RowSchema
+from curator_dali.sinks.rows import read_embeddings
 
 COLUMNS = {
     "aesthetic_score": "float32",
@@ -162,6 +163,18 @@ def test_embeddings_of_a_slice_that_is_all_null(tmp_path: Path) -> None:
     pieces = list(RowFiles(str(tmp_path / "x.parquet")).embeddings(rows=4))
     assert [numbers.tolist() for numbers, _ in pieces] == [[], [], [8, 9, 10, 11], []]
     assert [piece.shape for _, piece in pieces] == [(0, 8), (0, 8), (4, 8), (0, 8)]
+
+
+def test_embeddings_of_some_rows_of_a_file(tmp_path: Path) -> None:
+    url = str(tmp_path / "x.parquet")
+    write(url, 100, 13, row_group_rows=16)
+    _, embeddings, good = rows(0, 100)
+    for wanted in (np.flatnonzero(good), np.array([40, 41, 77, 98]), np.arange(16, 19), np.empty(0, np.int64)):
+        found = read_embeddings(url, wanted)
+        assert found.dtype == np.float32
+        assert np.array_equal(found, embeddings[wanted])
+    with pytest.raises(OutputError, match="1 of the rows that are wanted have no embedding"):
+        read_embeddings(url, np.array([42, 43]))
 
 
 def test_no_rows(tmp_path: Path) -> None:
