@@ -193,20 +193,29 @@ cd.curate(
 
 
 @pytest.mark.slow
-def test_a_killed_driver_goes_on_where_it_was(
-    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_is_ended_goes_on_where_it_was(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     out = tmp_path / "out"
     code = textwrap.dedent(DRIVER).format(shards=photographs, out=str(out), address=cluster.address)
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    driver = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    driver = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(list(out.glob("_manifest/parts/*"))) < 2 and time.monotonic() < deadline and driver.poll() is None:
         time.sleep(0.1)
     done = len(list(out.glob("_manifest/parts/*")))
-    driver.kill()
-    assert driver.wait() == -signal.SIGKILL, driver.stderr.read().decode()[-2000:] if driver.stderr else ""
+    driver.send_signal(how)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == -how, err[-2000:]
     assert 2 <= done < 8
+    if how == signal.SIGINT:
+        assert "the same call goes on from there" in err
+        assert err.rstrip().endswith("KeyboardInterrupt")
+    while ray.available_resources().get("CPU") != 2:  # the cluster stays, and its actors are gone
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert rows(out) != rows(expected)
     finished = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert rows(out) == rows(expected)
