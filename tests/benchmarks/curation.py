@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import corpus
-from tests.benchmarks.harness import ROOT, Job, Usage, in_child, spread
+from tests.benchmarks.harness import ROOT, Job, Usage, in_child, spread, tree_usage
 from tests.benchmarks.loading import table
 from tests.helpers import write_shards
 
@@ -200,12 +200,13 @@ def piped(make: Callable[[Job, Path], list[Any]]) -> Any:
         tasks = [FileGroupTask(dataset_name="photos", data=[shard]) for shard in job.shards]
 
         def run() -> dict[str, Any]:
-            ray.init(
-                num_cpus=8, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False,
-                runtime_env={"worker_process_setup_hook": "tests.benchmarks.curation.in_worker"},
-            )  # fmt: skip
-            pipeline.run(RayDataExecutor(), initial_tasks=tasks)  # ends Ray too
-            return {}
+            with tree_usage() as used:
+                ray.init(
+                    "local", num_cpus=8, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False,
+                    runtime_env={"worker_process_setup_hook": "tests.benchmarks.curation.in_worker"},
+                )  # fmt: skip
+                pipeline.run(RayDataExecutor(), initial_tasks=tasks)  # ends Ray too
+            return used
 
         yield run
 
@@ -250,7 +251,8 @@ def measure(job: Job) -> dict[str, Any]:
         count = written(out)
     finally:
         shutil.rmtree(out)
-    wall, cpu = after.wall - before.wall, after.cpu - before.cpu
+    wall = after.wall - before.wall
+    cpu = result.pop("cpu", after.cpu - before.cpu)
     return {
         "row": job.row, "setup": setup, "images": count, "run": wall, "rate": count / wall, "cpu_ms": 1e3 * cpu / count,
         "others": max(0.0, after.machine - before.machine - cpu) / wall, **versions(), **result,

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,47 @@ def peak_anonymous(every: float = 0.05) -> Iterator[list[float]]:
     finally:
         stop.set()
         thread.join()
+
+
+def tree_cpu(seen: dict[int, float]) -> None:
+    """Note the CPU seconds, so far, of this process and of all that came from it, by their ids."""
+    stats: dict[int, tuple[int, float]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()
+            stats[int(path.parent.name)] = (
+                int(fields[1]),
+                (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+            )
+    ours = {os.getpid()}
+    while found := {pid for pid, (parent, _) in stats.items() if parent in ours} - ours:
+        ours |= found
+    seen.update({pid: stats[pid][1] for pid in ours if pid in stats})
+
+
+@contextmanager
+def tree_usage(every: float = 0.2) -> Iterator[dict[str, float]]:
+    """`{"cpu": seconds}` at the end: of this process and all that came from it, each as of the last look at it.
+
+    Usage counts only children that somebody waited for; Ray's workers end without.
+    """
+    before: dict[int, float] = {}
+    tree_cpu(before)
+    seen, used, stop = dict(before), {"cpu": 0.0}, threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(every):
+            tree_cpu(seen)
+
+    thread = threading.Thread(target=sample, name="sampler", daemon=True)
+    thread.start()
+    try:
+        yield used
+    finally:
+        stop.set()
+        thread.join()
+        tree_cpu(seen)
+        used["cpu"] = sum(seen.values()) - sum(before.values())
 
 
 @dataclass(frozen=True)
