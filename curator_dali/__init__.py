@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from curator_dali.display import contact_sheet
     from curator_dali.duplicates import DuplicateGroup, Leak, duplicate_groups, leaks
     from curator_dali.errors import CuratorDaliError, ImageError, OutputError, SourceError, TooManyErrors, write_errors
+    from curator_dali.indexing import Index, open_index, write_index
     from curator_dali.joining import concat
     from curator_dali.loader import ImageLoader
     from curator_dali.report import Report
@@ -63,6 +64,7 @@ _HOME = {
     "ImageError": "errors",
     "ImageLoader": "loader",
     "ImageObject": "batch",
+    "Index": "indexing",
     "Leak": "duplicates",
     "LoaderStats": "stats",
     "MemorySource": "sources",
@@ -89,11 +91,13 @@ _HOME = {
     "curate": "curation",
     "duplicate_groups": "duplicates",
     "leaks": "duplicates",
+    "open_index": "indexing",
     "open_source": "sources",
     "rethreshold": "curation",
     "search": "searching",
     "stages_of": "curation",
     "write_errors": "errors",
+    "write_index": "indexing",
     "write_report": "reporting",
 }
 
@@ -114,6 +118,7 @@ __all__ = [
     "ImageError",
     "ImageLoader",
     "ImageObject",
+    "Index",
     "Leak",
     "LoaderStats",
     "MemorySource",
@@ -139,12 +144,14 @@ __all__ = [
     "curate",
     "duplicate_groups",
     "leaks",
+    "open_index",
     "open_source",
     "rethreshold",
     "search",
     "stages_of",
     "transforms",
     "write_errors",
+    "write_index",
     "write_report",
 ]
 

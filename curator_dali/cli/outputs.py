@@ -1,8 +1,9 @@
-"""Commands on an output that is there: search, rethreshold, duplicates, report."""
+"""Commands on an output that is there: search, rethreshold, duplicates, index, report."""
 
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from curator_dali.cli.output import (
     print_rows,
     progress,
     size_in_bytes,
+    size_text,
 )
 
 if TYPE_CHECKING:
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 __all__ = [
     "add_deduplicate",
     "add_duplicates",
+    "add_index",
     "add_limits",
     "add_report",
     "add_rethreshold",
     "add_search",
     "deduplicate_of",
     "duplicates",
+    "index",
     "report",
     "rethreshold",
     "search",
@@ -218,6 +222,43 @@ def duplicates(arguments: argparse.Namespace) -> int:
     if lines:
         print_rows(lines, indent="  ")
     _rest(len(groups) - len(listed))
+    return 0
+
+
+def add_index(parser: argparse.ArgumentParser) -> None:
+    """Add what `index` takes."""
+    parser.epilog = (
+        "Later runs with --against OUT, and --leaks OUT, then look their images up in OUT/_index and cost these, not "
+        "what OUT holds. Make it again once OUT has grown."
+    )
+    parser.add_argument("out", metavar="OUT", help="the output of a curation, a local folder")
+    parser.add_argument(
+        "--similarity", type=float, default=0.9, metavar="X", help="lowest cosine to be asked for (default 0.9)"
+    )
+
+
+def index(arguments: argparse.Namespace) -> int:
+    """Make the index of an output."""
+    from curator_dali.indexing import write_index
+
+    with ExitStack() as stack:
+        bars: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                stack.close()  # the last one's
+                bars[what] = stack.enter_context(progress(total, what))
+            bars[what].update(done - bars[what].n)
+
+        made = write_index(
+            arguments.out, similarity=arguments.similarity, device=device_of(arguments.device), progress=show
+        )
+    if arguments.json:
+        print_json(made.as_dict())
+        return 0
+    by = ", ".join(made.columns) or "nothing: the output has neither hashes nor embeddings"
+    least = f" (cosine {made.threshold:g} and more)" if made.threshold else ""
+    print(f"indexed {counted(made.rows, 'kept image')} of {made.out} by {by}{least}: {size_text(made.nbytes)}")
     return 0
 
 

@@ -63,6 +63,9 @@ def make_parser() -> argparse.ArgumentParser:
     outputs.add_duplicates(
         command("duplicates", outputs.duplicates, "list what an output's deduplication found alike", device, as_json)
     )
+    outputs.add_index(
+        command("index", outputs.index, "let later runs look images up in an output at their own cost", device, as_json)
+    )
     outputs.add_search(
         command("search", outputs.search, "find images of an output by an image or a text", device, as_json)
     )

@@ -81,6 +81,11 @@ class Clusters:
         primary = _primary(vectors, _to(vectors, self))
         return replace(self, primary=np.concatenate([self.primary, primary]))
 
+    def reached(self, vectors: Vectors) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Rows of another set that are to be looked up in each cluster: (M,), and (K + 1,) bounds of the clusters'."""
+        rows, bounds, _ = _near(vectors, _to(vectors, self), self.reach)
+        return rows, bounds
+
 
 def make_clusters(
     vectors: Vectors,

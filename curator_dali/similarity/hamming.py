@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
 from curator_dali.similarity.vectors import Progress
 
-__all__ = ["near_between", "near_pairs"]
+__all__ = ["compare", "near_between", "near_pairs"]
 
 _AT_ONCE = 2**21  # comparisons; 16 MB an array
 _SORT, _COMPARE = 200.0, 10.0  # nanoseconds: to sort and to look up a hash, to compare two
@@ -62,7 +62,7 @@ def near_pairs(
         # from each to the last that agrees with it
         bounds = np.flatnonzero(np.concatenate([keys[1:] != keys[:-1], np.ones(min(1, len(keys)), bool)])) + 1
         stop = np.repeat(bounds, np.diff(bounds, prepend=0))
-        for i, j, apart in _compare(ordered, ordered, np.arange(1, len(keys) + 1), stop, distance, choice.passed_over):
+        for i, j, apart in compare(ordered, ordered, np.arange(1, len(keys) + 1), stop, distance, choice.passed_over):
             found.add(first[order[i]].astype(np.int64), first[order[j]].astype(np.int64), apart)
         if progress:
             progress(done + 1, len(choices))
@@ -99,7 +99,7 @@ def near_between(
         order = np.argsort(keys)
         keys, wanted = keys[order], queries & choice.bits
         start, stop = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
-        for i, j, apart in _compare(queries, hashes[order], start, stop, distance, choice.passed_over):
+        for i, j, apart in compare(queries, hashes[order], start, stop, distance, choice.passed_over):
             found.add(i, order[j].astype(np.int64), apart)
         if progress:
             progress(done + 1, len(choices))
@@ -158,13 +158,13 @@ def _choices(count: int, distance: int) -> list[_Choice]:
     ]
 
 
-def _compare(
+def compare(
     left: NDArray[np.uint64],
     right: NDArray[np.uint64],
     start: NDArray[np.int64],
     stop: NDArray[np.int64],
     distance: int,
-    passed_over: tuple[np.uint64, ...],
+    passed_over: tuple[np.uint64, ...] = (),
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
     """Compare every row of `left` with rows start to stop of `right`; (row, row, bits) of what is near, in parts.
 

@@ -1,8 +1,9 @@
-"""What was kept earlier: outputs that new images are compared with, read a block at a time."""
+"""What was kept earlier: outputs that new images are looked up in, by their index or by reading them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import similarity
+from curator_dali.files import is_remote
+from curator_dali.indexing import Index, open_index
+from curator_dali.similarity import MAX_PAIRS
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.stages.base import StageError
 
 __all__ = ["Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier"]
 
+logger = logging.getLogger(__name__)
+
 _ROWS = 65_536  # of an earlier output in memory at once
 _CLUSTERED = 50_000  # new rows from which clusters of them are cheaper than all products
+_LARGE = 100_000  # rows whose reading takes seconds
+
+
+Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""New rows, earlier rows, and how far apart or how similar they are."""
+Ids = Callable[[NDArray[np.int64]], NDArray[np.object_]]
 
 
 @dataclass(frozen=True)
@@ -68,24 +80,25 @@ class Matches:
         nothing = np.full(count, None, object)
         return cls(nothing, nothing.copy(), np.full(count, -1, np.int8), np.full(count, np.nan, np.float32))
 
-    def take(
-        self,
-        rows: NDArray[np.int64],
-        keys: NDArray[Any],
-        value: NDArray[np.float32],
-        way: int,
-        folder: str,
-        similar: bool,
-    ) -> None:
-        """Take over pairs of `rows` with earlier images where they are better than what is known."""
+    def take(self, found: Found, way: int, similar: bool, folder: str, ids: Ids) -> None:
+        """Take over what was found where it is better than what is known.
+
+        Args:
+            found: Pairs of new and earlier rows.
+            way: Its place.
+            similar: Whether a higher value is closer, and not a lower one.
+            folder: The output that the earlier rows are of.
+            ids: Gives the `image_id`s of these.
+        """
+        rows, others, value = found
         closeness = value if similar else -value
         order = np.lexsort((np.arange(len(rows)), -closeness, rows))
         first = order[np.unique(rows[order], return_index=True)[1]]  # of each row the closest, of those the first
-        rows, keys, value, closeness = rows[first], keys[first], value[first], closeness[first]
+        rows, others, value, closeness = rows[first], others[first], value[first], closeness[first]
         better = (self.way[rows] < 0) | (way < self.way[rows])
         better |= (self.way[rows] == way) & (closeness > self._closeness[rows])
         rows = rows[better]
-        self.key[rows], self.folder[rows], self.way[rows] = keys[better], folder, way
+        self.key[rows], self.folder[rows], self.way[rows] = ids(others[better]), folder, way
         self.value[rows], self._closeness[rows] = value[better], closeness[better]
 
 
@@ -178,12 +191,13 @@ def match_earlier(
     good: NDArray[np.int64],
     *,
     device: str = "cpu",
-    statuses: Sequence[str] = ("kept",),
+    max_pairs: int = MAX_PAIRS,
+    clustered: int = _CLUSTERED,
 ) -> Matches:
-    """Find for new rows what they are like among the rows of earlier outputs.
+    """Find for new rows what they are like among the kept rows of earlier outputs.
 
-    Reads each output once. Comparing costs new times old products of embeddings; old rows are never compared with each
-    other.
+    An output that has an index (`curator-dali index`) is looked up in it: that costs the new rows. Any other is read
+    whole, once. Old rows are never compared with each other.
 
     Args:
         folders: The outputs; of equally close images the earlier folder's counts.
@@ -192,37 +206,85 @@ def match_earlier(
         new: Column -> (N,) values: digests as text, hashes as uint64; "embedding" -> (G, D) rows of `good`.
         good: (G,) the new rows whose embeddings are of use.
         device: Where to compute cosines.
-        statuses: Which of the earlier rows count.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
+        max_pairs: More pairs than these, in one output or in a block of one, are an error.
+        clustered: From more new embeddings than these on, an output without an index is compared with clusters of them.
 
+    Raises:
+        TooManyPairs: More than `max_pairs` pairs.
+    """
     matches = Matches.none(count)
-    finders = [_Finder(way, new[way.column], good, device) for way in ways]
+    finders: dict[int, _Finder] = {}
     for folder in folders:
-        columns = ["image_id", "status", *dict.fromkeys(way.column for way in ways)]
-        for batch in RowFiles(folder).batches(columns, rows=_ROWS):
-            batch = batch.filter(pc.is_in(batch.column("status"), pa.array(list(statuses))))
-            if not len(batch):
-                continue
-            keys = np.empty(len(batch), object)
-            keys[:] = batch.column("image_id").to_pylist()
-            for number, finder in enumerate(finders):
-                for rows, others, value in finder.find(batch.column(finder.way.column)):
-                    matches.take(rows, keys[others], value, number, folder, finder.way.kind == "similar")
+        index = open_index(folder)
+        unserved = []
+        for number, way in enumerate(ways):
+            if index is not None and _serves(index, way):
+                found = _look_up(index, way, new[way.column], good, device, max_pairs)
+                matches.take(found, number, way.kind == "similar", folder, index.ids)
+            else:
+                unserved.append(number)
+                if number not in finders:
+                    finders[number] = _Finder(way, new[way.column], good, device, max_pairs, clustered)
+        if unserved:
+            _scan(matches, folder, {number: finders[number] for number in unserved}, indexed=index is not None)
     return matches
 
 
-_Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+def _serves(index: Index, way: Way) -> bool:
+    if way.kind != "similar" or way.limit >= index.threshold:
+        return True
+    logger.warning(
+        "the index of %s is for cosines of %s and more, not %s: its embeddings are all read. To look these up too: "
+        "curator-dali index %s --similarity %s", index.out, index.threshold, way.limit, index.out, way.limit,
+    )  # fmt: skip
+    return False
+
+
+def _look_up(index: Index, way: Way, new: Any, good: NDArray[np.int64], device: str, max_pairs: int) -> Found:
+    if way.kind == "same":
+        found = index.equal(way.column, new.tolist())
+    elif way.kind == "near":
+        found = index.near(way.column, new, int(way.limit), max_pairs=max_pairs)
+    elif not len(new):
+        return good, good, np.empty(0, np.float32)
+    else:
+        found = index.similar(new, way.limit, device=device, max_pairs=max_pairs)
+        return good[found.first], found.second, found.value
+    return found.first, found.second, found.value
+
+
+def _scan(matches: Matches, folder: str, finders: Mapping[int, _Finder], *, indexed: bool) -> None:
+    """Read an output's kept rows and compare them."""
+    import pyarrow.compute as pc
+
+    if not indexed and not is_remote(folder):
+        rows = sum(part.counts.get("kept", 0) for part in Manifest.load(folder).parts())
+        if rows >= _LARGE:
+            logger.warning(
+                "%s has no index, so all of its %s rows are read: curator-dali index %s makes this cost the new ones "
+                "only", folder, f"{rows:,}", folder,
+            )  # fmt: skip
+    columns = ["image_id", "status", *dict.fromkeys(finder.way.column for finder in finders.values())]
+    for batch in RowFiles(folder).batches(columns, rows=_ROWS):
+        batch = batch.filter(pc.equal(batch.column("status"), "kept"))
+        if not len(batch):
+            continue
+        keys = np.empty(len(batch), object)
+        keys[:] = batch.column("image_id").to_pylist()
+        for number, finder in finders.items():
+            for found in finder.find(batch.column(finder.way.column)):
+                matches.take(found, number, finder.way.kind == "similar", folder, keys.__getitem__)
 
 
 class _Finder:
     """Finds the rows of a block that new rows are like, in one way."""
 
-    def __init__(self, way: Way, new: Any, good: NDArray[np.int64], device: str) -> None:
+    def __init__(
+        self, way: Way, new: Any, good: NDArray[np.int64], device: str, max_pairs: int, clustered: int
+    ) -> None:
         import pyarrow as pa
 
-        self.way, self._new, self._good, self._device = way, new, good, device
+        self.way, self._new, self._good, self._device, self._max_pairs = way, new, good, device, max_pairs
         self._clusters: similarity.Clusters | None = None
         if way.kind == "same":
             self._values = pa.array(new.tolist(), pa.string())
@@ -230,10 +292,10 @@ class _Finder:
             for row, value in enumerate(new.tolist()):
                 if value is not None:
                     self._rows.setdefault(value, []).append(row)
-        elif way.kind == "similar" and len(new) > _CLUSTERED:
+        elif way.kind == "similar" and len(new) > clustered:
             self._clusters = similarity.divide(new, way.limit, device=device)
 
-    def find(self, column: Any) -> Iterator[_Found]:
+    def find(self, column: Any) -> Iterator[Found]:
         """(new rows, rows of the block, values)."""
         import pyarrow.compute as pc
 
@@ -246,7 +308,7 @@ class _Finder:
                 yield rows, others, np.zeros(len(rows), np.float32)
         elif self.way.kind == "near":
             hashes = column.drop_null().to_numpy(zero_copy_only=False).astype(np.uint64)
-            found = similarity.near_between(self._new, hashes, int(self.way.limit))
+            found = similarity.near_between(self._new, hashes, int(self.way.limit), max_pairs=self._max_pairs)
             yield found.first, there[found.second], found.value
         elif len(self._new):
             block = (
@@ -255,11 +317,10 @@ class _Finder:
             bad = similarity.bad_rows(block)
             if len(bad):
                 block, there = np.delete(block, bad, axis=0), np.delete(there, bad)
+            options: Any = {"device": self._device, "max_pairs": self._max_pairs}
             if self._clusters is None:
-                found = similarity.pairs_between(self._new, block, self.way.limit, device=self._device)
+                found = similarity.pairs_between(self._new, block, self.way.limit, **options)
                 yield self._good[found.first], there[found.second], found.value
             else:
-                found = similarity.pairs_between(
-                    block, self._new, self.way.limit, clusters=self._clusters, device=self._device
-                )
+                found = similarity.pairs_between(block, self._new, self.way.limit, clusters=self._clusters, **options)
                 yield self._good[found.second], there[found.first], found.value
