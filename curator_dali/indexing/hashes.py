@@ -79,9 +79,11 @@ class HashIndex:
         """
         found = Collector(max_pairs, within=False)
         dealt = _deal(queries)
-        if self._cheaper_to_scan(distance):
-            self._scan(found, dealt, distance)
-            return found.pairs()
+        find = self._scan if self._cheaper_to_scan(distance) else self._look_up
+        find(found, dealt, distance)
+        return found.pairs()
+
+    def _look_up(self, found: Collector, dealt: NDArray[np.uint64], distance: int) -> None:
         for number, lane in enumerate(_lanes(dealt)):
             masks = _masks((distance - number) // _LANES)
             for block in blocks(len(dealt), max(1, _AT_ONCE // max(1, len(masks)))):
@@ -90,7 +92,6 @@ class HashIndex:
                 left = np.repeat(dealt[block], len(masks))
                 for i, j, apart in compare(left, self.hashes[number], start, stop, distance):
                     found.add(block.start + i // len(masks), self.rows[number][j], apart)
-        return found.pairs()
 
     def _cheaper_to_scan(self, distance: int) -> bool:
         """Whether comparing a query with all hashes costs less than looking it up."""

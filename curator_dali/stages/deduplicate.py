@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curator_dali import similarity
 from curator_dali.batch import ImageBatch
-from curator_dali.similarity import Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
+from curator_dali.similarity import MAX_PAIRS, Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
 from curator_dali.sources.samples import image_member
 from curator_dali.stages.base import GlobalSelector, Stage, StageError, View
 from curator_dali.stages.earlier import Matches, Way, check_earlier, match_earlier
@@ -51,7 +51,9 @@ class Deduplicate(GlobalSelector):
         linkage: "star": every dropped image is like the one that is kept for it. "components": chains count.
         hash: Of near duplicates: "phash" or "dhash".
         against: Folders of earlier outputs. What is like an image that was kept there is dropped; these must have been
-            curated with the same comparisons, and for `similarity` with `embeddings=True` and the same model.
+            curated with the same comparisons, and for `similarity` with `embeddings=True` and the same model. One that
+            has an index (`write_index`) is looked up in it, which costs the new images; any other is read whole.
+        max_pairs: More pairs than these (20 bytes each, three times that for a while) are an error.
 
     Raises:
         StageError: Nothing is compared, or a setting is out of its range.
@@ -65,6 +67,7 @@ class Deduplicate(GlobalSelector):
     linkage: Linkage = "star"
     hash: Literal["phash", "dhash"] = "phash"
     against: str | Sequence[str] | None = None
+    max_pairs: int = MAX_PAIRS
 
     def __post_init__(self) -> None:
         allowed: dict[str, tuple[Any, ...]] = {
@@ -86,6 +89,8 @@ class Deduplicate(GlobalSelector):
             raise StageError(
                 f"Deduplicate.similarity is {self.similarity!r}; give a cosine above 0, at most 1, as 0.95"
             )
+        if not (_is_number(self.max_pairs, int) and self.max_pairs > 0):
+            raise StageError(f"Deduplicate.max_pairs is {self.max_pairs!r}; give a number of pairs, as 50_000_000")
         if not self.ways:
             raise StageError("Deduplicate compares nothing; give exact=, near= or similarity=")
         if (self.keep == "best") != (self.score is not None):
@@ -215,7 +220,7 @@ class Deduplicate(GlobalSelector):
                     )  # fmt: skip
             try:
                 earlier = (
-                    match_earlier(self.against, self.ways, count, new, good, device=device)
+                    match_earlier(self.against, self.ways, count, new, good, device=device, max_pairs=self.max_pairs)
                     if self.against and count
                     else Matches.none(count)
                 )
@@ -241,13 +246,13 @@ class Deduplicate(GlobalSelector):
             none = np.empty(0, np.int64)
             found = Pairs(none, none, np.empty(0, np.float32), similarity.same_digests(digests))
         elif way.kind == "near":
-            found = similarity.near_pairs(values[rows].astype(np.uint64), int(way.limit))
+            found = similarity.near_pairs(values[rows].astype(np.uint64), int(way.limit), max_pairs=self.max_pairs)
         elif isinstance(values, SpreadEmbeddings):
-            found = values.similar_pairs(rows, way.limit, device)
+            found = values.similar_pairs(rows, way.limit, device, max_pairs=self.max_pairs)
         else:
             whole = len(rows) == len(good)
             found = similarity.similar_pairs(
-                values if whole else values[np.isin(good, open_)], way.limit, device=device
+                values if whole else values[np.isin(good, open_)], way.limit, device=device, max_pairs=self.max_pairs
             )
         assert found.same is not None
         same = np.arange(count)

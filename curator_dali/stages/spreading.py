@@ -76,32 +76,37 @@ class SpreadEmbeddings:
             digests.append(found)
         self.good, self._digests = np.concatenate(good), np.concatenate(digests)
 
-    def similar_pairs(self, images: NDArray[np.int64], threshold: float, device: str) -> Pairs:
+    def similar_pairs(
+        self, images: NDArray[np.int64], threshold: float, device: str, *, max_pairs: int = MAX_PAIRS
+    ) -> Pairs:
         """What `curator_dali.similarity.similar_pairs` gives for the embeddings of some images.
 
         Args:
             images: (N,) ascending, of `good`.
             threshold: In (0, 1].
             device: Where this process computes what it does itself.
+            max_pairs: More than these are an error.
 
         Raises:
-            TooManyPairs: More than `MAX_PAIRS` pairs.
+            TooManyPairs: More than `max_pairs` pairs, or more than `MAX_PAIRS` in one unit of work.
         """
         same = similarity.same_digests(self._digests[np.searchsorted(self.good, images)])
         different = np.flatnonzero(same == np.arange(len(same)))
         rows = images[different]
         if few(len(rows), len(rows), device):
-            pairs = similarity.similar_pairs(self._gather(rows), threshold, exact=True, device=device)
+            pairs = similarity.similar_pairs(
+                self._gather(rows), threshold, exact=True, device=device, max_pairs=max_pairs
+            )
         else:
-            pairs = self._spread_pairs(rows, threshold, device)
+            pairs = self._spread_pairs(rows, threshold, device, max_pairs)
         return Pairs(different[pairs.first], different[pairs.second], pairs.value, same)
 
-    def _spread_pairs(self, rows: NDArray[np.int64], threshold: float, device: str) -> Pairs:
+    def _spread_pairs(self, rows: NDArray[np.int64], threshold: float, device: str, max_pairs: int) -> Pairs:
         drawn = drawn_rows(len(rows))
         logger.info("%d different embeddings: clusters of a sample of %d", len(rows), len(drawn))
         sample = Picked(self._gather(rows[drawn]), device, numbers=drawn, count=len(rows))
         clusters = find_clusters(sample, threshold)
-        found = Collector(MAX_PAIRS)
+        found = Collector(max_pairs)
         if must_join_all(clusters):
             parts = self._join_all(rows, threshold)
         else:
