@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.similarity                          # 10,000 and 100,000 embeddings
     python -m tests.benchmarks.similarity --rows 1000000           # minutes, and 6 GB
+    python -m tests.benchmarks.similarity --earlier --rows 10000 100000 1000000 --threshold 0.9    # incremental runs
     python -m tests.benchmarks.similarity --hashes                 # against imagehash, and near pairs of hashes
     python -m tests.benchmarks.similarity --hashes --photos DIR    # with further photographs
 
@@ -17,6 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.benchmarks.earlier import earlier
+from tests.benchmarks.earlier import lines as lines_of
 from tests.benchmarks.harness import ROOT, Usage, spread, status
 from tests.benchmarks.loading import table
 
@@ -202,6 +206,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.95)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--hashes", action="store_true", help="perceptual hashes instead")
+    parser.add_argument("--earlier", action="store_true", help="new rows against an output, read or indexed, instead")
     parser.add_argument("--photos", type=Path, help="a folder of further photographs, with --hashes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="where to write all of it")
@@ -224,6 +229,10 @@ def main() -> None:
             for name, one in results.items()
         ]
         print(table(["", "us an image", "imagehash", "x imagehash", "within 2 bits (equal, most)"], lines))
+    elif args.earlier:
+        with tempfile.TemporaryDirectory(prefix="curator-dali-") as work:
+            results = [earlier(Path(work) / "one", n, args.dim, args.threshold, args.threads) for n in args.rows]
+        print(table(*lines_of(results)))
     else:
         results = []
         for count in args.rows:
