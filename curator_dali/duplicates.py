@@ -111,7 +111,7 @@ def leaks(
 
     Args:
         out: The one, as the test set: its hashes or embeddings are in memory, or in a temporary file.
-        other: The other, as the training set, which is read a block at a time.
+        other: The other, as the training set: looked up in its index (`write_index`), or read a block at a time.
         exact: Compare the hashes of bytes and of pixels; None: those that both outputs have.
         near: Bits in which perceptual hashes may differ.
         similarity: Least cosine of embeddings, which both outputs must store, of the same model.

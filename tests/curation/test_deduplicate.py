@@ -208,6 +208,7 @@ def test_what_cannot_be_compared_with_is_refused_before_work(colours: dict[str, 
         ({"similarity": float("nan")}, "at most 1"),
         ({"keep": "best"}, "needs the column"),
         ({"score": "width"}, "needs the column"),
+        ({"max_pairs": 0}, "give a number of pairs"),
         ({"keep": "worst"}, "allowed: 'largest'"),
         ({"linkage": "chain"}, "allowed: 'star'"),
     ],
@@ -217,17 +218,17 @@ def test_settings_that_mean_nothing(options: dict[str, Any], match: str) -> None
         Deduplicate(**options)
 
 
-def test_too_many_pairs_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def explode(*_: Any, **__: Any) -> None:
-        raise TooManyPairs("more than 5 pairs are this alike")
-
-    from curator_dali import similarity
-    from curator_dali.similarity import TooManyPairs
-
-    monkeypatch.setattr(similarity, "near_pairs", explode)
-    image = {"a": helpers.encode(np.zeros((20, 20, 3), np.uint8), "PNG")}
-    with pytest.raises(StageError, match=r"a lower near=, or a Deduplicate\(\) of exact"):
-        run(image, tmp_path / "out", Deduplicate(near=2))
+@pytest.mark.parametrize("options", [{"near": 16}, {"similarity": 0.9}])
+def test_too_many_pairs_say_what_to_do(options: dict[str, Any], tmp_path: Path) -> None:
+    ramp = np.linspace(50, 150, 64).astype(np.uint8)[None, :, None] + np.zeros((64, 64, 3), np.uint8)
+    red = np.array([1, 0, 0], np.uint8)
+    images = {f"{n}": helpers.encode(ramp + red * np.uint8(n) * (ramp > 60 + 10 * n), "PNG") for n in range(8)}
+    stages = [Embed(ColourEncoder()), Deduplicate(False, max_pairs=5, **options)]
+    say = r"more than 5 pairs are this alike .* with max_pairs .*a lower near=, or a Deduplicate\(\) of exact"
+    with pytest.raises(StageError, match=say):
+        run(images, tmp_path / "out", *stages)
+    enough = Deduplicate(False, max_pairs=28, **options)
+    assert len(reasons(run(images, tmp_path / "enough", stages[0], enough))) > 0
 
 
 def test_nothing_and_one(corpus: dict[str, bytes], tmp_path: Path) -> None:
