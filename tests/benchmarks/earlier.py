@@ -2,7 +2,7 @@
 
 Outputs are those of tests/indexing/outputs.py, written as a curation writes them, and lie in the page cache. All four
 comparisons are made at once: bytes, pixels, pHash within 6 bits, cosines of `threshold` and more. Each time is of the
-first call in a process of its own, and of the second. Peaks of memory are without mapped files.
+first call in a process of its own, and the best of one to five later ones. Peaks of memory are without mapped files.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def match(folder: Path, count: str, threshold: str) -> dict[str, Any]:
     with np.load(folder / "new.npz", allow_pickle=True) as file:
         new = {name: file[name][: int(count)] for name in file.files}
     ways = Deduplicate(near=6, similarity=float(threshold)).ways
-    seconds = []
-    for _ in range(2):
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < 6 and sum(seconds) < 5):
         began = time.perf_counter()
         matches = match_earlier([str(folder / "out")], ways, int(count), new, np.arange(int(count)))
         seconds.append(time.perf_counter() - began)
@@ -86,7 +86,7 @@ def index(folder: Path, threshold: str) -> dict[str, Any]:
 
 
 def lines(results: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table: seconds of a first call (of a second)."""
+    """Header and rows of a table: seconds of a first call (the best of later ones)."""
     header = ["rows", "output MB", "index MB", "built in s (peak MB)"]
     header += [f"{count:,} new: {way}, s" for count in SHARDS for way in ("scan", "index")] + ["the same found"]
     found = []
@@ -95,8 +95,8 @@ def lines(results: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         line.append(f"{one['build']['seconds']:.1f} ({one['build']['peak_mb']:.0f})")
         for count in SHARDS:
             for way in ("scan", "index"):
-                first, second = one[way][count]["seconds"]
-                line.append(f"{first:.2f} ({second:.2f})")
+                first, *later = one[way][count]["seconds"]
+                line.append(f"{first:.2f} ({min(later):.2f})")
         line.append(", ".join(f"{one['index'][count]['same']:.2%}" for count in SHARDS))
         found.append(line)
     return header, found
