@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,18 @@ class Decisions:
         stage: (N,) number of the stage that drops a sample, -1 where it failed, 32767 where it is kept.
         reasons: Sample -> reason, of those that a `GlobalSelector` dropped.
         columns: Name -> (N,) values that the `GlobalSelector`s added.
+        seconds: Stage -> what deciding took.
     """
 
     stage: NDArray[np.int16]
-    reasons: dict[int, str]
-    columns: dict[str, NDArray[Any]]
+    reasons: dict[int, str] = field(default_factory=dict)
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def take_seconds(self) -> dict[str, float]:
+        """The seconds, once: they go into the record of the part that is written first."""
+        taken, self.seconds = self.seconds, {}
+        return taken
 
 
 def decide(files: RowFiles, plan: Plan, workroom: Workroom | None = None) -> Decisions:
@@ -76,7 +83,7 @@ def decide(files: RowFiles, plan: Plan, workroom: Workroom | None = None) -> Dec
         ],
         np.int16,
     )
-    decisions = Decisions(stage, {}, {})
+    decisions = Decisions(stage)
     for number, selector in enumerate(plan.stages):
         if not isinstance(selector, GlobalSelector):
             continue
@@ -93,9 +100,10 @@ def decide_with(
     Raises:
         StageError: It does not give a reason or None for every row.
     """
-    rows, stage = candidates.rows, decisions.stage
+    rows, stage, label = candidates.rows, decisions.stage, plan.labels[number]
+    began = time.perf_counter()
     reasons, columns = selector.decide(candidates)
-    label = plan.labels[number]
+    decisions.seconds[label] = time.perf_counter() - began
     if len(reasons) != len(rows) or set(columns) != set(selector.decides):
         raise StageError(
             f"{label} gave {len(reasons)} reasons and the columns {sorted(columns)} for {len(rows)} images; it "
@@ -136,13 +144,16 @@ def finish(
     """
     with workroom(executor, output.manifest.folder) as shared:
         decisions = decide(RowFiles(scored.folder), plan, shared)
-    seconds = {(part.start, part.stop): part.info["seconds"] for part in scored.parts()}
+    scoring = {(part.start, part.stop): part.info["seconds"] for part in scored.parts()}
     for part in parts:
         rows = read_rows(scored.folder, part, plan)
         apply(rows, decisions, part, plan)
         if not output.schema.embedding_dim:
             rows.embeddings = rows.embedded = None
-        finished(write_kept(source, rows, output, part, progress, seconds[part]))
+        seconds = {**scoring[part]}
+        for label, spent in decisions.take_seconds().items():
+            seconds[label] = seconds.get(label, 0.0) + spent
+        finished(write_kept(source, rows, output, part, progress, seconds))
 
 
 def write_kept(

@@ -138,7 +138,7 @@ def rethreshold(
                     apply(rows, decisions, part, plan)
                     if not kept_dim:
                         rows.embeddings = rows.embedded = None
-                    write_kept(opened, rows, output, part, progress or _ignore)
+                    write_kept(opened, rows, output, part, progress or _ignore, decisions.take_seconds())
             report = Report(
                 source=opened.name if opened is not None else out,
                 out=new,
@@ -192,7 +192,7 @@ def judge(files: RowFiles, plan: Plan, workroom: Workroom | None = None) -> Deci
     status = files.columns(["status"])["status"]
     stage = np.full(len(status), KEPT, np.int16)
     stage[status == "failed"] = FAILED
-    decisions = Decisions(stage, {}, {})
+    decisions = Decisions(stage)
     for number, selector in enumerate(plan.stages):
         rows = np.flatnonzero(stage == KEPT)
         if isinstance(selector, GlobalSelector):
@@ -200,7 +200,9 @@ def judge(files: RowFiles, plan: Plan, workroom: Workroom | None = None) -> Deci
             candidates = Candidates(files, np.flatnonzero(stage == KEPT), plan.columns, workroom)
             decide_with(selector, number, candidates, plan, decisions)
         elif isinstance(selector, Selector):
+            began = time.perf_counter()
             _drop(decisions, number, rows, _judge(files, selector, rows))
+            decisions.seconds[plan.labels[number]] = time.perf_counter() - began
     return decisions
 
 

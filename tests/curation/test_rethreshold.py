@@ -61,6 +61,14 @@ def test_it_decides_as_a_new_run_would(out: Path, shards: list[Path], tmp_path: 
     assert third.kept != report.kept
 
 
+def test_what_drops_nothing_is_known_by_name(out: Path, tmp_path: Path) -> None:
+    new = cd.rethreshold(out, tmp_path / "new", stages=[Filter("width", min=1), *AFTER[1:]])
+    assert len(new.dropped("width")) == 0
+    assert len(new.dropped("sharpness")) > 0
+    for report, stage in ((cd.Report.load(out), "Deduplicate"), (new, "Deduplicate"), (new, "Filter(width)")):
+        assert report.stages[stage] > 0  # and what it took to decide
+
+
 def test_the_same_call_finds_everything_done(out: Path, tmp_path: Path) -> None:
     first = cd.rethreshold(out, tmp_path / "new", stages=AFTER)
     before = content(tmp_path / "new")
