@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curator_dali.cli.flags import add_deduplicate, add_executor, add_limits, deduplicate_of, executor_of
 from curator_dali.cli.output import (
     SOURCES,
     counted,
@@ -17,7 +18,6 @@ from curator_dali.cli.output import (
     size_in_bytes,
     source_of,
 )
-from curator_dali.cli.outputs import add_deduplicate, add_limits, deduplicate_of
 
 if TYPE_CHECKING:
     from curator_dali.curation import Curation
@@ -66,14 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--device", help="auto (the default), cpu or cuda:N")
     running.add_argument("--batch-size", type=positive, metavar="N", help="images a batch (default 64)")
     running.add_argument("--threads", dest="num_threads", type=positive, metavar="N", help="decoding threads")
-    running.add_argument("--executor", choices=["local", "ray"], help="where: this process, or a Ray cluster")
-    running.add_argument(
-        "--ray-address", metavar="ADDRESS", help="the cluster, as ray.init takes it (default: its own)"
-    )
-    running.add_argument(
-        "--num-workers", type=positive, metavar="N", help="Ray actors (default: what there is room for)"
-    )
-    running.add_argument("--gpus-per-worker", type=float, metavar="X", help="GPUs of a Ray actor (default 0)")
+    add_executor(running)
     running.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
     running.add_argument("--max-error-rate", type=float, metavar="X", help="end if this share (0 to 1) is broken")
 
@@ -130,22 +123,9 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.embeddings:
         options["embeddings"] = arguments.embeddings
     options["device"] = device_of(options.get("device", "auto"))
-    if (executor := _executor(arguments)) is not None:
+    if (executor := executor_of(arguments)) is not None:
         options["executor"] = executor
     return options
-
-
-def _executor(arguments: argparse.Namespace) -> Any:
-    """What the flags say of Ray; None where they say nothing."""
-    given = {"address": arguments.ray_address, "num_workers": arguments.num_workers}
-    given = {name: value for name, value in (given | {"gpus_per_worker": arguments.gpus_per_worker}).items() if value}
-    if arguments.executor == "local" and given:
-        raise ValueError(f"--executor local takes no {', '.join(sorted(given))}: these are for --executor ray")
-    if arguments.executor == "local" or not (arguments.executor or given):
-        return arguments.executor
-    from curator_dali.ray import RayExecutor
-
-    return RayExecutor(**given)
 
 
 def _stages(arguments: argparse.Namespace) -> list[Stage]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curator_dali.cli.flags import add_deduplicate, add_executor, add_limits, deduplicate_of, executor_of
 from curator_dali.cli.output import (
     check_folder_of,
     counted,
@@ -24,14 +25,11 @@ if TYPE_CHECKING:
     from curator_dali.stages import Stage
 
 __all__ = [
-    "add_deduplicate",
     "add_duplicates",
     "add_index",
-    "add_limits",
     "add_report",
     "add_rethreshold",
     "add_search",
-    "deduplicate_of",
     "duplicates",
     "index",
     "report",
@@ -40,45 +38,6 @@ __all__ = [
 ]
 
 _LISTED = 20  # groups, without --all
-
-
-def add_deduplicate(parser: Any) -> None:
-    """Add the flags that make a `Deduplicate`."""
-    parser.add_argument(
-        "--dedup", choices=["all", "bytes", "pixels", "none"], nargs="?", const="all",
-        help="keep one of equal files and of equal pixels (all, the default), of one of these, or of neither",
-    )  # fmt: skip
-    parser.add_argument("--near", type=int, metavar="BITS", help="... of perceptual hashes this near (4 to 6 is usual)")
-    parser.add_argument("--similarity", type=float, metavar="X", help="... of embeddings with this cosine (0 to 1)")
-    parser.add_argument("--keep", metavar="RULE", help="largest (the default), first, or a score: the highest stays")
-    parser.add_argument(
-        "--against", action="append", metavar="DIR", help="drop, too, what is like an image kept in this output"
-    )
-
-
-def add_limits(parser: Any) -> None:
-    """Add --min and --max."""
-    for name in ("min", "max"):
-        parser.add_argument(
-            f"--{name}", action="append", default=[], metavar="FIELD=X", type=_limit,
-            help=f"drop images whose score or metadata field is {'below' if name == 'min' else 'above'} X",
-        )  # fmt: skip
-
-
-def deduplicate_of(arguments: argparse.Namespace) -> list[Stage]:
-    """The `Deduplicate` that the flags ask for, if they do."""
-    from curator_dali.stages import Deduplicate
-
-    asked = (arguments.dedup, arguments.near, arguments.similarity)
-    if all(value is None for value in asked):
-        for flag in ("keep", "against"):
-            if getattr(arguments, flag) is not None:
-                raise ValueError(f"--{flag} says how to deduplicate: give --dedup, --near or --similarity too")
-        return []
-    exact: Any = {None: True, "all": True, "none": False}.get(arguments.dedup, arguments.dedup)
-    keep = arguments.keep or "largest"
-    rule: dict[str, Any] = {"keep": keep} if keep in ("largest", "first") else {"keep": "best", "score": keep}
-    return [Deduplicate(exact, arguments.near, arguments.similarity, against=tuple(arguments.against or ()), **rule)]
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +89,7 @@ def add_rethreshold(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a .toml or .yaml file with stages")
     add_limits(parser)
     add_deduplicate(parser)
+    add_executor(parser)
     parser.add_argument("--source", metavar="SRC", help="where the data set is, if it has moved")
     parser.add_argument("--no-tars", action="store_true", help="write Parquet only")
     parser.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
@@ -148,7 +108,8 @@ def rethreshold(arguments: argparse.Namespace) -> int:
     with progress(Manifest.load(arguments.out).samples, "decided") as bar:
         report = decide(
             arguments.out, arguments.new, stages=stages, source=arguments.source, tars=not arguments.no_tars,
-            shard_samples=arguments.shard_samples, shard_bytes=arguments.shard_bytes, progress=bar.update,
+            shard_samples=arguments.shard_samples, shard_bytes=arguments.shard_bytes,
+            executor=executor_of(arguments) or "local", progress=bar.update,
         )  # fmt: skip
     if arguments.json:
         print_json(report.as_dict())
@@ -285,14 +246,3 @@ def report(arguments: argparse.Namespace) -> int:
 def _rest(number: int) -> None:
     if number:
         print(f"  and {number:,} more: --all lists them")
-
-
-def _limit(text: str) -> tuple[str, float]:
-    field, _, limit = text.rpartition("=")
-    if not field:
-        raise argparse.ArgumentTypeError(f"{text!r} has no '='; write it as sharpness=100")
-    try:
-        number = float(limit)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{limit!r} in {text!r} is no number") from None
-    return field, int(number) if number.is_integer() else number

@@ -186,3 +186,6 @@ def test_from_the_command_line(out: Path, tmp_path: Path, capsys: pytest.Capture
     assert "are like one of" in capsys.readouterr().out
     assert main(["rethreshold", str(out), str(tmp_path / "three"), "--keep", "first"]) == 2
     assert "give --dedup" in capsys.readouterr().err
+    alone = ["--executor", "local", "--num-workers", "2"]
+    assert main(["rethreshold", str(out), str(tmp_path / "three"), *alone]) == 2
+    assert "these are for --executor ray" in capsys.readouterr().err
