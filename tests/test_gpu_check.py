@@ -12,6 +12,7 @@ import pytest
 from tests.gpu_check import hostile
 from tests.gpu_check.__main__ import SECTIONS
 from tests.gpu_check.settings import ROOT
+from tests.gpu_check.tracing import copied, in_kernels
 
 
 @pytest.mark.slow
@@ -34,6 +35,21 @@ def test_a_file_that_kills_the_process_is_named_and_the_rest_goes_on() -> None:
     assert found["no such file"]["died"]
     assert found["jpeg cmyk"]["verdict"] == found["jpeg grey"]["verdict"] == "decoded"
     assert found["jpeg cmyk"]["max"] <= 1
+
+
+def test_what_a_trace_says_of_the_device() -> None:
+    """Events as torch's profiler writes them."""
+    events = [
+        {"cat": "kernel", "name": "sgemm", "dur": 30.0},
+        {"cat": "kernel", "name": "resize", "dur": 10.5},
+        {"cat": "cuda_runtime", "name": "cudaMemcpyAsync", "dur": 7.0},
+        {"cat": "gpu_memcpy", "name": "Memcpy HtoD (Pinned -> Device)", "dur": 5.0, "args": {"bytes": 4000}},
+        {"cat": "gpu_memcpy", "name": "Memcpy HtoD (Pageable -> Device)", "dur": 5.0, "args": {"bytes": 400}},
+        {"cat": "gpu_memcpy", "name": "Memcpy DtoH (Device -> Pinned)", "dur": 5.0, "args": {"bytes": 20}},
+        {"name": "process_name", "ph": "M"},
+    ]
+    assert copied(events, 2) == {"HtoD": 2200, "DtoH": 10}
+    assert in_kernels(events, 2) == 20.2
 
 
 def test_without_a_gpu_it_says_how_to_rehearse(tmp_path: Path) -> None:

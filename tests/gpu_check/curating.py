@@ -58,7 +58,7 @@ def section(settings: Settings) -> dict[str, Any]:
 
         yield again(run)
 
-    results = compare(settings, {OURS: curated, ALONE: alone, NEMO: _nemo(folder)}, case)
+    results = compare(settings, {OURS: curated, ALONE: alone, NEMO: _nemo(folder)}, case, trace=True)
     bars = {"x the model alone": (ratio(results, ALONE), 0.95), "x NeMo Curator": (ratio(results, NEMO), 5)}
     return {"rows": {"decode + CLIP + two heads": results}, "bars": bars}
 

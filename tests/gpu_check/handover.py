@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from curator_dali import arrays
 from curator_dali.sources import MemorySource
 from tests import helpers
 from tests.gpu_check.settings import ROOT, Settings
+from tests.gpu_check.tracing import copied, traced
 
 
 def pixels(settings: Settings) -> dict[str, Any]:
@@ -135,27 +135,17 @@ def _used(device: str) -> float:
 def bus(settings: Settings) -> dict[str, Any]:
     """What crosses the bus and who waits, from torch's profiler, an image; `to_host` against a plain pinned copy."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
 
     found: dict[str, Any] = {}
     shards = settings.shards("500x375")
     encoded = sum(Path(shard).stat().st_size for shard in shards)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if settings.gpu else [])]
     with cd.ImageLoader(shards, batch_size=16, device=settings.device) as loader:
         found["bytes of the shards, an image"] = round(encoded / loader.num_samples)
     stages = [cd.Embed("efficientnet-lite0"), cd.Quality()]
     out = settings.work / f"profile-{time.time_ns()}"
-    with profile(activities=activities) as profiler:
+    with traced(settings) as events:
         report = cd.curate(shards[:2], out, stages=stages, device=settings.device, batch_size=64, num_threads=2)
-    trace = settings.work / "trace.json"
-    profiler.export_chrome_trace(str(trace))
-    events = json.loads(trace.read_text())["traceEvents"]
-    copies: Counter[str] = Counter()
-    for event in events:
-        if event.get("cat") == "gpu_memcpy":
-            kind = next((k for k in ("HtoD", "DtoH", "DtoD") if k in event["name"]), event["name"])
-            copies[kind] += event["args"].get("bytes", 0)
-    found["curate(): bytes an image"] = {kind: round(n / report.samples) for kind, n in copies.items()}
+    found["curate(): bytes an image"] = copied(events, report.samples)
     waits = Counter(event["name"] for event in events if "Synchronize" in event.get("name", ""))
     found["curate(): waits a batch"] = {name: round(n * 64 / report.samples, 2) for name, n in waits.items()}
     waits_for_device = waits["cudaDeviceSynchronize"] + waits["cuCtxSynchronize"]

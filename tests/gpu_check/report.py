@@ -68,11 +68,11 @@ def markdown(found: dict[str, Any]) -> str:
             parts.append(table(["file", "CPU", "device"], lines))
         if "rows" in section:
             lines = [
-                [case, row, _rate(result)]
+                [case, row, _rate(result), _device(result)]
                 for case, results in section["rows"].items()
                 for row, result in results.items()
             ]
-            parts.append(table(["what", "row", "images a second"], lines))
+            parts.append(table(["what", "row", "images a second", "on the device, an image"], lines))
             parts.append(table(["ratio", "reached", "wanted"], [[bar, *pair] for bar, pair in section["bars"].items()]))
         rest = {k: v for k, v in section.items() if k not in ("cases", "rows", "bars", "failures", "seconds")}
         if rest:
@@ -84,6 +84,13 @@ def _rate(result: dict[str, Any]) -> str:
     if "rate" not in result:
         return f"not run: {result['skipped']}"
     return f"{statistics.median(result['rate']):,.0f} ({min(result['rate']):,.0f} to {max(result['rate']):,.0f})"
+
+
+def _device(result: dict[str, Any]) -> str:
+    if "device" not in result:
+        return ""
+    copies = [f"{count:,} bytes {kind}" for kind, count in result["device"]["bytes"].items()]
+    return ", ".join([f"{result['device']['us in kernels']:,} us in kernels", *copies])
 
 
 def _verdict(found: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ import curator_dali as cd
 from curator_dali.decoding import Decoder
 from tests.benchmarks.rows import dali_index, encoded_images
 from tests.gpu_check.settings import SIZES, Settings
+from tests.gpu_check.tracing import copied, in_kernels, traced
 
 OURS = "curator_dali"
 
@@ -41,8 +42,11 @@ def base(settings: Settings, **changes: Any) -> Case:
     return replace(Case(batch=16, threads=2, images=48) if settings.rehearse else Case(), **changes)
 
 
-def compare(settings: Settings, rows: dict[str, Any], case: Case) -> dict[str, Any]:
-    """Name -> {"rate": images a second, round by round}, or {"skipped": why} where a row cannot run here."""
+def compare(settings: Settings, rows: dict[str, Any], case: Case, *, trace: bool = False) -> dict[str, Any]:
+    """Name -> {"rate": images a second, round by round}, or {"skipped": why} where a row cannot run here.
+
+    With `trace` also "device": what it did, an image, in some further batches.
+    """
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         batches: dict[str, Iterator[int]] = {}
@@ -66,6 +70,11 @@ def compare(settings: Settings, rows: dict[str, Any], case: Case) -> dict[str, A
                 _wait(settings)
                 rate = count / (time.perf_counter() - began)
                 found.setdefault(name, {"rate": []})["rate"].append(round(rate, 1))
+        for name in names if trace else ():
+            with traced(settings) as events:
+                count = take(batches[name], 4 * case.batch)
+                _wait(settings)
+            found[name]["device"] = {"us in kernels": in_kernels(events, count), "bytes": copied(events, count)}
     return found
 
 
@@ -231,7 +240,7 @@ def training(settings: Settings) -> dict[str, Any]:
     """Random 224 crops, flipped and normalised: against DALI's iterator for PyTorch and a DataLoader with all cores."""
     rows = {OURS: _ours_training, ITERATOR: _dali_training, "DataLoader, Pillow": _dataloader}
     case = base(settings, size="500x375", ahead=8 if settings.rehearse else 40)  # a DataLoader has two a worker ready
-    results = compare(settings, rows, case)
+    results = compare(settings, rows, case, trace=True)
     return {"rows": {case.size: results}, "bars": {"x DALI's iterator": (ratio(results, ITERATOR), 1.0)}}
 
 
