@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import curator_dali as cd
-from curator_dali.stages import GlobalSelector
+from curator_dali.stages import GlobalSelector, spreading
 from tests.curation.helpers import content, write_embedded
 from tests.similarity.planted import planted
 
@@ -55,8 +55,10 @@ def rethreshold(out: Path, new: Path, **options: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("deaths", [0, 2])
 def test_what_sees_everything_decides_as_in_one_process(
-    cluster: Any, embedded: Path, tmp_path: Path, deaths: int
+    cluster: Any, embedded: Path, tmp_path: Path, deaths: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if deaths:  # there must be time for them
+        monkeypatch.setattr(spreading, "_join_group", Lingering(spreading._join_group, 0.2))
     stop, killed = threading.Event(), []
     killer = threading.Thread(target=kill_workers, args=(deaths, stop, killed, "ray::_of_item", 0.1))
     killer.start()
@@ -80,7 +82,7 @@ from tests import test_ray_deciding
 from tests.test_ray_deciding import Lingering, Path, rethreshold
 cloudpickle.register_pickle_by_value(test_ray_deciding)
 if {slowly}:
-    spreading._hand_out = Lingering(spreading._hand_out)
+    spreading._hand_out = Lingering(spreading._hand_out, 30)
 rethreshold(Path({out!r}), Path({new!r}), executor=RayExecutor(address={address!r}))
 """
 
@@ -88,12 +90,12 @@ rethreshold(Path({out!r}), Path({new!r}), executor=RayExecutor(address={address!
 class Lingering:
     """A function that takes its time once it has done its work."""
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, function: Any, seconds: float) -> None:
+        self.function, self.seconds = function, seconds
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         done = self.function(*args, **options)
-        time.sleep(30)
+        time.sleep(self.seconds)
         return done
 
 
