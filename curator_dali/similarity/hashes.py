@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import to_torch
+from curator_dali.importing import import_whole
 from curator_dali.similarity.lanczos import reduce
 from curator_dali.transforms import Grey, Transform
 
@@ -42,9 +43,9 @@ def grey(images: Any) -> torch.Tensor:
     Raises:
         ValueError: Another dtype or shape.
     """
+    pixels: torch.Tensor = to_torch(images)
     import torch
 
-    pixels: torch.Tensor = to_torch(images)
     channels = pixels.shape[3] if pixels.ndim == 4 else 1
     if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or channels not in (1, 3):
         raise ValueError(f"images are {pixels.dtype} of shape {tuple(pixels.shape)}; (N, h, w, 3) uint8 is needed")
@@ -70,9 +71,9 @@ def phash(images: Any) -> NDArray[np.uint64]:
         ValueError: Another dtype or shape, or an image without pixels.
         ImportError: SciPy is needed for such an image and is not installed.
     """
+    pixels = _reduced(images, (_SIZE, _SIZE))
     import torch
 
-    pixels = _reduced(images, (_SIZE, _SIZE))
     basis = _basis(str(pixels.device))
     hashes = np.empty(len(pixels), np.uint64)
     for start in range(0, len(pixels), _AT_ONCE):
@@ -128,10 +129,11 @@ def from_hex(texts: Iterable[str]) -> NDArray[np.uint64]:
 
 def _reduced(images: Any, size: tuple[int, int]) -> torch.Tensor:
     """(N, height, width) uint8 grey, as Pillow's Lanczos makes it of whole images."""
-    import torch
-
     if not isinstance(images, list):
         return reduce(grey(images), size)
+    import_whole("torch")
+    import torch
+
     if not images:
         return torch.empty((0, *size), dtype=torch.uint8)
     return torch.cat([reduce(grey(image[None]), size) for image in to_torch(images)])

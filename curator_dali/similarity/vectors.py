@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import device_of, resolve_device
+from curator_dali.importing import import_whole
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +146,7 @@ def check_threshold(threshold: float) -> None:
 
 
 def _open(embeddings: Any, device: str | None, name: str) -> Vectors:
+    import_whole("torch")
     import torch
     import torch.utils.dlpack
 

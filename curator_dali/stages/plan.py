@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from curator_dali.importing import import_whole
 from curator_dali.stages.base import DTYPES, GlobalSelector, Stage, StageError, View
 
 __all__ = ["LOADED", "Plan", "make_plan"]
@@ -48,6 +49,8 @@ class Plan:
         Raises:
             StageError: They do not fit together; what else `Stage.setup` raises.
         """
+        if self.stages:
+            import_whole("torch")
         for number, stage in enumerate(self.stages):
             stage.setup(device)
             stage.connect(self.stages[:number])
