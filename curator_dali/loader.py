@@ -188,10 +188,14 @@ class ImageLoader:
         if self._decoder is None:
             self._decoder = self._make_decoder()
         ends: deque[int] = deque()
-        with uninterrupted():  # a pass that nobody knows of could not be stopped
-            running = self._pass = Pass(
-                self._reads(ends), self.source, self._decoder, self._prefetch, self._keep_encoded, self._key
-            )
+        try:
+            with uninterrupted():  # a pass that nobody knows of could not be stopped
+                running = self._pass = Pass(
+                    self._reads(ends), self.source, self._decoder, self._prefetch, self._keep_encoded, self._key
+                )
+        except BaseException:  # an interrupt that came meanwhile: nobody will take this pass's batches
+            self._stop_pass()
+            raise
         return self._batches(running, ends)
 
     @property
