@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from curator_dali.similarity import bad_rows
 from curator_dali.similarity.vectors import check_threshold
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.sinks.explain import explained
+from curator_dali.sinks.locking import lock
 from curator_dali.sinks.parquet import EMBEDDING
 
 __all__ = ["write_index"]
@@ -154,14 +154,9 @@ def _folder(out: str) -> Iterator[str]:
     above = os.path.join(out, FOLDER)
     with explained(above):
         os.makedirs(above, exist_ok=True)
-        lock = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"another process is indexing {out}: wait for its end") from error
-        except OSError as error:
-            logger.warning("%s: this filesystem has no locks (%s): let one process at a time index it", above, error)
+        lock(opened, above, f"another process is indexing {out}: wait for its end")
         folder = os.path.join(above, secrets.token_hex(8))
         try:
             with explained(folder):
@@ -177,7 +172,7 @@ def _folder(out: str) -> Iterator[str]:
             if entry.is_dir() and entry.path != folder:
                 shutil.rmtree(entry.path, ignore_errors=True)
     finally:
-        os.close(lock)
+        os.close(opened)
 
 
 def _is_named(folder: str) -> bool:

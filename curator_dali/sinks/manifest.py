@@ -10,7 +10,6 @@ A part's files appear first, then its record: what has no record is not finished
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from curator_dali.errors import OutputError
 from curator_dali.files import is_remote, write_file
 from curator_dali.sinks import store
 from curator_dali.sinks.explain import differences, explained, join, prepare_folder
+from curator_dali.sinks.locking import lock
 from curator_dali.sinks.records import Part, Records, is_output
 
 if TYPE_CHECKING:
@@ -224,14 +224,12 @@ class Manifest:
         with explained(path):
             self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock(
+                self._lock, path, f"another run is writing to {self.folder}: wait for its end, or choose another folder"
+            )
+        except OutputError:
             self.close()
-            raise OutputError(
-                f"another run is writing to {self.folder}: wait for its end, or choose another folder"
-            ) from error
-        except OSError as error:
-            logger.warning("%s: this filesystem has no locks (%s): let one run at a time write to it", path, error)
+            raise
 
     def _clean(self) -> None:
         """Drop parts whose files are not as recorded, then files that belong to no part."""

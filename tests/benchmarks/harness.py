@@ -48,21 +48,33 @@ def status(field: str) -> float:
 
 
 @contextmanager
-def peak_anonymous(every: float = 0.05) -> Iterator[list[float]]:
-    """Sample RssAnon; the list's one value is the peak so far. Mapped files count in VmHWM but not here."""
-    peak, stop = [0.0], threading.Event()
+def sampling(look: Callable[[], object], every: float) -> Iterator[None]:
+    """Call `look` every so many seconds, on a thread."""
+    stop = threading.Event()
 
     def sample() -> None:
         while not stop.wait(every):
-            peak[0] = max(peak[0], status("RssAnon"))
+            look()
 
     thread = threading.Thread(target=sample, name="sampler", daemon=True)
     thread.start()
     try:
-        yield peak
+        yield
     finally:
         stop.set()
         thread.join()
+
+
+@contextmanager
+def peak_anonymous(every: float = 0.05) -> Iterator[list[float]]:
+    """Sample RssAnon; the list's one value is the peak so far. Mapped files count in VmHWM but not here."""
+    peak = [0.0]
+
+    def look() -> None:
+        peak[0] = max(peak[0], status("RssAnon"))
+
+    with sampling(look, every):
+        yield peak
 
 
 def tree_cpu(seen: dict[int, float]) -> None:
@@ -89,19 +101,11 @@ def tree_usage(every: float = 0.2) -> Iterator[dict[str, float]]:
     """
     before: dict[int, float] = {}
     tree_cpu(before)
-    seen, used, stop = dict(before), {"cpu": 0.0}, threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(every):
-            tree_cpu(seen)
-
-    thread = threading.Thread(target=sample, name="sampler", daemon=True)
-    thread.start()
+    seen, used = dict(before), {"cpu": 0.0}
     try:
-        yield used
+        with sampling(lambda: tree_cpu(seen), every):
+            yield used
     finally:
-        stop.set()
-        thread.join()
         tree_cpu(seen)
         used["cpu"] = sum(seen.values()) - sum(before.values())
 
