@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import secrets
 import shutil
@@ -32,7 +31,6 @@ from curator_dali.sinks.parquet import EMBEDDING
 
 __all__ = ["write_index"]
 
-logger = logging.getLogger(__name__)
 
 _ROWS = 16_384  # of the output in memory at once
 _DIGESTS, _HASHES = ("content_hash", "pixel_hash"), ("phash", "dhash")
