@@ -4,7 +4,7 @@
     python -m tests.benchmarks.similarity --rows 1000000           # minutes, and 6 GB
     python -m tests.benchmarks.similarity --earlier --rows 10000 100000 1000000 --threshold 0.9    # incremental runs
     python -m tests.benchmarks.similarity --hashes                 # against imagehash, and near pairs of hashes
-    python -m tests.benchmarks.similarity --hashes --photos DIR    # with further photographs
+    python -m tests.benchmarks.similarity --hashes --photos DIR    # with further photographs; --threads 1 for a core
 
 Embeddings are those of tests/similarity/planted.py. Each size runs in a process of its own, whose peak of resident
 memory includes the embeddings. Recall is measured against brute force for a sample of rows; precision by computing the
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,8 @@ def embeddings(count: int, dim: int, threshold: float, threads: int) -> dict[str
     return answer
 
 
-def hashes(photos: Path | None, rounds: int) -> dict[str, Any]:
-    """Perceptual hashes against imagehash, in alternation, on one thread; and near pairs of a million hashes."""
+def hashes(photos: Path | None, threads: int, rounds: int) -> dict[str, Any]:
+    """Perceptual hashes against imagehash, in alternation; and near pairs of a million hashes."""
     import imagehash
     import torch
     from PIL import Image
@@ -106,7 +107,7 @@ def hashes(photos: Path | None, rounds: int) -> dict[str, Any]:
     from curator_dali.similarity import dhash, from_hex, near_pairs, phash
     from tests import helpers
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     whole = helpers.load_photos()
     for path in sorted(photos.rglob("*")) if photos else []:
         if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
@@ -122,19 +123,18 @@ def hashes(photos: Path | None, rounds: int) -> dict[str, Any]:
     ):
         small = [Image.fromarray(crop).convert("L").resize(size, Image.Resampling.LANCZOS) for crop in crops]
         batch = np.stack([np.asarray(image) for image in small])
-        peer = partial(each, theirs)
-        answer[f"{name} from the small image"] = alternate(partial(ours, batch), partial(peer, small), rounds)
+        answer[f"{name} from the small image"] = alternate(partial(ours, batch), theirs, small, threads, rounds)
         for title, pictures in corpus.items():
             whole_images = [Image.fromarray(picture) for picture in pictures]
-            decoded = Decoded(pictures)
+            decoded = Decoded(pictures, threads)
             with_view = partial(decoded.hashes, ours)
-            apart = np.bitwise_count(with_view() ^ from_hex(map(str, peer(whole_images))))
+            apart = np.bitwise_count(with_view() ^ from_hex(str(theirs(image)) for image in whole_images))
             answer[f"{name} of whole {title}"] = {
                 "images": len(pictures),
                 "within_2": float((apart <= 2).mean()),
                 "equal": float((apart == 0).mean()),
                 "most": int(apart.max()),
-                **alternate(with_view, partial(peer, whole_images), rounds, decoded.feed),
+                **alternate(with_view, theirs, whole_images, threads, rounds, decoded.feed),
             }
     rng = np.random.default_rng(0)
     many = rng.integers(0, 2**64, 1_000_000, np.uint64)
@@ -147,19 +147,15 @@ def hashes(photos: Path | None, rounds: int) -> dict[str, Any]:
     return answer
 
 
-def each(function: Callable[[Any], Any], images: list[Any]) -> list[Any]:
-    return [function(image) for image in images]
-
-
 class Decoded:
     """Images in DALI's memory, as behind its decoder: 64 a batch, which turn grey and are hashed."""
 
-    def __init__(self, pictures: list[NDArray[np.uint8]]) -> None:
+    def __init__(self, pictures: list[NDArray[np.uint8]], threads: int) -> None:
         from curator_dali import pipelines
         from curator_dali.similarity import HASH_VIEW
 
         self.batches = [pictures[start : start + 64] for start in range(0, len(pictures), 64)]
-        self.pipeline = pipelines.new_pipeline("cpu", 64, 1, depth=len(self.batches))
+        self.pipeline = pipelines.new_pipeline("cpu", 64, threads, depth=len(self.batches))
         with self.pipeline:
             images = pipelines.declare({"images": (np.dtype(np.uint8), 3)})["images"]
             for transform in HASH_VIEW:
@@ -175,28 +171,42 @@ class Decoded:
         from curator_dali import pipelines
 
         found = []
-        for _ in self.batches:
-            self.pipeline.schedule_run()
+        self.pipeline.schedule_run()
+        for left in reversed(range(len(self.batches))):
+            if left:
+                self.pipeline.schedule_run()  # grey while the batch before is hashed, as a loader does
             found.append(function(pipelines.collect(self.pipeline, "cpu")[0]))
         return np.concatenate(found)
 
 
 def alternate(
-    ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, before: Callable[[], None] | None = None
+    ours: Callable[[], Any],
+    theirs: Callable[[Any], Any],
+    images: list[Any],
+    threads: int,
+    rounds: int,
+    before: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """CPU microseconds an image of both, and the ratio, round by round."""
-    spent = []
-    for _ in range(rounds + 1):
-        both = []
-        if before:
+    """Images a second, round by round: ours, and theirs in a loop and on as many threads."""
+
+    def seconds(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    with ThreadPoolExecutor(threads) as pool:
+        spent = []
+        for _ in range(rounds + 1):
             before()
-        for run in (ours, theirs):
-            start = time.process_time()
-            count = len(run())
-            both.append(1e6 * (time.process_time() - start) / count)
-        spent.append(both)
+            loop, threaded = (lambda: list(map(theirs, images))), (lambda: list(pool.map(theirs, images)))
+            spent.append([seconds(run) for run in (ours, loop, threaded)])
     del spent[0]  # makes kernels and pipelines
-    return {"us": [a for a, _ in spent], "imagehash_us": [b for _, b in spent], "x": [b / a for a, b in spent]}
+    return {
+        "per_s": [len(images) / a for a, _, _ in spent],
+        "imagehash_per_s": [len(images) / b for _, b, _ in spent],
+        "x": [b / a for a, b, _ in spent],
+        "x_threads": [c / a for a, _, c in spent],
+    }
 
 
 def main() -> None:
@@ -217,18 +227,20 @@ def main() -> None:
         return
     results: Any
     if args.hashes:
-        results = hashes(args.photos, args.rounds)
+        results = hashes(args.photos, args.threads, args.rounds)
         lines = [
             [
                 name,
-                spread(one["us"], 1) if "us" in one else f"{one['cpu_s']:.1f} s of CPU, {one['pairs']:,} pairs",
-                spread(one.get("imagehash_us", []), 1),
+                spread(one["per_s"], 0) if "x" in one else f"{one['cpu_s']:.1f} s of CPU, {one['pairs']:,} pairs",
+                spread(one.get("imagehash_per_s", []), 0),
                 spread(one.get("x", []), 1),
+                spread(one.get("x_threads", []), 1),
                 f"{one['within_2']:.2%} ({one['equal']:.1%}, {one['most']})" if "most" in one else "",
             ]
             for name, one in results.items()
         ]
-        print(table(["", "us an image", "imagehash", "x imagehash", "within 2 bits (equal, most)"], lines))
+        heads = ["", "images/s", "imagehash", "x imagehash", f"x it in {args.threads} threads"]
+        print(table([*heads, "within 2 bits (equal, most)"], lines))
     elif args.earlier:
         with tempfile.TemporaryDirectory(prefix="curator-dali-") as work:
             results = [earlier(Path(work) / "one", n, args.dim, args.threshold, args.threads) for n in args.rows]
