@@ -5,17 +5,20 @@ host, CuPy on a GPU. Three rules:
 
 - **Ownership.** A view of what DALI made keeps DALI's memory alive, all of a batch's. `take` copies what it keeps
   once that is less than half; torch tensors from `to_torch` hold the arrays they come from.
-- **Streams.** DALI's outputs are bound to one stream of ours a device (`output_stream`), and `from_dali` waits for
-  that stream alone, so that its arrays may be read on any stream. When the last view of a batch goes, our stream
-  first waits for what torch's and CuPy's current streams still do; DALI reuses memory in that stream's order. Who
-  works on another stream than the current one keeps the batch until that work is done, as with torch's own tensors.
+- **Streams.** DALI's outputs are got on one stream of ours a device (`output_stream`), and `from_dali` waits for that
+  stream alone, so that its arrays may be read on any stream. When the last view of a batch goes, its memory is kept
+  until torch's and CuPy's current streams have done what was asked of them so far: DALI frees in an order of its own.
+  Who works on another stream than the current one keeps the batch until that work is done, as with torch's own tensors.
 - **One allocator.** Device memory that is needed here is torch's; CuPy arrays are views of it or of DALI's.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -37,6 +40,7 @@ __all__ = [
     "from_dali",
     "from_torch",
     "merge",
+    "merge_ready",
     "nbytes",
     "output_stream",
     "resolve_device",
@@ -45,9 +49,11 @@ __all__ = [
     "to_device",
     "to_host",
     "to_torch",
+    "use_device",
 ]
 
 _ALIGNMENT = 64  # bytes; any dtype can start there, and so can a vector load
+_MOST_LET_GO = 8  # outputs whose readers are still at work, before the next output waits for the oldest
 
 
 def resolve_device(device: str | torch.device) -> str:
@@ -97,6 +103,17 @@ def _gpu_trouble() -> str:
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"CUDA does not start ({error}): see nvidia-smi, and whether the driver fits CuPy's CUDA"
     return "" if count else "the driver shows no GPU: see nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+
+def use_device(device: str) -> None:
+    """Make a device the calling thread's current one, for good: for a thread of ours. Nothing for "cpu".
+
+    Without it each `with cupy.cuda.Device(n)` would set GPU 0 again behind it, which costs a context there.
+    """
+    if device != "cpu":
+        import cupy
+
+        cupy.cuda.Device(int(device.removeprefix("cuda:"))).use()
 
 
 def array_module(device: str) -> Any:
@@ -227,11 +244,26 @@ def merge(parts: Sequence[tuple[Sequence[int] | NDArray[np.int64], Any]], n: int
     return _stack(rows) if n and len({(row.shape, row.dtype) for row in rows}) == 1 else rows
 
 
+def merge_ready(parts: Sequence[tuple[Sequence[int] | NDArray[np.int64], Any]], n: int, device: str) -> Any:
+    """`merge` for a thread of ours: the result is ready for any stream when this returns, and kept as DALI's are."""
+    with output_stream(device) as stream:
+        if stream is None:
+            return merge(parts, n)
+        import torch
+
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr, stream.device_id)):  # type: ignore[no-untyped-call]
+            rows = merge(parts, n)
+        if isinstance(rows, list):  # views of outputs, each kept by its own
+            return rows
+        owner = _Lent(rows, stream)
+        return owner.view(rows.data.ptr, rows.shape, rows.dtype)
+
+
 @contextmanager
 def output_stream(device: str) -> Iterator[Any]:
     """The stream to give to `Pipeline.share_outputs` or `run` as `cuda_stream`: None on the CPU.
 
-    Makes `device` the current one inside the `with`.
+    Makes `device` the current one inside the `with`, and the stream CuPy's.
     """
     if device == "cpu":
         yield None
@@ -239,8 +271,8 @@ def output_stream(device: str) -> Iterator[Any]:
     import cupy
 
     number = int(device.removeprefix("cuda:"))
-    with cupy.cuda.Device(number):
-        yield _stream(number)
+    with cupy.cuda.Device(number), _stream(number) as stream:
+        yield stream
 
 
 def from_dali(output: Any) -> Any:
@@ -251,55 +283,98 @@ def from_dali(output: Any) -> Any:
     """
     dense = output.is_dense_tensor()
     if hasattr(output, "as_array"):  # on the CPU; not through as_array() or at(), which copy
+        device = "cpu"
         rows = np.asarray(output.as_tensor()) if dense else [np.asarray(tensor) for tensor in output]
     else:
+        device = f"cuda:{output.device_id()}"
         rows = _from_dali_gpu(output, dense)
     # DALI may lay out equal shapes with gaps; a fixed size promises one array
-    return rows if dense else merge([(range(len(rows)), rows)], len(rows))
+    return rows if dense else merge_ready([(range(len(rows)), rows)], len(rows), device)
 
 
 def _from_dali_gpu(output: Any, dense: bool) -> Any:
-    import cupy
     from nvidia.dali.types import to_numpy_type
 
-    device = output.device_id()
-    owner = _Output(output, device)
-    owner.stream.synchronize()  # waits for this output, and lets go of the GIL
+    owner = _Lent(output, _stream(output.device_id()))
     dtype = np.dtype(to_numpy_type(output.dtype))
-
-    def view(tensor: Any) -> Any:
-        shape = tuple(tensor.shape())
-        size = int(np.prod(shape)) * dtype.itemsize
-        memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), size, owner, device)
-        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
-
-    return view(output.as_tensor()) if dense else [view(output[row]) for row in range(len(output))]
+    tensors = [output.as_tensor()] if dense else [output[row] for row in range(len(output))]
+    views = [owner.view(tensor.data_ptr(), tuple(tensor.shape()), dtype) for tensor in tensors]
+    return views[0] if dense else views
 
 
-class _Output:
-    """Keeps a DALI output on a GPU alive, and lets it go only in the order of the streams that read it."""
+class _Lent:
+    """Memory on a GPU that is ready once this is made, and lives until those who read it are done.
 
-    def __init__(self, output: Any, device: int) -> None:
-        self.output, self.device, self.stream = output, device, _stream(device)
+    Args:
+        memory: What keeps it: an output of DALI's, or an array.
+        stream: Ours, on which it was made.
+    """
 
-    def __del__(self) -> None:
-        if sys.is_finalizing():
-            return
+    def __init__(self, memory: Any, stream: Any) -> None:
+        self.memory, self.device = memory, stream.device_id
+        stream.synchronize()  # lets go of the GIL
+        _let_go(_MOST_LET_GO)
+
+    def view(self, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """A CuPy array on a part of it, which keeps all of it."""
         import cupy
 
-        # DALI's free waits for the stream that the output is bound to: ours. So ours waits for the readers.
-        with cupy.cuda.Device(self.device):
-            reader = cupy.cuda.get_current_stream()
-            self.stream.wait_event(reader.record(cupy.cuda.Event(disable_timing=True)))
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            ours = torch.cuda.ExternalStream(self.stream.ptr, self.device)
-            ours.wait_stream(torch.cuda.current_stream(self.device))
+        size = int(np.prod(shape)) * dtype.itemsize
+        memory = cupy.cuda.UnownedMemory(pointer, size, self, self.device)
+        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            _lent.append((_asked_so_far(self.device), self.memory))
+            _let_go()
+
+
+_lent: deque[tuple[list[Any], Any]] = deque()
+"""Memory whose last view is gone, and the events in its readers' streams behind which it is free."""
+atexit.register(_lent.clear)  # while CUDA is still there
+
+
+def _asked_so_far(device: int) -> list[Any]:
+    """Events behind all that CuPy's and torch's current streams were asked to do."""
+    import cupy
+
+    with cupy.cuda.Device(device):
+        events: list[Any] = [cupy.cuda.get_current_stream().record(cupy.cuda.Event(disable_timing=True))]
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        events.append(torch.cuda.current_stream(device).record_event())
+    return events
+
+
+def _let_go(most: int | None = None) -> None:
+    """Let go of the memory whose readers are done; beyond `most`, wait for them. Any thread may, at any time."""
+    for _ in range(len(_lent)):
+        try:
+            events, memory = _lent.popleft()
+        except IndexError:  # another thread was faster
+            return
+        if most is not None and len(_lent) >= most:
+            for event in events:
+                event.synchronize()
+        elif not all(_is_over(event) for event in events):
+            _lent.append((events, memory))
+
+
+def _is_over(event: Any) -> bool:
+    return bool(event.query() if hasattr(event, "query") else event.done)  # torch's, CuPy's
+
+
+_making_streams = threading.Lock()
+
+
+def _stream(device: int) -> Any:
+    """Our stream on a GPU. It lives as long as the process, like torch's memory that was taken on it."""
+    with _making_streams:
+        return _made_stream(device)
 
 
 @cache
-def _stream(device: int) -> Any:
-    """Our stream on a GPU. It lives as long as the process, because DALI frees outputs in its order."""
+def _made_stream(device: int) -> Any:
     import cupy
 
     with cupy.cuda.Device(device):

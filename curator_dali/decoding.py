@@ -133,7 +133,7 @@ class Decoder:
 
     Args:
         batch_size: Largest batch.
-        device: "cpu" or "cuda:N".
+        device: "cpu" or "cuda:N"; also an attribute.
         num_threads: DALI's threads.
         outputs: A sequence of transforms each, all lowered into the pipeline behind the one decoder; `()` is the
             image as it was decoded.
@@ -154,7 +154,7 @@ class Decoder:
         hw_decoder_load: float = 0.65,
     ) -> None:
         self._batch_size, self._num_threads, self._depth = batch_size, num_threads, depth
-        self._device, self._plan, self.max_pixels = device, Plan(outputs), max_pixels
+        self.device, self._plan, self.max_pixels = device, Plan(outputs), max_pixels
         self._hw_decoder_load = hw_decoder_load
         self._pipelines: dict[str, Any] = {}
         self._pillow = ThreadPoolExecutor(num_threads, thread_name_prefix="curator-dali-pillow")
@@ -191,7 +191,7 @@ class Decoder:
         by_pillow = dict(zip(gated.pillow, batch.pillow, strict=True))
         if gated.dali:
             try:
-                parts.append((gated.dali, pipelines.collect(self._pipelines["batch"], self._device)))
+                parts.append((gated.dali, pipelines.collect(self._pipelines["batch"], self.device)))
             except RuntimeError as error:
                 _raise_unless_bad_image(error)
                 for row in gated.dali:
@@ -221,7 +221,7 @@ class Decoder:
             places = [np.array([at[row] for row in part], np.int64) for part, _ in parts]
             for i in range(len(outputs)):
                 these = [made[i] for _, made in parts]
-                outputs[i] = arrays.merge(list(zip(places, these, strict=True)), len(rows))
+                outputs[i] = arrays.merge_ready(list(zip(places, these, strict=True)), len(rows), self.device)
         return Decoded(encoded, rows, outputs, sizes[rows], errors, fallback)
 
     def close(self) -> None:
@@ -234,20 +234,20 @@ class Decoder:
         """One image of a failed batch through DALI: a batch of one, or None if it is the bad one."""
         self._feed("single", batch.gated.encoded.images, batch.arguments, [row])
         try:
-            return pipelines.collect(self._pipelines["single"], self._device)
+            return pipelines.collect(self._pipelines["single"], self.device)
         except RuntimeError as error:
             _raise_unless_bad_image(error)
             return None
 
     def _transformed(self, pixels: NDArray[np.uint8], batch: _UnderWay, row: int) -> list[Any]:
         """One host image through the transforms and onto the device: a batch of one."""
-        if self._device == "cpu" and not any(self._plan.outputs):
+        if self.device == "cpu" and not any(self._plan.outputs):
             return [pixels[None]] * len(self._plan.outputs)
         # the header of what DALI may not have need not tell the upright size; the pixels do
         size = np.array([pixels.shape[:2]], np.int64)
         arguments = self._plan.arguments(batch.key, batch.gated.encoded.indices[row : row + 1], size)
         self._feed("pixels", [pixels], arguments, [0])
-        return pipelines.collect(self._pipelines["pixels"], self._device)
+        return pipelines.collect(self._pipelines["pixels"], self.device)
 
     def _feed(
         self, kind: str, images: list[NDArray[np.uint8]], arguments: dict[str, NDArray[Any]], rows: list[int]
@@ -264,10 +264,10 @@ class Decoder:
         """The pipeline for whole batches, for single images of a failed batch, or for pixels that Pillow decoded."""
         whole = kind == "batch"
         pipeline = pipelines.new_pipeline(
-            self._device, self._batch_size if whole else 1, self._num_threads if whole else 1, self._depth
+            self.device, self._batch_size if whole else 1, self._num_threads if whole else 1, self._depth
         )
         with pipeline:
-            outputs = pixel_graph(self._plan, "cpu", self._device) if kind == "pixels" else self._graph()
+            outputs = pixel_graph(self._plan, "cpu", self.device) if kind == "pixels" else self._graph()
             pipeline.set_outputs(*outputs)
         pipeline.build()
         return pipeline
@@ -283,7 +283,7 @@ class Decoder:
             "jpeg_fancy_upsampling": True,  # chroma as libjpeg-turbo and so Pillow interpolate it
         }
         window = self._plan.window
-        if self._device != "cpu":
+        if self.device != "cpu":
             # never the window alone: nvImageCodec 0.9 fails at that on a GPU (its issue 55)
             images = fn.decoders.image(encoded, device="mixed", hw_decoder_load=self._hw_decoder_load, **how)
             return self._plan.lower(images, inputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import arrays
+from curator_dali import arrays, pipelines
 from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded, Decoder, gate
 from curator_dali.display.loaders import loader_html
@@ -56,7 +55,7 @@ class ImageLoader:
         max_error_rate: With "skip", the share of bad images (0 to 1) above which `TooManyErrors` is raised, judged
             from the 100th sample on and at the end.
         prefetch: Batches under way or waiting at once, besides the consumer's.
-        num_threads: Decoding threads; None takes the CPUs this process may use.
+        num_threads: Decoding threads; None takes the CPUs this process may use, for a GPU at most 16.
         keep_encoded: Whether batches keep their members' original bytes in `encoded`.
         max_pixels: Larger images are refused by their header.
         buckets: Bring images to the nearest of some sizes, and make batches of one size each: see `Buckets` and
@@ -120,7 +119,7 @@ class ImageLoader:
         self.source: Source = open_source(source)
         self._owns_source = self.source is not source
         self._prefetch, self._keep_encoded, self._max_pixels = prefetch, keep_encoded, max_pixels
-        self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._num_threads = num_threads or pipelines.default_threads(self.device)
         run = batch_size * self.shard.world_size
         self._order = order_of(self.source, self.shuffle, buckets, run, max_pixels)
         self._epoch = 0

@@ -14,7 +14,9 @@ import numpy as np
 from curator_dali import arrays
 from curator_dali.interrupts import uninterrupted
 
-__all__ = ["close", "collect", "declare", "feed", "new_pipeline"]
+__all__ = ["close", "collect", "declare", "default_threads", "feed", "new_pipeline"]
+
+_MOST_GPU_THREADS = 16  # nvJPEG reserves 16 MiB of device and of pinned memory for each
 
 _started_in: int | None = None
 """The process that built the first pipeline. DALI's threads do not survive a fork: a child would wait for ever."""
@@ -52,6 +54,12 @@ def new_pipeline(device: str, batch_size: int, num_threads: int, depth: int = 1)
         exec_pipelined=False,
         prefetch_queue_depth=depth,
     )
+
+
+def default_threads(device: str) -> int:
+    """DALI's threads where nothing was asked for: the CPUs that this process may use; for a GPU at most 16."""
+    cpus = len(os.sched_getaffinity(0))
+    return cpus if device == "cpu" else min(cpus, _MOST_GPU_THREADS)
 
 
 def declare(inputs: Mapping[str, tuple[np.dtype[Any], int]]) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import subprocess
 import sys
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curator_dali import arrays
+from curator_dali import arrays, pipelines
 from tests import helpers
 
 
@@ -282,3 +284,45 @@ def test_packing_keeps_shapes_types_and_values(shapes: list[list[int]], dtypes: 
     for again in (views, arrays._unpack(block.clone(), parts)):
         assert [view.dtype for view in again] == [part.dtype for part in parts]
         assert all(torch.equal(view, part) for view, part in zip(again, parts, strict=True))
+
+
+class Readers:
+    """Stands for an event: what readers of memory were asked for is over when `query` says so."""
+
+    def __init__(self) -> None:
+        self.over, self.waited = False, False
+
+    def query(self) -> bool:
+        return self.over
+
+    def synchronize(self) -> None:
+        self.waited = self.over = True
+
+
+class Memory:
+    """What can be referred to weakly."""
+
+
+def test_memory_is_let_go_behind_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "_lent", deque())
+    readers, memory = [Readers() for _ in range(4)], [Memory() for _ in range(4)]
+    alive = [weakref.ref(one) for one in memory]
+    arrays._lent.extend(([event], one) for event, one in zip(readers, memory, strict=True))
+    del memory
+    arrays._let_go()
+    assert [ref() is not None for ref in alive] == [True] * 4
+    readers[1].over = True
+    arrays._let_go()
+    assert [ref() is not None for ref in alive] == [True, False, True, True]
+    arrays._let_go(most=1)  # waits for the two oldest
+    assert [ref() is not None for ref in alive] == [False, False, False, True]
+    assert [event.waited for event in readers] == [True, False, True, False]
+    arrays._let_go(most=0)
+    assert alive[3]() is None
+    arrays._let_go(most=0)
+
+
+def test_default_threads() -> None:
+    cpus = len(os.sched_getaffinity(0))
+    assert pipelines.default_threads("cpu") == cpus
+    assert pipelines.default_threads("cuda:0") == min(cpus, 16)

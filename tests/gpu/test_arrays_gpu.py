@@ -189,11 +189,45 @@ def test_memory_is_not_used_again_while_a_kernel_reads_it(encoded: Any) -> None:
         torch.testing.assert_close(means.cpu(), expected[i % 2])
 
 
+def test_a_merged_batch_is_ready_and_kept() -> None:
+    """Rows that came by several ways, as behind a bad image: readable on any stream, not used again under a kernel."""
+    import cupy
+    import torch
+
+    parts = [arrays.to_device(np.full((8, 512, 512), i, np.int64), DEVICE) for i in range(20)]
+    slow = torch.ones(4096, 4096, device=DEVICE)
+    torch.cuda.synchronize()  # as what DALI made is ready
+    sums = []
+    for i, part in enumerate(parts):
+        merged = arrays.merge_ready([(range(8), part), (range(8, 16), part)], 16, DEVICE)
+        with cupy.cuda.Stream(non_blocking=True):
+            assert int(merged.sum()) == 16 * 512 * 512 * i
+        slow = (slow @ slow).clamp_(0, 1)
+        sums.append(arrays.to_torch(merged).sum())
+        del merged
+    assert [int(total) for total in sums] == [16 * 512 * 512 * i for i in range(20)]
+
+
+def test_what_was_let_go_does_not_pile_up(encoded: Any) -> None:
+    """A consumer that runs ahead of its GPU is waited for, after some outputs."""
+    import torch
+
+    slow, most = torch.ones(4096, 4096, device=DEVICE), 0
+    for images in outputs([encoded] * 40):
+        slow = (slow @ slow).clamp_(0, 1)
+        del images
+        most = max(most, len(arrays._lent))
+    assert 1 <= most <= arrays._MOST_LET_GO + 1
+    torch.cuda.synchronize()
+    arrays._let_go()
+    assert not arrays._lent
+
+
 @pytest.mark.parametrize(("copied", "alive"), [(None, 0), (False, 5)])
 def test_keeping_little_frees_the_rest(encoded: Any, copied: bool | None, alive: int) -> None:
     kept = [arrays.take(images, slice(0, 1), copied) for images in outputs([encoded] * 5)]
     gc.collect()
-    assert sum(isinstance(thing, arrays._Output) for thing in gc.get_objects()) == alive
+    assert sum(isinstance(thing, arrays._Lent) for thing in gc.get_objects()) == alive
     assert {arrays.device_of(part) for part in kept} == {DEVICE}
 
 
