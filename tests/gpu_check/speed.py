@@ -17,7 +17,7 @@ import numpy as np
 
 import curator_dali as cd
 from curator_dali.decoding import Decoder
-from tests.benchmarks.rows import dali_index, encoded_images
+from tests.benchmarks.rows import encoded_images
 from tests.gpu_check.settings import SIZES, Settings
 from tests.gpu_check.tracing import copied, in_kernels, traced
 
@@ -120,12 +120,10 @@ def ours(settings: Settings, case: Case) -> Iterator[Iterator[int]]:
 
 
 def dali(hints: bool = False) -> Any:
-    """DALI's own reader and pipeline; with `hints` the hardware engine's memory is reserved beforehand."""
+    """DALI's own reader (which indexes the shards first) and pipeline; with `hints` memory is reserved beforehand."""
 
     @contextmanager
     def open_pipeline(settings: Settings, case: Case) -> Iterator[Iterator[int]]:
-        from pathlib import Path
-
         from nvidia.dali import fn, pipeline_def, types
 
         shards = settings.shards(case.size)  # DALI's pipeline ends at the first bad image
@@ -142,7 +140,6 @@ def dali(hints: bool = False) -> Any:
             encoded = fn.readers.webdataset(
                 name="shards",
                 paths=shards,
-                index_paths=[dali_index(Path(shard), settings.work / "index" / case.size) for shard in shards],
                 ext=["jpg"],
                 missing_component_behavior="skip",
                 pad_last_batch=True,
@@ -258,8 +255,6 @@ def _ours_training(settings: Settings, case: Case) -> Iterator[Iterator[int]]:
 
 @contextmanager
 def _dali_training(settings: Settings, case: Case) -> Iterator[Iterator[int]]:
-    from pathlib import Path
-
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
@@ -271,7 +266,6 @@ def _dali_training(settings: Settings, case: Case) -> Iterator[Iterator[int]]:
         encoded = fn.readers.webdataset(
             name="shards",
             paths=shards,
-            index_paths=[dali_index(Path(shard), settings.work / "index" / case.size) for shard in shards],
             ext=["jpg"],
             missing_component_behavior="skip",
             random_shuffle=True,
