@@ -2,7 +2,7 @@
 
 The `gate` looks at every header first, so that DALI gets only what its parser takes and Pillow gets the rest.
 `Decoder.submit` starts a batch and `Decoder.collect` returns the oldest one; both belong to one thread. A batch that
-DALI refuses is decoded again image by image; what DALI refuses alone, Pillow decodes or says what is wrong with it.
+DALI refuses is decoded again in parts, until the bad images stand alone; these Pillow decodes, or says what is wrong.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ _DEVICE_TROUBLE = re.compile(
     r"|cuda allocation failed|can't allocate \d+ bytes on|allocator_failure",
     re.IGNORECASE,
 )
+_Part = tuple[list[int], list[Any]]
+"""Rows, and of each output the arrays."""
+_PARTS = 8  # of a failed batch: halves would decode an image near a bad one eight times, not three
+_HW_DECODER_LOAD = 0.65  # the share of JPEGs for a GPU's hardware engine; DALI's default
 
 
 @dataclass
@@ -139,7 +143,6 @@ class Decoder:
             image as it was decoded.
         depth: Batches under way in DALI at once.
         max_pixels: Larger images are refused.
-        hw_decoder_load: On a GPU, the share of JPEGs for its hardware engine, 0 to 1.
     """
 
     def __init__(
@@ -151,11 +154,9 @@ class Decoder:
         outputs: Sequence[Sequence[Transform]] = ((),),
         depth: int = 2,
         max_pixels: int = MAX_PIXELS,
-        hw_decoder_load: float = 0.65,
     ) -> None:
         self._batch_size, self._num_threads, self._depth = batch_size, num_threads, depth
         self.device, self._plan, self.max_pixels = device, Plan(outputs), max_pixels
-        self._hw_decoder_load = hw_decoder_load
         self._pipelines: dict[str, Any] = {}
         self._pillow = ThreadPoolExecutor(num_threads, thread_name_prefix="curator-dali-pillow")
         self._under_way: deque[_UnderWay] = deque()
@@ -187,19 +188,15 @@ class Decoder:
         """
         batch = self._under_way.popleft()
         gated, encoded, errors = batch.gated, batch.gated.encoded, dict(batch.gated.errors)
-        parts: list[tuple[list[int], list[Any]]] = []
+        parts: list[_Part] = []
         by_pillow = dict(zip(gated.pillow, batch.pillow, strict=True))
         if gated.dali:
             try:
                 parts.append((gated.dali, pipelines.collect(self._pipelines["batch"], self.device)))
             except RuntimeError as error:
                 _raise_unless_bad_image(error)
-                for row in gated.dali:
-                    single = self._decode_alone(batch, row)
-                    if single is None:
-                        by_pillow[row] = self._pillow.submit(decode_with_pillow, encoded.images[row])
-                    else:
-                        parts.append(([row], single))
+                parts, bad = self._decode_in_parts(batch, gated.dali)
+                by_pillow |= {row: self._pillow.submit(decode_with_pillow, encoded.images[row]) for row in bad}
         fallback, sizes = 0, upright_sizes(encoded.headers)
         for row, future in by_pillow.items():
             try:
@@ -230,14 +227,25 @@ class Decoder:
         self._under_way.clear()
         pipelines.close(self._pipelines)
 
-    def _decode_alone(self, batch: _UnderWay, row: int) -> list[Any] | None:
-        """One image of a failed batch through DALI: a batch of one, or None if it is the bad one."""
-        self._feed("single", batch.gated.encoded.images, batch.arguments, [row])
-        try:
-            return pipelines.collect(self._pipelines["single"], self.device)
-        except RuntimeError as error:
-            _raise_unless_bad_image(error)
-            return None
+    def _decode_in_parts(
+        self, batch: _UnderWay, rows: list[int]
+    ) -> tuple[list[tuple[list[int], list[Any]]], list[int]]:
+        """Rows that DALI refused together: (rows, outputs) of what it takes in parts, and the rows that it does not."""
+        if len(rows) == 1:
+            return [], rows
+        parts: list[tuple[list[int], list[Any]]] = []
+        bad: list[int] = []
+        step = -(-len(rows) // _PARTS)
+        for part in (rows[start : start + step] for start in range(0, len(rows), step)):
+            self._feed("again", batch.gated.encoded.images, batch.arguments, part)
+            try:
+                parts.append((part, pipelines.collect(self._pipelines["again"], self.device)))
+            except RuntimeError as error:
+                _raise_unless_bad_image(error)
+                good, alone = self._decode_in_parts(batch, part)
+                parts += good
+                bad += alone
+        return parts, bad
 
     def _transformed(self, pixels: NDArray[np.uint8], batch: _UnderWay, row: int) -> list[Any]:
         """One host image through the transforms and onto the device: a batch of one."""
@@ -261,11 +269,9 @@ class Decoder:
         )
 
     def _build(self, kind: str) -> Any:
-        """The pipeline for whole batches, for single images of a failed batch, or for pixels that Pillow decoded."""
-        whole = kind == "batch"
-        pipeline = pipelines.new_pipeline(
-            self.device, self._batch_size if whole else 1, self._num_threads if whole else 1, self._depth
-        )
+        """The pipeline for batches, for parts of a failed batch ("again"), or for "pixels" that Pillow decoded."""
+        sizes = (1, 1) if kind == "pixels" else (self._batch_size, self._num_threads)
+        pipeline = pipelines.new_pipeline(self.device, *sizes, depth=self._depth if kind == "batch" else 1)
         with pipeline:
             outputs = pixel_graph(self._plan, "cpu", self.device) if kind == "pixels" else self._graph()
             pipeline.set_outputs(*outputs)
@@ -285,7 +291,7 @@ class Decoder:
         window = self._plan.window
         if self.device != "cpu":
             # never the window alone: nvImageCodec 0.9 fails at that on a GPU (its issue 55)
-            images = fn.decoders.image(encoded, device="mixed", hw_decoder_load=self._hw_decoder_load, **how)
+            images = fn.decoders.image(encoded, device="mixed", hw_decoder_load=_HW_DECODER_LOAD, **how)
             return self._plan.lower(images, inputs)
         if window is None:
             return self._plan.lower(fn.decoders.image(encoded, **how), inputs)

@@ -2,12 +2,14 @@
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 import curator_dali as cd
+from curator_dali import pipelines
 from curator_dali.decoding import Decoder, _raise_unless_bad_image, decode_with_pillow, gate
 from curator_dali.sources import MemorySource
 from tests import formats
@@ -96,6 +98,36 @@ def test_a_file_that_fails_in_dalis_decoder_is_isolated(photo: Image.Image) -> N
     assert all(np.array_equal(image, upright_rgb(jpeg)) for image in decoded.outputs[0])
     assert after.rows.tolist() == [0, 1]
     assert after.errors == {}
+
+
+@pytest.mark.parametrize("bad", [[0], [63], [20, 21], [1, 40, 62], list(range(64)), [*range(63)]])
+def test_bad_images_of_a_batch_are_found_in_parts(
+    photo: Image.Image, bad: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpegs = [formats.save(photo.resize((61 + i, 47)), "JPEG") for i in range(64)]
+    files = [jpeg[: len(jpeg) // 2] if i in bad else jpeg for i, jpeg in enumerate(jpegs)]
+    gated = gate(MemorySource(files).read(np.arange(64)))
+    gated.dali, gated.errors = list(range(64)), {}
+    tries: list[int] = []
+    feed = pipelines.feed
+
+    def spy(pipeline: Any, images: Any, arguments: Any) -> None:
+        tries.append(len(images))
+        feed(pipeline, images, arguments)
+
+    monkeypatch.setattr(pipelines, "feed", spy)
+    decoder = Decoder(batch_size=64, device="cpu", num_threads=2)
+    try:
+        decoder.submit(gated)
+        decoded = decoder.collect()
+    finally:
+        decoder.close()
+    good = [i for i in range(64) if i not in bad]
+    assert (decoded.rows.tolist(), sorted(decoded.errors)) == (good, bad)
+    if good:
+        for row, image in zip(good, decoded.outputs[0], strict=True):
+            assert np.array_equal(image, upright_rgb(jpegs[row]))
+    assert len(tries) <= 1 + 8 + 8 * min(len(bad), 8)  # eight parts, and eight of each bad part
 
 
 def test_transforms_apply_to_what_pillow_decoded_too(photo: Image.Image) -> None:

@@ -78,7 +78,7 @@ class Pipeline:
         signal.raise_signal(signal.SIGINT)
         print("shut down")
 
-kept = {"batch": Pipeline(), "single": Pipeline()}
+kept = {"batch": Pipeline(), "again": Pipeline()}
 try:
     pipelines.close(kept)
 except KeyboardInterrupt:

@@ -45,8 +45,12 @@ def _slack(dtype: torch.dtype, device: str, dim: int) -> float:
     import torch
 
     bits = {torch.bfloat16: 2**-7 + 2**-16 + 2**-8}.get(dtype, 2**-22)
-    if dtype == torch.float32 and device != "cpu" and torch.backends.cuda.matmul.allow_tf32:
-        bits = 2**-10 + 2**-20  # TF32 keeps 11 bits of a factor; somebody switched it on
+    if device != "cpu":
+        how = torch.backends.cuda.matmul
+        if dtype == torch.bfloat16 and how.allow_bf16_reduced_precision_reduction:
+            bits += 2**-6  # torch's default: what is split along D is added up in bfloat16
+        if dtype == torch.float32 and how.allow_tf32:
+            bits = 2**-10 + 2**-20  # TF32 keeps 11 bits of a factor; somebody switched it on
     return bits + dim * 2**-23
 
 
