@@ -183,11 +183,7 @@ def _primary(vectors: Vectors, centroids: torch.Tensor, progress: Progress | Non
 
 def _planted_rows(count: int, seed: int) -> NDArray[np.int64]:
     """(3, P): a row, and two whose difference is a direction to move it in."""
-    return _rng(seed).integers(count, size=(3, _PLANTED))
-
-
-def _rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng([seed, 1])
+    return np.random.default_rng([seed, 1]).integers(count, size=(3, _PLANTED))
 
 
 def _margins(
@@ -198,12 +194,11 @@ def _margins(
 
     if len(centroids) == 1:
         return 0.0, 0.0, 1.0
-    rng = _rng(seed)
-    draw = rng.integers(len(vectors), size=(3, _PLANTED))
-    row, one, other = (vectors.unit(draw[n]) for n in range(3))
+    row, one, other = (vectors.unit(rows) for rows in _planted_rows(len(vectors), seed))
     away = one - other
     # equal rows, or one beside the row itself: any direction will do
-    away += 1e-4 * torch.from_numpy(rng.standard_normal(tuple(away.shape), np.float32)).to(away.device)
+    noise = np.random.default_rng([seed, 2]).standard_normal(tuple(away.shape), np.float32)
+    away += 1e-4 * torch.from_numpy(noise).to(away.device)
     away = torch.nn.functional.normalize(away - (away * row).sum(1, keepdim=True) * row)
     moved = threshold * row + max(0.0, 1 - threshold**2) ** 0.5 * away
     scores, moved_scores = row @ centroids.T, moved @ centroids.T
@@ -332,9 +327,8 @@ def join_clustered(
     Costs the rows of `left`, and one reading of the clusters that they fall into.
     """
     rows, bounds, _ = _near(left, _to(left, clusters), clusters.reach)
-    order = np.argsort(clusters.primary, kind="stable")
     count = len(clusters.centroids)
-    ends = np.concatenate([[0], np.cumsum(np.bincount(clusters.primary, minlength=count))])
+    order, ends = by_cluster(np.arange(len(right)), clusters.primary, count)
     for number in range(count):
         members = rows[bounds[number] : bounds[number + 1]].astype(np.int64)
         if len(members):
