@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "array_module",
     "copy",
     "device_of",
     "from_dali",
@@ -114,15 +113,6 @@ def use_device(device: str) -> None:
         import cupy
 
         cupy.cuda.Device(int(device.removeprefix("cuda:"))).use()
-
-
-def array_module(device: str) -> Any:
-    """The module for arrays on a device: numpy for "cpu", else CuPy."""
-    if device == "cpu":
-        return np
-    import cupy
-
-    return cupy
 
 
 def device_of(arrays: Any) -> str:

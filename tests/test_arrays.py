@@ -96,10 +96,6 @@ def test_resolve_without_a_driver_imports_no_cupy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "cpu False\n"
 
 
-def test_array_module() -> None:
-    assert arrays.array_module("cpu") is np
-
-
 @pytest.mark.parametrize("value", [dense(), ragged(), [], torch.zeros(2), [torch.zeros(2)]])
 def test_device_of_what_lies_on_the_host(value: Any) -> None:
     assert arrays.device_of(value) == "cpu"

@@ -51,7 +51,6 @@ overflow:hidden;unicode-bidi:isolate}
 .cd .cd-mark{font-size:11px;font-weight:600}.cd .cd-mark.cd-kept{color:var(--cd-good)}
 .cd .cd-mark.cd-dropped{color:var(--cd-bad)}
 .cd .cd-kept img{outline:2px solid var(--cd-good)}
-.cd .cd-wide td img{max-height:420px;width:auto}
 .cd.cd.cd .cd-one{display:flex;flex-wrap:wrap;gap:8px 22px;align-items:flex-start}
 .cd .cd-one>div{flex:1 1 280px;min-width:0}.cd .cd-one>.cd-pic{flex:0 1 auto;max-width:100%}
 .cd .cd-one>.cd-pic img{width:auto;max-height:300px}

@@ -45,18 +45,13 @@ class Card:
             raise ValueError(f"an image's source is {self.source[:60]!r}; give a data:image/ URI or a relative link")
 
 
-def data_uri(encoded: bytes, kind: str = "jpeg") -> str:
-    """An encoded image as a URI, 4/3 of its bytes."""
-    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
+def data_uri(encoded: bytes) -> str:
+    """A JPEG as a URI, 4/3 of its bytes."""
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
 
 
-def sheet(cards: Sequence[Card], wide: bool = False) -> str:
-    """Images in rows of one height, whatever their shapes; they wrap to the width there is.
-
-    Args:
-        cards: The images; "" for none.
-        wide: Whether images may be as high as 420 pixels, for a few to be looked at closely.
-    """
+def sheet(cards: Sequence[Card]) -> str:
+    """Images in rows of one height, whatever their shapes; they wrap to the width there is. Of none, ""."""
     if not cards:
         return ""
     rows: list[list[str]] = [[]]
@@ -69,8 +64,7 @@ def sheet(cards: Sequence[Card], wide: bool = False) -> str:
         used += aspect * _HEIGHT
         rows[-1].append(_cell(card, aspect))
     body = "".join(f'<tr role="presentation">{"".join(row)}</tr>' for row in rows)
-    extra = " cd-wide" if wide else ""
-    return f'<table class="cd-sheet{extra}" role="list"><tbody role="presentation">{body}</tbody></table>'
+    return f'<table class="cd-sheet" role="list"><tbody role="presentation">{body}</tbody></table>'
 
 
 def group(title: str, cards: Sequence[Card], note: str = "", level: int = 4) -> str:

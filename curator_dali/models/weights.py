@@ -26,11 +26,11 @@ class WeightsError(CuratorDaliError, ValueError):
     """A file of weights is not what the model needs."""
 
 
-def need(module: str, extra: str = "curate", package: str | None = None) -> ImportError:
+def need(module: str, package: str | None = None) -> ImportError:
     """The error for an optional library that does not import, with the fix."""
     return ImportError(
         f"this model needs {package or module}, which does not import here; "
-        f"install it with: pip install 'curator-dali[{extra}]'",
+        f"install it with: pip install 'curator-dali[curate]'",
         name=module,
     )
 

@@ -53,10 +53,10 @@ def is_image(name: str) -> bool:
     return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
-def sniff_extension(head: bytes | memoryview, default: str = "jpg") -> str:
-    """The extension that fits an image's first 16 bytes, or `default`."""
+def sniff_extension(head: bytes | memoryview) -> str:
+    """The extension that fits an image's first 16 bytes; jpg where none does."""
     head = bytes(head[:16])
-    return next((extension for at, magic, extension in _MAGIC if head.startswith(magic, at)), default)
+    return next((extension for at, magic, extension in _MAGIC if head.startswith(magic, at)), "jpg")
 
 
 def image_member(members: Mapping[str, memoryview], path: str) -> memoryview:
