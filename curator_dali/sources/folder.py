@@ -17,7 +17,7 @@ from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.sources.samples import SIDECARS, is_image, parse_metadata
 from curator_dali.sources.storage import Storage, filesystem, fingerprint, is_remote, one_line
 
-__all__ = ["FolderSource"]
+__all__ = ["FolderSource", "list_local"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class FolderSource(Source):
         self.read_ahead = 8 if self._remote else 1
         self.name = name or self._root.partition("?")[0].rpartition("/")[2] or "images"
         everything = (
-            sorted(_list_remote(self._root) if self._remote else _list_local(self._root)) if files is None else []
+            sorted(_list_remote(self._root) if self._remote else list_local(self._root)) if files is None else []
         )
         paths = [path for path in everything if is_image(path)] if files is None else list(files)
         self._files = np.array([os.fsencode(path) for path in paths], object)  # bytes: half the memory of str
@@ -221,8 +221,12 @@ def _read_metadata(sidecars: dict[str, str | bytes | BaseException], defaults: d
     return parse_metadata(*(found.get(ext) for ext in SIDECARS), defaults=defaults, problem="; ".join(problems))
 
 
-def _list_local(root: str) -> Iterator[str]:
-    """All files below a folder, as paths relative to it."""
+def list_local(root: str) -> Iterator[str]:
+    """All files below a folder, as paths relative to it; links to folders are followed, once round a loop.
+
+    Raises:
+        SourceError: The folder, or one in it, is missing or cannot be listed.
+    """
     stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while stack:
         below, above = stack.pop()

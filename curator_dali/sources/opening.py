@@ -12,7 +12,7 @@ import numpy as np
 
 from curator_dali.errors import SourceError
 from curator_dali.sources.base import Source
-from curator_dali.sources.folder import FolderSource
+from curator_dali.sources.folder import FolderSource, list_local
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.samples import is_image
@@ -240,14 +240,18 @@ def _in_folder(folder: str) -> list[tuple[str, str]]:
         )
     if shards:
         return [(kind, shard) for shard in sorted(shards)]
-    if not images and not is_remote(folder):
-        below = sorted(glob.glob(f"{glob.escape(folder)}/**/*", recursive=True))
-        if not any(is_image(file) for file in below):
-            for ending, kind in ((".tar", "tar"), (".parquet", "parquet")):
-                if deep := [file for file in below if file.lower().endswith(ending)]:
-                    return [(kind, file) for file in deep]
-            raise SourceError(f"{folder!r} holds no images, .tar or .parquet files: a source is {_ACCEPTED}")
-    return [("folder", folder)]
+    if images or is_remote(folder):
+        return [("folder", folder)]
+    for file in list_local(folder):
+        if is_image(file):
+            return [("folder", folder)]
+        if file.lower().endswith(".tar"):
+            tars.append(os.path.join(folder, file))
+        elif file.lower().endswith((".parquet", ".pq")):
+            parquets.append(os.path.join(folder, file))
+    if not tars and not parquets:
+        raise SourceError(f"{folder!r} holds no images, .tar or .parquet files: a source is {_ACCEPTED}")
+    return [("tar", file) for file in sorted(tars)] or [("parquet", file) for file in sorted(parquets)]
 
 
 def _top_files(folder: str) -> list[str]:

@@ -104,6 +104,31 @@ def test_folders_and_image_files(data: Path) -> None:
     assert ids(open_source("tree/*/*.*g")) == ["cats/a", "dogs/b"]
 
 
+@pytest.mark.timeout(20)  # a glob follows two such links for ever
+@pytest.mark.parametrize(
+    ("names", "kind", "count"),
+    [
+        (["deep/b.tar", "deep/a.tar", "also/c.parquet"], TarSource, 2),
+        (["deep/b.pq", "also/c.parquet"], ParquetSource, 2),
+        (["also/a.tar", "deep/b.jpg"], FolderSource, 1),
+    ],
+)
+def test_what_lies_deeper_is_found_once_where_links_lead_back(
+    tmp_path: Path, names: list[str], kind: type[Source], count: int
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".tar"):
+            write_tar(tmp_path / name, [(f"{name}.jpg", b"1")])
+        else:
+            pq.write_table(pa.table({"jpg": [b"1"]}), tmp_path / name)
+    for link in ("one", "two"):
+        (tmp_path / "deep" / link).symlink_to(tmp_path)
+    source = open_source(tmp_path)
+    assert isinstance(source, kind)
+    assert len(source) == count
+
+
 def test_sources_and_memory_are_taken_as_they_are(data: Path) -> None:
     source = open_source("tree")
     assert open_source(source) is source
