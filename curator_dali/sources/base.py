@@ -72,7 +72,10 @@ class Source(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short text that changes when the data set does; kept in a loader's state to refuse a wrong resume."""
+        """A short text that changes when the data set does; kept in a loader's state to refuse a wrong resume.
+
+        Asked for whenever a state is saved, which may be every step: made once, and kept.
+        """
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ class FolderSource(Source):
         """Names of the labels, by label; empty where labels do not come from folders."""
         return list(self._classes)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the files' paths below the folder."""
         return fingerprint("folder", self._files)

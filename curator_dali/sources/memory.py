@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class MemorySource(Source):
     def __len__(self) -> int:
         return len(self._images)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the keys and the images' bytes."""
         return fingerprint(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ class Mixture(Source):
         names = [list(getattr(source, "class_names", [])) for source in self.sources.values()]
         return names[0] if all(one == names[0] for one in names) else []
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the sources' names and fingerprints, in their order."""
         return fingerprint("mixture", ((key, source.fingerprint) for key, source in self.sources.items()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +96,7 @@ class ParquetSource(Source):
         """(S,) int64: samples in each row group."""
         return self._sizes
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the files' names (without folders), their row groups' sizes and the image column."""
         names = (url.rpartition("/")[2] for url in self._urls)

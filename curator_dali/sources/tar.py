@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -95,7 +95,7 @@ class TarSource(Source):
         """How many samples repeat a key of their own tar."""
         return self._shards.duplicates
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the tars' names (without folders, so that a data set may move) and their numbers of samples."""
         names = (url.rpartition("/")[2] for url in self._shards.urls)

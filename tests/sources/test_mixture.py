@@ -4,11 +4,13 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import curator_dali as cd
 from curator_dali.headers import Codec
-from curator_dali.sources import MemorySource, Mixture, open_source
+from curator_dali.sources import FolderSource, MemorySource, Mixture, Subset, open_source
 from curator_dali.survey import scan
 
 
@@ -80,3 +82,17 @@ def test_it_pickles_and_has_a_fingerprint_of_its_own(mixture: Mixture, shards: l
             assert [[item.image_path for item in batch] for batch in other] == [
                 [item.image_path for item in batch] for batch in running
             ]
+
+
+def test_fingerprints_are_made_once(mixture: Mixture, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"jpg": [b"1"]}), tmp_path / "a.parquet")
+    folder = FolderSource(str(tmp_path), files=["a.jpg"])
+    sources = [
+        mixture,
+        mixture.sources["one"],
+        folder,
+        MemorySource([b"1"]),
+        Subset(folder, [0]),
+        open_source(tmp_path / "a.parquet"),
+    ]
+    assert [source.fingerprint is source.fingerprint for source in sources] == [True] * len(sources)
