@@ -1,11 +1,13 @@
 """Order: a permutation for every N, equal steps on all ranks, exact resume with any world size."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator_dali.sampling import Shard, Shuffle, permute, uniforms
+from curator_dali.sampling import MixedOrder, Shard, Shuffle, permute, uniforms
 
 GOLDEN = [8, 9, 2, 7, 0, 4, 1, 3, 5, 6]
 GOLDEN_WINDOWED = [6, 0, 4, 5, 2, 3, 7, 1, 8, 9]
@@ -67,6 +69,39 @@ def test_a_window_reads_one_or_two_shards_at_a_time() -> None:
     sizes = sizes_of(1000, 10)
     order = Shuffle(1, window=50).indices(np.arange(1000), 0, sizes)
     assert all(len(set(order[i : i + 50] // 100)) <= 2 for i in range(0, 1000, 50))
+
+
+def test_a_windows_shards_are_permuted_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(positions: np.ndarray, n: int, *keys: int) -> np.ndarray:
+        asked.append(keys[-1])
+        return permute(positions, n, *keys)
+
+    monkeypatch.setattr("curator_dali.sampling.shuffle.permute", counted)
+    sizes, other, one = sizes_of(1000, 10), sizes_of(1000, 7), Shuffle(1, window=50)
+    mix = MixedOrder(one, [sizes, other], ["a", "b"], [1, 1], 1000)
+    for start in range(0, 1000, 100):
+        one.indices(np.arange(start, start + 100), 3, sizes)
+    assert asked.count(-1) == 1
+    for start in range(0, 1000, 100):
+        mix.indices(np.arange(start, start + 100), 0)
+    assert asked.count(-1) == 1 + 2  # a mixture's sources have each their own
+
+
+def test_what_a_shuffle_keeps_of_an_epoch_serves_no_other() -> None:
+    sizes, positions = sizes_of(1000, 10), np.arange(1000)
+    kept = Shuffle(1, window=50)
+    for epoch in (0, 1, 0):
+        for shards in (sizes, sizes_of(1000, 7), sizes):
+            expected = Shuffle(1, window=50).indices(positions, epoch, shards)
+            assert kept.indices(positions, epoch, shards).tolist() == expected.tolist()
+    before = kept.indices(positions, 0, sizes)
+    sizes[[0, 1]] = [1, 199]
+    assert sorted(kept.indices(positions, 0, sizes)) == positions.tolist()
+    assert kept.indices(positions, 0, sizes).tolist() != before.tolist()
+    assert kept == Shuffle(1, window=50)
+    assert len(pickle.dumps(kept)) == len(pickle.dumps(Shuffle(1, window=50)))
 
 
 @settings(max_examples=200)

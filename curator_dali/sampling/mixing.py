@@ -86,6 +86,7 @@ class MixedOrder(Order):
         self._sizes = np.array([int(sizes.sum()) for sizes in shard_sizes], np.int64)
         self._begins = np.cumsum(self._sizes) - self._sizes
         self._counts = np.array(counts, np.int64)
+        self._own = [_own(shuffle, number) for number in range(len(counts))] if shuffle else []
         # slot of a period -> source, and which of the source's draws: evenly spread
         source = np.repeat(np.arange(len(counts)), self._counts)
         draw = np.concatenate([np.arange(count) for count in counts])
@@ -112,13 +113,10 @@ class MixedOrder(Order):
         passes, within = np.divmod(periods * self._counts[source] + self._draw[slots], self._sizes[source])
         if self._shuffle is not None:
             for number in np.unique(source).tolist():
-                # another order for each source, of the same seed
-                seed = int(mix(np.array([self._shuffle.seed % 2**64 ^ (number + 1) << 32], np.uint64))[0])
-                own = Shuffle(seed, self._shuffle.window)
                 mine = source == number
                 for turn in np.unique(passes[mine]).tolist():
                     rows = np.flatnonzero(mine & (passes == turn))
-                    within[rows] = own.indices(within[rows], turn, self._shard_sizes[number])
+                    within[rows] = self._own[number].indices(within[rows], turn, self._shard_sizes[number])
         total = int(self._sizes.sum())
         found: NDArray[np.int64] = passes * total + self._begins[source] + within
         return found
@@ -135,3 +133,8 @@ class MixedOrder(Order):
             keys = mix(periods.astype(np.uint64) * _STEP + np.uint64(seed % 2**64))
             hashes = mix(keys[:, None] + np.arange(len(self._source), dtype=np.uint64) * _STEP)
         return np.argsort(hashes, axis=1, kind="stable")
+
+
+def _own(shuffle: Shuffle, number: int) -> Shuffle:
+    """Another order for each source, of the same seed."""
+    return Shuffle(int(mix(np.array([shuffle.seed % 2**64 ^ (number + 1) << 32], np.uint64))[0]), shuffle.window)

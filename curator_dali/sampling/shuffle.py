@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,13 +51,27 @@ class Shuffle:
             inside = (positions >= start) & (positions < start + self.window)
             size = min(self.window, n - int(start))
             mixed[inside] = start + permute(positions[inside] - start, size, self.seed, epoch, int(start))
-        order = permute(np.arange(len(shard_sizes)), len(shard_sizes), self.seed, epoch, -1)
-        ends = np.cumsum(shard_sizes[order])
-        slot = np.searchsorted(ends, mixed, side="right")
-        begins = np.cumsum(shard_sizes) - shard_sizes
-        within: NDArray[np.int64] = mixed - (ends[slot] - shard_sizes[order][slot])
-        return begins[order[slot]] + within
+        ends, shifts = self._shards(epoch, shard_sizes)
+        found: NDArray[np.int64] = mixed + shifts[np.searchsorted(ends, mixed, side="right")]
+        return found
 
     def describe(self) -> dict[str, int | None]:
         """Both, as plain JSON."""
         return {"seed": self.seed, "window": self.window}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_last"}
+
+    def _shards(self, epoch: int, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards in an epoch's order: where each ends, and what makes a position in it a sample index.
+
+        Kept until another epoch or other sizes are asked for: all shards are permuted once an epoch, not once a batch.
+        """
+        last = self.__dict__.get("_last")
+        if last is None or last[0] != epoch or not np.array_equal(last[1], sizes):
+            order = permute(np.arange(len(sizes)), len(sizes), self.seed, epoch, -1)
+            ends = np.cumsum(sizes[order])
+            begins = np.cumsum(sizes) - sizes
+            shifts = begins[order] - (ends - sizes[order])
+            last = self.__dict__["_last"] = (epoch, sizes.copy(), ends, shifts)  # no setting: none of the fields
+        return last[2], last[3]
