@@ -366,6 +366,6 @@ class ImageLoader:
 
     def __repr__(self) -> str:
         return (
-            f"ImageLoader({self.source!r}, {len(self):,} batches of {self.batch_size}, {self.device}, "
+            f"ImageLoader({self.source!r}, {self.num_samples:,} in batches of {self.batch_size}, {self.device}, "
             f"epoch {self._epoch}, rank {self.shard.rank} of {self.shard.world_size})"
         )

@@ -16,7 +16,7 @@ def loader_html(loader: Any) -> str:
     values = {
         "source": repr(loader.source),
         "samples": loader.num_samples,
-        "batches": f"{len(loader):,} of {loader.batch_size:,}",
+        "batch size": f"{loader.batch_size:,}",
         "device": loader.device,
         "images": _sequence(loader.transforms),
         "views": ", ".join(map(_sequence, loader.views)),

@@ -18,6 +18,7 @@ from curator_dali.duplicates import DuplicateGroup, Member
 from curator_dali.errors import ErrorList, ImageError
 from curator_dali.loader import ImageLoader
 from curator_dali.report import Report
+from curator_dali.sampling import Buckets
 from tests.display.conftest import EVIL
 from tests.display.test_html import Reader, harmless
 
@@ -185,6 +186,15 @@ def test_loader_shows_what_it_reads_and_did(shards: list[Path]) -> None:
     assert "shuffled, seed 7" in text
     assert "16 of 60 samples" in text
     assert "This pass" in text
+
+
+def test_showing_a_loader_reads_nothing(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With buckets, only the headers of all images tell how many batches there are."""
+    with ImageLoader(shards, batch_size=16, device="cpu", buckets=Buckets([(32, 32), (32, 48)])) as loader:
+        monkeypatch.setattr(loader.source, "read", None)
+        monkeypatch.setattr(loader.source, "headers", None)
+        assert "60 in batches of 16" in repr(loader)
+        assert {"batch size", "16"} <= set(harmless(loader._repr_html_()).texts)
 
 
 def test_report_shows_where_samples_went() -> None:
