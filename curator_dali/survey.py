@@ -70,7 +70,7 @@ def read_headers(
 
     Args:
         source: Where the images are.
-        max_pixels: Larger images are refused.
+        max_pixels: Larger images are refused, whether their headers are known already or not.
 
     Yields:
         Chunks of indices (N,) int64, headers (N,) `HEADER_DTYPE` with codec 0 for what cannot be read, and the
@@ -90,6 +90,8 @@ def read_headers(
                     headers[row] = (header.height, header.width, header.codec, header.orientation)
             learnt = unknown[headers["codec"][unknown] != Codec.UNKNOWN]
             source.learn(indices[learnt], headers[learnt])
+        # also of headers that were known: what was learnt before must not tell
+        headers["codec"][headers["height"].astype(np.int64) * headers["width"] > max_pixels] = Codec.UNKNOWN
         return indices, headers, sizes
 
     # A bounded window of reads under way: a network's latency is hidden, and memory does not grow with the source.

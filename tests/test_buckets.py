@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curator_dali.ordering import order_of
 from curator_dali.sampling import BucketedOrder, Buckets, Order, Shard, Shuffle, ShuffledOrder
+from curator_dali.sources import MemorySource
+from curator_dali.survey import read_headers
+from tests.helpers import encode
 
 SIZES = Buckets([(16, 16), (16, 32), (32, 16)])
 
@@ -103,6 +107,19 @@ def test_runs_of_buckets_are_mixed_and_differ_by_epoch() -> None:
 def test_without_a_shuffle_runs_come_by_their_first_samples() -> None:
     order = bucketed(np.array([0, 1, 0, 1, 0, 2], np.uint8), 2, seed=None)
     assert [part.tolist() for part, _ in order.steps(0, 0, 2, Shard())] == [[0, 2], [1, 3], [4], [5]]
+
+
+def test_images_over_the_limit_have_no_bucket_whether_their_headers_are_known_or_not() -> None:
+    shapes = [(30, 60), (20, 40), (60, 30), (30, 60), (8, 8), (80, 80)]
+    source = MemorySource([encode(np.zeros((*shape, 3), np.uint8)) for shape in shapes])
+    limited = order_of(source, Shuffle(1), SIZES, 2, 1000)
+    fresh = limited.indices(np.arange(6), 0).tolist()
+    assert source.headers(np.arange(6))["codec"].astype(bool).tolist() == [False, True, False, False, True, False]
+    assert len(list(read_headers(source))) == 1  # with the default limit: now all are known
+    assert source.headers(np.arange(6))["codec"].all()
+    assert order_of(source, Shuffle(1), SIZES, 2, 1000).indices(np.arange(6), 0).tolist() == fresh
+    (_, headers, _) = next(read_headers(source, 1000))
+    assert headers["codec"].astype(bool).tolist() == [False, True, False, False, True, False]
 
 
 def test_stand_ins_are_of_the_same_bucket_first() -> None:
