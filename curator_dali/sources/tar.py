@@ -151,10 +151,16 @@ class TarSource(Source):
         return batch
 
     def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N,) int64: bytes in each sample's image as the index has them, without reading it; 0 where there is none."""
-        sizes = np.zeros(len(indices), np.int64)
+        """(N,) int64: bytes in each sample's image as the index has them, without reading it.
+
+        0 where there is none, -1 for those of a shard that cannot be read.
+        """
+        sizes = np.full(len(indices), -1, np.int64)
         for number, rows, samples in self._locate(np.asarray(indices, np.int64)):
-            sizes[rows] = np.maximum(self._shards[number].index.table[samples, 1].astype(np.int64) - 1, 0)
+            try:
+                sizes[rows] = np.maximum(self._shards[number].index.table[samples, 1].astype(np.int64) - 1, 0)
+            except (OSError, SourceError) as error:
+                logger.warning("cannot look up sizes: %s", one_line(error))
         return sizes
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:

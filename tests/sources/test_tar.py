@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from curator_dali.sources import TarSource
 from curator_dali.sources.tar import coalesce
+from curator_dali.survey import scan
 from tests.helpers import write_tar
 
 
@@ -227,6 +228,8 @@ def test_a_shard_whose_index_is_gone_too(paths: list[str]) -> None:
     assert bytes(batch.images[0]) == image(1, 2)
     assert batch.shards[1] == paths[0]
     assert source.headers(np.array([3]))["codec"].tolist() == [0]
+    assert source.image_sizes(np.array([14, 3])).tolist() == [len(image(1, 2)), -1]
+    assert scan(source).unreadable == len(source)  # these are no images; the point is that it goes on
 
 
 def test_pickle_and_threads(paths: list[str]) -> None:
