@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays, pipelines
+from curator_dali.errors import ImageError
 from curator_dali.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
 from curator_dali.sources.base import EncodedBatch
 from curator_dali.transforms.applying import pixel_graph
@@ -82,6 +83,14 @@ class Decoded:
     sizes: NDArray[np.int64]
     errors: dict[int, str] = field(default_factory=dict)
     fallback: int = 0
+
+    def error(self, row: int) -> ImageError:
+        """What is wrong with a row of `errors`, and which image that is."""
+        encoded = self.encoded
+        item = encoded.objects[row]
+        return ImageError(
+            item.image_id, item.image_path, encoded.shards[row], self.errors[row], int(encoded.indices[row])
+        )
 
 
 def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:

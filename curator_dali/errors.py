@@ -58,9 +58,25 @@ class ImageError(CuratorDaliError):
 
 
 class ErrorList(list[ImageError]):
-    """A list of bad images that a notebook shows as a table, and a terminal a line each."""
+    """A list of bad images that a notebook shows as a table, and a terminal a line each.
+
+    Attributes:
+        more: How many there were besides those in the list.
+        last: The one that was added last, in the list or not.
+    """
 
     _SHOWN = 50
+
+    more: int = 0
+    last: ImageError | None = None
+
+    def add(self, error: ImageError, most: int) -> None:
+        """Append a bad image, or only count it where the list holds `most` already."""
+        self.last = error
+        if len(self) < most:
+            self.append(error)
+        else:
+            self.more += 1
 
     def __repr__(self) -> str:
         if not self:
@@ -68,16 +84,18 @@ class ErrorList(list[ImageError]):
         shown = [
             " ".join(f"{error.image_id}  {error.shard}  {error.reason}".split("\n")) for error in self[: self._SHOWN]
         ]
-        rest = [f"{len(self) - len(shown):,} more"] * (len(self) > len(shown))
-        return "\n  ".join([f"[{len(self):,} bad image{'s' * (len(self) > 1)}:", *shown, *rest]) + "]"
+        total = len(self) + self.more
+        rest = [f"{total - len(shown):,} more"] * (total > len(shown))
+        return "\n  ".join([f"[{total:,} bad image{'s' * (total > 1)}:", *shown, *rest]) + "]"
 
     def _repr_html_(self) -> str:
         from curator_dali import html
 
         rows = [(error.image_id, error.shard, error.reason) for error in self[: self._SHOWN]]
-        parts = [html.note(html.count(len(self), "bad image") if self else "no bad images")]
+        total = len(self) + self.more
+        parts = [html.note(html.count(total, "bad image") if self else "no bad images")]
         parts += [html.table(["image", "in", "reason"], rows)] if rows else []
-        rest = len(self) - len(rows)
+        rest = total - len(rows)
         return html.block(*parts, *([html.note(f"{rest:,} more not shown")] if rest else []))
 
 

@@ -17,7 +17,7 @@ from curator_dali import arrays, pipelines
 from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded, Decoder, gate
 from curator_dali.display.loaders import loader_html
-from curator_dali.errors import ErrorList, ImageError, TooManyErrors
+from curator_dali.errors import ErrorList, TooManyErrors
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.interrupts import uninterrupted
 from curator_dali.joining import concat
@@ -62,6 +62,10 @@ class ImageLoader:
             `BucketedOrder`. Reads every header of the source once, when the order is first needed.
         drop_last: Leave out the steps at the end of the epoch (of each bucket) that are not full on every rank.
 
+    Attributes:
+        errors: The first 10,000 bad images of the pass, as `ImageError`s; `stats.failed` counts all.
+        stats: What the pass did so far, and how long it took.
+
     Raises:
         ValueError: An argument is out of its range; before anything is read.
         SourceError: The source cannot be opened.
@@ -69,6 +73,8 @@ class ImageLoader:
     `iter(loader)` starts a pass over the current epoch, from its beginning or, once after `load_state_dict`, from
     where the state was taken. Batches in which every image is bad are left out.
     """
+
+    _most_errors = 10_000  # kept in `errors`: all those of a large data set would fill the memory
 
     def __init__(
         self,
@@ -241,7 +247,7 @@ class ImageLoader:
                 stats.wait_seconds += time.perf_counter() - asked
                 stats.seconds = time.perf_counter() - began
                 if item is None:
-                    self._judge(stats, at_end=True)
+                    self._judge(stats, errors, at_end=True)
                     return
                 decoded = item.decoded
                 self._position = ends.popleft()
@@ -253,32 +259,28 @@ class ImageLoader:
                 stats.failed += len(decoded.errors)
                 stats.fallback += decoded.fallback
                 self._record(decoded, errors)
-                self._judge(stats, at_end=False)
+                self._judge(stats, errors, at_end=False)
                 stats.batches += bool(len(decoded.rows))
                 yield decoded, self._batch(decoded, step) if len(decoded.rows) else None
         finally:
             running.stop()
 
-    def _record(self, decoded: Decoded, errors: list[ImageError]) -> None:
-        encoded = decoded.encoded
+    def _record(self, decoded: Decoded, errors: ErrorList) -> None:
         for row in sorted(decoded.errors):
-            who = encoded.objects[row]
-            error = ImageError(
-                who.image_id, who.image_path, encoded.shards[row], decoded.errors[row], int(encoded.indices[row])
-            )
+            error = decoded.error(row)
             if self.on_error == "raise":
                 raise error
             logger.debug("left out: %s", error)
-            errors.append(error)
+            errors.add(error, self._most_errors)
 
-    def _judge(self, stats: LoaderStats, at_end: bool) -> None:
+    def _judge(self, stats: LoaderStats, errors: ErrorList, at_end: bool) -> None:
         seen = stats.samples + stats.failed
         if self.max_error_rate is None or not seen or (seen < _MIN_SEEN and not at_end):
             return
         if stats.failed > self.max_error_rate * seen:
             raise TooManyErrors(
                 f"{stats.failed} of {seen} images are bad, more than max_error_rate={self.max_error_rate} allows; "
-                f"the last: {self.errors[-1]}"
+                f"the last: {errors.last}"
             )
 
     def _batch(self, decoded: Decoded, step: int) -> ImageBatch:
@@ -323,6 +325,7 @@ class ImageLoader:
         Raises:
             TooManyErrors: There is no good image at all.
         """
+        last = ""
         decoder = self._make_decoder()
         try:
             for indices in self._order.stand_ins(self._epoch, self._position, count):
@@ -331,9 +334,10 @@ class ImageLoader:
                 decoded = decoder.collect()
                 if len(decoded.rows):
                     return self._batch(decoded, 0)
+                last = f"; the last: {decoded.error(max(decoded.errors))}"
         finally:
             decoder.close()
-        raise TooManyErrors(f"none of the {self.num_samples} images can be used; the last: {self.errors[-1]}")
+        raise TooManyErrors(f"none of the {self.num_samples} images can be used{last}")
 
     def _stop_pass(self) -> None:
         if self._pass is not None:

@@ -138,7 +138,7 @@ class TorchImageLoader:
 
     @property
     def errors(self) -> list[ImageError]:
-        """Bad images of the current pass."""
+        """Bad images of the current pass; see `ImageLoader.errors`."""
         return self.loader.errors
 
     @property

@@ -20,6 +20,7 @@ from PIL import Image
 
 import curator_dali as cd
 from curator_dali import transforms
+from curator_dali.curation.loading import PartLoader
 from curator_dali.sources import EncodedBatch, MemorySource
 from tests import formats
 
@@ -188,6 +189,33 @@ def test_bad_images_are_skipped_and_named(photo_small: dict[str, bytes]) -> None
         assert loader.errors[1].index == 4
         assert "begins with the text 'gone'" in str(loader.errors[0])
         assert (loader.stats.samples, loader.stats.failed) == (27, 10)
+
+
+def test_the_first_ten_thousand_bad_images_are_kept_and_all_counted() -> None:
+    source = MemorySource([b""] * 10_000 + [b"late"] * 3)
+    with cd.ImageLoader(source, batch_size=2048, device="cpu") as loader:
+        assert list(loader) == []
+        assert [error.index for error in loader.errors] == list(range(10_000))
+        assert loader.stats.failed == loader.errors.more + 10_000 == 10_003
+        assert repr(loader.errors).startswith("[10,003 bad images:\n")
+        assert repr(loader.errors).endswith("\n  9,953 more]")
+        assert "10,003 bad images" in loader.errors._repr_html_()
+        assert "9,953 more not shown" in loader.errors._repr_html_()
+    with pytest.raises(cd.TooManyErrors, match=r"10003 of 10003 .* the last: image '10002'"):
+        list(cd.ImageLoader(source, batch_size=20_000, device="cpu", max_error_rate=0.9999))
+
+
+def test_the_steps_of_parts_tell_their_bad_images_and_keep_none(photo_small: dict[str, bytes]) -> None:
+    with PartLoader(with_bad(photo_small, 4), batch_size=6, device="cpu") as loader:
+        told = [decoded.error(row).index for decoded, _ in loader.over([(0, 20)]) for row in decoded.errors]
+        assert told == [0, 4, 8, 12, 16]
+        assert loader.errors == []
+
+
+def test_no_good_image_to_stand_in_before_any_pass() -> None:
+    for images, words in (([b"x", b""], "none of the 2 images can be used; the last: image '1'"), ([], "the 0 images")):
+        with cd.ImageLoader(MemorySource(images), device="cpu") as loader, pytest.raises(cd.TooManyErrors, match=words):
+            loader.stand_in(1)
 
 
 def test_a_batch_of_nothing_but_bad_images_is_left_out(photo_small: dict[str, bytes]) -> None:

@@ -61,6 +61,8 @@ class PartsOrder(Order):
 class PartLoader(ImageLoader):
     """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`."""
 
+    _most_errors = 0  # the steps tell them
+
     def over(self, parts: Sequence[Range]) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
         """Load ranges of the source, in order.
 
@@ -70,7 +72,6 @@ class PartLoader(ImageLoader):
         """
         self._order = PartsOrder(parts)
         for decoded, batch in self.steps():
-            del self.errors[:-1]  # the steps tell them; those of a run of millions would fill the memory
             if batch is not None:
                 batch.columns["index"] = decoded.encoded.indices[decoded.rows]
             yield decoded, batch

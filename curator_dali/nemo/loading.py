@@ -66,7 +66,7 @@ class TaskLoader:
                     for decoded, batch in self._over(source, task):
                         if batch is not None:
                             self._name(decoded, batch)
-                        yield batch, [asdict(_error_of(decoded, row)) for row in sorted(decoded.errors)]
+                        yield batch, [asdict(decoded.error(row)) for row in sorted(decoded.errors)]
                 except SourceError as error:  # a file went away, or is another one now
                     if self._on_error == "raise":
                         raise
@@ -110,14 +110,6 @@ class TaskLoader:
 
 def _refused(files: Sequence[str], error: SourceError) -> ImageError:
     return ImageError("", "", ", ".join(map(str, files)), str(error))
-
-
-def _error_of(decoded: Decoded, row: int) -> ImageError:
-    encoded = decoded.encoded
-    item = encoded.objects[row]
-    return ImageError(
-        item.image_id, item.image_path, encoded.shards[row], decoded.errors[row], int(encoded.indices[row])
-    )
 
 
 def wants_gpu(device: str) -> bool:
