@@ -34,6 +34,7 @@ __all__ = [
     "make_folder",
     "one_line",
     "remove_leftovers",
+    "retry",
     "write_file",
 ]
 
@@ -45,9 +46,28 @@ T = TypeVar("T")
 _OBJECT_STORES = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "hf"])
 _LEFTOVER = re.compile(r"\..*\.(?P<host>[\w-]+)\.[0-9a-f]{16}\.partial", re.DOTALL)
 _IDLE = 3600.0  # seconds without a write until another machine's file counts as left behind
-_RETRY_DELAYS = (0.5, 2.0, 8.0)
+_RETRY_DELAYS = (0.5, 2.0, 8.0)  # of a write
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
 _MAX_PARTS = 1024  # IOV_MAX of Linux
+
+
+def retry(function: Callable[[], T], delays: Sequence[float], final: tuple[type[Exception], ...]) -> T:
+    """What a function that asks a remote filesystem returns; it is called again where it raises.
+
+    Args:
+        function: What to call.
+        delays: Seconds before the 2nd, 3rd, ... call; the last one's exception comes out.
+        final: Exceptions that come out at once: trying again changes nothing.
+    """
+    for delay in delays:
+        try:
+            return function()
+        except final:
+            raise
+        except Exception as error:
+            logger.warning("a remote read or write failed, trying again: %s", one_line(error))
+            time.sleep(delay)
+    return function()
 
 
 class Written(NamedTuple):
@@ -335,29 +355,17 @@ def _upload(path: str, url: str) -> None:
     fs, target = filesystem(url)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if protocols & _OBJECT_STORES:
-        _retry(lambda: fs.put_file(path, target))
+        retry(lambda: fs.put_file(path, target), _RETRY_DELAYS, _FINAL)
         return
     folder, _, name = target.rpartition("/")
     partial = f"{folder}/.{name[:150]}.{_host()}.{secrets.token_hex(8)}.partial"
     try:
-        _retry(lambda: fs.put_file(path, partial))
-        _retry(lambda: fs.mv(partial, target))
+        retry(lambda: fs.put_file(path, partial), _RETRY_DELAYS, _FINAL)
+        retry(lambda: fs.mv(partial, target), _RETRY_DELAYS, _FINAL)
     except BaseException:
         with contextlib.suppress(Exception):
             fs.rm_file(partial)
         raise
-
-
-def _retry(function: Callable[[], T]) -> T:
-    for delay in _RETRY_DELAYS:
-        try:
-            return function()
-        except _FINAL:
-            raise
-        except Exception as error:
-            logger.warning("a remote write failed, trying again: %s", one_line(error))
-            time.sleep(delay)
-    return function()
 
 
 def _sync_folder(folder: str) -> None:

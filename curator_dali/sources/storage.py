@@ -35,7 +35,8 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # trying again changes nothing
+# trying again changes nothing (a `SourceError`: an unknown protocol, or a package that is missing)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, SourceError)
 _THREADS = 16
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created")
 
@@ -196,7 +197,7 @@ class Storage:
             status = os.stat(url)
             return Stat(status.st_size, status.st_mtime_ns)
         fs, path = filesystem(url)
-        info = _retry(lambda: fs.info(path))
+        info = files.retry(lambda: fs.info(path), _RETRY_DELAYS, _FINAL)
         if info.get("size") is None:
             raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
         version = repr([info.get(field) for field in _VERSION_FIELDS])
@@ -215,7 +216,9 @@ class Storage:
         fs, path = filesystem(url)
 
         def read(offset: int, length: int) -> bytes:
-            data: bytes = _retry(lambda: fs.cat_file(path, start=offset, end=offset + length))
+            data: bytes = files.retry(
+                lambda: fs.cat_file(path, start=offset, end=offset + length), _RETRY_DELAYS, _FINAL
+            )
             if len(data) > length:
                 raise SourceError(
                     f"cannot read {url!r}: its server does not serve byte ranges. "
@@ -327,15 +330,3 @@ def _accept(request: Request, data: bytes | BaseException) -> Outcome:
     request.view[: len(data)] = data
     reason = "" if len(data) == wanted else f"{request.url} was cut at byte {request.offset + len(data)}"
     return Outcome(len(data), reason)
-
-
-def _retry(function: Callable[[], V]) -> V:
-    for delay in _RETRY_DELAYS:
-        try:
-            return function()
-        except (*_FINAL, SourceError):
-            raise
-        except Exception as error:
-            logger.warning("a remote read failed, trying again: %s", one_line(error))
-            time.sleep(delay)
-    return function()

@@ -200,6 +200,13 @@ def test_requests_that_fail_are_tried_again_and_then_cost_their_rows(server: Ser
         open_source(f"{server.url}/0.tar")
 
 
+def test_an_unknown_protocol_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_RETRY_DELAYS", ("no time to sleep",))
+    (found,) = storage.Storage().cat([("bogus://a.jpg", None, None)])
+    assert isinstance(found, SourceError)
+    assert "bogus" in str(found)
+
+
 def test_a_server_without_ranges_says_so(server: Server, tmp_path: Path) -> None:
     server.files["/0.tar"] = tar_bytes(tmp_path, 0, size=2_000_000)
     server.ranges = False
