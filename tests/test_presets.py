@@ -152,7 +152,7 @@ TIMM = {"input_size": (3, 8, 8), "interpolation": "bicubic", "mean": (0, 0, 0), 
         ({"input_size": (3, 8, 8)}, "lacks interpolation, mean, std"),
         (TIMM | {"input_size": (1, 8, 8)}, "only \\(3, height, width\\)"),
         (TIMM | {"input_size": (3, 8, 9)}, "of squares only"),
-        (TIMM | {"interpolation": "random"}, "allowed: lanczos, bilinear, bicubic"),
+        (TIMM | {"interpolation": "random"}, "allowed: lanczos, bilinear, bicubic, nearest"),
         (TIMM | {"crop_mode": "border"}, "allowed: center, squash"),
     ],
 )

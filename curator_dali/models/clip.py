@@ -14,7 +14,7 @@ from curator_dali.arrays import resolve_device
 from curator_dali.models.base import ImageEncoder, NoTextTowerError
 from curator_dali.models.locating import find_directory, weight_files
 from curator_dali.models.network import Network, compute_dtype
-from curator_dali.models.preprocessing import from_processor
+from curator_dali.models.preprocessing import Preprocessing
 from curator_dali.models.weights import WeightsError, lineage_of, need, sha256
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class CLIPImageEncoder(ImageEncoder):
         with _quiet():
             self._family, both = _family(self.directory)
             config = transformers.AutoConfig.from_pretrained(self.directory, local_files_only=True)
-            preprocessing = from_processor(self._processor())
+            preprocessing = Preprocessing.of(self._processor())
         self.view = preprocessing.view
         vision = getattr(config, "vision_config", config)
         if preprocessing.size != (vision.image_size,) * 2:

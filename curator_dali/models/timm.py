@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from curator_dali.arrays import resolve_device
 from curator_dali.models.base import ImageEncoder
 from curator_dali.models.network import Network, compute_dtype
-from curator_dali.models.preprocessing import from_timm
+from curator_dali.models.preprocessing import Preprocessing
 from curator_dali.models.weights import WeightsError, lineage_of, load_state, sha256, state_sha256
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class TimmEncoder(ImageEncoder):
         data_config = timm.data.resolve_model_data_config(net)
         if image_size is not None:  # timm's answer stays the pretrained model's own
             data_config["input_size"] = (3, image_size, image_size)
-        preprocessing = from_timm(data_config)
+        preprocessing = Preprocessing.of(data_config)
         self.view, self.dim = preprocessing.view, int(getattr(net, "head_hidden_size", 0) or net.num_features)
         self.lineage = lineage_of(
             self.name,

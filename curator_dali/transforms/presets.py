@@ -14,7 +14,12 @@ from curator_dali.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, Norma
 __all__ = ["clip", "for_model", "imagenet_eval", "imagenet_train"]
 
 _RESAMPLE: dict[int, Interpolation] = {1: "lanczos", 2: "linear", 3: "cubic"}  # Pillow's numbers
-_TIMM: dict[str, Interpolation] = {"lanczos": "lanczos", "bilinear": "linear", "bicubic": "cubic"}
+_TIMM: dict[str, Interpolation] = {
+    "lanczos": "lanczos",
+    "bilinear": "linear",
+    "bicubic": "cubic",
+    "nearest": "nearest",
+}
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 _HARMLESS = {*_STEPS, "do_convert_rgb"}
 _OWN_WAYS = ("preprocess", "_preprocess", "resize", "center_crop", "rescale", "normalize", "rescale_and_normalize")
@@ -65,7 +70,8 @@ def imagenet_eval(size: int = 224, *, dtype: Literal["float32", "float16"] = "fl
 def for_model(model: Any, *, normalize: bool = True) -> tuple[Transform, ...]:
     """What a pretrained model's images go through, from its transformers image processor or timm's `data_config`.
 
-    Equals the processor's own output within 2/255 of a channel's range but for 1 value in 1,000, along the border.
+    Equals the processor's own output within 2/255 of a channel's range but for 1 value in 1,000, along the border
+    (timm's "nearest": but where two pixels are equally near, of which DALI may take the other).
 
     Args:
         model: A transformers image processor (`AutoImageProcessor.from_pretrained(...)`, of either backend), or the
@@ -108,7 +114,7 @@ def _for_timm(config: Mapping[str, Any]) -> tuple[Transform, ...]:
         raise ValueError(f"data_config's input_size is {input_size}; crop_mode center can be made of squares only")
     return (
         Resize(scaled[0] if crop_mode == "center" else scaled, _TIMM[interpolation]),
-        CenterCrop((height, width), rounding="even"),
+        CenterCrop(height if height == width else (height, width), rounding="even"),
         Normalize(tuple(config["mean"]), tuple(config["std"])),
     )
 
