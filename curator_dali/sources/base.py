@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 
-__all__ = ["HEADER_DTYPE", "EncodedBatch", "Source"]
+__all__ = ["HEADER_DTYPE", "EncodedBatch", "LearningSource", "Source"]
 
 HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), ("orientation", "u1")])
 """What a header says of one image: pixels as stored, which decoder takes it, and which way up it is.
@@ -112,3 +112,19 @@ class Source(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {len(self):,} samples)"
+
+
+class LearningSource(Source):
+    """A source that keeps what it learns of headers in memory, all of it."""
+
+    _headers: NDArray[np.void]
+    """(N,) `HEADER_DTYPE`; zeros, from whoever knows N."""
+
+    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Known headers of samples."""
+        return self._headers[indices]
+
+    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Keep headers for as long as this object lives."""
+        known = headers["codec"] != 0
+        self._headers[np.asarray(indices)[known]] = headers[known]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource
 from curator_dali.sources.samples import SIDECARS, is_image, parse_metadata
 from curator_dali.sources.storage import Storage, filesystem, fingerprint, is_remote, one_line
 
@@ -22,7 +22,7 @@ __all__ = ["FolderSource", "list_local"]
 logger = logging.getLogger(__name__)
 
 
-class FolderSource(Source):
+class FolderSource(LearningSource):
     """Image files below a folder, in the order of their paths.
 
     `image_id` is the path below the folder without its extension (`cats/1` for `cats/1.jpg`); files that differ in
@@ -125,15 +125,6 @@ class FolderSource(Source):
                         found[ext] = memoryview(data)
                 batch.members.append(found)
         return batch
-
-    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
-        """Known headers of samples."""
-        return self._headers[indices]
-
-    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
-        """Keep headers for as long as this object lives."""
-        known = headers["codec"] != 0
-        self._headers[np.asarray(indices)[known]] = headers[known]
 
     def close(self) -> None:
         """Close threads. A later read opens them again."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource
 from curator_dali.sources.samples import sniff_extension
 from curator_dali.sources.storage import fingerprint
 
@@ -21,7 +21,7 @@ __all__ = ["MemorySource"]
 Encoded = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 
-class MemorySource(Source):
+class MemorySource(LearningSource):
     """Encoded images held as bytes; each read copies them into writable memory.
 
     `image_id` is the mapping's key, or the number in the sequence; `image_path` is `<name>/<id>`, which no filesystem
@@ -88,15 +88,6 @@ class MemorySource(Source):
             errors={row: "the image has no bytes" for row, image in enumerate(data) if not image},
             members=[{sniff_extension(image): memoryview(image)} for image in data] if members else None,
         )
-
-    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
-        """Known headers of samples."""
-        return self._headers[indices]
-
-    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
-        """Keep headers for as long as this object lives."""
-        known = headers["codec"] != 0
-        self._headers[np.asarray(indices)[known]] = headers[known]
 
 
 def _to_bytes(value: object, key: str) -> bytes:
