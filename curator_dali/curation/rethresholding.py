@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -38,6 +37,7 @@ from curator_dali.sinks.explain import join
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage, StageError
 from curator_dali.stages.earlier import embedder_lineage
+from curator_dali.stages.plan import labels_of
 
 __all__ = ["rethreshold", "stages_of"]
 
@@ -271,8 +271,6 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
     settings = run["settings"]
     scored = settings.get("scored") or settings.get("stages", [])
     deciding: list[Stage] = []
-    labels: list[str] = []
-    seen: Counter[str] = Counter()
     for stage in stages:
         if not isinstance(stage, Stage):
             raise StageError(f"{stage!r} is no stage; give stages, as Filter('width', min=256)")
@@ -290,12 +288,10 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
         stage.setup("cpu")
         if isinstance(stage, GlobalSelector):
             columns |= dict(stage.decides)
-        seen[stage.name] += 1
-        labels.append(stage.name if seen[stage.name] == 1 else f"{stage.name} #{seen[stage.name]}")
         deciding.append(stage)
     if not deciding:
         raise StageError("none of the stages decides anything: give a Filter or a Deduplicate")
-    return Plan(tuple(deciding), tuple(labels), columns, (), False)
+    return Plan(tuple(deciding), tuple(labels_of(stage.name for stage in deciding)), columns, (), False)
 
 
 def _check_reads(stage: Stage, columns: Mapping[str, str], files: RowFiles, run: Mapping[str, Any]) -> None:

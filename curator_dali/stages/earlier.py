@@ -17,6 +17,7 @@ from curator_dali.similarity import MAX_PAIRS
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.stages.base import StageError
+from curator_dali.stages.plan import labels_of
 
 __all__ = ["Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier"]
 
@@ -110,7 +111,7 @@ def embedder_lineage(run: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = run.get("settings", {})
     stages = settings.get("scored") or settings.get("stages", [])
-    labels = [f"Embed #{n + 1}" if n else "Embed" for n in range(sum(s.get("type") == "Embed" for s in stages))]
+    labels = labels_of("Embed" for stage in stages if stage.get("type") == "Embed")
     lineage = run.get("lineage", {})
     return dict(lineage.get(labels[-1], {})) if labels else {}
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from curator_dali.importing import import_whole
 from curator_dali.stages.base import DTYPES, GlobalSelector, Stage, StageError, View
 
-__all__ = ["LOADED", "Plan", "make_plan"]
+__all__ = ["LOADED", "Plan", "labels_of", "make_plan"]
 
 LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
 """What the loader knows of every image, whatever the stages are."""
@@ -94,13 +94,11 @@ def make_plan(
     there, metadata = dict(LOADED), metadata or {}
     columns, taken = dict(LOADED), []
     writers: dict[str, str] = dict.fromkeys(LOADED, "the loader")
-    labels: list[str] = []
-    seen: Counter[str] = Counter()
     for number, stage in enumerate(stages):
         if not isinstance(stage, Stage):
             raise StageError(f"stages[{number}] is {stage!r}; give stages, as Filter('width', min=256)")
-        seen[stage.name] += 1
-        labels.append(stage.name if seen[stage.name] == 1 else f"{stage.name} #{seen[stage.name]}")
+    labels = labels_of(stage.name for stage in stages)
+    for number, (stage, label) in enumerate(zip(stages, labels, strict=True)):
         for field in sorted(stage.reads):
             if field in there or field == _BYTES:
                 continue
@@ -111,15 +109,25 @@ def make_plan(
             writers[field] = "the metadata"
         for field, kind in _written(stage).items():
             if kind not in DTYPES:
-                raise StageError(f"{labels[-1]} writes {field!r} as {kind!r}; allowed: {', '.join(DTYPES)}")
+                raise StageError(f"{label} writes {field!r} as {kind!r}; allowed: {', '.join(DTYPES)}")
             if field in _RESERVED or (field in there and field != "embeddings"):
                 by = writers.get(field, "every run")
-                raise StageError(f"{labels[-1]} writes {field!r}, which {by} writes already; leave one of them out")
+                raise StageError(f"{label} writes {field!r}, which {by} writes already; leave one of them out")
             there[field] = kind
-            writers[field] = labels[-1]
+            writers[field] = label
             if field != "embeddings":
                 columns[field] = kind
     return Plan(tuple(stages), tuple(labels), columns, tuple(taken), "embeddings" in there)
+
+
+def labels_of(names: Iterable[str]) -> list[str]:
+    """What stages of these names are called, in their order: "Quality", "Filter(width)", "Filter(width) #2"."""
+    seen: Counter[str] = Counter()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return labels
 
 
 def _written(stage: Stage) -> dict[str, str]:
