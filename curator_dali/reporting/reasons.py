@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from curator_dali.stages import STAGES, StageError
+from curator_dali.stages import STAGES, GlobalSelector, Selector, Stage, StageError
+from curator_dali.stages.plan import labels_of
 
 __all__ = ["Kinds", "Threshold", "thresholds"]
 
@@ -27,11 +27,11 @@ class Kinds:
     def __init__(self, settings: Mapping[str, Any], counted: Mapping[str, Mapping[str, int]]) -> None:
         self._counted = {stage: list(kinds) for stage, kinds in counted.items()}
         self._makers: dict[str, Callable[[str], str]] = {}
-        seen: Counter[str] = Counter()
-        for stage in _made(settings.get("stages", [])):
-            seen[stage.name] += 1
-            label = stage.name if seen[stage.name] == 1 else f"{stage.name} #{seen[stage.name]}"
-            if hasattr(stage, "kind"):
+        stages = settings.get("stages", [])
+        made = [_made(stage) for stage in stages]
+        names = [_name(known) if stage is None else stage.name for known, stage in zip(stages, made, strict=True)]
+        for label, stage in zip(labels_of(names), made, strict=True):
+            if isinstance(stage, (Selector, GlobalSelector)):
                 self._makers[label] = stage.kind
 
     def __call__(self, status: str, stage: str, reason: str) -> str:
@@ -59,17 +59,21 @@ def thresholds(settings: Mapping[str, Any]) -> dict[str, Threshold]:
     return found
 
 
-def _made(settings: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The stages that can be made again; nothing is loaded for it."""
-    made = []
-    for stage in settings:
-        kind = STAGES.get(stage.get("type", ""))
-        try:
-            if kind is not None:
-                made.append(kind(**{name: value for name, value in stage.items() if name != "type"}))
-        except (StageError, TypeError, ValueError) as error:  # a function is recorded by its name only
-            logger.debug("%s is not made again: %s", stage.get("type"), error)
-    return made
+def _made(settings: Mapping[str, Any]) -> Stage | None:
+    """The stage, if it can be made again from its settings; nothing is loaded for it."""
+    kind = STAGES.get(settings.get("type", ""))
+    try:
+        if kind is not None:
+            return kind(**{name: value for name, value in settings.items() if name != "type"})
+    except (StageError, TypeError, ValueError) as error:  # a function is recorded by its name only
+        logger.debug("%s is not made again: %s", settings.get("type"), error)
+    return None
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    """The name of a stage that cannot be made again, unless its class calls itself otherwise."""
+    kind = settings.get("type", "")
+    return f"Filter({settings.get('field')})" if kind == "Filter" else kind
 
 
 def _within(some: Sequence[str], words: Sequence[str]) -> bool:

@@ -46,6 +46,8 @@ class Selection:
         count: How many.
         stages: The stages that dropped them; None for all.
         kind: The kind of reason; None for all.
+        source: The data set, where the output does not say how to open it.
+        counts: Stage -> kind of reason -> number, of what was dropped: tells what kind a row's reason is.
     """
 
     out: str
@@ -55,6 +57,7 @@ class Selection:
     stages: frozenset[str] | None = None
     kind: str | None = None
     source: Any = field(default=None, repr=False)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.count
@@ -227,7 +230,7 @@ class Selection:
         """Blocks of columns, each with the places of the rows that are meant."""
         import pyarrow as pa
 
-        kinds = Kinds(Manifest.load(self.out).run.get("settings", {}), {})
+        kinds = Kinds(Manifest.load(self.out).run.get("settings", {}), self.counts)
         extra = [name for name in ("status", "stage", "reason") if name not in names]
         for block in files.batches([*names, *extra]):
             status, stage, reason = (block.column(block.schema.names.index(n)) for n in ("status", "stage", "reason"))
@@ -288,7 +291,7 @@ def select(
     if not count:
         known = [*dict.fromkeys([*nested, *(kind for _, kind in sizes)])]
         raise KeyError(f"nothing was {status} by {which!r}; there are {', '.join(filter(None, known)) or 'no reasons'}")
-    return Selection(out, status, f"{status}: {which}", count, None, which, source)
+    return Selection(out, status, f"{status}: {which}", count, None, which, source, nested)
 
 
 def _is_of(stage: str, which: str) -> bool:

@@ -96,6 +96,17 @@ def test_kinds_of_stages_that_cannot_be_made_again() -> None:
     assert kinds("failed", "decode", "cannot be decoded: odd") == "cannot be decoded"
 
 
+def test_a_stage_behind_one_that_cannot_be_made_again_has_its_own_label() -> None:
+    first, second = Filter("tag", where=np.isfinite), Filter("tag", min=3, max=9)
+    counted = {
+        "Filter(tag)": {"tag fails isfinite()": 2, "tag is missing": 1},
+        "Filter(tag) #2": {"tag < 3": 1, "tag > 9": 1},
+    }
+    kinds = Kinds({"stages": [first.settings, second.settings]}, counted)
+    assert kinds("dropped", "Filter(tag)", "tag 2 fails isfinite()") == "tag fails isfinite()"
+    assert kinds("dropped", "Filter(tag) #2", "tag 2 < 3") == "tag < 3"
+
+
 def test_thresholds_of_several_filters_are_the_strictest() -> None:
     filters = [Filter("a", min=1), Filter("a", min=2, max=9), Filter("b", equals="x")]
     assert thresholds({"stages": [stage.settings for stage in filters]}) == {"a": (2, 9), "b": (None, None)}

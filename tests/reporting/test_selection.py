@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import curator_dali as cd
+from curator_dali.batch import ImageBatch
 from curator_dali.report import Report
+from curator_dali.stages import Selector
 from tests.curation.helpers import read_rows
 from tests.display.test_html import harmless
 from tests.reporting.makers import jpegs, plain
@@ -20,6 +24,22 @@ from tests.reporting.makers import jpegs, plain
 @pytest.fixture(scope="module")
 def report(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Report:
     return plain(f"{shards[0].parent}/*.tar", tmp_path_factory.mktemp("selection") / "out", part_size=25, html=False)
+
+
+def even(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Drops every odd number."""
+    return values.astype(int) % 2 == 0
+
+
+@dataclass(frozen=True)
+class Fives(Selector):
+    """Drops all, for a reason with a number that its kind leaves out."""
+
+    def judge(self, batch: ImageBatch) -> NDArray[np.object_]:
+        return np.array([f"{item.image_id} is not five" for item in batch.data], object)
+
+    def kind(self, reason: str) -> str:
+        return "not five"
 
 
 def rows_of(report: Report, **wanted: object) -> list[dict[str, object]]:
@@ -99,6 +119,18 @@ def test_a_choice_by_chance_is_the_same_every_time(report: Report) -> None:
     )
     assert first == again != other
     assert first == sorted(first)
+
+
+def test_reasons_of_stages_that_cannot_be_made_again(photos: dict[str, np.ndarray], tmp_path: Path) -> None:
+    source = cd.MemorySource({f"{n}": data for n, data in enumerate(jpegs(photos, 12))})
+    stages = [cd.Quality(), cd.Filter("sharpness", where=even), cd.Filter("sharpness", min=300), Fives()]
+    report = cd.curate(source, tmp_path / "out", stages=stages, device="cpu", html=False)
+    assert set(report.dropped) == {"Filter(sharpness)", "Filter(sharpness) #2", "Fives"}
+    for stage, kinds in report.dropped.items():
+        for kind, count in kinds.items():
+            chosen = report.dropped(kind)
+            assert len(chosen) == count
+            assert chosen.to_table()["stage"].to_pylist() == [stage] * count
 
 
 def test_failed_ones_say_why(photos: dict[str, np.ndarray], tmp_path: Path) -> None:
