@@ -207,9 +207,10 @@ class Curation:
 
     def _run_twice(self, manifest: Manifest, progress: Callable[[int], object]) -> None:
         """Score everything, let the stages decide that see everything, and write who stays from the source's bytes."""
-        if not manifest.missing():
-            return
         folder = join(manifest.folder, _SCORED)
+        if not manifest.missing():
+            store.remove_folder(folder)  # of a run that was killed when all was written
+            return
         with Manifest.open(
             folder,
             source=self.source.fingerprint,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.batch import ImageBatch
-from curator_dali.sinks import Manifest, PartWriter
+from curator_dali.sinks import Manifest, PartWriter, store
 from tests import helpers
 from tests.curation.helpers import FirstOfItsLabel, Spy, cheap_stages, content, read_members, read_rows
 from tests.curation.run_curation import stages_for
@@ -181,6 +181,29 @@ def test_a_lost_file_is_made_again(source: Path, tmp_path: Path) -> None:
     report = run_here(source, out)
     assert report.earlier == SAMPLES - PART
     assert content(out) == before
+
+
+def test_killed_when_all_is_written_it_leaves_no_scores(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    original = store.remove_folder
+
+    def kill(folder: str) -> None:
+        if folder.endswith("_scored"):
+            raise Killed
+        original(folder)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(store, "remove_folder", kill)
+    with pytest.raises(Killed):
+        run_here(source, out, "global")
+    assert (out / "_scored").exists()
+    monkeypatch.undo()
+    assert run_here(source, out, "global").earlier == SAMPLES
+    assert not (out / "_scored").exists()
 
 
 def test_a_stage_that_sees_everything_decides_before_tars_are_written(source: Path, tmp_path: Path) -> None:
