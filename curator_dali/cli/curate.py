@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.cli.flags import add_deduplicate, add_executor, add_limits, deduplicate_of, executor_of
+from curator_dali.cli.flags import (
+    add_deduplicate,
+    add_executor,
+    add_limits,
+    add_output,
+    deduplicate_of,
+    executor_of,
+    output_of,
+)
 from curator_dali.cli.output import (
     SOURCES,
     counted,
@@ -15,7 +23,6 @@ from curator_dali.cli.output import (
     print_json,
     print_rows,
     progress,
-    size_in_bytes,
     source_of,
 )
 
@@ -30,8 +37,8 @@ stages run in this order: --min-size, --embed, --aesthetic, --nsfw, --quality, -
 those of a --config come first. A run that was interrupted goes on with the same command.
 """
 
-# flag -> option of curate()
-_OPTIONS = ("device", "batch_size", "part_size", "shard_samples", "shard_bytes", "num_threads", "max_error_rate")
+# flags by the names of arguments of curate()
+_OPTIONS = ("device", "batch_size", "part_size", "num_threads", "max_error_rate")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,11 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_deduplicate(parser.add_argument_group("deduplication, after all other stages"))
 
     output = parser.add_argument_group("output")
-    output.add_argument("--embeddings", choices=["float32", "float16"], nargs="?", const="float32", help="store them")
-    output.add_argument("--no-tars", action="store_true", help="write Parquet only")
-    output.add_argument("--no-html", action="store_true", help="leave no report.html")
-    output.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
-    output.add_argument("--shard-bytes", type=size_in_bytes, metavar="SIZE", help="bytes in a tar, as 1GB")
+    add_output(output, embeddings="store them")
     output.add_argument("--part-size", type=positive, metavar="N", help="samples done as a whole (default 8192)")
 
     running = parser.add_argument_group("running")
@@ -116,12 +119,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"curate needs {' and '.join(missing)}: give SRC OUT, or put them into --config")
     options["stages"] = [*options["stages"], *_stages(arguments)]
     options |= {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
-    if arguments.no_tars:
-        options["tars"] = False
-    if arguments.no_html:
-        options["html"] = False
-    if arguments.embeddings:
-        options["embeddings"] = arguments.embeddings
+    options |= output_of(arguments)
     options["device"] = device_of(options.get("device", "auto"))
     if (executor := executor_of(arguments)) is not None:
         options["executor"] = executor

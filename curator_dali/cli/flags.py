@@ -1,16 +1,24 @@
-"""Flags that several commands share: limits, deduplication, and where work is done."""
+"""Flags that several commands share: limits, deduplication, what is written, and where work is done."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.cli.output import positive
+from curator_dali.cli.output import positive, size_in_bytes
 
 if TYPE_CHECKING:
     from curator_dali.stages import Stage
 
-__all__ = ["add_deduplicate", "add_executor", "add_limits", "deduplicate_of", "executor_of"]
+__all__ = [
+    "add_deduplicate",
+    "add_executor",
+    "add_limits",
+    "add_output",
+    "deduplicate_of",
+    "executor_of",
+    "output_of",
+]
 
 
 def add_deduplicate(parser: Any) -> None:
@@ -61,6 +69,22 @@ def _limit(text: str) -> tuple[str, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{limit!r} in {text!r} is no number") from None
     return field, int(number) if number.is_integer() else number
+
+
+def add_output(parser: Any, embeddings: str) -> None:
+    """Add the flags of what is written; `embeddings` is the help of that flag."""
+    parser.add_argument("--embeddings", choices=["float32", "float16"], nargs="?", const="float32", help=embeddings)
+    parser.add_argument("--no-tars", action="store_true", help="write Parquet only")
+    parser.add_argument("--no-html", action="store_true", help="leave no report.html")
+    parser.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
+    parser.add_argument("--shard-bytes", type=size_in_bytes, metavar="SIZE", help="bytes in a tar, as 1GB")
+
+
+def output_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of what is written, as arguments of `curate` and `rethreshold`; the rest is left out."""
+    names = ("embeddings", "shard_samples", "shard_bytes")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return given | ({"tars": False} if arguments.no_tars else {}) | ({"html": False} if arguments.no_html else {})
 
 
 def add_executor(parser: Any) -> None:

@@ -8,7 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.cli.flags import add_deduplicate, add_executor, add_limits, deduplicate_of, executor_of
+from curator_dali.cli.flags import (
+    add_deduplicate,
+    add_executor,
+    add_limits,
+    add_output,
+    deduplicate_of,
+    executor_of,
+    output_of,
+)
 from curator_dali.cli.output import (
     check_folder_of,
     counted,
@@ -17,7 +25,6 @@ from curator_dali.cli.output import (
     print_json,
     print_rows,
     progress,
-    size_in_bytes,
     size_text,
 )
 
@@ -38,6 +45,7 @@ __all__ = [
 ]
 
 _LISTED = 20  # groups, without --all
+_FROM_FILE = ("stages", "executor", "source", "tars", "shard_samples", "shard_bytes", "embeddings", "html")
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -81,41 +89,50 @@ def search(arguments: argparse.Namespace) -> int:
 def add_rethreshold(parser: argparse.ArgumentParser) -> None:
     """Add what `rethreshold` takes."""
     parser.epilog = (
-        "Without --config the filters and the deduplication of OUT stay; --min and --max replace those of the same "
-        "field, the flags of deduplication replace the deduplication. With --config its stages decide instead."
+        "The filters and the deduplication of OUT stay, unless a --config has stages; --min and --max replace those of "
+        "the same field, the flags of deduplication replace the deduplication."
     )
     parser.add_argument("out", metavar="OUT", help="the finished output of a curation")
     parser.add_argument("new", metavar="NEW", help="the folder to write to")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a .toml or .yaml file with stages")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a .toml or .yaml file with rethreshold()'s arguments"
+    )
     add_limits(parser)
     add_deduplicate(parser)
     add_executor(parser)
     parser.add_argument("--source", metavar="SRC", help="where the data set is, if it has moved")
-    parser.add_argument("--no-tars", action="store_true", help="write Parquet only")
-    parser.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
-    parser.add_argument("--shard-bytes", type=size_in_bytes, metavar="SIZE", help="bytes in a tar, as 1GB")
+    add_output(parser, embeddings="store them (default: as OUT has them)")
 
 
 def rethreshold(arguments: argparse.Namespace) -> int:
     """Decide anew who stays of an output."""
     from curator_dali.curation import rethreshold as decide
-    from curator_dali.curation import stages_of
-    from curator_dali.curation.config import read_config
     from curator_dali.sinks import Manifest
 
-    stages = read_config(arguments.config).get("stages", []) if arguments.config else stages_of(arguments.out)
-    stages = _changed(stages, arguments)
+    options = _options(arguments)
     with progress(Manifest.load(arguments.out).samples, "decided") as bar:
-        report = decide(
-            arguments.out, arguments.new, stages=stages, source=arguments.source, tars=not arguments.no_tars,
-            shard_samples=arguments.shard_samples, shard_bytes=arguments.shard_bytes,
-            executor=executor_of(arguments) or "local", progress=bar.update,
-        )  # fmt: skip
+        report = decide(arguments.out, arguments.new, progress=bar.update, **options)
     if arguments.json:
         print_json(report.as_dict())
         return 0
     print_rows(report.rows(), right=(1, 2))
     return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `rethreshold`: the file's, and over them the command line's."""
+    from curator_dali.curation import stages_of
+    from curator_dali.curation.config import read_config
+
+    options = read_config(arguments.config) if arguments.config else {}
+    if refused := [name for name in options if name not in _FROM_FILE]:
+        raise ValueError(
+            f"{arguments.config}: rethreshold takes no {', '.join(refused)}; it takes {', '.join(_FROM_FILE)}"
+        )
+    stages = options["stages"] if "stages" in options else stages_of(arguments.out)
+    options |= {"stages": _changed(stages, arguments)} | output_of(arguments)
+    given = {"source": arguments.source, "executor": executor_of(arguments)}
+    return options | {name: value for name, value in given.items() if value is not None}
 
 
 def _changed(stages: list[Stage], arguments: argparse.Namespace) -> list[Stage]:

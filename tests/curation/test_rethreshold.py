@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.cli import main
-from curator_dali.sinks import Manifest, account
+from curator_dali.sinks import Manifest, RowFiles, account
 from curator_dali.stages import Deduplicate, Filter, Quality, StageError
 from tests import helpers
-from tests.curation.helpers import FirstOfItsLabel, content, read_members, read_rows
+from tests.curation.helpers import FirstOfItsLabel, content, read_members, read_rows, write_embedded
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "batch_size": 16, "part_size": 20}
 BEFORE = [Quality(), Deduplicate("bytes", near=4), Filter("sharpness", min=300)]
@@ -189,3 +189,40 @@ def test_from_the_command_line(out: Path, tmp_path: Path, capsys: pytest.Capture
     alone = ["--executor", "local", "--num-workers", "2"]
     assert main(["rethreshold", str(out), str(tmp_path / "three"), *alone]) == 2
     assert "these are for --executor ray" in capsys.readouterr().err
+
+
+def test_a_file_says_what_is_written_and_flags_over_it(
+    out: Path, shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, new = tmp_path / "new.toml", tmp_path / "new"
+    config.write_text('tars = false\nhtml = false\n\n[[stages]]\ntype = "Filter"\nfield = "sharpness"\nmin = 250\n')
+    assert main(["rethreshold", str(out), str(new), "--config", str(config)]) == 0
+    assert {path.suffix for path in new.iterdir() if path.is_file()} == {".parquet", ".json"}
+    config.write_text(f"shard_samples = 3\nshard_bytes = 100_000\nsource = {[str(shard) for shard in shards]}\n")
+    flags = ["--config", str(config), "--shard-samples", "4", "--no-html"]
+    assert main(["rethreshold", str(out), str(tmp_path / "other"), *flags]) == 0  # the stages are those of `out`
+    settings = Manifest.load(str(tmp_path / "other")).run["settings"]
+    assert (settings["max_samples"], settings["max_bytes"], settings["tars"]) == (4, 100_000, True)
+    assert [stage["type"] for stage in settings["stages"]] == ["Deduplicate", "Filter"]
+    assert not (tmp_path / "other" / "report.html").exists()
+    config.write_text('source = "elsewhere"\n')
+    assert main(["rethreshold", str(out), str(tmp_path / "third"), "--config", str(config)]) == 2
+    assert "elsewhere" in capsys.readouterr().err
+    config.write_text('batch_size = 3\nout = "here"\n')
+    assert main(["rethreshold", str(out), str(tmp_path / "third"), "--config", str(config)]) == 2
+    assert "rethreshold takes no batch_size, out; it takes stages, executor" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+
+
+def test_embeddings_from_the_command_line(tmp_path: Path) -> None:
+    write_embedded(tmp_path / "out", np.eye(6, 4, dtype=np.float32))
+    flags = ["--min", "index=2", "--no-tars", "--no-html"]
+    config = tmp_path / "new.toml"
+    config.write_text("embeddings = false\n")
+    assert main(["rethreshold", str(tmp_path / "out"), str(tmp_path / "as"), *flags]) == 0
+    assert main(["rethreshold", str(tmp_path / "out"), str(tmp_path / "half"), *flags, "--embeddings", "float16"]) == 0
+    assert main(["rethreshold", str(tmp_path / "out"), str(tmp_path / "none"), *flags, "--config", str(config)]) == 0
+    schemas = {name: RowFiles(str(tmp_path / name)).schema for name in ("as", "half", "none")}
+    assert str(schemas["as"].field("embedding").type.value_type) == "float"
+    assert str(schemas["half"].field("embedding").type.value_type) == "halffloat"
+    assert "embedding" not in schemas["none"].names
