@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -102,7 +102,7 @@ def leaks(
     out: str | os.PathLike[str],
     other: str | os.PathLike[str],
     *,
-    exact: bool | None = None,
+    exact: bool | Literal["bytes", "pixels"] | None = None,
     near: int | None = None,
     similarity: float | None = None,
     device: str = "cpu",
@@ -112,7 +112,7 @@ def leaks(
     Args:
         out: The one, as the test set: its hashes or embeddings are in memory, or in a temporary file.
         other: The other, as the training set: looked up in its index (`write_index`), or read a block at a time.
-        exact: Compare the hashes of bytes and of pixels; None: those that both outputs have.
+        exact: Compare the hashes of bytes and of pixels, or of one of these; None: those that both outputs have.
         near: Bits in which perceptual hashes may differ.
         similarity: Least cosine of embeddings, which both outputs must store, of the same model.
         device: Where to compute cosines.
@@ -129,16 +129,14 @@ def leaks(
     names = set(files.schema.names) & set(RowFiles(other).schema.names)
     hashes = next((name for name in ("phash", "dhash") if name in names), "phash")
     if exact is None:
-        both: Any = [what for what in ("content_hash", "pixel_hash") if what in names]
-        exact_by: Any = {0: False, 2: True}.get(len(both), both[0].partition("_")[0] if both else False)
-        exact_by = {"content": "bytes", "pixel": "pixels"}.get(exact_by, exact_by)
-    else:
-        exact_by = exact
-    if exact_by is False and near is None and similarity is None:
+        by: dict[tuple[bool, bool], bool | Literal["bytes", "pixels"]]
+        by = {(True, True): True, (True, False): "bytes", (False, True): "pixels"}
+        exact = by.get(("content_hash" in names, "pixel_hash" in names), False)
+    if exact is False and near is None and similarity is None:
         raise StageError(
             f"nothing to compare {out} and {other} by: give near= or similarity=, or curate both with Deduplicate"
         )
-    comparing = Deduplicate(exact_by, near, similarity, keep="first", hash=hashes)  # type: ignore[arg-type]
+    comparing = Deduplicate(exact, near, similarity, keep="first", hash=hashes)  # type: ignore[arg-type]
     dim = files.embedding_dim
     check_earlier("leaks", [out], comparing.ways, 0, {})
     check_earlier("leaks", [other], comparing.ways, dim, embedder_lineage(run))

@@ -151,7 +151,9 @@ def test_bench_measures_every_round(clean: Path, capsys: pytest.CaptureFixture[s
     low, high = result["spread"]
     assert 0 < low <= result["images_per_second"] <= high
     assert main(["bench", str(clean), "--device", "cpu", "--rounds", "1"]) == 0
-    assert re.search(r"^speed +[\d,]+ images/s, median of 1 pass$", capsys.readouterr().out, re.MULTILINE)
+    printed = capsys.readouterr().out
+    assert re.search(r"^speed +[\d,]+ images/s, median of 1 pass$", printed, re.MULTILINE)
+    assert re.search(r"^device +cpu, batches of 64$", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

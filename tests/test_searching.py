@@ -145,3 +145,23 @@ def test_from_the_command_line(tmp_path: Path, shards: list[Path], capsys: pytes
         assert drawn.width > 4 * 100
     assert main([*arguments, "--text", "a red bus"]) == 2
     assert "embeds images only" in capsys.readouterr().err
+
+
+def test_what_was_found_is_printed_where_no_image_of_it_decodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    files = tmp_path / "in"
+    files.mkdir()
+    for name, colour in COLOURS.items():
+        (files / f"{name}.png").write_bytes(image(*colour))
+    out, sheet = tmp_path / "out", tmp_path / "sheet.png"
+    stages = [Embed("efficientnet-lite0")]
+    cd.curate(str(files), out, stages=stages, device="cpu", embeddings=True, tars=False, html=False)
+    for file in files.iterdir():
+        file.write_bytes(bytes(file.stat().st_size))
+    assert main(["search", str(out), "--id", "red", "--device", "cpu", "-k", "2", "-o", str(sheet)]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2
+    assert "none of the 2 images found can be decoded now" in printed.err
+    assert not sheet.exists()

@@ -182,7 +182,7 @@ def bench(arguments: argparse.Namespace) -> int:
             ("encoded", f"{stats['bytes'] / last.seconds / 1e6:,.1f} MB/s"),
             ("time", f"{last.seconds:.2f} s in the last pass; threads overlap: {split}"),
             ("memory", f"{size_text(result.peak_bytes)} at the peak, the whole process"),
-            ("device_of", f"{result.device}, batches of {arguments.batch_size:,}"),
+            ("device", f"{result.device}, batches of {arguments.batch_size:,}"),
         ]
     )
     if not complete:

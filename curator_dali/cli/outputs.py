@@ -73,16 +73,18 @@ def search(arguments: argparse.Namespace) -> int:
         arguments.out, image=arguments.image, text=arguments.text, id=arguments.id, k=arguments.k,
         dropped=arguments.dropped, device=device, source=arguments.source,
     )  # fmt: skip
-    if arguments.sheet and len(found):
-        batch = found.batch(device)
-        pairs = zip(batch.data, batch.columns["cosine"].tolist(), strict=True)
-        contact_sheet(batch, [f"{item.image_id}\n{cosine:.3f}" for item, cosine in pairs]).save(arguments.sheet)
     if arguments.json:
         print_json(found.as_dict())
     elif len(found):
         print_rows([(f"{cosine:.4f}", key, path) for key, path, cosine in found])
     else:
         print("nothing to search: the output has no images with embeddings")
+    if arguments.sheet and len(found):
+        batch = found.batch(device)
+        if not len(batch):
+            raise ValueError(f"nothing to draw: none of the {counted(len(found), 'image')} found can be decoded now")
+        pairs = zip(batch.data, batch.columns["cosine"].tolist(), strict=True)
+        contact_sheet(batch, [f"{item.image_id}\n{cosine:.3f}" for item, cosine in pairs]).save(arguments.sheet)
     return 0
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.errors import OutputError
 from curator_dali.files import is_remote
 from curator_dali.indexing.digests import DigestIndex
 from curator_dali.indexing.hashes import HashIndex
@@ -165,8 +164,6 @@ def open_index(out: str | os.PathLike[str]) -> Index | None:
             return None
         why = "lacks files"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, OutputError):
-            raise
         why = f"is damaged ({error})"
     logger.warning("the index of %s %s. It is not used; make it again: curator-dali index %s", out, why, out)
     return None
