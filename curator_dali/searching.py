@@ -44,6 +44,7 @@ class Found:
         cosines: (K,) float32.
         indices: (K,) int64: places in the source.
         out: The output that was searched.
+        source: The data set, where the output does not say how to open it.
     """
 
     ids: list[str]

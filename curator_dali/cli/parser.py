@@ -43,7 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     verify = command(
         "verify", inspecting.verify, "decode everything and list what is broken", source, decoding, as_json
     )
-    verify.add_argument("--report", type=Path, metavar="FILE", help="write every broken image to .parquet or .jsonl")
+    verify.add_argument(
+        "--report", type=Path, metavar="FILE", help="write all broken images to .parquet, .jsonl or .json"
+    )
     preview = command("preview", inspecting.preview, "draw a contact sheet with ids", source, device)
     preview.add_argument("-o", "--out", type=Path, default=Path("sheet.png"), help="where (default sheet.png)")
     preview.add_argument("-n", "--count", type=positive, default=48, metavar="N", help="images (default 48)")

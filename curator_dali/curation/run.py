@@ -274,7 +274,7 @@ def curate(
         source: What `open_source` takes.
         out: The folder, or its URL.
         stages: In their order; each finds what those before it write.
-        device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+        device: "auto" (the current GPU, else the CPU), "cpu", "cuda" or "cuda:N".
         executor: "local": in this process; "ray", or a `curator_dali.ray.RayExecutor`: on a cluster.
         batch_size: Samples a batch. Its decoded images, whole ones, are in memory at once.
         part_size: Samples that are done as a whole or again, and have a Parquet file of their own.

@@ -45,7 +45,7 @@ def write_index(
 
     It holds what the output does of its kept images: digests, perceptual hashes, embeddings. An index that is there is
     replaced once the new one is whole; interrupted, the old one stays. While it is made, the embeddings lie on the disk
-    twice; in memory are 200 bytes an image and a block of embeddings.
+    twice more; in memory are 200 bytes an image and a block of embeddings.
 
     Args:
         out: The output, a local folder.
