@@ -13,7 +13,7 @@ from curator_dali.cli.flags import (
     add_output,
     deduplicate_of,
     executor_of,
-    output_of,
+    settings_of,
 )
 from curator_dali.cli.output import (
     SOURCES,
@@ -36,9 +36,6 @@ _EPILOG = """\
 stages run in this order: --min-size, --embed, --aesthetic, --nsfw, --quality, --min and --max, --dedup;
 those of a --config come first. A run that was interrupted goes on with the same command.
 """
-
-# flags by the names of arguments of curate()
-_OPTIONS = ("device", "batch_size", "part_size", "num_threads", "max_error_rate")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,9 +115,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     if missing:
         raise ValueError(f"curate needs {' and '.join(missing)}: give SRC OUT, or put them into --config")
     options["stages"] = [*options["stages"], *_stages(arguments)]
-    options |= {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
-    options |= output_of(arguments)
-    options["device"] = device_of(options.get("device", "auto"))
+    options |= settings_of(arguments)
+    options["device"] = device_of(arguments.device or options.get("device", "auto"))
     if (executor := executor_of(arguments)) is not None:
         options["executor"] = executor
     return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.cli.output import positive, size_in_bytes
@@ -17,7 +18,7 @@ __all__ = [
     "add_output",
     "deduplicate_of",
     "executor_of",
-    "output_of",
+    "settings_of",
 ]
 
 
@@ -74,17 +75,18 @@ def _limit(text: str) -> tuple[str, float]:
 def add_output(parser: Any, embeddings: str) -> None:
     """Add the flags of what is written; `embeddings` is the help of that flag."""
     parser.add_argument("--embeddings", choices=["float32", "float16"], nargs="?", const="float32", help=embeddings)
-    parser.add_argument("--no-tars", action="store_true", help="write Parquet only")
-    parser.add_argument("--no-html", action="store_true", help="leave no report.html")
+    parser.add_argument("--no-tars", dest="tars", action="store_const", const=False, help="write Parquet only")
+    parser.add_argument("--no-html", dest="html", action="store_const", const=False, help="leave no report.html")
     parser.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
     parser.add_argument("--shard-bytes", type=size_in_bytes, metavar="SIZE", help="bytes in a tar, as 1GB")
 
 
-def output_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say of what is written, as arguments of `curate` and `rethreshold`; the rest is left out."""
-    names = ("embeddings", "shard_samples", "shard_bytes")
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return given | ({"tars": False} if arguments.no_tars else {}) | ({"html": False} if arguments.no_html else {})
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Settings` that flags of the same name give."""
+    from curator_dali.curation import Settings
+
+    names = [field.name for field in fields(Settings)]
+    return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
 
 
 def add_executor(parser: Any) -> None:

@@ -15,7 +15,7 @@ from curator_dali.cli.flags import (
     add_output,
     deduplicate_of,
     executor_of,
-    output_of,
+    settings_of,
 )
 from curator_dali.cli.output import (
     check_folder_of,
@@ -132,7 +132,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{arguments.config}: rethreshold takes no {', '.join(refused)}; it takes {', '.join(_FROM_FILE)}"
         )
     stages = options["stages"] if "stages" in options else stages_of(arguments.out)
-    options |= {"stages": _changed(stages, arguments)} | output_of(arguments)
+    options |= {"stages": _changed(stages, arguments)} | settings_of(arguments)
     given = {"source": arguments.source, "executor": executor_of(arguments)}
     return options | {name: value for name, value in given.items() if value is not None}
 

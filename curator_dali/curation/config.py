@@ -18,20 +18,19 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from curator_dali.curation.run import Curation
+from curator_dali.curation.settings import Settings
 from curator_dali.errors import CuratorDaliError
 from curator_dali.stages import STAGES, Stage
 
 __all__ = ["OPTIONS", "ConfigError", "make_stage", "read_config"]
 
-OPTIONS = tuple(name for name in inspect.signature(Curation.__init__).parameters if name != "self")
+OPTIONS = ("source", "out", "stages", "device", "executor", *(field.name for field in fields(Settings)))
 """What a file may say: the arguments of `curate`."""
 
 

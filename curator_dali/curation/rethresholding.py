@@ -26,6 +26,7 @@ from curator_dali.curation.finishing import (
     read_rows,
     write_kept,
 )  # fmt: skip
+from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError
 from curator_dali.files import write_file
@@ -86,12 +87,14 @@ def rethreshold(
         progress: Called with the number of samples done since the last call.
 
     Raises:
+        ValueError: An argument is out of its range.
         StageError: A stage needs pixels, or a column that is not stored; it is named. Before anything is written.
         OutputError: `out` is not finished, or of another version; `new` holds another output, or cannot be written to.
         SourceError: The data set cannot be opened again, or is another one.
     """
     began = time.perf_counter()
     sharing = executor_of(executor)
+    limits = Settings(shard_samples=shard_samples, shard_bytes=shard_bytes, embeddings=embeddings or False).limits
     out, new = os.fspath(out), os.fspath(new)
     old = Manifest.load(out)
     if os.path.abspath(out) == os.path.abspath(new):
@@ -110,8 +113,7 @@ def rethreshold(
             "scored": old.run["settings"].get("scored") or old.run["settings"].get("stages", []),
             "decided": old.run["settings"].get("stages", []),
             "tars": tars,
-            "max_samples": shard_samples,
-            "max_bytes": shard_bytes,
+            **limits,
             "embeddings": dtype if kept_dim else None,
         }
         own = {label: s.lineage for label, s in zip(plan.labels, plan.stages, strict=True) if s.lineage}
@@ -129,7 +131,7 @@ def rethreshold(
             parts = [part for part in old.ranges() if part not in there]
             columns = {name: kind for name, kind in plan.columns.items() if name not in LOADED}
             schema = RowSchema(columns, embedding_dim=kept_dim, embedding_dtype=dtype)
-            output = Output(manifest, schema, tars, shard_samples, shard_bytes)
+            output = Output(manifest, schema, tars, **limits)
             if parts and files is not None:
                 with workroom(sharing, manifest.folder) as shared:
                     decisions = judge(files, plan, shared)
@@ -310,8 +312,6 @@ def _check_reads(stage: Stage, columns: Mapping[str, str], files: RowFiles, run:
 
 def _embeddings(files: RowFiles | None, wanted: bool | str | None) -> tuple[int, str]:
     """How many numbers of what type to store."""
-    if wanted not in (None, True, False, "float32", "float16"):
-        raise ValueError(f'embeddings is {wanted!r}; allowed: None, True, False, "float32", "float16"')
     dim = 0 if files is None else files.embedding_dim
     if wanted and not dim:
         raise StageError("embeddings are to be stored, and the output has none: leave embeddings= out")

@@ -15,7 +15,8 @@ from curator_dali.arrays import resolve_device
 from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.finishing import finish
 from curator_dali.curation.metadata import field_types
-from curator_dali.curation.working import Loading, Worker
+from curator_dali.curation.settings import Settings
+from curator_dali.curation.working import Worker
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError
 from curator_dali.files import write_file
@@ -40,7 +41,8 @@ _SCORED = "_scored"  # folder in the output with the rows of all samples, until 
 class Curation:
     """A curation that is ready to run: the source is open, the weights are loaded, everything is checked.
 
-    Nothing is written before `run`. Arguments are those of `curate`.
+    Nothing is written before `run`. Arguments are those of `curate`: `settings` are the fields of `Settings`, from
+    `batch_size` to `html`.
 
     Attributes:
         source: The data set.
@@ -56,28 +58,12 @@ class Curation:
         stages: Sequence[Stage],
         device: str = "auto",
         executor: Literal["local", "ray"] | Executor = "local",
-        batch_size: int = 64,
-        part_size: int = 8192,
-        tars: bool = True,
-        shard_samples: int | None = None,
-        shard_bytes: int | None = None,
-        embeddings: bool | Literal["float32", "float16"] = False,
-        num_threads: int | None = None,
-        prefetch: int = 2,
-        max_pixels: int = MAX_PIXELS,
-        max_error_rate: float | None = None,
-        html: bool = True,
+        **settings: Any,
     ) -> None:
         self._executor = executor_of(executor)
-        _check_counts(batch_size=batch_size, part_size=part_size, prefetch=prefetch, max_pixels=max_pixels)
-        limits = {"shard_samples": shard_samples, "shard_bytes": shard_bytes, "num_threads": num_threads}
-        _check_counts(**{name: limit for name, limit in limits.items() if limit is not None})
-        if max_error_rate is not None and not 0 <= max_error_rate <= 1:
-            raise ValueError(f"max_error_rate is {max_error_rate}; give a share from 0 to 1")
+        self._settings = Settings(**settings)
         if not isinstance(stages, (list, tuple)):
             raise StageError(f"stages is {stages!r}; give a list of stages, as [Quality()]")
-        if embeddings not in (True, False, "float32", "float16"):
-            raise ValueError(f'embeddings is {embeddings!r}; allowed: True, False, "float32", "float16"')
         self.out = os.fspath(out)
         self.device = resolve_device(device)
         self.source: Source = open_source(source)
@@ -86,25 +72,21 @@ class Curation:
             self.plan, self._types = _plan(stages, self.source)
             self.plan.setup(self.device)
             self._dim = next((stage.dim for stage in reversed(stages) if "embeddings" in stage.writes), 0)
-            if embeddings and not self._dim:
+            if self._settings.embeddings and not self._dim:
                 raise StageError("embeddings are to be stored, and no stage makes any: put Embed among the stages")
         except BaseException:
             self.close()
             raise
-        self._part_size, self._tars, self._html = part_size, tars, html
-        self._stored = "float32" if embeddings is True else embeddings or None
-        self._limits = {"max_samples": shard_samples, "max_bytes": shard_bytes}
-        self._loading = Loading(batch_size, num_threads, prefetch, max_pixels, max_error_rate)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides what is written, as plain JSON: a run goes on only with the same."""
         return {
             "stages": [stage.settings for stage in self.plan.stages],
-            "tars": self._tars,
-            **self._limits,
-            "embeddings": self._stored,
-            "max_pixels": self._loading.max_pixels,
+            "tars": self._settings.tars,
+            **self._settings.limits,
+            "embeddings": self._settings.stored,
+            "max_pixels": self._settings.max_pixels,
         }
 
     @property
@@ -153,7 +135,7 @@ class Curation:
                 if self.plan.is_global:
                     self._run_twice(manifest, progress or _ignore)
                 else:
-                    self._score(self._output(manifest, self._stored is not None, self._tars), progress or _ignore)
+                    self._score(self._output(manifest), progress or _ignore)
             except KeyboardInterrupt:
                 done, total = self.work
                 logger.warning(
@@ -163,7 +145,7 @@ class Curation:
                 raise
             report = self._report(manifest, earlier, time.perf_counter() - began)
             write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
-            if self._html and (earlier < report.samples or NAME not in store.names(manifest.folder)):
+            if self._settings.html and (earlier < report.samples or NAME not in store.names(manifest.folder)):
                 leave_report(manifest.folder, self.source, self.device)
         return report
 
@@ -173,7 +155,7 @@ class Curation:
         Args:
             manifest: Of the folder that the parts are written to.
         """
-        return self._worker(self._output(manifest, self._stored is not None, self._tars))
+        return self._worker(self._output(manifest))
 
     def close(self) -> None:
         """Close the source, if it was opened here. May be called again."""
@@ -188,19 +170,20 @@ class Curation:
     ) -> None:
         self.close()
 
-    def _output(self, manifest: Manifest, embeddings: bool, tars: bool) -> Output:
-        dim = self._dim if embeddings else 0
+    def _output(self, manifest: Manifest, scored: bool = False) -> Output:
+        """What is written into a folder: what was asked for, or, of what is scored only, what decides."""
         columns = {name: kind for name, kind in self.plan.columns.items() if name not in LOADED}
-        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=self._stored or "float32")
-        return Output(manifest, schema, tars, **self._limits)
+        dim = self._dim if self._settings.stored or scored else 0
+        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=self._settings.stored or "float32")
+        return Output(manifest, schema, self._settings.tars and not scored, **self._settings.limits)
 
     def _worker(self, output: Output) -> Worker:
         dim = output.schema.embedding_dim
-        return Worker(self.source, self.plan, self._types, output, self.device, dim, self._loading)
+        return Worker(self.source, self.plan, self._types, output, self.device, dim, self._settings)
 
     def _score(self, output: Output, progress: Callable[[int], object]) -> None:
         """Take what an output lacks through the stages."""
-        missing = output.manifest.missing(self._part_size)
+        missing = output.manifest.missing(self._settings.part_size)
         if not missing:
             return
         self._executor.run(self._worker(output), missing, _finished, progress)
@@ -219,11 +202,10 @@ class Curation:
             lineage=self.lineage,
             origin=self.source.origin,
         ) as scored:
-            self._score(self._output(scored, self._dim > 0, tars=False), progress)
+            self._score(self._output(scored, scored=True), progress)
             there = set(manifest.ranges())
             parts = [part for part in scored.ranges() if part not in there]
-            output = self._output(manifest, self._stored is not None, self._tars)
-            finish(self.source, scored, self.plan, output, parts, _finished, progress, self._executor)
+            finish(self.source, scored, self.plan, self._output(manifest), parts, _finished, progress, self._executor)
         store.remove_folder(folder)
 
     def _report(self, manifest: Manifest, earlier: int, seconds: float) -> Report:
@@ -323,12 +305,6 @@ def _plan(stages: Sequence[Stage], source: Source) -> tuple[Plan, dict[str, str]
     except StageError:  # what is missing may be a field of the metadata
         types = field_types(source)
         return make_plan(stages, types, known), types
-
-
-def _check_counts(**values: Any) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; give a whole number of at least 1")
 
 
 def _ranges(folder: str) -> list[tuple[int, int]]:

@@ -15,39 +15,20 @@ from curator_dali.batch import ImageBatch
 from curator_dali.curation.loading import PartLoader, Range
 from curator_dali.curation.metadata import add_columns
 from curator_dali.curation.rows import DECODE, Rows
+from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output, Writing
 from curator_dali.decoding import Decoded
-from curator_dali.headers import MAX_PIXELS
 from curator_dali.sinks import Part
 from curator_dali.sources import Source
 from curator_dali.stages import Plan, Selector, StageError
 from curator_dali.transforms import Resize
 
-__all__ = ["Loading", "Worker"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
 
 _GLANCE = (Resize((32, 32), "linear"),)
 """The view where no stage wants one: a sample is kept only if it decodes."""
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How a worker loads.
-
-    Attributes:
-        batch_size: Samples a batch.
-        num_threads: Decoding threads; None for all CPUs.
-        prefetch: Batches under way.
-        max_pixels: Larger images fail.
-        max_error_rate: Share of failed samples above which the run ends.
-    """
-
-    batch_size: int
-    num_threads: int | None = None
-    prefetch: int = 2
-    max_pixels: int = MAX_PIXELS
-    max_error_rate: float | None = None
 
 
 @dataclass
@@ -64,7 +45,7 @@ class Worker:
         output: Where to.
         device: "cpu" or "cuda:N".
         dim: Width of the embeddings to write; 0 for none.
-        loading: How to load.
+        loading: How to load; what they say of writing is `output`'s.
     """
 
     source: Source
@@ -73,7 +54,7 @@ class Worker:
     output: Output
     device: str
     dim: int
-    loading: Loading
+    loading: Settings
     _loader: PartLoader | None = field(default=None, init=False, repr=False)
     _travelled: bool = field(default=False, init=False, repr=False)  # so that the stages' weights stayed behind
 
@@ -89,7 +70,7 @@ class Worker:
 
         Raises:
             OutputError: Something could not be written; parts that are finished stay.
-            TooManyErrors: See `Loading.max_error_rate`.
+            TooManyErrors: See `curate`.
         """
         if self._travelled:
             self.plan.setup(self.device)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from curator_dali.curation import Curation, curate
+from curator_dali.curation import Settings, curate
 from curator_dali.curation.config import OPTIONS, ConfigError, make_stage, read_config
 from curator_dali.stages import STAGES, Embed, Filter, Quality, StageError, ZeroShotTags
 
@@ -84,8 +85,9 @@ def test_both_formats_say_what_python_says(name: str, text: str, tmp_path: Path)
 
 def test_every_argument_of_curate_is_allowed() -> None:
     assert [*OPTIONS, "progress"] == list(inspect.signature(curate).parameters)
-    ours, theirs = (inspect.signature(function).parameters for function in (curate, Curation))
-    assert all(ours[name] == theirs[name] for name in OPTIONS)  # the same defaults, too
+    arguments = inspect.signature(curate).parameters
+    defaults = {field.name: (field.type, field.default) for field in fields(Settings)}
+    assert defaults == {name: (arguments[name].annotation, arguments[name].default) for name in defaults}
     assert set(STAGES) >= {"Embed", "Aesthetic", "NSFW", "CLIPScore", "ZeroShotTags", "Quality", "Filter"}
 
 

@@ -127,6 +127,10 @@ def test_stages_that_need_what_is_not_stored_are_named(out: Path, tmp_path: Path
     refused(r"FirstOfItsLabel needs label", FirstOfItsLabel())
     refused("none of the stages decides", Quality())
     refused("stages is", *())
+    for wrong in ({"shard_samples": 0}, {"shard_bytes": 0}, {"embeddings": "float64"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is "):
+            cd.rethreshold(out, tmp_path / "limits", stages=AFTER, **wrong)
+    assert not (tmp_path / "limits").exists()
     with pytest.raises(ValueError, match="give another folder"):
         cd.rethreshold(out, out, stages=AFTER)
 
