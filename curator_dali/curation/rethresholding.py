@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -12,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import __version__
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.curation.candidates import Candidates, Workroom, workroom
 from curator_dali.curation.config import make_stage
@@ -29,12 +27,10 @@ from curator_dali.curation.finishing import (
 from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError
-from curator_dali.files import write_file
 from curator_dali.reopening import reopen_source
-from curator_dali.report import Report, add_up
+from curator_dali.report import Report
 from curator_dali.reporting import leave_report
 from curator_dali.sinks import Manifest, RowFiles, RowSchema
-from curator_dali.sinks.explain import join
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage, StageError
 from curator_dali.stages.earlier import embedder_lineage
@@ -141,21 +137,17 @@ def rethreshold(
                     if not kept_dim:
                         rows.embeddings = rows.embedded = None
                     write_kept(opened, rows, output, part, progress or _ignore, decisions.take_seconds())
-            report = Report(
+            return leave_report(
+                manifest,
+                plan.labels,
                 source=opened.name if opened is not None else out,
                 out=new,
                 device="cpu",
                 earlier=earlier,
                 seconds=time.perf_counter() - began,
-                complete=not manifest.missing(),
-                lineage=lineage,
-                version=__version__,
-                **add_up([{"counts": part.counts, "info": part.info} for part in manifest.parts()], plan.labels),
+                data=opened if opened is not None else source,
+                page=html,
             )
-            write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
-            if html:
-                leave_report(manifest.folder, opened if opened is not None else source)
-        return report
     finally:
         if opened is not None and opened is not source:
             opened.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -10,7 +9,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from curator_dali import __version__
 from curator_dali.arrays import resolve_device
 from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.finishing import finish
@@ -19,10 +17,9 @@ from curator_dali.curation.settings import Settings
 from curator_dali.curation.working import Worker
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError
-from curator_dali.files import write_file
 from curator_dali.headers import MAX_PIXELS
-from curator_dali.report import Report, add_up
-from curator_dali.reporting import NAME, leave_report
+from curator_dali.report import Report
+from curator_dali.reporting import leave_report
 from curator_dali.sinks import Manifest, Part, RowSchema, store
 from curator_dali.sinks.explain import join
 from curator_dali.sources import Source, open_source
@@ -143,11 +140,17 @@ class Curation:
                     f"{done:,}", f"{total:,}", self.out,
                 )  # fmt: skip
                 raise
-            report = self._report(manifest, earlier, time.perf_counter() - began)
-            write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
-            if self._settings.html and (earlier < report.samples or NAME not in store.names(manifest.folder)):
-                leave_report(manifest.folder, self.source, self.device)
-        return report
+            return leave_report(
+                manifest,
+                self.plan.labels,
+                source=self.source.name,
+                out=self.out,
+                device=self.device,
+                earlier=earlier,
+                seconds=time.perf_counter() - began,
+                data=self.source,
+                page=self._settings.html,
+            )
 
     def worker(self, manifest: Manifest) -> Worker:
         """What does parts of this run, here or (it pickles) in another process.
@@ -207,20 +210,6 @@ class Curation:
             parts = [part for part in scored.ranges() if part not in there]
             finish(self.source, scored, self.plan, self._output(manifest), parts, _finished, progress, self._executor)
         store.remove_folder(folder)
-
-    def _report(self, manifest: Manifest, earlier: int, seconds: float) -> Report:
-        parts = [{"counts": part.counts, "info": part.info} for part in manifest.parts()]
-        return Report(
-            source=self.source.name,
-            out=self.out,
-            device=self.device,
-            earlier=earlier,
-            seconds=seconds,
-            complete=not manifest.missing(),
-            lineage=self.lineage,
-            version=__version__,
-            **add_up(parts, self.plan.labels),
-        )
 
 
 def curate(

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from curator_dali.reporting.selection import Selection
-from curator_dali.reporting.writing import NAME, leave_report, load_report, write_report
+from curator_dali.reporting.writing import leave_report, load_report, write_report
 
-__all__ = ["NAME", "Selection", "leave_report", "load_report", "write_report"]
+__all__ = ["Selection", "leave_report", "load_report", "write_report"]

@@ -1,4 +1,4 @@
-"""`report.html`: an output in one file that a browser shows without any other."""
+"""The report of an output: `report.json`, and `report.html`, one file that a browser shows without any other."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from curator_dali import html
+from curator_dali import __version__, html
 from curator_dali.errors import CuratorDaliError, SourceError
 from curator_dali.files import write_file
 from curator_dali.reopening import reopen_source
@@ -17,7 +18,7 @@ from curator_dali.reporting import pictures, sections
 from curator_dali.reporting.cards import cards_of
 from curator_dali.reporting.reasons import Kinds, thresholds
 from curator_dali.reporting.scan import Row, Scan, scan
-from curator_dali.sinks import Manifest, RowFiles, store
+from curator_dali.sinks import Manifest, Part, RowFiles, store
 from curator_dali.sinks.explain import join
 
 __all__ = ["NAME", "leave_report", "load_report", "write_report"]
@@ -78,20 +79,18 @@ def write_report(
 
 def _report(manifest: Manifest, out: str) -> Report:
     told = json.loads(store.read(join(manifest.folder, "report.json")) or b"{}")
-    parts = [{"counts": part.counts, "info": part.info} for part in manifest.parts()]
-    timed = [name for part in parts[:1] for name in part["info"].get("seconds", {})]
+    parts = manifest.parts()
+    timed = [name for part in parts[:1] for name in part.info.get("seconds", {})]
     labels = [name for name in dict.fromkeys([*timed, *told.get("dropped", {})]) if name not in ("decode", "write")]
-    return Report(
-        source=told.get("source", "not known"),
-        out=out,
-        device=told.get("device", "not known"),
-        earlier=told.get("earlier", 0),
-        seconds=told.get("seconds", 0.0),
-        complete=not manifest.missing(),
-        lineage=manifest.run.get("lineage", {}),
-        version=manifest.run.get("version", ""),
-        **add_up(parts, labels),
-    )
+    known = {name: told.get(name, "not known") for name in ("source", "device")}
+    took = {name: told.get(name, 0) for name in ("earlier", "seconds")}
+    return _counted(manifest, parts, labels, out=out, version=manifest.run.get("version", ""), **known, **took)
+
+
+def _counted(manifest: Manifest, parts: Sequence[Part], labels: Sequence[str], **about: Any) -> Report:
+    """A report of what is there; `about` is what the output itself does not say."""
+    counts = add_up(({"counts": part.counts, "info": part.info} for part in parts), labels)
+    return Report(complete=not manifest.missing(), lineage=manifest.run.get("lineage", {}), **counts, **about)
 
 
 def _scan(manifest: Manifest, report: Report) -> Scan:
@@ -156,8 +155,43 @@ def _page(report: Report, manifest: Manifest, found: Scan, shots: dict[int, pict
     )
 
 
-def leave_report(out: str, source: Any = None, device: str = "auto") -> None:
-    """`write_report` at the end of a curation, which it does not fail: what was curated is there and finished."""
+def leave_report(
+    manifest: Manifest,
+    labels: Sequence[str],
+    *,
+    source: str,
+    out: str,
+    device: str,
+    earlier: int,
+    seconds: float,
+    data: Any = None,
+    page: bool = True,
+) -> Report:
+    """Leave the report of a run that has ended in its folder, as `report.json` and `report.html`.
+
+    The page is not made again where the run had nothing to do. If it cannot be made a warning says so, and the run does
+    not fail for it: what was curated is there and finished.
+
+    Args:
+        manifest: The output's.
+        labels: The stages, in their order.
+        source: See `Report`, as the next four.
+        out: The output folder.
+        device: Where the stages ran; pictures are decoded there, too.
+        earlier: Samples in parts that an earlier run had finished.
+        seconds: What this run took.
+        data: The data set, for pictures; None: the output says how to open it.
+        page: Whether to leave `report.html`.
+    """
+    about = {"source": source, "out": out, "device": device, "earlier": earlier, "seconds": seconds}
+    report = _counted(manifest, manifest.parts(), labels, version=__version__, **about)
+    write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
+    if page and (earlier < report.samples or NAME not in store.names(manifest.folder)):
+        _leave_page(manifest.folder, data, device)
+    return report
+
+
+def _leave_page(out: str, source: Any, device: str) -> None:
     try:
         write_report(out, source=source, device=device)
     except (CuratorDaliError, OSError, ImportError, RuntimeError, ValueError) as error:

@@ -72,8 +72,14 @@ def test_what_drops_nothing_is_known_by_name(out: Path, tmp_path: Path) -> None:
 def test_the_same_call_finds_everything_done(out: Path, tmp_path: Path) -> None:
     first = cd.rethreshold(out, tmp_path / "new", stages=AFTER)
     before = content(tmp_path / "new")
+    page = tmp_path / "new" / "report.html"
+    written = page.stat().st_mtime_ns
     again = cd.rethreshold(out, tmp_path / "new", stages=AFTER)
     assert (first.earlier, again.earlier) == (0, 60)
+    assert page.stat().st_mtime_ns == written
+    page.unlink()
+    cd.rethreshold(out, tmp_path / "new", stages=AFTER)
+    assert page.exists()
     assert content(tmp_path / "new") == before
     with pytest.raises(cd.OutputError, match=r"sharpness|min was 250"):
         cd.rethreshold(out, tmp_path / "new", stages=[Filter("sharpness", min=251)])
