@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.reporting.sketch import Sketch
+from curator_dali.sampling.permutation import mix
 from curator_dali.sinks import RowFiles
 
 __all__ = ["OTHERS", "Group", "Row", "Scan", "priority", "scan"]
@@ -117,16 +118,9 @@ def scan(
 
 
 def priority(index: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """A number by chance for each index: those with the smallest are a sample, in whatever order they come.
-
-    The mixing function of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-    """
+    """A number by chance for each index: those with the smallest are a sample, in whatever order they come."""
     with np.errstate(over="ignore"):
-        z = index.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return mixed
+        return mix(index.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1))
 
 
 def _columns(files: RowFiles) -> tuple[list[str], list[str]]:

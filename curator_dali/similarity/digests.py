@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import to_torch
+from curator_dali.sampling.permutation import mix
 
 if TYPE_CHECKING:
     import torch
@@ -126,9 +127,5 @@ def _numbers(device: str) -> torch.Tensor:
 def _random(stream: int, count: int) -> NDArray[np.uint64]:
     """The first `count` numbers of SplitMix64 (Steele, Lea, Flood 2014): the same on every machine, for ever."""
     with np.errstate(over="ignore"):
-        x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + (
-            np.uint64(stream) << np.uint64(61)
-        )
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return mix(steps + (np.uint64(stream) << np.uint64(61)))
