@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from curator_dali.image import ImageObject
 
-__all__ = ["order", "values"]
+__all__ = ["objects", "order", "values"]
 
 _ATTRIBUTES = ("image_id", "image_path", "aesthetic_score", "nsfw_score")
 
@@ -47,8 +47,13 @@ def values(data: Sequence[ImageObject], columns: Mapping[str, NDArray[Any]], nam
             return np.array([np.nan if value is None else value for value in found], np.float64)
         if kinds == {bool} or all(isinstance(v, bool) or -(2**63) <= v < 2**63 for v in found):
             return np.array(found, bool if kinds == {bool} else np.int64)
-    array = np.empty(len(found), object)
-    array[:] = found
+    return objects(found)
+
+
+def objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    """(N,) array of N objects, whatever they are: lists among them stay lists."""
+    array = np.empty(len(values), object)
+    array[:] = values
     return array
 
 

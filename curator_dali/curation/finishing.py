@@ -21,6 +21,7 @@ from curator_dali.errors import SourceError
 from curator_dali.sinks import Manifest, Part, RowFiles
 from curator_dali.sinks.explain import join
 from curator_dali.sinks.records import part_name
+from curator_dali.sinks.rows import to_numpy
 from curator_dali.sources import Source
 from curator_dali.stages import GlobalSelector, Plan, Selector, StageError
 
@@ -243,9 +244,7 @@ def read_rows(folder: str, part: Range, plan: Plan) -> Rows:
     columns: dict[str, NDArray[Any]] = {}
     for name in [*plan.columns, "status", "stage", "reason"]:
         if name in table.column_names:
-            values = table.column(name)
-            floats = pa.types.is_floating(values.type)
-            columns[name] = values.to_numpy() if floats or not values.null_count else _objects(values.to_pylist())
+            columns[name] = to_numpy(table.column(name))
     # floats have NaN, anything else is of objects: as when the rows were made
     rows = Rows({name: v if v.dtype.kind == "f" else v.astype(object) for name, v in columns.items()})
     rows.columns["index"] = rows.columns["index"].astype(np.int64)
@@ -255,9 +254,3 @@ def read_rows(folder: str, part: Range, plan: Plan) -> Rows:
         for at, block in files.embeddings():
             rows.embeddings[at], rows.embedded[at] = block, True
     return rows
-
-
-def _objects(values: list[Any]) -> NDArray[np.object_]:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array

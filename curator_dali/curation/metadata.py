@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
+from curator_dali.fields import objects
 from curator_dali.sources import Source
 
 __all__ = ["add_columns", "field_types", "to_column"]
@@ -49,8 +50,7 @@ def add_columns(batch: ImageBatch, fields: Collection[str], types: Mapping[str, 
         types: Field -> type, as `field_types` has them.
     """
     for name in fields:
-        found = np.empty(len(batch), object)
-        found[:] = [item.metadata.get(name) for item in batch.data]
+        found = objects([item.metadata.get(name) for item in batch.data])
         batch.columns[name] = to_column(name, found, types[name])
 
 

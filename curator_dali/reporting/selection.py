@@ -14,7 +14,7 @@ from curator_dali import html
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.display import Sheet
 from curator_dali.errors import SourceError
-from curator_dali.fields import order
+from curator_dali.fields import objects, order
 from curator_dali.joining import concat
 from curator_dali.loader import ImageLoader
 from curator_dali.reopening import reopen_source
@@ -23,6 +23,7 @@ from curator_dali.reporting.cards import cards_of
 from curator_dali.reporting.reasons import Kinds, thresholds
 from curator_dali.reporting.scan import priority
 from curator_dali.sinks import Manifest, RowFiles
+from curator_dali.sinks.rows import to_numpy
 from curator_dali.sources import Subset
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Selection:
         """
         indices = self._chosen(self.count if n is None else n, sort_by, descending, seed)
         table = self._rows(indices, embeddings=True)
-        columns = {name: _values(table[name]) for name in table.column_names if name not in _NO_COLUMNS}
+        columns = {name: to_numpy(table[name]) for name in table.column_names if name not in _NO_COLUMNS}
         embeddings = None
         if "embedding" in table.column_names and not table["embedding"].null_count and len(table):
             flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -205,8 +206,7 @@ class Selection:
         index = np.concatenate([block.column(0).to_numpy() for block in blocks] or [np.empty(0, np.int64)])
         if sort_by is None:
             return np.sort(index[np.argsort(priority(index, seed), kind="stable")[:n]])
-        values = np.empty(len(index), object)
-        values[:] = [value for block in blocks for value in block.column(len(names) - 1).to_pylist()]
+        values = objects([value for block in blocks for value in block.column(len(names) - 1).to_pylist()])
         found: NDArray[np.int64] = index[order(values, descending)[:n]]
         return found
 
@@ -298,15 +298,3 @@ def _is_of(stage: str, which: str) -> bool:
     """Whether a stage's label is the one named, or the one of the field named, or another of that name."""
     name = stage.partition(" #")[0]
     return which in (stage, name) or name.endswith(f"({which})")
-
-
-def _values(column: Any) -> NDArray[Any]:
-    """A column as a batch has it."""
-    import pyarrow as pa
-
-    if column.null_count and not pa.types.is_floating(column.type):
-        values = np.empty(len(column), object)
-        values[:] = column.to_pylist()
-        return values
-    array: NDArray[Any] = column.to_numpy()
-    return array

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import OutputError
+from curator_dali.fields import objects
 from curator_dali.files import is_remote
 from curator_dali.sinks import store
 from curator_dali.sinks.explain import join
@@ -102,7 +103,7 @@ class RowFiles:
 
         fields = [self.schema.field(name) for name in names if name in self.schema.names]
         table = pa.Table.from_batches(self.batches(names), pa.schema(fields))
-        return {name: _to_numpy(table.column(name)) for name in names}
+        return {name: to_numpy(table.column(name)) for name in names}
 
     def embeddings(
         self, *, rows: int = 65_536, dtype: str = "float32"
@@ -172,13 +173,12 @@ def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     return np.concatenate([np.empty((0, dim), np.float32), *blocks])
 
 
-def _to_numpy(column: Any) -> NDArray[Any]:
+def to_numpy(column: Any) -> NDArray[Any]:
+    """A `pyarrow.ChunkedArray` as a batch has a column: null is NaN among floats, None among objects elsewhere."""
     import pyarrow as pa
 
     if column.null_count and not pa.types.is_floating(column.type):  # integers would become floats, hashes others
-        values = np.empty(len(column), object)
-        values[:] = column.to_pylist()
-        return values
+        return objects(column.to_pylist())
     array: NDArray[Any] = column.to_numpy()
     return array
 

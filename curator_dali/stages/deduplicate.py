@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from curator_dali import similarity
 from curator_dali.batch import ImageBatch
+from curator_dali.fields import objects
 from curator_dali.similarity import MAX_PAIRS, Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
 from curator_dali.sources.samples import image_member
 from curator_dali.stages.base import GlobalSelector, Stage, StageError, View
@@ -183,11 +184,11 @@ class Deduplicate(GlobalSelector):
             pairs = zip(batch.data, batch.encoded, strict=True)
             images = [image_member(members, item.image_path) for item, members in pairs]
             if "content_hash" in wanted:
-                batch.columns["content_hash"] = _texts([similarity.content_hash(image).hex() for image in images])
+                batch.columns["content_hash"] = objects([similarity.content_hash(image).hex() for image in images])
             if "image_bytes" in wanted:
                 batch.columns["image_bytes"] = np.array([len(image) for image in images], np.int64)
         if "pixel_hash" in wanted:
-            batch.columns["pixel_hash"] = _texts(similarity.to_hex(similarity.pixel_hash(batch.to_torch(_PIXELS))))
+            batch.columns["pixel_hash"] = objects(similarity.to_hex(similarity.pixel_hash(batch.to_torch(_PIXELS))))
         if self.near is not None:
             hashed = similarity.phash if self.hash == "phash" else similarity.dhash
             batch.columns[self.hash] = hashed(batch.to_torch(similarity.HASH_VIEW))
@@ -307,12 +308,6 @@ class Deduplicate(GlobalSelector):
 
 def _is_number(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _texts(values: Sequence[str]) -> NDArray[np.object_]:
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
 
 
 def _numbers(values: NDArray[Any], name: str) -> NDArray[np.float64]:

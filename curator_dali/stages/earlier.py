@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import similarity
+from curator_dali.fields import objects
 from curator_dali.files import is_remote
 from curator_dali.indexing import Index, open_index
 from curator_dali.similarity import MAX_PAIRS
@@ -270,8 +271,7 @@ def _scan(matches: Matches, folder: str, finders: Mapping[int, _Finder], *, inde
         batch = batch.filter(pc.equal(batch.column("status"), "kept"))
         if not len(batch):
             continue
-        keys = np.empty(len(batch), object)
-        keys[:] = batch.column("image_id").to_pylist()
+        keys = objects(batch.column("image_id").to_pylist())
         for number, finder in finders.items():
             for found in finder.find(batch.column(finder.way.column)):
                 matches.take(found, number, finder.way.kind == "similar", folder, keys.__getitem__)
