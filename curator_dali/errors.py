@@ -9,7 +9,16 @@ from pathlib import Path
 
 from curator_dali.files import AtomicFile
 
-__all__ = ["CuratorDaliError", "ErrorList", "ImageError", "OutputError", "SourceError", "TooManyErrors", "write_errors"]
+__all__ = [
+    "CuratorDaliError",
+    "ErrorList",
+    "ImageError",
+    "OutputError",
+    "SourceError",
+    "TooManyErrors",
+    "kind_of_failure",
+    "write_errors",
+]
 
 
 class CuratorDaliError(Exception):
@@ -97,6 +106,11 @@ class ErrorList(list[ImageError]):
         parts += [html.table(["image", "in", "reason"], rows)] if rows else []
         rest = total - len(rows)
         return html.block(*parts, *([html.note(f"{rest:,} more not shown")] if rest else []))
+
+
+def kind_of_failure(reason: str) -> str:
+    """Why a sample failed, without what is particular to it: "cannot be decoded: ..." is "cannot be decoded"."""
+    return reason.partition(":")[0]
 
 
 def write_errors(errors: Iterable[ImageError], path: str | Path) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from curator_dali.cli.output import EXIT_INTERRUPTED
 from curator_dali.cli.parser import make_parser
 
 __all__ = ["main"]
@@ -13,7 +14,6 @@ __all__ = ["main"]
 # Heavy modules are imported by the commands that need them, so that --help and a typing error answer at once.
 
 EXIT_ERROR = 2  # the user's error, as argparse has it
-EXIT_INTERRUPTED = 130  # Ctrl-C, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curator_dali.cli.output import (
+    EXIT_INTERRUPTED,
     check_folder_of,
     counted,
     device_of,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["bench", "info", "preview", "verify"]
 
 EXIT_BROKEN = 1  # `verify` found broken images
-EXIT_INTERRUPTED = 130  # Ctrl-C, as shells have it
 _LISTED = 20  # broken images named in `verify`'s table
 
 
@@ -68,7 +68,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Decode everything, and list what is broken."""
-    from curator_dali.errors import write_errors
+    from curator_dali.errors import kind_of_failure, write_errors
 
     report: Path | None = arguments.report
     if report:  # a wrong ending or folder shows now, not after hours of decoding
@@ -91,7 +91,7 @@ def verify(arguments: argparse.Namespace) -> int:
         write_errors(errors, report)
 
     checked = stats.samples + stats.failed
-    kinds = Counter(error.reason.partition(":")[0] for error in errors)
+    kinds = Counter(kind_of_failure(error.reason) for error in errors)
     if arguments.json:
         summary = {"samples": samples, "checked": checked, "broken": stats.failed, "complete": not interrupted}
         rows = [asdict(error) for error in errors]

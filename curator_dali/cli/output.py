@@ -9,7 +9,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from curator_dali.wording import count as counted
+from curator_dali.wording import terminal_safe
+
 __all__ = [
+    "EXIT_INTERRUPTED",
     "SOURCES",
     "check_folder_of",
     "counted",
@@ -23,7 +27,7 @@ __all__ = [
     "source_of",
 ]
 
-
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells have it
 SOURCES = "a folder, tars, Parquet files, a glob, a brace list such as 'shards/{00000..00099}.tar', or URLs of these"
 
 
@@ -89,17 +93,12 @@ def print_rows(rows: Iterable[tuple[str, ...]], indent: str = "", right: Collect
         indent: Before each line.
         right: Numbers of the columns that are aligned to the right.
     """
-    printable = [tuple("".join(c if c.isprintable() else "?" for c in text) for text in row) for row in rows]
+    printable = [tuple(map(terminal_safe, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*printable, strict=True)]
     for row in printable:
         pairs = enumerate(zip(row[:-1], widths, strict=False))
         cells = [text.rjust(width) if column in right else text.ljust(width) for column, (text, width) in pairs]
         print(indent + "  ".join([*cells, row[-1]]))
-
-
-def counted(number: int, word: str, plural: str = "s") -> str:
-    """As "1 shard", "2 shards"."""
-    return f"{number:,} {word}{'' if number == 1 else plural}"
 
 
 def size_text(number: float) -> str:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from curator_dali.curation.candidates import Candidates, Workroom, workroom
 from curator_dali.curation.executors import Executor
 from curator_dali.curation.loading import Range
-from curator_dali.curation.rows import DECODE, Rows, kind_of_failure
+from curator_dali.curation.rows import DECODE, Rows
 from curator_dali.curation.writing import Account, Output, write_rows
-from curator_dali.errors import SourceError
+from curator_dali.errors import SourceError, kind_of_failure
 from curator_dali.sinks import Manifest, Part, RowFiles
 from curator_dali.sinks.explain import join
 from curator_dali.sinks.records import part_name

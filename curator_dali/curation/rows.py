@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from curator_dali import arrays
 from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded
+from curator_dali.errors import kind_of_failure
 from curator_dali.headers import Codec, upright_sizes
 
-__all__ = ["DECODE", "Rows", "kind_of_failure"]
+__all__ = ["DECODE", "Rows"]
 
 DECODE = "decode"
 """The `stage` of samples that failed."""
@@ -119,11 +120,6 @@ class Rows:
             self.members = [None] * len(self)
             for row, found in zip(at.tolist(), members, strict=True):
                 self.members[row] = found
-
-
-def kind_of_failure(reason: str) -> str:
-    """Why a sample failed, without what is particular to it: "cannot be decoded: ..." is "cannot be decoded"."""
-    return reason.partition(":")[0]
 
 
 def scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 from curator_dali import arrays, checks, html
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.display import thumbnails
+from curator_dali.wording import terminal_safe
 
 __all__ = ["Sheet", "image_html", "show"]
 
@@ -232,4 +233,4 @@ def _lines(batch: ImageBatch, rows: Sequence[int], fields: Mapping[str, Any] | N
     width = max(map(len, ids), default=0)
     facts = [_facts(batch, row, shapes[row], fields) for row in rows]
     lines = [f"  {name:<{width}}  {' · '.join(about)}" for name, about in zip(ids, facts, strict=True)]
-    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+    return [terminal_safe(line) for line in lines]

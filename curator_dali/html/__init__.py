@@ -9,7 +9,8 @@ from curator_dali.html.layout import beside, contents, figures, section, tiles
 from curator_dali.html.page import block, page
 from curator_dali.html.sheet import Card, data_uri, group, sheet
 from curator_dali.html.tables import facts, table
-from curator_dali.html.text import count, escape, note, number
+from curator_dali.html.text import escape, note, number
+from curator_dali.wording import count
 
 __all__ = [
     "Card",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["count", "escape", "note", "number"]
+__all__ = ["escape", "note", "number"]
 
 _LONGEST = 400  # characters of one text; a caption of a megabyte must not become one of the page
 
@@ -35,11 +35,6 @@ def number(value: Any) -> str:
         fraction = float(value)
         return "" if math.isnan(fraction) else f"{fraction:.3g}" if abs(fraction) < 1000 else f"{fraction:,.0f}"
     return str(value)
-
-
-def count(number: int, word: str, plural: str = "s") -> str:
-    """`1 image`, `1,234 images`."""
-    return f"{number:,} {word}{'' if number == 1 else plural}"
 
 
 def note(text: Any) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from curator_dali.errors import kind_of_failure
 from curator_dali.stages import STAGES, GlobalSelector, Selector, Stage, StageError
 from curator_dali.stages.plan import labels_of
 
@@ -37,7 +38,7 @@ class Kinds:
     def __call__(self, status: str, stage: str, reason: str) -> str:
         """The kind; the reason itself where nothing is known of it."""
         if status == "failed":
-            return reason.partition(":")[0]
+            return kind_of_failure(reason)
         known = self._counted.get(stage, [])
         if len(known) == 1:
             return known[0]

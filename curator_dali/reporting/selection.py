@@ -25,6 +25,7 @@ from curator_dali.reporting.scan import priority
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.sinks.rows import to_numpy
 from curator_dali.sources import Subset
+from curator_dali.wording import terminal_safe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ class Selection:
         head = f"{self.title}: {html.count(self.count, 'image')}"
         parts = [html.note(head), *([html.note(f"Without pictures: {problem}")] if problem else []), html.sheet(cards)]
         lines = [f"  {card.title}  {' · '.join(card.facts) or card.missing}" for card in cards[:20]]
-        plain = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+        plain = map(terminal_safe, lines)
         return Sheet(
             (*parts, *([html.note(hidden)] if hidden else [])), "\n".join([head, *plain, *([hidden] * bool(hidden))])
         )
