@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.callbacks import ignore
 from curator_dali.curation.candidates import Candidates, Workroom, workroom
 from curator_dali.curation.config import make_stage
 from curator_dali.curation.executors import Executor, executor_of
@@ -136,7 +137,7 @@ def rethreshold(
                     apply(rows, decisions, part, plan)
                     if not kept_dim:
                         rows.embeddings = rows.embedded = None
-                    write_kept(opened, rows, output, part, progress or _ignore, decisions.take_seconds())
+                    write_kept(opened, rows, output, part, progress or ignore, decisions.take_seconds())
             return leave_report(
                 manifest,
                 plan.labels,
@@ -320,7 +321,3 @@ def _scorers() -> list[str]:
     from curator_dali.stages import STAGES
 
     return [name for name, kind in STAGES.items() if not issubclass(kind, (Selector, GlobalSelector))]
-
-
-def _ignore(count: int) -> None:
-    """Nobody watches."""

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from curator_dali.arrays import resolve_device
+from curator_dali.callbacks import ignore
 from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.finishing import finish
 from curator_dali.curation.metadata import field_types
@@ -130,9 +131,9 @@ class Curation:
             earlier = sum(stop - start for start, stop in manifest.ranges())
             try:
                 if self.plan.is_global:
-                    self._run_twice(manifest, progress or _ignore)
+                    self._run_twice(manifest, progress or ignore)
                 else:
-                    self._score(self._output(manifest), progress or _ignore)
+                    self._score(self._output(manifest), progress or ignore)
             except KeyboardInterrupt:
                 done, total = self.work
                 logger.warning(
@@ -305,7 +306,3 @@ def _ranges(folder: str) -> list[tuple[int, int]]:
 
 def _finished(part: Part) -> None:
     logger.debug("finished samples %d to %d: %s", part.start, part.stop - 1, dict(part.counts))
-
-
-def _ignore(count: int) -> None:
-    pass

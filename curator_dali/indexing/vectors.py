@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.callbacks import ignore
 from curator_dali.indexing import arrays
 from curator_dali.similarity import MAX_PAIRS, Clusters, Pairs, divide
 from curator_dali.similarity.cosine import join
@@ -80,7 +81,7 @@ class VectorIndex:
         Returns:
             What `load` needs besides the files, in JSON's types.
         """
-        told = progress or _ignore
+        told = progress or ignore
 
         def divided(done: int, total: int) -> None:
             told("divided", done, total)
@@ -219,7 +220,3 @@ def _sketch(unit: torch.Tensor, basis: torch.Tensor) -> NDArray[np.float32]:
     rest = (1 - (inside * inside).sum(1, keepdim=True)).clamp_min(0.0).add(1e-6).sqrt()
     sketch: NDArray[np.float32] = torch.cat([inside, rest], 1).cpu().numpy()
     return sketch
-
-
-def _ignore(*_: object) -> None:
-    pass

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from curator_dali import __version__
 from curator_dali.arrays import resolve_device
+from curator_dali.callbacks import ignore
 from curator_dali.errors import OutputError
 from curator_dali.files import AtomicFile, is_remote, write_file
 from curator_dali.indexing.digests import DigestIndex
@@ -69,7 +70,7 @@ def write_index(
     files = RowFiles(out)
     count = sum(part.counts.get("kept", 0) for part in manifest.parts())
     with _folder(out) as folder:
-        about = _write(folder, files, count, similarity, resolve_device(device), progress or _ignore)
+        about = _write(folder, files, count, similarity, resolve_device(device), progress or ignore)
         about |= {"format": FORMAT, "version": __version__, "output": known, "folder": os.path.basename(folder)}
         if identity(Manifest.load(out)) != known:
             raise OutputError(f"{out} changed while it was indexed: wait for the run that writes to it, then try again")
@@ -181,7 +182,3 @@ def _is_named(folder: str) -> bool:
             return bool(json.load(file)["folder"] == name)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _ignore(*_: object) -> None:
-    pass
