@@ -44,7 +44,7 @@ class ImageLoader:
         source: A folder, glob, brace list (`shards/{00000..00099}.tar`), Parquet file, URL, a list of these, or a
             `Source`.
         batch_size: Samples a batch; fewer where images are bad and at the end.
-        device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N", as PyTorch names them.
+        device: "auto" (the current GPU, else the CPU), "cpu", "cuda" or "cuda:N", as PyTorch names them.
         transforms: `curator_dali.transforms`, run on the device in DALI. With a fixed output size a batch's
             `images` is one contiguous array; otherwise a list of (H_i, W_i, 3), or an array where all are alike.
             None makes no `images`, only `views`.
