@@ -56,7 +56,6 @@ class Worker:
     dim: int
     loading: Settings
     _loader: PartLoader | None = field(default=None, init=False, repr=False)
-    _travelled: bool = field(default=False, init=False, repr=False)  # so that the stages' weights stayed behind
 
     def run(
         self, parts: Sequence[Range], finished: Callable[[Part], object], progress: Callable[[int], object]
@@ -71,10 +70,9 @@ class Worker:
         Raises:
             OutputError: Something could not be written; parts that are finished stay.
             TooManyErrors: See `curate`.
+            StageError: The stages, which are set up here where they are not yet, do not fit together.
         """
-        if self._travelled:
-            self.plan.setup(self.device)
-            self._travelled = False
+        self.plan.setup(self.device)
         waiting = iter(parts)
         part = next(waiting, (0, 0))
         with _current(self.device), Writing(self.output, finished) as writing:
@@ -110,7 +108,7 @@ class Worker:
             self._loader = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loader": None, "_travelled": True}
+        return self.__dict__ | {"_loader": None}
 
     def _load(self) -> PartLoader:
         if self._loader is None:

@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from curator_dali.importing import import_whole
 from curator_dali.stages.base import DTYPES, GlobalSelector, Stage, StageError, View
@@ -21,7 +22,7 @@ _RESERVED = ("status", "stage", "reason", "tar", "key", "embedding", _BYTES)  # 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in an order that works.
+    """Stages in an order that works. A copy by pickle is not set up, as its stages are not.
 
     Attributes:
         stages: In their order.
@@ -44,16 +45,22 @@ class Plan:
         return tuple(dict.fromkeys(view for stage in self.stages for view in stage.views))
 
     def setup(self, device: str) -> None:
-        """Load what the stages need, and let each look at those before it.
+        """Load what the stages need, and let each look at those before it. Does nothing if that is done.
 
         Raises:
             StageError: They do not fit together; what else `Stage.setup` raises.
         """
+        if self.__dict__.get("_device") == device:
+            return
         if self.stages:
             import_whole("torch")
         for number, stage in enumerate(self.stages):
             stage.setup(device)
             stage.connect(self.stages[:number])
+        self.__dict__["_device"] = device  # no field: a plan is the same one before and after
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_device"}
 
     def views_after(self, number: int) -> frozenset[View]:
         """The views that stages behind the one of this number still look at."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import pytest
 
@@ -21,9 +23,10 @@ from curator_dali.stages import (
     Quality,
     Stage,
     StageError,
+    ZeroShotTags,
     make_plan,
 )
-from tests.stages.helpers import ColourEncoder
+from tests.stages.helpers import BlindEncoder, ColourEncoder
 
 KNOWN = list(STAGES.values())
 
@@ -95,6 +98,47 @@ def test_columns_have_a_type_that_can_be_written() -> None:
 
 def test_no_stages_is_a_plan() -> None:
     assert make_plan([]).labels == ()
+
+
+class Counting(Stage):
+    """Knows what was asked of it."""
+
+    settings: ClassVar[dict[str, str]] = {"type": "Counting"}
+
+    def __init__(self) -> None:
+        self.calls: list[str]
+        object.__setattr__(self, "calls", [])
+
+    def setup(self, device: str) -> None:
+        self.calls.append(f"setup {device}")
+
+    def connect(self, before: Sequence[Stage]) -> None:
+        self.calls.append(f"connect behind {len(before)}")
+
+    def __call__(self, batch: ImageBatch) -> ImageBatch:
+        return batch
+
+
+def test_a_plan_is_set_up_once_for_a_device_and_again_where_it_travelled() -> None:
+    counting = Counting()
+    plan = make_plan([Quality(), counting])
+    for _ in range(2):
+        plan.setup("cpu")
+    assert counting.calls == ["setup cpu", "connect behind 1"]
+    plan.setup("meta")
+    assert counting.calls[2:] == ["setup meta", "connect behind 1"]
+    travelled = pickle.loads(pickle.dumps(plan))
+    assert travelled == plan
+    travelled.stages[1].calls.clear()
+    travelled.setup("meta")
+    assert travelled.stages[1].calls == ["setup meta", "connect behind 1"]
+
+
+def test_a_plan_that_could_not_be_set_up_is_not() -> None:
+    plan = make_plan([Embed(BlindEncoder()), ZeroShotTags(["red", "blue"])])
+    for _ in range(2):
+        with pytest.raises(StageError, match="embeds images only"):
+            plan.setup("cpu")
 
 
 def test_a_stage_is_its_settings() -> None:
