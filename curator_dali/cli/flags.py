@@ -96,13 +96,19 @@ def add_executor(parser: Any) -> None:
     parser.add_argument(
         "--num-workers", type=positive, metavar="N", help="Ray actors (default: what there is room for)"
     )
-    parser.add_argument("--gpus-per-worker", type=float, metavar="X", help="GPUs of a Ray actor (default 0)")
+    parser.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        metavar="X",
+        help="GPUs of a Ray actor (default: 1 in a curation on GPUs, else 0)",
+    )
 
 
 def executor_of(arguments: argparse.Namespace) -> Any:
     """What the flags say of Ray; None where they say nothing."""
-    given = {"address": arguments.ray_address, "num_workers": arguments.num_workers}
-    given = {name: value for name, value in (given | {"gpus_per_worker": arguments.gpus_per_worker}).items() if value}
+    asked = (("address", arguments.ray_address), ("num_workers", arguments.num_workers),
+             ("gpus_per_worker", arguments.gpus_per_worker))  # fmt: skip
+    given = {name: value for name, value in asked if value is not None}
     if arguments.executor == "local" and given:
         raise ValueError(f"--executor local takes no {', '.join(sorted(given))}: these are for --executor ray")
     if arguments.executor == "local" or not (arguments.executor or given):

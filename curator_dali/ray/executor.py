@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -33,16 +33,17 @@ class RayExecutor:
     Args:
         address: The cluster, as `ray.init` takes it: "auto", "ray://...". None uses the one that this process is
             connected to, or starts one on this machine and ends it with the run.
-        num_workers: Actors. None takes as many as the cluster's GPUs (or CPUs) are enough for.
+        num_workers: Actors at most. None takes as many as the cluster has room for, by the CPUs and GPUs of one.
         cpus_per_worker: CPUs of an actor: its decoding threads, and what Ray reserves.
-        gpus_per_worker: GPUs of an actor, or a share of one.
+        gpus_per_worker: GPUs of an actor, or a share of one; above 0 it works on "cuda:0" of its own. None is 1 where
+            the run's device is a GPU, else 0. Tasks of `mapper` have none with None.
         max_deaths: Actors that a part may take with it, and failures that it may have.
     """
 
     address: str | None = None
     num_workers: int | None = None
     cpus_per_worker: int = 1
-    gpus_per_worker: float = 0
+    gpus_per_worker: float | None = None
     max_deaths: int = 2
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class RayExecutor:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"RayExecutor.{name} is {value}; give a number of at least 1")
-        if self.gpus_per_worker < 0:
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise ValueError(f"RayExecutor.gpus_per_worker is {self.gpus_per_worker}; give 0, 1, or a share of one")
 
     def run(
@@ -63,6 +64,7 @@ class RayExecutor:
         """Do parts; see `curator_dali.curation.executors.Executor`.
 
         Raises:
+            ValueError: See `resources`.
             CuratorDaliError: The cluster has not what an actor needs; or a part kills its workers and no image of it
                 does.
             Exception: What a part raised each time that it was tried.
@@ -70,11 +72,12 @@ class RayExecutor:
         if not parts:
             return
         threads = worker.loading.num_threads or self.cpus_per_worker
-        device = "cuda:0" if self.gpus_per_worker else worker.device  # Ray shows an actor its own GPUs alone
+        resources = self.resources(worker.device)
+        device = "cuda:0" if resources["num_gpus"] else "cpu"  # Ray shows an actor its own GPUs alone
         worker = replace(worker, device=device, loading=replace(worker.loading, num_threads=threads))
         with connected(self.address):
-            count = min(self.count(), len(parts))
-            pool = Pool(self.resources, self.max_deaths, worker, count)
+            count = min(self.count(resources), len(parts))
+            pool = Pool(resources, self.max_deaths, worker, count)
             try:
                 pool.run(parts, finished, progress)
             finally:
@@ -87,37 +90,53 @@ class RayExecutor:
     @contextmanager
     def mapper(self) -> Iterator[Mapper]:
         """The cluster's workers, for tasks; it is connected to when there is a first one."""
+        resources = self.resources("cpu")
         with ExitStack() as stack:
 
             def start() -> int:
                 stack.enter_context(connected(self.address))
-                return self.count()
+                return self.count(resources)
 
-            tasks = Tasks(start, self.resources, self.max_deaths)
+            tasks = Tasks(start, resources, self.max_deaths)
             try:
                 yield tasks
             finally:
                 tasks.close()
 
-    @property
-    def resources(self) -> dict[str, float]:
-        """What an actor asks of Ray."""
-        return {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker}
+    def resources(self, device: str) -> dict[str, float]:
+        """What a worker asks of Ray.
 
-    def count(self) -> int:
-        """Workers that there are room for, in the cluster that this process is connected to.
+        Args:
+            device: Of the run, "cpu" or "cuda:N".
+
+        Raises:
+            ValueError: It is a GPU, and `gpus_per_worker` is 0: all actors would take the same one, unknown to Ray.
+        """
+        on_gpu, gpus = device != "cpu", self.gpus_per_worker
+        if on_gpu and gpus == 0:
+            raise ValueError(
+                f"RayExecutor.gpus_per_worker is {gpus:g}, and the device is {device!r}: give gpus_per_worker=1 (or a "
+                "share of one), or device='cpu'"
+            )
+        return {"num_cpus": self.cpus_per_worker, "num_gpus": float(on_gpu) if gpus is None else gpus}
+
+    def count(self, resources: Mapping[str, float]) -> int:
+        """Workers that there is room for, in the cluster that this process is connected to, `num_workers` at most.
+
+        Args:
+            resources: Of one.
 
         Raises:
             CuratorDaliError: There is room for none.
         """
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-        room = int(cpus // self.cpus_per_worker)
-        if self.gpus_per_worker:
-            room = min(room, int(gpus / self.gpus_per_worker))
+        room = int(cpus // resources["num_cpus"])
+        if resources["num_gpus"]:
+            room = min(room, int(gpus / resources["num_gpus"]))
         if room < 1:
             raise CuratorDaliError(
-                f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, and one worker needs {self.cpus_per_worker} and "
-                f"{self.gpus_per_worker:g}: give other cpus_per_worker and gpus_per_worker"
+                f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, and one worker needs {resources['num_cpus']:g} and "
+                f"{resources['num_gpus']:g}: give other cpus_per_worker and gpus_per_worker"
             )
         return min(self.num_workers or room, room)
