@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import curator_dali as cd
-from curator_dali.sinks import account
+from curator_dali.sinks import Part, account
 from curator_dali.sources import EncodedBatch, Source, TarSource, Without
 from tests import helpers
 
@@ -152,6 +152,26 @@ def test_actors_that_are_killed_lose_nothing(
     assert len(killed) == 2
     assert rows(tmp_path / "out") == rows(expected)
     assert account(str(tmp_path / "out"), tars=True) is not None
+
+
+@pytest.mark.slow
+def test_a_death_that_ray_reports_as_something_else_loses_nothing(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = ray.get
+    errors = [ray.exceptions.OutOfMemoryError("killed for memory"), ray.exceptions.NodeDiedError("gone")]
+
+    def lose(task: Any, **options: Any) -> Any:
+        found = get(task, **options)
+        if isinstance(found, Part) and errors:
+            raise errors.pop()
+        return found
+
+    monkeypatch.setattr(ray, "get", lose)
+    curate(photographs, tmp_path / "out", executor=RayExecutor(max_deaths=3))
+    assert not errors
+    assert rows(tmp_path / "out") == rows(expected)
+    assert files(tmp_path / "out") == files(expected)
 
 
 class Deadly(np.ndarray):

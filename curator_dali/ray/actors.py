@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
 from curator_dali.curation.loading import Range
 from curator_dali.curation.working import Worker
 from curator_dali.errors import CuratorDaliError
 from curator_dali.loader import ImageLoader
-from curator_dali.ray.cluster import PATIENCE, first_line, free
+from curator_dali.ray.cluster import PATIENCE, first_line, free, raised
 from curator_dali.sinks import Part
 from curator_dali.sources import Subset, Without
 
@@ -93,16 +93,12 @@ class Pool:
                 actor, part = self._busy.pop(task)
                 try:
                     record = ray.get(task)
-                except (RayActorError, WorkerCrashedError) as error:
+                except RayError as error:
                     troubles[part] += 1
-                    self._bury(actor, part, error, troubles[part])
-                    waiting.appendleft(part)
-                except RayTaskError as error:
-                    troubles[part] += 1
-                    if troubles[part] >= self.max_deaths:
-                        raise error.cause or error from None
-                    logger.warning("samples %d to %d failed, trying again: %s", part[0], part[1] - 1, first_line(error))
-                    self._idle.append(actor)
+                    if raised(error):
+                        self._excuse(actor, part, error, troubles[part])
+                    else:
+                        self._bury(actor, part, error, troubles[part])
                     waiting.appendleft(part)
                 else:
                     self._idle.append(actor)
@@ -121,7 +117,7 @@ class Pool:
         actor = self._starting.pop(task)
         try:
             ray.get(task)
-        except RayActorError as error:
+        except RayError as error:
             logger.warning("a worker died while it started: %s", first_line(error))
             self._deaths_at_start += 1
             if self._deaths_at_start > self.max_deaths * self.count:
@@ -129,6 +125,13 @@ class Pool:
             self._start()
         else:
             self._idle.append(actor)
+
+    def _excuse(self, actor: Any, part: Range, error: RayTaskError, failures: int) -> None:
+        """A part failed: raise what it raised if it has done so often enough."""
+        if failures >= self.max_deaths:
+            raise error.cause or error from None
+        logger.warning("samples %d to %d failed, trying again: %s", part[0], part[1] - 1, first_line(error))
+        self._idle.append(actor)
 
     def _bury(self, actor: Any, part: Range, error: BaseException, deaths: int) -> None:
         """An actor died, or is out of reach, with a part in its hands: see what the part has to do with it."""
@@ -166,6 +169,9 @@ def find_killers(worker: Worker, part: Range, resources: Mapping[str, float]) ->
 
     Returns:
         Sample index -> why it must not be decoded; empty where no process ends.
+
+    Raises:
+        Exception: What reading raised.
     """
     source = ray.put(worker.source)
     decode = ray.remote(_decode).options(max_retries=0, **resources)
@@ -175,7 +181,9 @@ def find_killers(worker: Worker, part: Range, resources: Mapping[str, float]) ->
         start, stop = ranges.pop()
         try:
             ray.get(decode.remote(source, start, stop, worker.device, worker.loading.max_pixels))
-        except WorkerCrashedError:
+        except RayError as error:
+            if raised(error):
+                raise error.cause or error from None
             if stop - start == 1:
                 found[start] = "decoding it ends the process: left out"
             else:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
-__all__ = ["PATIENCE", "connected", "first_line", "free"]
+__all__ = ["PATIENCE", "connected", "first_line", "free", "raised"]
 
 PATIENCE = 30.0  # seconds without anything finished, before it is said who is waited for
 
@@ -30,6 +32,11 @@ def free() -> str:
     """What nobody has reserved."""
     left: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     return f"{left.get('CPU', 0):g} CPUs, {left.get('GPU', 0):g} GPUs"
+
+
+def raised(error: RayError) -> TypeGuard[RayTaskError]:
+    """Whether what ran there raised; any other error is a death, as of its machine or by Ray's memory monitor."""
+    return isinstance(error, RayTaskError)
 
 
 def first_line(error: BaseException) -> str:

@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from curator_dali.errors import CuratorDaliError
-from curator_dali.ray.cluster import PATIENCE, first_line, free
+from curator_dali.ray.cluster import PATIENCE, first_line, free, raised
 
 __all__ = ["Tasks"]
 
@@ -81,10 +81,10 @@ class Tasks:
 
     def _judge(self, error: RayError, times: int) -> None:
         """An item failed, or its worker died: raise if it has done so often enough."""
-        raised = isinstance(error, RayTaskError)
-        if times < self._max_deaths + (not raised):
-            logger.warning("%s, trying again: %s", "a task failed" if raised else "a worker died", first_line(error))
-        elif isinstance(error, RayTaskError):
+        if times < self._max_deaths + (not raised(error)):
+            what = "a task failed" if raised(error) else "a worker died"
+            logger.warning("%s, trying again: %s", what, first_line(error))
+        elif raised(error):
             raise error.cause or error from None
         else:
             raise CuratorDaliError(
