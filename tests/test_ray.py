@@ -27,6 +27,7 @@ ray = pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ra
 cloudpickle = pytest.importorskip("cloudpickle")
 
 from curator_dali.ray import RayExecutor  # noqa: E402 - behind the check that there is Ray
+from curator_dali.ray.cluster import breaks_context  # noqa: E402
 
 MEMORY = 100 << 20  # of Ray's object store
 PART = 16
@@ -291,6 +292,49 @@ def test_what_a_stage_raises_comes_out_as_itself(cluster: Any, photographs: list
 
     with pytest.raises(ZeroDivisionError, match="of a stage"):
         cd.curate(photographs, tmp_path / "out", stages=[Broken()], device="cpu", executor=RayExecutor())
+
+
+class Breaking(cd.Stage):
+    """Breaks the first process that comes by, for good."""
+
+    settings: ClassVar[dict[str, str]] = {"type": "Breaking"}
+
+    def __init__(self, mark: Path) -> None:
+        object.__setattr__(self, "mark", mark)
+
+    def __call__(self, batch: cd.ImageBatch) -> cd.ImageBatch:
+        mark: Path = self.__dict__["mark"]
+        if not mark.exists():
+            mark.write_text(str(os.getpid()))
+        if mark.read_text() == str(os.getpid()):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return batch
+
+
+@pytest.mark.slow
+def test_an_actor_with_a_broken_context_gets_no_more_work(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path
+) -> None:
+    stages = [Breaking(tmp_path / "mark"), cd.Quality(), cd.Filter("sharpness", min=300.0)]
+    executor = RayExecutor(num_workers=1)
+    cd.curate(photographs, tmp_path / "out", stages=stages, device="cpu", part_size=PART, executor=executor)
+    assert (tmp_path / "mark").exists()
+    assert rows(tmp_path / "out") == rows(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "breaks"),
+    [
+        ("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported", True),
+        ("cudaErrorIllegalAddress: an illegal memory access was encountered", True),
+        ("CUDA runtime API error cudaErrorLaunchFailure (719):\nunspecified launch failure", True),
+        ("CUDA driver API error CUDA_ERROR_LAUNCH_FAILED (719)", True),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB", False),
+        ("of a stage", False),
+    ],
+)
+def test_which_errors_break_a_context(text: str, breaks: bool) -> None:
+    assert breaks_context(RuntimeError(text)) == breaks
 
 
 def test_wrong_settings_are_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from curator_dali.curation.loading import Range
 from curator_dali.curation.working import Worker
 from curator_dali.errors import CuratorDaliError
 from curator_dali.loader import ImageLoader
-from curator_dali.ray.cluster import PATIENCE, first_line, free, raised
+from curator_dali.ray.cluster import PATIENCE, breaks_context, first_line, free, raised
 from curator_dali.sinks import Part
 from curator_dali.sources import Subset, Without
 
@@ -131,7 +131,11 @@ class Pool:
         if failures >= self.max_deaths:
             raise error.cause or error from None
         logger.warning("samples %d to %d failed, trying again: %s", part[0], part[1] - 1, first_line(error))
-        self._idle.append(actor)
+        if breaks_context(error):
+            ray.kill(actor)
+            self._start()
+        else:
+            self._idle.append(actor)
 
     def _bury(self, actor: Any, part: Range, error: BaseException, deaths: int) -> None:
         """An actor died, or is out of reach, with a part in its hands: see what the part has to do with it."""

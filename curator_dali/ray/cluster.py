@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
@@ -10,7 +11,7 @@ from typing import TypeGuard
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-__all__ = ["PATIENCE", "connected", "first_line", "free", "raised"]
+__all__ = ["PATIENCE", "breaks_context", "connected", "first_line", "free", "raised"]
 
 PATIENCE = 30.0  # seconds without anything finished, before it is said who is waited for
 
@@ -37,6 +38,11 @@ def free() -> str:
 def raised(error: RayError) -> TypeGuard[RayTaskError]:
     """Whether what ran there raised; any other error is a death, as of its machine or by Ray's memory monitor."""
     return isinstance(error, RayTaskError)
+
+
+def breaks_context(error: BaseException) -> bool:
+    """Whether an error's text is one of CUDA's, after most of which every later call in that process fails too."""
+    return re.search("CUDA error|cudaError|CUDA_ERROR|illegal memory access", str(error)) is not None
 
 
 def first_line(error: BaseException) -> str:
