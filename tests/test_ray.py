@@ -20,7 +20,7 @@ import pytest
 
 import curator_dali as cd
 from curator_dali.sinks import Part, account
-from curator_dali.sources import EncodedBatch, Source, TarSource, Without
+from curator_dali.sources import EncodedBatch, Source, TarSource
 from tests import helpers
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ray]'")
@@ -28,6 +28,7 @@ cloudpickle = pytest.importorskip("cloudpickle")
 
 from curator_dali.ray import RayExecutor  # noqa: E402 - behind the check that there is Ray
 from curator_dali.ray.cluster import breaks_context  # noqa: E402
+from curator_dali.ray.without import Without  # noqa: E402
 
 MEMORY = 100 << 20  # of Ray's object store
 PART = 16

@@ -16,8 +16,9 @@ from curator_dali.curation.working import Worker
 from curator_dali.errors import CuratorDaliError
 from curator_dali.loader import ImageLoader
 from curator_dali.ray.cluster import PATIENCE, breaks_context, first_line, free, raised
+from curator_dali.ray.without import Without
 from curator_dali.sinks import Part
-from curator_dali.sources import Subset, Without
+from curator_dali.sources import Subset
 
 __all__ = ["Pool", "find_killers"]
 
@@ -66,7 +67,7 @@ class Pool:
     _idle: list[Any] = field(default_factory=list, init=False)
     _busy: dict[Any, tuple[Any, Range]] = field(default_factory=dict, init=False)  # task -> (actor, part)
     _left_out: dict[Range, dict[int, str]] = field(default_factory=dict, init=False)
-    _worker: Any = field(default=None, init=False)  # the worker in Ray's object store
+    _shared: Any = field(default=None, init=False)  # the worker in Ray's object store
     _deaths_at_start: int = field(default=0, init=False)
 
     def run(
@@ -107,10 +108,10 @@ class Pool:
 
     def _start(self) -> None:
         """Ask for an actor; it gets work once it runs, for which there may never be room."""
-        if self._worker is None:
-            self._worker = ray.put(self.worker)
+        if self._shared is None:
+            self._shared = ray.put(self.worker)
         make = ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **self.resources)
-        actor: Any = make.remote(self._worker)
+        actor: Any = make.remote(self._shared)
         self._starting[actor.ready.remote()] = actor
 
     def _started(self, task: Any) -> None:

@@ -8,7 +8,6 @@ from curator_dali.sources.opening import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
-from curator_dali.sources.without import Without
 
 __all__ = [
     "HEADER_DTYPE",
@@ -20,7 +19,6 @@ __all__ = [
     "Source",
     "Subset",
     "TarSource",
-    "Without",
     "open_source",
     "reopen",
 ]

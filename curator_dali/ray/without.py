@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.sources.base import EncodedBatch, Source
+from curator_dali.sources import EncodedBatch, Source
 
 __all__ = ["Without"]
 
