@@ -29,7 +29,7 @@ def command(shards: list[Path], out: Path) -> list[str]:
 
 
 def on_ray(shards: list[Path], out: Path, *more: str) -> subprocess.Popen[str]:
-    arguments = [*command(shards, out), "--executor", "ray", "--num-workers", "2", *more]
+    arguments = [*command(shards, out), "--ray-address", "local", "--num-workers", "2", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "curator_dali.cli", *arguments],
         cwd=out.parent,

@@ -25,7 +25,7 @@ from curator_dali.ray import RayExecutor, find_killers
 from curator_dali.sinks import Manifest
 from tests.test_ray_memory import Waiting
 
-ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
 source, executor = Waiting({shards}), RayExecutor(max_deaths=1)
 with cd.Curation(source, {out!r}, stages=[], device="cpu", part_size=2, executor=executor) as curation:
     with Manifest.open({out!r}, source=source.fingerprint, samples=len(source), settings=curation.settings) as manifest:

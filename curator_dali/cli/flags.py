@@ -92,7 +92,9 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_executor(parser: Any) -> None:
     """Add the flags of an executor."""
     parser.add_argument("--executor", choices=["local", "ray"], help="where: this process, or a Ray cluster")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="the cluster, as ray.init takes it (default: its own)")
+    parser.add_argument(
+        "--ray-address", metavar="ADDRESS", help="the cluster, as ray.init takes it (default: one it finds, or its own)"
+    )
     parser.add_argument(
         "--num-workers", type=positive, metavar="N", help="Ray actors (default: what there is room for)"
     )

@@ -31,8 +31,9 @@ class RayExecutor:
     The driver loads the weights too (their hashes are part of the output's record): with GPUs it needs one itself.
 
     Args:
-        address: The cluster, as `ray.init` takes it: "auto", "ray://...". None uses the one that this process is
-            connected to, or starts one on this machine and ends it with the run.
+        address: The cluster, as `ray.init` takes it: "auto", "local", "ray://...". None uses the one that this process
+            is connected to, else one that Ray finds (`RAY_ADDRESS`, or the latest started on this machine), else starts
+            one on this machine, which ends with the run.
         num_workers: Actors at most. None takes as many as the cluster has room for, by the CPUs and GPUs of one.
         cpus_per_worker: CPUs of an actor: its decoding threads, and what Ray reserves.
         gpus_per_worker: GPUs of an actor, or a share of one; above 0 it works on "cuda:0" of its own. None is 1 where
