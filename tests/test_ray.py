@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -215,6 +216,35 @@ def test_an_image_that_kills_every_worker_costs_only_itself(
     assert found[37]["status"] == "failed"
     assert found[37]["reason"] == "decoding it ends the process: left out"
     assert found[:37] + found[38:] == local[:37] + local[38:]
+
+
+class Unlucky(Poisoned):
+    """One whose image ends the process that reads it some times, and then no more."""
+
+    def __init__(self, urls: list[str], index: int, marks: Path, deaths: int) -> None:
+        super().__init__(urls, index)
+        self.marks, self.deaths = marks, deaths
+
+    def read(self, indices: np.ndarray, *, members: bool = False) -> EncodedBatch:
+        if self.index not in indices:
+            return self.inner.read(indices, members=members)
+        if len(list(self.marks.iterdir())) == self.deaths:
+            return self.inner.read(indices, members=members)
+        (self.marks / uuid.uuid4().hex).touch()
+        return super().read(indices, members=members)
+
+
+@pytest.mark.slow
+def test_an_image_is_not_left_out_for_one_death_alone(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path
+) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    # two actors with 16 samples, then processes with 16, 8, 4, 2 and this one
+    source = Unlucky(photographs, 37, marks, deaths=7)
+    curate(source, tmp_path / "out", executor=RayExecutor(num_workers=1))
+    assert len(list(marks.iterdir())) == 7
+    assert rows(tmp_path / "out") == rows(expected)
 
 
 DRIVER = """

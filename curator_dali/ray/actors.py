@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from curator_dali.callbacks import ignore
 from curator_dali.curation.loading import Range
 from curator_dali.curation.working import Worker
 from curator_dali.errors import CuratorDaliError
@@ -41,7 +42,7 @@ class _Actor:
             worker = replace(worker, source=Without(worker.source, left_out))
         done: list[Part] = []
         try:
-            worker.run([part], done.append, _ignore)
+            worker.run([part], done.append, ignore)
         finally:
             if left_out:
                 worker.close()
@@ -165,7 +166,7 @@ class Pool:
 
 
 def find_killers(worker: Worker, part: Range, resources: Mapping[str, float]) -> dict[int, str]:
-    """The samples of a part whose decoding ends a process.
+    """The samples of a part whose decoding, alone, ends a process twice.
 
     Args:
         worker: Its source, and how it loads.
@@ -181,6 +182,7 @@ def find_killers(worker: Worker, part: Range, resources: Mapping[str, float]) ->
     source = ray.put(worker.source)
     decode = ray.remote(_decode).options(max_retries=0, **resources)
     found: dict[int, str] = {}
+    suspects: set[int] = set()
     ranges = [part]
     while ranges:
         start, stop = ranges.pop()
@@ -189,11 +191,14 @@ def find_killers(worker: Worker, part: Range, resources: Mapping[str, float]) ->
         except RayError as error:
             if raised(error):
                 raise error.cause or error from None
-            if stop - start == 1:
-                found[start] = "decoding it ends the process: left out"
-            else:
+            if stop - start > 1:
                 middle = (start + stop) // 2
                 ranges += [(middle, stop), (start, middle)]
+            elif start in suspects:
+                found[start] = "decoding it ends the process: left out"
+            else:  # once may be chance: a machine that went away, memory that others took
+                suspects.add(start)
+                ranges.append((start, stop))
     return found
 
 
@@ -203,7 +208,3 @@ def _decode(source: Any, start: int, stop: int, device: str, max_pixels: int) ->
     ) as loader:
         for _ in loader:
             pass
-
-
-def _ignore(count: int) -> None:
-    pass
