@@ -23,9 +23,9 @@ from curator_dali.interrupts import uninterrupted
 from curator_dali.joining import concat
 from curator_dali.ordering import order_of
 from curator_dali.prefetching import Pass
-from curator_dali.progress import check_state, make_state
 from curator_dali.sampling import Buckets, Position, Shard, Shuffle
 from curator_dali.sources import Source, open_source
+from curator_dali.state import check_state, make_state
 from curator_dali.stats import LoaderStats
 from curator_dali.transforms import Transform, output_size
 from curator_dali.transforms.bucketing import bring_to

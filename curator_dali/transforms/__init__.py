@@ -12,9 +12,9 @@ from curator_dali.transforms.colour import ColorJitter, RandomGrayscale
 from curator_dali.transforms.crops import HorizontalFlip, RandomResizedCrop
 from curator_dali.transforms.distortions import GaussianBlur, RandomErasing, Rotate
 from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
+from curator_dali.transforms.grey import Grey
 from curator_dali.transforms.mixing import CutMix, MixUp
 from curator_dali.transforms.normalize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Normalize
-from curator_dali.transforms.pillow import Grey
 from curator_dali.transforms.policies import AutoAugment, RandAugment, TrivialAugmentWide
 from curator_dali.transforms.presets import clip, for_model, imagenet_eval, imagenet_train
 

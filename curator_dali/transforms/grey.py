@@ -1,4 +1,4 @@
-"""Pillow's own greyscale: for what must agree with other programs."""
+"""Grey as Pillow has it: for what must agree with other programs."""
 
 from __future__ import annotations
 
