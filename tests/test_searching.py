@@ -126,6 +126,19 @@ def test_leaks(out: Path, tmp_path: Path) -> None:
         cd.leaks(tmp_path / "test", out, near=2)
 
 
+@pytest.mark.parametrize(("exact", "leaked"), [("bytes", ["x"]), ("pixels", ["x", "y"]), (None, ["x", "y"])])
+def test_leaks_by_bytes_or_pixels(exact: Any, leaked: list[str], tmp_path: Path) -> None:
+    """x is the same file, y the same pixels in another format."""
+    pixels = np.arange(24 * 24 * 3, dtype=np.uint8).reshape(24, 24, 3)
+    train = {"a": image(250, 0, 0), "b": helpers.encode(pixels, "PNG")}
+    test = {"x": train["a"], "y": helpers.encode(pixels, "BMP"), "z": image(9, 9, 9)}
+    kind: Any = True if exact is None else exact
+    for name, source in (("train", train), ("test", test)):
+        cd.curate(source, tmp_path / name, stages=[Deduplicate(kind)], device="cpu")
+    found = cd.leaks(tmp_path / "test", tmp_path / "train", exact=exact)
+    assert [leak.image_id for leak in found] == leaked
+
+
 def test_from_the_command_line(tmp_path: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     cd.curate(
         str(shards[0]),
