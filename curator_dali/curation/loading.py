@@ -12,8 +12,12 @@ from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded
 from curator_dali.loader import ImageLoader
 from curator_dali.sampling import Order, Shard
+from curator_dali.transforms import Resize
 
-__all__ = ["PartLoader", "Range"]
+__all__ = ["GLANCE", "PartLoader", "Range"]
+
+GLANCE = (Resize((32, 32), "linear"),)
+"""The view where no stage wants one: a sample is kept only if it decodes."""
 
 Range = tuple[int, int]
 """Samples [start, stop) of a source."""

@@ -99,6 +99,10 @@ class Rows:
             self.embeddings[at] = arrays.to_host(arrays.take(batch.embeddings, picked))
             self.embedded[at] = True
 
+    def spend(self, stage: str, seconds: float) -> None:
+        """Count what a stage took."""
+        self.seconds[stage] += seconds
+
     def decide(
         self, at: NDArray[np.int64], status: str, stage: str, reasons: Sequence[str], kinds: Sequence[str]
     ) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
-from curator_dali.curation.loading import PartLoader, Range
+from curator_dali.curation.loading import GLANCE, PartLoader, Range
 from curator_dali.curation.metadata import add_columns
 from curator_dali.curation.rows import DECODE, Rows
 from curator_dali.curation.settings import Settings
@@ -20,15 +21,11 @@ from curator_dali.curation.writing import Output, Writing
 from curator_dali.decoding import Decoded
 from curator_dali.sinks import Part
 from curator_dali.sources import Source
-from curator_dali.stages import Plan, Selector, StageError
-from curator_dali.transforms import Resize
+from curator_dali.stages import Plan, Selector
 
 __all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
-
-_GLANCE = (Resize((32, 32), "linear"),)
-"""The view where no stage wants one: a sample is kept only if it decodes."""
 
 
 @dataclass
@@ -118,7 +115,7 @@ class Worker:
                 batch_size=how.batch_size,
                 device=self.device,
                 transforms=None,
-                views=self.plan.views or (_GLANCE,),
+                views=self.plan.views or (GLANCE,),
                 prefetch=how.prefetch,
                 num_threads=how.num_threads,
                 max_error_rate=how.max_error_rate,
@@ -131,35 +128,21 @@ class Worker:
         """One batch through all stages; `rows` get to know what becomes of it."""
         at = decoded.rows
         embedded = max((n for n, stage in enumerate(self.plan.stages) if "embeddings" in stage.writes), default=-1)
-        add_columns(batch, self.plan.metadata, self.types)
-        for number, (stage, label) in enumerate(zip(self.plan.stages, self.plan.labels, strict=True)):
-            began = time.perf_counter()
+
+        def drop(number: int, batch: ImageBatch, goes: NDArray[np.bool_], reasons: NDArray[np.object_]) -> None:
+            nonlocal at
+            stage, why = self.plan.stages[number], reasons[goes].tolist()
+            assert isinstance(stage, Selector)
             # embeddings count from the last stage that makes them: those of an earlier model are of another space
-            dim = self.dim if number > embedded else 0
-            if isinstance(stage, Selector):
-                reasons = stage.judge(batch)
-                stays = np.array([reason is None for reason in reasons], bool)
-                if not stays.all():
-                    why = reasons[~stays].tolist()
-                    rows.record(at, batch, dim, ~stays)
-                    rows.decide(at[~stays], "dropped", label, why, [stage.kind(reason) for reason in why])
-                    batch, at = batch.where(stays), at[stays]
-            else:
-                after = stage(batch)
-                if len(after) != len(batch):
-                    raise StageError(
-                        f"{label} gave back {len(after)} of {len(batch)} images: a stage that leaves images out must "
-                        "be a Selector, which says why"
-                    )
-                batch = after
-            later = self.plan.views_after(number)
-            for view in [view for view in batch.views if view not in later]:
-                del batch.views[view]  # nobody looks at it any more: nor need a filter copy it
-            rows.seconds[label] += time.perf_counter() - began
-            if not len(batch):
-                return
-        rows.record(at, batch, self.dim)
-        rows.keep(at, batch.encoded if self.output.tars else None)
+            rows.record(at, batch, self.dim if number > embedded else 0, goes)
+            rows.decide(at[goes], "dropped", self.plan.labels[number], why, [stage.kind(reason) for reason in why])
+            at = at[~goes]
+
+        add_columns(batch, self.plan.metadata, self.types)
+        batch = self.plan.run(batch, drop, rows.spend)
+        if len(batch):
+            rows.record(at, batch, self.dim)
+            rows.keep(at, batch.encoded if self.output.tars else None)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,21 +13,19 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import FileGroupTask
 from nemo_curator.tasks import ImageBatch as NemoImageBatch
+from numpy.typing import NDArray
 
 from curator_dali.arrays import resolve_device
 from curator_dali.batch import ImageBatch
+from curator_dali.curation.loading import GLANCE
 from curator_dali.curation.metadata import add_columns
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.nemo.emit import emit
 from curator_dali.nemo.loading import Errors, TaskLoader, wants_gpu
 from curator_dali.nemo.read import check, report
-from curator_dali.stages import STAGES, GlobalSelector, Plan, Selector, Stage, StageError, make_plan
-from curator_dali.transforms import Resize
+from curator_dali.stages import STAGES, GlobalSelector, Plan, Stage, StageError, make_plan
 
 __all__ = ["DaliCurationStage"]
-
-_GLANCE = (Resize((32, 32), "linear"),)
-"""The view where nobody wants one: an image stays only if it decodes."""
 
 
 @dataclass
@@ -106,9 +105,7 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
             import torch
 
             torch.cuda.set_device(device)  # a worker is a process of its own
-        for number, stage in enumerate(self.stages):
-            stage.setup(device)
-            stage.connect(self.stages[:number])
+        self._plan.setup(device)
         self._loader = TaskLoader(
             image_ids=self.image_ids,
             on_error=self.on_error,
@@ -116,7 +113,7 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
             batch_size=self.dali_batch_size,
             device=device,
             transforms=() if self.keep_images else None,
-            views=self._plan.views or (() if self.keep_images else (_GLANCE,)),
+            views=self._plan.views or (() if self.keep_images else (GLANCE,)),
             keep_encoded=self._plan.reads_bytes,
             max_pixels=self.max_pixels,
         )
@@ -152,34 +149,15 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
             dropped: Errors = []
             if batch is not None:
                 add_columns(batch, self._plan.metadata, self.metadata)
-                batch = self._through(batch, dropped)
+                batch = self._plan.run(batch, partial(self._drop, dropped))
                 for field in self._plan.metadata:
                     del batch.columns[field]  # the metadata has them, as they came
             yield batch, errors, dropped
 
-    def _through(self, batch: ImageBatch, dropped: Errors) -> ImageBatch:
-        """The images of a batch that all stages keep, scored; `dropped` gets the others."""
-        for number, (stage, label) in enumerate(zip(self._plan.stages, self._plan.labels, strict=True)):
-            if isinstance(stage, Selector):
-                reasons = stage.judge(batch)
-                stays = np.array([reason is None for reason in reasons], bool)
-                dropped += [
-                    {"image_id": item.image_id, "image_path": item.image_path, "stage": label, "reason": reason}
-                    for item, reason in zip(batch.data, reasons, strict=True)
-                    if reason is not None
-                ]
-                batch = batch if stays.all() else batch.where(stays)
-            else:
-                after = stage(batch)
-                if len(after) != len(batch):
-                    raise StageError(
-                        f"{label} gave back {len(after)} of {len(batch)} images: a stage that leaves images out must "
-                        "be a Selector, which says why"
-                    )
-                batch = after
-            later = self._plan.views_after(number)
-            for view in [view for view in batch.views if view not in later]:
-                del batch.views[view]  # nobody looks at it any more: nor need a filter copy it
-            if not len(batch):
-                break
-        return batch
+    def _drop(
+        self, dropped: Errors, number: int, batch: ImageBatch, goes: NDArray[np.bool_], reasons: NDArray[np.object_]
+    ) -> None:
+        for row in np.flatnonzero(goes).tolist():
+            item = batch[row]
+            who = {"image_id": item.image_id, "image_path": item.image_path}
+            dropped.append({**who, "stage": self._plan.labels[number], "reason": reasons[row]})

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageBatch
 from curator_dali.importing import import_whole
-from curator_dali.stages.base import DTYPES, GlobalSelector, Stage, StageError, View
+from curator_dali.stages.base import DTYPES, GlobalSelector, Selector, Stage, StageError, View
 
 __all__ = ["LOADED", "Plan", "labels_of", "make_plan"]
 
@@ -18,6 +23,9 @@ LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width
 
 _BYTES = "encoded"  # `batch.encoded`: no column, and there only if a stage asks for it
 _RESERVED = ("status", "stage", "reason", "tar", "key", "embedding", _BYTES)  # columns that every output has
+
+Drop: TypeAlias = Callable[[int, ImageBatch, NDArray[np.bool_], NDArray[np.object_]], object]
+"""Takes a stage's number, the M images that it judged, (M,) who goes, and (M,) why: None for who stays."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,45 @@ class Plan:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_device"}
 
-    def views_after(self, number: int) -> frozenset[View]:
-        """The views that stages behind the one of this number still look at."""
-        return frozenset(view for stage in self.stages[number + 1 :] for view in stage.views)
+    def run(
+        self, batch: ImageBatch, drop: Drop, spend: Callable[[str, float], object] = lambda label, seconds: None
+    ) -> ImageBatch:
+        """Take a batch through the stages, which are set up.
+
+        Args:
+            batch: Images, with the columns and views that the stages read. Views that are done with go.
+            drop: Called before images are left out.
+            spend: Called with a stage's label and the seconds that it took.
+
+        Returns:
+            The images that all stages keep.
+
+        Raises:
+            StageError: A stage that is no `Selector` left images out.
+        """
+        for number, (stage, label) in enumerate(zip(self.stages, self.labels, strict=True)):
+            began = time.perf_counter()
+            if isinstance(stage, Selector):
+                reasons = stage.judge(batch)
+                goes = np.array([reason is not None for reason in reasons], bool)
+                if goes.any():
+                    drop(number, batch, goes, reasons)
+                    batch = batch.where(~goes)
+            else:
+                after = stage(batch)
+                if len(after) != len(batch):
+                    raise StageError(
+                        f"{label} gave back {len(after)} of {len(batch)} images: a stage that leaves images out must "
+                        "be a Selector, which says why"
+                    )
+                batch = after
+            later = {view for stage in self.stages[number + 1 :] for view in stage.views}
+            for view in [view for view in batch.views if view not in later]:
+                del batch.views[view]  # nobody looks at it any more: nor need a filter copy it
+            spend(label, time.perf_counter() - began)
+            if not len(batch):
+                break
+        return batch
 
     @property
     def reads_bytes(self) -> bool:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,7 +26,7 @@ from curator_dali.stages import (
     ZeroShotTags,
     make_plan,
 )
-from tests.stages.helpers import BlindEncoder, ColourEncoder
+from tests.stages.helpers import BlindEncoder, ColourEncoder, batch_of, flat
 
 KNOWN = list(STAGES.values())
 
@@ -83,8 +83,6 @@ def test_labels_are_unique_and_views_are_shared() -> None:
     plan = make_plan(stages)
     assert plan.labels == ("Quality", "Filter(width)", "Filter(width) #2", "Doubling", "Filter(width) #3")
     assert plan.views == (Quality.VIEW,)
-    assert plan.views_after(-1) == {Quality.VIEW}
-    assert plan.views_after(0) == frozenset()
     assert plan.rows()[0] == ("Quality", "height, width", ", ".join(Quality().writes))
 
 
@@ -98,6 +96,42 @@ def test_columns_have_a_type_that_can_be_written() -> None:
 
 def test_no_stages_is_a_plan() -> None:
     assert make_plan([]).labels == ()
+
+
+class Seeing(Stage):
+    """Notes which views a batch still has."""
+
+    settings: ClassVar[dict[str, str]] = {"type": "Seeing"}
+
+    def __init__(self, seen: list[tuple[int, int]]) -> None:
+        object.__setattr__(self, "seen", seen)
+
+    def __call__(self, batch: ImageBatch) -> ImageBatch:
+        self.__dict__["seen"].append((len(batch), len(batch.views)))
+        return batch
+
+
+def test_a_batch_goes_through_and_who_is_left_out_is_told() -> None:
+    """The view goes behind its last user, nobody works on nothing, and every stage's seconds are told."""
+    seen: list[tuple[int, int]] = []
+    encoder = ColourEncoder()
+    see = Seeing(seen)
+    plan = make_plan([see, Embed(encoder), see, Filter("index", min=2), see, Filter("index", min=9), see])
+    plan.setup("cpu")
+    batch = batch_of(encoder.view, flat("red", "green", "blue", "red"))
+    told, spent = [], []
+
+    def drop(number: int, judged: ImageBatch, goes: Any, reasons: Any) -> None:
+        told.append((plan.labels[number], len(judged), goes.tolist(), reasons.tolist()))
+
+    left = plan.run(batch, drop, lambda label, seconds: spent.append(label))
+    assert len(left) == 0
+    assert seen == [(4, 1), (4, 0), (2, 0)]
+    assert told == [
+        ("Filter(index)", 4, [True, True, False, False], ["index 0 < 2", "index 1 < 2", None, None]),
+        ("Filter(index) #2", 2, [True, True], ["index 2 < 9", "index 3 < 9"]),
+    ]
+    assert spent == list(plan.labels[:-1])
 
 
 class Counting(Stage):
