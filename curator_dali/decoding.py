@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import arrays, pipelines
+from curator_dali import pipelines
 from curator_dali.errors import ImageError
 from curator_dali.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
+from curator_dali.lending import merge_ready
 from curator_dali.sources.base import EncodedBatch
 from curator_dali.transforms.applying import pixel_graph
 from curator_dali.transforms.base import Transform
@@ -227,7 +228,7 @@ class Decoder:
             places = [np.array([at[row] for row in part], np.int64) for part, _ in parts]
             for i in range(len(outputs)):
                 these = [made[i] for _, made in parts]
-                outputs[i] = arrays.merge_ready(list(zip(places, these, strict=True)), len(rows), self.device)
+                outputs[i] = merge_ready(list(zip(places, these, strict=True)), len(rows), self.device)
         return Decoded(encoded, rows, outputs, sizes[rows], errors, fallback)
 
     def close(self) -> None:

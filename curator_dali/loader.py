@@ -63,7 +63,8 @@ class ImageLoader:
         drop_last: Leave out the steps at the end of the epoch (of each bucket) that are not full on every rank.
 
     Attributes:
-        errors: The first 10,000 bad images of the pass, as `ImageError`s; `stats.failed` counts all.
+        errors: The first `max_errors` bad images of the pass, as `ImageError`s; `stats.failed` counts all.
+        max_errors: 10,000; may be set. All those of a large data set would fill the memory.
         stats: What the pass did so far, and how long it took.
 
     Raises:
@@ -74,7 +75,7 @@ class ImageLoader:
     where the state was taken. Batches in which every image is bad are left out.
     """
 
-    _most_errors = 10_000  # kept in `errors`: all those of a large data set would fill the memory
+    max_errors = 10_000
 
     def __init__(
         self,
@@ -271,7 +272,7 @@ class ImageLoader:
             if self.on_error == "raise":
                 raise error
             logger.debug("left out: %s", error)
-            errors.add(error, self._most_errors)
+            errors.add(error, self.max_errors)
 
     def _judge(self, stats: LoaderStats, errors: ErrorList, at_end: bool) -> None:
         seen = stats.samples + stats.failed

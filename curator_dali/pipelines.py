@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from curator_dali import arrays
+from curator_dali import lending
 from curator_dali.interrupts import uninterrupted
 
 __all__ = ["close", "collect", "declare", "default_threads", "feed", "new_pipeline"]
@@ -87,10 +87,10 @@ def collect(pipeline: Any, device: str) -> list[Any]:
     Raises:
         RuntimeError: An operator failed; the batch is lost, and only this one.
     """
-    with arrays.output_stream(device) as stream:
+    with lending.output_stream(device) as stream:
         outputs = pipeline.share_outputs(cuda_stream=stream)
         pipeline.release_outputs()
-        return [arrays.from_dali(output) for output in outputs]
+        return [lending.from_dali(output) for output in outputs]
 
 
 def close(pipelines: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import arrays
 from curator_dali.decoding import Decoded, Decoder, Gated, gate
 from curator_dali.interrupts import Background, uninterrupted
+from curator_dali.lending import use_device
 from curator_dali.sources.base import Source
 
 __all__ = ["Item", "Pass"]
@@ -141,7 +141,7 @@ def _decode_all(
         shared.ready.put(Item(decoded, *times.popleft(), time.perf_counter() - began))
 
     try:
-        arrays.use_device(decoder.device)
+        use_device(decoder.device)
         read_on()
         while reading:
             # what is under way comes first when DALI's queue is full, or with no room left for another batch

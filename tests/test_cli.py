@@ -109,7 +109,7 @@ def test_verify_json(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_verify_lists_twenty_and_counts_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ImageLoader, "_most_errors", 5)  # other passes keep only so many
+    monkeypatch.setattr(ImageLoader, "max_errors", 5)  # other passes keep only so many
     many = write_tar(tmp_path / "many.tar", [(f"{number:04d}.jpg", b"") for number in range(1234)])
     assert main(["verify", str(many), "--device", "cpu"]) == 1
     out = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Every format against Pillow's upright RGB, every kind of damage, and what a bad image costs the others."""
 
 import io
+import os
 import re
 from typing import Any
 
@@ -162,3 +163,9 @@ def test_the_devices_trouble_is_no_bad_image(trouble: str) -> None:
         _raise_unless_bad_image(RuntimeError(f"{where}: {trouble}"))
     _raise_unless_bad_image(RuntimeError(f"{where}: failed to decode sample 3"))
     _raise_unless_bad_image(RuntimeError(f"{where}: std::bad_alloc"))  # what a damaged header asked of the host
+
+
+def test_default_threads() -> None:
+    cpus = len(os.sched_getaffinity(0))
+    assert pipelines.default_threads("cpu") == cpus
+    assert pipelines.default_threads("cuda:0") == min(cpus, 16)

@@ -78,7 +78,7 @@ def verify(arguments: argparse.Namespace) -> int:
         probe.unlink()
     interrupted = False
     with _loader(arguments) as loader:
-        loader._most_errors = sys.maxsize  # all of them are the answer
+        loader.max_errors = sys.maxsize  # all of them are the answer
         with progress(loader.num_samples, "verified") as bar:
             try:
                 for _ in loader:

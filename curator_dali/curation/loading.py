@@ -65,7 +65,7 @@ class PartsOrder(Order):
 class PartLoader(ImageLoader):
     """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`."""
 
-    _most_errors = 0  # the steps tell them
+    max_errors = 0  # the steps tell them
 
     def over(self, parts: Sequence[Range]) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
         """Load ranges of the source, in order.

@@ -326,7 +326,7 @@ def join_clustered(
 
     Costs the rows of `left`, and one reading of the clusters that they fall into.
     """
-    rows, bounds, _ = _near(left, _to(left, clusters), clusters.reach)
+    rows, bounds = clusters.reached(left)
     count = len(clusters.centroids)
     order, ends = by_cluster(np.arange(len(right)), clusters.primary, count)
     for number in range(count):
