@@ -34,7 +34,10 @@ class EncodedBatch:
         shards: N names of the files that the samples lie in.
         errors: Row -> reason, for samples that could not be read.
         headers: (N,) `HEADER_DTYPE`, what is known of the images; codec 0 where nothing is.
-        members: N mappings {extension: bytes-like} of all members of a sample, where asked for.
+        members: N mappings {extension: bytes-like} of all members of a sample, where asked for. Its sidecars give all
+            of the sample's metadata, whatever the source keeps that in (see `samples.add_sidecars`).
+        unread: Rows of `errors` whose bytes could not be read now: a file that is gone or changed, a store that does
+            not answer. Such an error says nothing of the image, and a later read may succeed.
     """
 
     indices: NDArray[np.int64]
@@ -44,6 +47,7 @@ class EncodedBatch:
     headers: NDArray[np.void]
     errors: dict[int, str] = field(default_factory=dict)
     members: list[Mapping[str, memoryview]] | None = None
+    unread: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -76,6 +80,11 @@ class Source(ABC):
 
         Asked for whenever a state is saved, which may be every step: made once, and kept.
         """
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the labels, by label; empty where the source names none."""
+        return []
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:

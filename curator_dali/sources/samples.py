@@ -6,17 +6,43 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 __all__ = [
     "IMAGE_EXTENSIONS",
     "SIDECARS",
+    "add_sidecars",
     "image_member",
     "is_image",
+    "make_sidecars",
     "parse_metadata",
     "sniff_extension",
     "split_name",
 ]
 
-IMAGE_EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2", "gif", "avif", "heic"])
+IMAGE_EXTENSIONS = frozenset(
+    [
+        *(
+            "jpg",
+            "jpeg",
+            "jpe",
+            "jfif",
+            "jif",
+            "pjpeg",
+            "pjp",
+            "mpo",
+            "png",
+            "apng",
+            "webp",
+            "tif",
+            "tiff",
+            "bmp",
+            "dib",
+        ),
+        *("gif", "jp2", "j2k", "j2c", "jpc", "jpx", "jpf", "avif", "avifs", "heic", "heif", "hif"),
+        *("ppm", "pgm", "pbm", "pnm", "tga", "ico", "qoi", "dds", "pcx", "sgi", "psd"),
+    ]
+)
 """Extensions, in lower case, of members that are images; names are compared without regard to case."""
 
 SIDECARS = ("json", "txt", "cls")
@@ -105,10 +131,10 @@ def parse_metadata(
         else:
             metadata = value if isinstance(value, dict) else {"json": value}
     if txt is not None:
-        metadata.setdefault("caption", txt.decode("utf-8", "replace").strip())
+        metadata.setdefault("caption", _decode_text(txt))
     if cls is not None:
         try:
-            metadata["label"] = int(cls)
+            metadata["label"] = int(_decode_text(cls))
         except ValueError:
             problems.append(f"invalid .cls: {cls[:40]!r} is not an integer")
     for name, value in (defaults or {}).items():
@@ -116,3 +142,60 @@ def parse_metadata(
     if problems:
         metadata["metadata_error"] = "; ".join(problems)
     return metadata
+
+
+def make_sidecars(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """Make the sidecars of which `parse_metadata` makes this metadata.
+
+    A text `caption` goes into `.txt` and an integer `label` into `.cls`, where other tools look for these. All other
+    fields go into `.json`. Values that JSON does not have are written as text (dates as ISO 8601).
+
+    Returns:
+        Extension -> bytes, without empty sidecars.
+    """
+    fields = {str(name): value for name, value in metadata.items()}
+    sidecars: dict[str, bytes] = {}
+    label, caption = fields.get("label"), fields.get("caption")
+    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+        sidecars["cls"] = str(int(label)).encode()
+        del fields["label"]
+    if isinstance(caption, str):
+        text = caption.encode("utf-8", "replace")
+        if _decode_text(text) == caption:  # white space at its ends would be lost
+            sidecars["txt"] = text
+            del fields["caption"]
+    if fields:
+        text = json.dumps(fields, ensure_ascii=False, default=_to_json).encode("utf-8", "surrogatepass")
+        sidecars["json"] = text
+    return sidecars
+
+
+def add_sidecars(members: Mapping[str, memoryview], metadata: Mapping[str, Any]) -> Mapping[str, memoryview]:
+    """Let a sample's sidecars say all of its metadata, also what the source keeps elsewhere (folders, columns).
+
+    Sidecars that say so already keep their bytes. A sidecar that cannot be parsed is never replaced.
+
+    Args:
+        members: Extension -> bytes.
+        metadata: All that is known of the sample.
+    """
+    beside = {extension.lower(): data for extension, data in members.items() if extension.lower() in SIDECARS}
+    said = parse_metadata(*(bytes(beside[name]) if name in beside else None for name in SIDECARS))
+    if said == metadata:
+        return members
+    made = {extension: memoryview(data) for extension, data in make_sidecars(metadata).items()}
+    if "metadata_error" in said:
+        return {**members, **{extension: data for extension, data in made.items() if extension not in beside}}
+    return {name: data for name, data in members.items() if name.lower() not in SIDECARS} | made
+
+
+def _decode_text(data: bytes) -> str:
+    """Text in UTF-8 or, by its byte-order mark or its zeros, in UTF-16 or UTF-32; without white space at its ends."""
+    return data.decode(json.detect_encoding(data), "replace").strip()
+
+
+def _to_json(value: Any) -> Any:
+    """Make a value that JSON does not have into one that it has."""
+    if hasattr(value, "tolist"):  # numpy's arrays and scalars
+        return value.tolist()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
