@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from curator_dali.curation import Curation, curate, rethreshold, stages_of
     from curator_dali.display import contact_sheet
     from curator_dali.duplicates import DuplicateGroup, Leak, duplicate_groups, leaks
-    from curator_dali.errors import CuratorDaliError, ImageError, OutputError, SourceError, TooManyErrors, write_errors
+    from curator_dali.errors import (
+        CuratorDaliError,
+        ImageError,
+        OutputError,
+        PassEndedError,
+        SourceError,
+        TooManyErrors,
+        write_errors,
+    )
     from curator_dali.indexing import Index, open_index, write_index
     from curator_dali.joining import concat
     from curator_dali.loader import ImageLoader
@@ -71,6 +79,7 @@ _HOME = {
     "Mixture": "sources",
     "NSFW": "stages",
     "OutputError": "errors",
+    "PassEndedError": "errors",
     "ParquetSource": "sources",
     "Position": "sampling",
     "Quality": "stages",
@@ -125,6 +134,7 @@ __all__ = [
     "Mixture",
     "OutputError",
     "ParquetSource",
+    "PassEndedError",
     "Position",
     "Quality",
     "Report",

@@ -7,7 +7,6 @@ DALI refuses is decoded again in parts, until the bad images stand alone; these 
 
 from __future__ import annotations
 
-import io
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import pipelines
+from curator_dali import pillow, pipelines
 from curator_dali.errors import ImageError
 from curator_dali.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
 from curator_dali.lending import merge_ready
@@ -27,7 +26,7 @@ from curator_dali.transforms.applying import pixel_graph
 from curator_dali.transforms.base import Transform
 from curator_dali.transforms.plan import Plan
 
-__all__ = ["Decoded", "Decoder", "Gated", "decode_with_pillow", "gate"]
+__all__ = ["Decoded", "Decoder", "Gated", "gate"]
 
 # DALI reports everything as RuntimeError: a bad image only where its decoder failed, and not the device. (A damaged
 # header can make a decoder ask for absurd amounts of host memory: that bad_alloc is the image's fault.) Where device or
@@ -120,18 +119,6 @@ def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:
     return gated
 
 
-def decode_with_pillow(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Decode what DALI may not have: upright RGB, (H, W, 3) uint8 on the host."""
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(image.data)) as opened:
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode.startswith("I;16"):  # convert("RGB") would clip 16 bits to white
-            wide = np.asarray(upright).astype(np.uint16)
-            return np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-        return np.array(upright.convert("RGB"))
-
-
 @dataclass
 class _UnderWay:
     """A batch that was submitted: its key, its arguments for the pipeline (a row a sample), and what Pillow does."""
@@ -184,7 +171,7 @@ class Decoder:
             key: (seed, epoch), from which with the samples' indices everything random follows.
         """
         encoded = gated.encoded
-        futures = [self._pillow.submit(decode_with_pillow, encoded.images[row]) for row in gated.pillow]
+        futures = [self._pillow.submit(pillow.decode, encoded.images[row]) for row in gated.pillow]
         arguments = self._plan.arguments(key, encoded.indices, upright_sizes(encoded.headers))
         if gated.dali:
             self._feed("batch", encoded.images, arguments, gated.dali)
@@ -206,7 +193,7 @@ class Decoder:
             except RuntimeError as error:
                 _raise_unless_bad_image(error)
                 parts, bad = self._decode_in_parts(batch, gated.dali)
-                by_pillow |= {row: self._pillow.submit(decode_with_pillow, encoded.images[row]) for row in bad}
+                by_pillow |= {row: self._pillow.submit(pillow.decode, encoded.images[row]) for row in bad}
         fallback, sizes = 0, upright_sizes(encoded.headers)
         for row, future in by_pillow.items():
             try:
@@ -214,7 +201,7 @@ class Decoder:
             except MemoryError:
                 raise
             except Exception as error:  # Pillow's plugins raise almost anything on damaged files
-                errors[row] = f"cannot be decoded: {error}"[:200]
+                errors[row] = pillow.describe(error)
             else:
                 sizes[row] = pixels.shape[:2]
                 parts.append(([row], self._transformed(pixels, batch, row)))

@@ -14,6 +14,7 @@ __all__ = [
     "ErrorList",
     "ImageError",
     "OutputError",
+    "PassEndedError",
     "SourceError",
     "TooManyErrors",
     "kind_of_failure",
@@ -31,6 +32,17 @@ class SourceError(CuratorDaliError):
 
 class OutputError(CuratorDaliError):
     """An output cannot be written, or an earlier one cannot be read or does not fit what is to be done with it."""
+
+
+class PassEndedError(CuratorDaliError):
+    """An iterator of a loader was asked for a batch after its pass had been ended from outside."""
+
+    def __init__(
+        self,
+        message: str = "this pass was ended by another iter(), set_epoch(), load_state_dict() or close() of its loader: "
+        "a loader has one pass at a time. Give each loop a loader of its own; peek() shows images in the middle of a pass",
+    ) -> None:
+        super().__init__(message)
 
 
 class TooManyErrors(CuratorDaliError):

@@ -11,20 +11,22 @@ TURNED = (5, 6, 7, 8)
 
 _ORIENTATION, _SHORT = 0x0112, 3
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_APP1, _START_OF_SCAN = b"\xff\xe1", b"\xff\xda"
+_LATE = 2048  # bytes; tables and the frame header take about 600
 _MOST_ENTRIES = 512  # of a directory; a real one has some dozens
 
 
 def jpeg_orientation(data: memoryview) -> int | None:
     """The orientation of a JPEG, 1 to 8, where DALI and Pillow read the same one.
 
-    Goes through the segments in front of the first that is neither an application's nor a comment. Without EXIF, or
-    with a value out of range (some cameras write 0), the image lies as it is: 1.
+    Without EXIF, or with a value out of range (some cameras write 0), the image lies as it is: 1.
 
     Args:
         data: The file's bytes.
 
     Returns:
-        None where only Pillow's reading counts: several or damaged EXIF segments, and an orientation in XMP instead.
+        None where only Pillow's reading counts: several or damaged EXIF segments, one behind the first segment that
+        is neither an application's nor a comment, and an orientation in XMP instead.
     """
     at, found, in_xmp = 2, None, False
     while at + 4 <= len(data) and data[at] == 0xFF and (0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE):
@@ -40,9 +42,31 @@ def jpeg_orientation(data: memoryview) -> int | None:
             elif segment[: len(_XMP)] == _XMP:
                 in_xmp = in_xmp or b"tiff:Orientation" in bytes(segment)
         at += 2 + size
+    if _is_late(data, at):
+        return None
     if not found:
         return None if in_xmp else 1
     return found if found <= 8 else 1
+
+
+def _is_late(data: memoryview, at: int) -> bool:
+    """Whether EXIF or XMP may follow behind the segments that begin at `at`, where writers hardly ever put them.
+
+    Without an APP1 marker in sight there is none: in compressed data 0xFF is never followed by 0xE1.
+    """
+    rest = bytes(data[at : at + _LATE])
+    if _APP1 not in rest and (_START_OF_SCAN in rest or len(rest) < _LATE):
+        return False
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if data[at + 1] == 0xE1:
+            segment = bytes(data[at + 4 : at + 4 + len(_XMP)])
+            if segment.startswith(_EXIF) or segment == _XMP:
+                return True
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return False
 
 
 def _from_tiff(tiff: bytes) -> int | None:

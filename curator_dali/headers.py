@@ -8,13 +8,13 @@ decodes the rest.
 from __future__ import annotations
 
 import enum
-import io
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curator_dali import pillow
 from curator_dali.exif import TURNED, jpeg_orientation
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ _PILLOW_FORMATS = {
 }
 _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = b"\xff\xda"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _code_stream(buffer: NDArray[np.uint8]) -> Any:
@@ -126,6 +127,8 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
     if codec is not Codec.JPEG:
         return Header(height, width, codec)
     orientation = jpeg_orientation(data)
+    if stream.num_channels == 4:
+        orientation = None  # CMYK: DALI takes ink for light where Adobe's marker is missing
     # the end marker is all but always last; behind it some cameras and editors put more
     if data[-2:] != _END_OF_IMAGE:
         encoded = bytes(data)
@@ -175,7 +178,7 @@ def _inspect_with_pillow(data: memoryview, max_pixels: int) -> Header | Refusal:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with pillow.open_image(data) as image:
             width, height = image.size
             codec = _PILLOW_FORMATS.get(image.format or "", Codec.OTHER)
     except Image.DecompressionBombError as error:
@@ -195,8 +198,10 @@ def _why_unreadable(data: memoryview, error: Exception) -> str:
     if head.startswith(b"\xff\xd8"):
         return _deep_jpeg(data) or "a JPEG whose header is damaged or cut off"
     if type(error).__name__ == "UnidentifiedImageError":
+        if head[:4] in _TIFF:
+            return "a TIFF whose header is damaged, or whose samples Pillow does not read (floats of 16 or 64 bits)"
         return f"not an image of a known format: it begins with the bytes {head[:8].hex(' ')}"
-    return f"the header cannot be read: {error}"
+    return pillow.describe(error)
 
 
 def _deep_jpeg(data: memoryview) -> str | None:

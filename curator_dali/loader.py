@@ -17,7 +17,7 @@ from curator_dali import arrays, pipelines
 from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded, Decoder, gate
 from curator_dali.display.loaders import loader_html
-from curator_dali.errors import ErrorList, TooManyErrors
+from curator_dali.errors import ErrorList, PassEndedError, TooManyErrors
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.interrupts import uninterrupted
 from curator_dali.joining import concat
@@ -72,7 +72,9 @@ class ImageLoader:
         SourceError: The source cannot be opened.
 
     `iter(loader)` starts a pass over the current epoch, from its beginning or, once after `load_state_dict`, from
-    where the state was taken. Batches in which every image is bad are left out.
+    where the state was taken. Batches in which every image is bad are left out. A loader has one pass at a time: an
+    iterator whose pass was ended by another `iter(loader)`, `set_epoch`, `load_state_dict` or `close` raises
+    `PassEndedError` when it is asked for a batch.
     """
 
     max_errors = 10_000
@@ -248,6 +250,8 @@ class ImageLoader:
                 stats.wait_seconds += time.perf_counter() - asked
                 stats.seconds = time.perf_counter() - began
                 if item is None:
+                    if running.stopped:
+                        raise PassEndedError
                     self._judge(stats, errors, at_end=True)
                     return
                 decoded = item.decoded

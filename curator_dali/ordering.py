@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali import pillow
 from curator_dali.headers import Codec, upright_sizes
 from curator_dali.sampling import BucketedOrder, Buckets, MixedOrder, Order, Shuffle, ShuffledOrder, quantise
 from curator_dali.sources import Mixture, Source
@@ -57,15 +58,8 @@ def _groups(source: Source, buckets: Buckets, max_pixels: int) -> NDArray[np.uin
 
 def _upright_size(image: NDArray[np.uint8]) -> tuple[int, int]:
     """(height, width) as Pillow will decode it; zeros where it cannot."""
-    import io
-
-    from PIL import ExifTags, Image
-
     try:
-        with Image.open(io.BytesIO(image.data)) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return pillow.upright_size(image.data)
     except Exception:  # Pillow's plugins raise almost anything on damaged files; the loader will say what is wrong
         logger.debug("no size of an image that only Pillow reads", exc_info=True)
         return 0, 0
-    return (width, height) if turned else (height, width)

@@ -39,7 +39,13 @@ class Item:
 
 
 class Pass:
-    """The threads of one pass. They hold no reference to the loader, so a forgotten loader stops them."""
+    """The threads of one pass. They hold no reference to the loader, so a forgotten loader stops them.
+
+    Attributes:
+        stopped: Whether the pass was stopped before its end.
+    """
+
+    stopped = False
 
     def __init__(
         self,
@@ -77,6 +83,7 @@ class Pass:
 
     def stop(self) -> None:
         """End the threads and wait for them. May be called again, and must be if the waiting was interrupted."""
+        self.stopped |= not self._over
         self._over = True
         _stop(self._thread, self._shared)
 

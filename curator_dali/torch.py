@@ -12,7 +12,7 @@ import torch
 
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.decoding import Decoded
-from curator_dali.errors import ImageError
+from curator_dali.errors import ImageError, PassEndedError
 from curator_dali.loader import ImageLoader
 from curator_dali.padding import Padded, pad_images
 from curator_dali.sources import Source
@@ -193,7 +193,7 @@ class TorchImageLoader:
 
     def _batches(self, running: object) -> Iterator[Any]:
         if running is not self._current:  # another iterator was made before this one was used
-            return
+            raise PassEndedError
         try:
             for decoded, found in self.loader.steps():
                 batch = self._fill(decoded, found)

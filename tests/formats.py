@@ -70,6 +70,18 @@ def with_thumbnail(jpeg: bytes) -> bytes:
     return jpeg[:2] + b"\xff\xe5" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + jpeg[2:]
 
 
+def cmyk_files(photo: Image.Image) -> dict[str, bytes]:
+    """Name -> a JPEG of four colours, as Photoshop and as other programs mark it."""
+    cmyk = save(photo.convert("CMYK"), "JPEG", quality=90)
+    at = cmyk.index(b"Adobe")
+    return {
+        "jpeg cmyk": cmyk,
+        "jpeg cmyk progressive": save(photo.convert("CMYK"), "JPEG", progressive=True),
+        "jpeg cmyk without Adobe's marker": cmyk[: at - 4] + cmyk[at + 12 :],
+        "jpeg ycck": cmyk[: at + 11] + b"\x02" + cmyk[at + 12 :],
+    }
+
+
 def good_files(photo: Image.Image) -> dict[str, bytes]:
     """Name -> a file that must decode to Pillow's upright RGB."""
     small = photo.resize((61, 47))
@@ -112,18 +124,13 @@ def good_files(photo: Image.Image) -> dict[str, bytes]:
         "tiff lzw": save(small, "TIFF", compression="tiff_lzw"),
         "jpeg 2000": save(small, "JPEG2000"),
         "gif": save(small, "GIF"),
+        **cmyk_files(small),
+        **{kind.lower(): save(small, kind) for kind in ("PPM", "TGA", "QOI", "PCX", "SGI", "AVIF")},
     }
     for orientation in range(1, 9):
         for kind, options in (("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
             files[f"{kind.lower()} orientation {orientation}"] = save(small, kind, exif=exif(orientation), **options)
     return files
-
-
-def inexact_files(photo: Image.Image) -> dict[str, bytes]:
-    """Name -> a file where DALI may differ from Pillow by 1/255: four colours."""
-    cmyk = save(photo.resize((61, 47)).convert("CMYK"), "JPEG", quality=90)
-    at = cmyk.index(b"Adobe") + 11
-    return {"jpeg cmyk": cmyk, "jpeg ycck": cmyk[:at] + b"\x02" + cmyk[at + 1 :]}
 
 
 def bad_files(photo: Image.Image) -> dict[str, tuple[bytes, str]]:

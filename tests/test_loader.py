@@ -286,12 +286,51 @@ def test_leaving_early_forgetting_and_two_at_once(numbered: MemorySource) -> Non
         ]
 
 
-def test_a_new_iterator_ends_the_old_one(numbered: MemorySource) -> None:
-    with cd.ImageLoader(numbered, batch_size=4, device="cpu") as loader:
-        old = iter(loader)
-        next(old)
-        assert len(list(loader)) == 10
-        assert list(old) == []
+ENDINGS = {
+    "another iter": lambda loader: next(iter(loader)),
+    "set_epoch": lambda loader: loader.set_epoch(1),
+    "load_state_dict": lambda loader: loader.load_state_dict(loader.state_dict()),
+    "close": lambda loader: loader.close(),
+}
+
+
+@pytest.mark.parametrize("cause", ENDINGS)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["ImageLoader", "TorchImageLoader"])
+def test_a_pass_that_is_ended_from_outside_says_so(numbered: MemorySource, cause: str, wrapped: bool) -> None:
+    """A loop that ended early without a word would train on half an epoch."""
+    from curator_dali.torch import TorchImageLoader
+
+    with cd.ImageLoader(numbered, batch_size=5, device="cpu") as inner:
+        loader = TorchImageLoader(inner, target=None) if wrapped else inner
+        batches = iter(loader)
+        next(batches)
+        ENDINGS[cause](loader if not wrapped or cause != "close" else inner)
+        if wrapped and cause == "set_epoch":  # as a DistributedSampler's: it is for the next pass
+            assert len(list(batches)) == len(loader) - 1
+            return
+        with pytest.raises(cd.PassEndedError, match="one pass at a time"):
+            next(batches)
+        seen = len(list(loader))  # the loader is as good as new
+        assert seen == len(loader) - (cause == "load_state_dict")
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["ImageLoader", "TorchImageLoader"])
+def test_zipping_a_loader_with_itself_says_that_it_cannot_be(numbered: MemorySource, wrapped: bool) -> None:
+    from curator_dali.torch import TorchImageLoader
+
+    with cd.ImageLoader(numbered, batch_size=5, device="cpu") as inner:
+        loader = TorchImageLoader(inner, target=None) if wrapped else inner
+        with pytest.raises(cd.PassEndedError, match="Give each loop a loader of its own"):
+            list(zip(loader, loader, strict=True))
+
+
+def test_a_pass_that_has_ended_stays_ended(numbered: MemorySource) -> None:
+    with cd.ImageLoader(numbered, batch_size=5, device="cpu") as loader:
+        batches = iter(loader)
+        assert len(list(batches)) == 8
+        assert len(list(loader)) == 8
+        assert list(batches) == []
+    assert str(pickle.loads(pickle.dumps(cd.PassEndedError()))) == str(cd.PassEndedError())
 
 
 def test_peek_consumes_nothing(numbered: MemorySource) -> None:
