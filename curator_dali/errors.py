@@ -22,6 +22,12 @@ __all__ = [
 ]
 
 
+_PASS_ENDED = (
+    "this pass was ended by another iter(), set_epoch(), load_state_dict() or close() of its loader, which has one pass "
+    "at a time. Give each loop a loader of its own; peek() shows images in the middle of a pass"
+)
+
+
 class CuratorDaliError(Exception):
     """Base of every exception that curator_dali raises on its own account."""
 
@@ -37,11 +43,7 @@ class OutputError(CuratorDaliError):
 class PassEndedError(CuratorDaliError):
     """An iterator of a loader was asked for a batch after its pass had been ended from outside."""
 
-    def __init__(
-        self,
-        message: str = "this pass was ended by another iter(), set_epoch(), load_state_dict() or close() of its loader: "
-        "a loader has one pass at a time. Give each loop a loader of its own; peek() shows images in the middle of a pass",
-    ) -> None:
+    def __init__(self, message: str = _PASS_ENDED) -> None:
         super().__init__(message)
 
 

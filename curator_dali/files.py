@@ -49,6 +49,7 @@ _IDLE = 3600.0  # seconds without a write until another machine's file counts as
 _RETRY_DELAYS = (0.5, 2.0, 8.0)  # of a write
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
 _MAX_PARTS = 1024  # IOV_MAX of Linux
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 
 
 def retry(function: Callable[[], T], delays: Sequence[float], final: tuple[type[Exception], ...]) -> T:
@@ -98,9 +99,10 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line of text."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def one_line(error: object) -> str:
+    """An exception, after its type, or a text as one line without addresses of objects, which no two runs share."""
+    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
+    return " ".join(_ADDRESS.sub("", text).split())
 
 
 class AtomicFile:

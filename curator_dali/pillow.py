@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from curator_dali.files import one_line
 
 __all__ = ["ToneError", "decode", "describe", "open_image", "upright_size"]
 
@@ -106,8 +107,7 @@ def describe(error: Exception) -> str:
     """Why an image cannot be decoded, in one line. Equal files give equal lines: no address of an object is in them."""
     if isinstance(error, ToneError):
         return f"tones would be lost: {error}"
-    text = " ".join(re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error)).split())
-    return f"cannot be decoded: {text or type(error).__name__}"[:200]
+    return f"cannot be decoded: {one_line(str(error)) or type(error).__name__}"[:200]
 
 
 def _drop_damaged_chunks(png: bytes) -> bytes:

@@ -62,7 +62,7 @@ LAYERS: dict[str, set[str]] = {
     "importing": {"interrupts"},
     "headers": {"errors", "exif", "pillow"},
     "exif": set(),
-    "pillow": set(),
+    "pillow": {"files"},
     "transforms": {"sampling", "pipelines"},
     "pipelines": {"interrupts", "lending"},
     "lending": {"arrays"},

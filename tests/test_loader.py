@@ -308,7 +308,7 @@ def test_a_pass_that_is_ended_from_outside_says_so(numbered: MemorySource, cause
         if wrapped and cause == "set_epoch":  # as a DistributedSampler's: it is for the next pass
             assert len(list(batches)) == len(loader) - 1
             return
-        with pytest.raises(cd.PassEndedError, match="one pass at a time"):
+        with pytest.raises(cd.PassEndedError, match="has one pass at a time"):
             next(batches)
         seen = len(list(loader))  # the loader is as good as new
         assert seen == len(loader) - (cause == "load_state_dict")
