@@ -23,8 +23,8 @@ __all__ = [
 
 
 _PASS_ENDED = (
-    "this pass was ended by another iter(), set_epoch(), load_state_dict() or close() of its loader, which has one pass "
-    "at a time. Give each loop a loader of its own; peek() shows images in the middle of a pass"
+    "this pass was ended by another iter(), set_epoch(), load_state_dict() or close() of its loader, which has one "
+    "pass at a time. Give each loop a loader of its own; peek() shows images in the middle of a pass"
 )
 
 

@@ -51,7 +51,9 @@ def _groups(source: Source, buckets: Buckets, max_pixels: int) -> NDArray[np.uin
         sizes[headers["codec"] == Codec.UNKNOWN] = 0
         turned = np.flatnonzero((headers["codec"] != Codec.UNKNOWN) & (headers["orientation"] == 0))
         if len(turned):  # Pillow's formats: what it will make of them, it must say itself
-            sizes[turned] = [_upright_size(image) for image in source.read(indices[turned]).images]
+            encoded = source.read(indices[turned])
+            encoded.check_read()
+            sizes[turned] = [_upright_size(image) for image in encoded.images]
         groups[indices] = buckets.assign(sizes)
     return groups
 

@@ -75,6 +75,9 @@ def read_headers(
     Yields:
         Chunks of indices (N,) int64, headers (N,) `HEADER_DTYPE` with codec 0 for what cannot be read, and the
         encoded size of each image in bytes (N,) int64, -1 where it is not known.
+
+    Raises:
+        SourceError: A sample cannot be read now.
     """
 
     def read(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.int64]]:
@@ -83,6 +86,7 @@ def read_headers(
         unknown = np.flatnonzero(headers["codec"] == Codec.UNKNOWN)
         if len(unknown):
             encoded = source.read(indices[unknown])
+            encoded.check_read()
             for position, (row, image) in enumerate(zip(unknown, encoded.images, strict=True)):
                 sizes[row] = len(image)
                 header = None if position in encoded.errors else inspect(image, max_pixels)
@@ -117,7 +121,7 @@ def scan(source: Source, progress: Callable[[int], object] | None = None) -> Sur
         progress: Called with the number of samples done since the last call.
 
     Raises:
-        SourceError: The source cannot be read at all.
+        SourceError: The source, or a sample of it, cannot be read now.
     """
     codecs: Counter[int] = Counter()
     # Counters of distinct values: exact medians in memory that does not grow with the number of images

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curator_dali.errors import SourceError
 from curator_dali.ordering import order_of
 from curator_dali.sampling import BucketedOrder, Buckets, Order, Shard, Shuffle, ShuffledOrder
-from curator_dali.sources import MemorySource
+from curator_dali.sources import EncodedBatch, MemorySource
 from curator_dali.survey import read_headers
 from tests.helpers import encode
 
@@ -156,3 +157,29 @@ def test_a_state_with_impossible_counts_is_refused() -> None:
     state = {"epoch": 0, "position": 4, "buckets": {"run": 7, "done": [9, 0, 0]}}
     with pytest.raises(ValueError, match=r"have seen \[9, 0, 0\] samples"):
         bucketed(np.zeros(5, np.uint8), 3).resume(state)
+
+
+class Unsteady(MemorySource):
+    """A source whose third image cannot be read while `away` is true, as on a disk that is not mounted."""
+
+    away = True
+
+    def read(self, indices: np.ndarray, *, members: bool = False) -> EncodedBatch:
+        batch = super().read(indices, members=members)
+        for row in np.flatnonzero(np.asarray(indices) == 2).tolist() if self.away else []:
+            batch.errors[row] = "Input/output error"
+            batch.unread.add(row)
+            batch.images[row] = np.empty(0, np.uint8)
+        return batch
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])  # of a TIFF only Pillow tells the size, in a second read
+def test_a_failed_read_puts_no_image_into_a_bucket(photos: dict[str, np.ndarray], kind: str) -> None:
+    """Else ranks, and runs, would have other orders of one epoch."""
+    source = Unsteady([encode(photos["chelsea"][:16, : 16 * n], kind) for n in (1, 2, 1, 2)])
+    order = order_of(source, None, SIZES, 1, 1_000_000)
+    with pytest.raises(SourceError, match=r"sample '2' .* cannot be read now: Input/output error.*says nothing"):
+        order.prepare(0)
+    source.away = False
+    order.prepare(0)
+    assert order.num_samples == 4

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
+from curator_dali.errors import SourceError
 
 __all__ = ["HEADER_DTYPE", "EncodedBatch", "LearningSource", "Source"]
 
@@ -51,6 +52,21 @@ class EncodedBatch:
 
     def __len__(self) -> int:
         return len(self.objects)
+
+    def check_read(self) -> None:
+        """Refuse a batch of which a sample could not be read now, where a verdict on every sample is wanted.
+
+        Raises:
+            SourceError: A row is in `unread`.
+        """
+        if self.unread:
+            row = min(self.unread)
+            item = self.objects[row]
+            raise SourceError(
+                f"sample {item.image_id!r} ({item.image_path}) of {self.shards[row]} cannot be read now: "
+                f"{self.errors[row]}. This failure says nothing of the image. Call again once the sample can be read, "
+                "or leave it out of the source if it is gone for good"
+            )
 
 
 class Source(ABC):
