@@ -12,7 +12,7 @@ TURNED = (5, 6, 7, 8)
 _ORIENTATION, _SHORT = 0x0112, 3
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP1, _START_OF_SCAN = b"\xff\xe1", b"\xff\xda"
-_LATE = 2048  # bytes; tables and the frame header take about 600
+_TABLES = 640  # bytes; enough for the tables and the frame header that usually follow the application's segments
 _MOST_ENTRIES = 512  # of a directory; a real one has some dozens
 
 
@@ -42,7 +42,8 @@ def jpeg_orientation(data: memoryview) -> int | None:
             elif segment[: len(_XMP)] == _XMP:
                 in_xmp = in_xmp or b"tiff:Orientation" in bytes(segment)
         at += 2 + size
-    if _is_late(data, at):
+    rest = bytes(data[at : at + _TABLES])
+    if (_APP1 in rest or _START_OF_SCAN not in rest) and _is_late(data, at):
         return None
     if not found:
         return None if in_xmp else 1
@@ -50,13 +51,7 @@ def jpeg_orientation(data: memoryview) -> int | None:
 
 
 def _is_late(data: memoryview, at: int) -> bool:
-    """Whether EXIF or XMP may follow behind the segments that begin at `at`, where writers hardly ever put them.
-
-    Without an APP1 marker in sight there is none: in compressed data 0xFF is never followed by 0xE1.
-    """
-    rest = bytes(data[at : at + _LATE])
-    if _APP1 not in rest and (_START_OF_SCAN in rest or len(rest) < _LATE):
-        return False
+    """Whether EXIF or XMP follows among the segments from `at` to the first scan, where writers hardly ever put it."""
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         if data[at + 1] == 0xFF:  # a fill byte
             at += 1

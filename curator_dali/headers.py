@@ -116,8 +116,8 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
         return _inspect_with_pillow(data, max_pixels) if len(data) else Refusal("the image has no bytes")
     try:
         stream = _code_stream(buffer)
-        height, width = int(stream.height), int(stream.width)
-        taken = stream.codec_name == codec.format and stream.dtype == np.uint8 and stream.num_channels in (1, 3, 4)
+        height, width, channels = int(stream.height), int(stream.width), stream.num_channels
+        taken = stream.codec_name == codec.format and stream.dtype == np.uint8 and channels in (1, 3, 4)
     except (RuntimeError, ValueError, TypeError):  # reading dtype may raise too
         taken = False
     if not taken:
@@ -127,7 +127,7 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
     if codec is not Codec.JPEG:
         return Header(height, width, codec)
     orientation = jpeg_orientation(data)
-    if stream.num_channels == 4:
+    if channels == 4:
         orientation = None  # CMYK: DALI takes ink for light where Adobe's marker is missing
     # the end marker is all but always last; behind it some cameras and editors put more
     if data[-2:] != _END_OF_IMAGE:
