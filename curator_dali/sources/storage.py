@@ -297,8 +297,8 @@ class Storage:
                 return Outcome(0, f"{url} changed after it was indexed: open the source again")
             while done < len(view):
                 count = os.preadv(file.fd, [view[done:] if done else view], offset + done)
-                if count == 0:
-                    return Outcome(done, f"{url} was cut at byte {offset + done} after it was indexed")
+                if count == 0:  # and what is left may be another file's
+                    return Outcome(0, f"{url} was cut at byte {offset + done} after it was indexed")
                 done += count
             status = os.fstat(file.fd)
             if (status.st_size, status.st_mtime_ns) != (stat.size, stat.version):  # written to while it was open
@@ -369,5 +369,6 @@ def _accept(request: Request, data: bytes | BaseException) -> Outcome:
     if len(data) > wanted:
         return Outcome(0, f"{request.url}: its server does not serve byte ranges")
     request.view[: len(data)] = data
-    reason = "" if len(data) == wanted else f"{request.url} was cut at byte {request.offset + len(data)}"
-    return Outcome(len(data), reason)
+    if len(data) < wanted:  # and what is left may be another file's
+        return Outcome(0, f"{request.url} was cut at byte {request.offset + len(data)} after it was indexed")
+    return Outcome(wanted, "")
