@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from curator_dali.errors import SourceError
 from curator_dali.sources import HEADER_DTYPE, TarSource
 from curator_dali.sources.index_store import index_path, load_headers, load_index, peek_index, save_index
+from curator_dali.sources.samples import IMAGE_EXTENSIONS
 from curator_dali.sources.storage import Stat
 from curator_dali.sources.tar_headers import CUT, DAMAGED, NotATarError, Scan, scan_tar
 from curator_dali.sources.tar_index import Status, Summary, TarIndex
@@ -340,8 +341,22 @@ def test_an_extension_that_comes_again_in_another_case_begins_another_sample() -
 
 
 def test_every_image_extension_in_either_case() -> None:
-    for extension in ("jpg", "jpeg", "JPG", "Jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2", "gif", "avif", "heic"):
+    for extension in (
+        "JPG",
+        "Jpeg",
+        "jfif",
+        "jpe",
+        "ppm",
+        "tga",
+        "dib",
+        "apng",
+        "j2k",
+        "ico",
+        "pjpeg",
+        *IMAGE_EXTENSIONS,
+    ):
         assert index(f"a.{extension}").table[0, 11] == 0, extension
+        assert index(f"a.{extension.upper()}").table[0, 11] == 0, extension
     assert index("a.mp4").table[0, 11] == Status.NO_IMAGE
 
 
