@@ -60,9 +60,8 @@ class TarSource(Source):
 
     A sample without an image, one that the end of a cut tar takes part of, and one behind a damaged header are rows
     with an error. A sample of which any part cannot be read now is a row with an error, too, and is in
-    `EncodedBatch.unread`. Shards are indexed at the first opening, and the indexes kept with their warnings, which each
-    opening logs. All images of a batch are views of one
-    buffer: who keeps one image keeps the batch's bytes.
+    `EncodedBatch.unread`. Shards are indexed at the first opening. The indexes are kept with their warnings, which each
+    opening logs. All images of a batch are views of one buffer: who keeps one image keeps the batch's bytes.
 
     Args:
         urls: The tars; the order of the samples is theirs.

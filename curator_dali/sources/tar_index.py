@@ -89,7 +89,7 @@ class TarIndex:
         - Sidecars that do not lie next to their image (all `.json` behind all `.jpg`) join the sample of their key if
           there is exactly one with an image.
         - Of several images, the sample's image is the first with a simple extension (`a.jpg`), else the first
-          (`a.left.jpg`). `Summary` tells of the others.
+          (`a.left.jpg`). `Summary` counts the others.
         - Members without an extension, or whose name begins with a dot, belong to no sample, as in WebDataset.
         - Nothing is lost: sidecars without an image, a member that the end of the tar cuts, and damaged headers are
           samples too, with a `Status` that says so.
@@ -259,10 +259,10 @@ def _describe_loss(scan: Scan, runs: list[_Run]) -> list[str]:
 
 
 def _describe_images(scan: Scan, runs: list[_Run]) -> tuple[list[str], str]:
-    """Tell of image members that are not the image of their sample: nobody decodes these.
+    """Describe image members that are not the image of their sample, which are not decoded.
 
-    Stereo pairs and masks are told by a note: at least two samples, and each has the same further extensions, without
-    numbers. Otherwise these "extensions" are likely parts of names (`scan.0001.jpg`, `IMG 12.30.15.jpg`).
+    Stereo pairs and masks need no warning: of at least two samples, each has the same further extensions, without
+    numbers. Other "extensions" are likely parts of names (`scan.0001.jpg`, `IMG 12.30.15.jpg`).
 
     Returns:
         Warnings; a note or "".
@@ -279,17 +279,17 @@ def _describe_images(scan: Scan, runs: list[_Run]) -> tuple[list[str], str]:
     numbered = any(part[:1].isdigit() for extensions in sets for name in extensions for part in name.split("."))
     with_image = sum(run.images > 0 for run in runs)
     run, members = further[0]
-    told = (
+    message = (
         f"image members that are not the image of their sample: {sum(len(members) for _, members in further)}, such as "
         f"{_quote(scan.names[members[0]])} of the sample {_quote(run.key)}, whose image is "
         f"{_quote(scan.names[run.roles[0]])}"
     )
     if len(sets) == 1 and len(further) == with_image > 1 and not numbered:
-        return [], told
+        return [], message
     remedy = (
         "A key ends at the first dot of a name: if each is a sample of its own, pack them with no other dot in names"
     )
-    return [f"{told}. {remedy}"], ""
+    return [f"{message}. {remedy}"], ""
 
 
 def _describe_rest(scan: Scan, bare: list[str], repeated: int) -> list[str]:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _MEMORY = 256 << 20  # bytes of indexes in memory: about two million samples with JSON
 _LOCAL_WINDOW, _REMOTE_WINDOW = 4096, 1 << 20  # what is worth reading at once when looking for headers
 _WORTH_WRITING = 8  # a shard dropped from memory writes its headers when one in so many was learnt anew
-_MOST_WARNED = 10  # shards whose warnings are told; of further ones the number is
+_MOST_WARNED = 10  # shards whose warnings are logged; further ones are counted
 
 
 class Shard:
@@ -184,12 +184,12 @@ class Shards:
         return index.summary
 
     def _log_warnings(self, shards: Sequence[tuple[str, Summary]]) -> None:
-        """Tell the warnings of shards, without a flood of lines."""
+        """Log the warnings of shards, without a flood of lines."""
         warned = [(url, summary.warnings) for url, summary in shards if summary.warnings]
         for place, (url, warnings) in enumerate(warned):
             logger.log(logging.WARNING if place < _MOST_WARNED else logging.DEBUG, "%s: %s", url, "; ".join(warnings))
         if len(warned) > _MOST_WARNED:
-            logger.warning("%d more shards have warnings: log level DEBUG tells them", len(warned) - _MOST_WARNED)
+            logger.warning("%d more shards have warnings: log level DEBUG shows them", len(warned) - _MOST_WARNED)
         noted = [(url, summary.note) for url, summary in shards if summary.note]
         if noted:
             logger.info("%s: %s (such shards: %d of %d)", *noted[0], len(noted), len(self.urls))

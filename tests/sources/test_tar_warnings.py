@@ -89,7 +89,7 @@ def test_many_shards_with_warnings_do_not_flood_the_log(tmp_path: Path, caplog: 
         assert [url for url, line in zip(urls[10:], told, strict=True) if line.startswith(url)] == urls[10:]
         shown = lines(caplog)
         assert [line[:2] for line in shown[:10]] == [f"{n:02d}" for n in range(10)]
-        assert shown[10:] == ["5 more shards have warnings: log level DEBUG tells them"]
+        assert shown[10:] == ["5 more shards have warnings: log level DEBUG shows them"]
 
 
 PLURAL = {
