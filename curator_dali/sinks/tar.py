@@ -57,13 +57,14 @@ def written_key(key: str) -> str:
     r"""The key that a sample is written under: its own, unless readers would split or refuse that.
 
     WebDataset takes a key to end at the first dot of the last component, and passes over names that begin with one, so
-    `cats/1.jpg` (a key of a folder with `1.jpg` and `1.png`) becomes `cats/1_jpg`. Leading slashes, empty components,
-    `.` and `..` would leave the folder that a tar is unpacked in. What is no UTF-8 shows as `\xNN`.
+    `cats/1.jpg` (a key of a folder with `1.jpg` and `1.png`) becomes `cats/1_jpg`. Leading slashes and `..` would leave
+    the folder that a tar is unpacked in; empty components and `.` (`./a` in tars of `.`) say nothing. What is no UTF-8
+    shows as `\xNN`.
     """
     if _USUAL_KEY.fullmatch(key):
         return key
     *folders, last = printable(key).replace("\0", "_").split("/")
-    kept = [name if name.strip(".") else "_" * len(name) for name in folders if name]
+    kept = [name if name.strip(".") else "_" * len(name) for name in folders if name not in ("", ".")]
     return "/".join([*kept, last.replace(".", "_") or "_"])
 
 

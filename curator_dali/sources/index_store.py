@@ -1,12 +1,14 @@
 """Indexes of tar shards, and what was learnt of their images' headers, kept on disk and checked against the tar.
 
-A file is a few arrays as `np.save` writes them, one after the other; the first, eight int64s, says of which tar it is.
+A file is a few arrays as `np.save` writes them, one after the other; the first, nine int64s, says of which tar it is.
+The warnings of an index follow it, as JSON.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 import zlib
@@ -19,15 +21,16 @@ from numpy.typing import NDArray
 from curator_dali.files import is_remote, write_file
 from curator_dali.sources.base import HEADER_DTYPE
 from curator_dali.sources.storage import Stat
-from curator_dali.sources.tar_index import TarIndex
+from curator_dali.sources.tar_index import Summary, TarIndex
 
 __all__ = ["index_path", "load_headers", "load_index", "peek_index", "save_headers", "save_index"]
 
 logger = logging.getLogger(__name__)
 
-_MAGIC, _VERSION = 0x4344_5441_5258, 1
-_HEAD = 8  # magic, version, tar size, tar version, samples, samples with a repeated key, crc32 of the rest, 0
+_MAGIC, _VERSION = 0x4344_5441_5258, 2
+_HEAD = 9  # magic, version, tar size, tar version, samples, repeated keys, crc32 of the rest, digest, bytes of warnings
 _HEAD_BYTES = 128 + 8 * _HEAD  # np.save writes 128 bytes before a small array
+_PEEK = 4096  # the head with all usual warnings
 _NPY_START = b"\x93NUMPY\x01\x00"
 
 
@@ -54,25 +57,30 @@ def save_index(path: Path | None, stat: Stat, index: TarIndex) -> None:
     """Keep an index; it appears whole, or not at all (a folder that cannot be written is no error)."""
     if path is None:
         return
+    samples, duplicates, digest, warnings, note = index.summary
+    texts = json.dumps([warnings, note]).encode() if warnings or note else b""
     body = io.BytesIO()
+    body.write(texts)
     for array in (index.table, np.frombuffer(index.names, np.uint8), index.first, index.members):
         np.save(body, array)
-    crc = zlib.crc32(body.getbuffer())
-    head = io.BytesIO()
-    np.save(head, np.array([_MAGIC, _VERSION, *stat, len(index), index.duplicates, crc, 0], np.int64))
-    _write(path, head.getvalue(), body.getvalue())
+    _write(
+        path, _make_head(stat, samples, duplicates, zlib.crc32(body.getbuffer()), digest, len(texts)), body.getvalue()
+    )
 
 
-def peek_index(path: Path | None, stat: Stat) -> tuple[int, int] | None:
-    """(samples, repeated keys) of a kept index, of its first bytes; None where there is none for this tar."""
+def peek_index(path: Path | None, stat: Stat) -> Summary | None:
+    """The summary of a kept index, of its first bytes; None where there is none for this tar."""
     if path is None:
         return None
     try:
         with open(path, "rb", buffering=0) as file:
-            head = _parse_head(file.read(_HEAD_BYTES), stat)
-    except OSError:
+            data = file.read(_PEEK)
+            head = _parse_head(data, stat)
+            if head is not None and (missing := _HEAD_BYTES + head[8] - len(data)) > 0:
+                data += file.read(missing)
+        return None if head is None else _parse_summary(data, head)
+    except (OSError, ValueError, TypeError):
         return None
-    return None if head is None else (head[4], head[5])
 
 
 def load_index(path: Path | None, stat: Stat) -> TarIndex | None:
@@ -84,12 +92,13 @@ def load_index(path: Path | None, stat: Stat) -> TarIndex | None:
         head = _parse_head(data, stat)
         if head is None or zlib.crc32(memoryview(data)[_HEAD_BYTES:]) != head[6]:
             return None
+        summary = _parse_summary(data, head)
         body = io.BytesIO(data)
-        body.seek(_HEAD_BYTES)
+        body.seek(_HEAD_BYTES + head[8])
         table, names, first, members = (np.load(body, allow_pickle=False) for _ in range(4))
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, TypeError, EOFError):
         return None
-    return TarIndex(table, names.tobytes(), first, members, head[5])
+    return TarIndex(table, names.tobytes(), first, members, summary)
 
 
 def save_headers(path: Path | None, stat: Stat, headers: NDArray[np.void]) -> None:
@@ -101,9 +110,8 @@ def save_headers(path: Path | None, stat: Stat, headers: NDArray[np.void]) -> No
         headers = np.where(headers["codec"] != 0, headers, kept)
     body = io.BytesIO()
     np.save(body, headers)
-    head = io.BytesIO()
-    np.save(head, np.array([_MAGIC, _VERSION, *stat, len(headers), 0, zlib.crc32(body.getbuffer()), 0], np.int64))
-    _write(path.with_suffix(".headers"), head.getvalue(), body.getvalue())
+    head = _make_head(stat, len(headers), 0, zlib.crc32(body.getbuffer()), 0, 0)
+    _write(path.with_suffix(".headers"), head, body.getvalue())
 
 
 def load_headers(path: Path | None, stat: Stat, samples: int) -> NDArray[np.void] | None:
@@ -121,11 +129,27 @@ def load_headers(path: Path | None, stat: Stat, samples: int) -> NDArray[np.void
     return headers if headers.dtype == HEADER_DTYPE and headers.shape == (samples,) else None
 
 
+def _make_head(stat: Stat, *numbers: int) -> bytes:
+    head = io.BytesIO()
+    np.save(head, np.array([_MAGIC, _VERSION, stat.size, stat.version, *numbers], np.int64))
+    return head.getvalue()
+
+
 def _parse_head(data: bytes, stat: Stat) -> list[int] | None:
     if len(data) < _HEAD_BYTES or not data.startswith(_NPY_START):
         return None
     head: list[int] = np.frombuffer(data, "<i8", _HEAD, _HEAD_BYTES - 8 * _HEAD).tolist()
-    return head if head[:4] == [_MAGIC, _VERSION, *stat] else None
+    return head if head[:4] == [_MAGIC, _VERSION, stat.size, stat.version] else None
+
+
+def _parse_summary(data: bytes, head: list[int]) -> Summary:
+    """Parse what follows a head.
+
+    Raises:
+        ValueError, TypeError: It is damaged.
+    """
+    warnings, note = json.loads(data[_HEAD_BYTES : _HEAD_BYTES + head[8]]) if head[8] else ((), "")
+    return Summary(head[4], head[5], head[7], tuple(warnings), note)
 
 
 def _write(path: Path, *parts: bytes) -> None:

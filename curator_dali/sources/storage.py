@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -23,6 +24,7 @@ __all__ = [
     "Stat",
     "Storage",
     "common_name",
+    "content_hash",
     "filesystem",
     "fingerprint",
     "is_remote",
@@ -39,6 +41,9 @@ _RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, SourceError)
 _THREADS = 16
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created")
+
+_HASH_FIELDS = ("md5Hash", "crc32c", "Content-MD5", "ETag", "etag")
+_HASH_ETAG = re.compile(r'"?[0-9a-fA-F]{32,}(-\d+)?"?')  # S3's; those of web servers and Azure tell a time
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -69,11 +74,31 @@ def fingerprint(kind: str, parts: Iterable[object]) -> str:
     return f"{kind}-{digest.hexdigest()}"
 
 
+def content_hash(info: Mapping[str, Any]) -> str:
+    """Return the content hash that a store tells of a file; "" where it tells none.
+
+    Args:
+        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it.
+    """
+    for field in _HASH_FIELDS:
+        value = str(info.get(field) or "")
+        if value and (field.lower() != "etag" or _HASH_ETAG.fullmatch(value)):
+            return value.strip('"')
+    return ""
+
+
 class Stat(NamedTuple):
-    """Size in bytes, and a number that changes with the content: mtime in ns, or a hash of a remote ETag."""
+    """A file as it was when it was looked at.
+
+    Attributes:
+        size: Size in bytes.
+        version: A number that changes with the content: mtime in ns, or a hash of a remote ETag.
+        content: The content hash of a remote file whose store tells one.
+    """
 
     size: int
     version: int
+    content: str = ""
 
 
 class Request(NamedTuple):
@@ -191,24 +216,25 @@ class Storage:
 
         Raises:
             OSError: It is not there, or may not be read.
-            SourceError: The server does not tell its size.
+            SourceError: The store fails, or does not tell its size.
         """
         if not is_remote(url):
             status = os.stat(url)
             return Stat(status.st_size, status.st_mtime_ns)
         fs, path = filesystem(url)
-        info = files.retry(lambda: fs.info(path), _RETRY_DELAYS, _FINAL)
+        info = _ask(url, lambda: fs.info(path))
         if info.get("size") is None:
             raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
         version = repr([info.get(field) for field in _VERSION_FIELDS])
         digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
-        return Stat(int(info["size"]), int.from_bytes(digest, "little", signed=True))
+        return Stat(int(info["size"]), int.from_bytes(digest, "little", signed=True), content_hash(info))
 
     def reader(self, url: str) -> Callable[[int, int], bytes]:
         """A function `(offset, length) -> bytes`, for going through one file; it returns less at the file's end.
 
         Raises:
             OSError: The file cannot be opened. The function raises it too, once trying again did not help.
+            SourceError: The store fails.
         """
         if not is_remote(url):
             file = _File(url)
@@ -216,9 +242,7 @@ class Storage:
         fs, path = filesystem(url)
 
         def read(offset: int, length: int) -> bytes:
-            data: bytes = files.retry(
-                lambda: fs.cat_file(path, start=offset, end=offset + length), _RETRY_DELAYS, _FINAL
-            )
+            data: bytes = _ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
             if len(data) > length:
                 raise SourceError(
                     f"cannot read {url!r}: its server does not serve byte ranges. "
@@ -273,9 +297,12 @@ class Storage:
                 return Outcome(0, f"{url} changed after it was indexed: open the source again")
             while done < len(view):
                 count = os.preadv(file.fd, [view[done:] if done else view], offset + done)
-                if count == 0:
-                    return Outcome(done, f"{url} was cut at byte {offset + done} after it was indexed")
+                if count == 0:  # and what is left may be another file's
+                    return Outcome(0, f"{url} was cut at byte {offset + done} after it was indexed")
                 done += count
+            status = os.fstat(file.fd)
+            if (status.st_size, status.st_mtime_ns) != (stat.size, stat.version):  # written to while it was open
+                return Outcome(0, f"{url} changed after it was indexed: open the source again")
         except OSError as error:
             return Outcome(done, one_line(error))
         return Outcome(done, "")
@@ -314,6 +341,20 @@ class Storage:
             return [error] * len(paths)
 
 
+def _ask(url: str, function: Callable[[], V]) -> V:
+    """Return the answer of a remote filesystem, which is asked again where it fails.
+
+    Raises:
+        OSError, SourceError: It fails for good, with whatever exception of its own.
+    """
+    try:
+        return files.retry(function, _RETRY_DELAYS, _FINAL)
+    except (OSError, SourceError):
+        raise
+    except Exception as error:
+        raise SourceError(f"cannot read {url!r}: {one_line(error)}") from error
+
+
 def _caught(function: Callable[..., bytes], *args: Any) -> bytes | BaseException:
     try:
         return function(*args)
@@ -328,5 +369,6 @@ def _accept(request: Request, data: bytes | BaseException) -> Outcome:
     if len(data) > wanted:
         return Outcome(0, f"{request.url}: its server does not serve byte ranges")
     request.view[: len(data)] = data
-    reason = "" if len(data) == wanted else f"{request.url} was cut at byte {request.offset + len(data)}"
-    return Outcome(len(data), reason)
+    if len(data) < wanted:  # and what is left may be another file's
+        return Outcome(0, f"{request.url} was cut at byte {request.offset + len(data)} after it was indexed")
+    return Outcome(wanted, "")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,8 +18,8 @@ from curator_dali.errors import SourceError
 from curator_dali.sources.arenas import Arenas
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.sources.samples import parse_metadata
-from curator_dali.sources.storage import Request, Storage, common_name, fingerprint, one_line
-from curator_dali.sources.tar_index import COLUMNS, Status, TarIndex
+from curator_dali.sources.storage import Request, Storage, common_name, fingerprint, is_remote, one_line
+from curator_dali.sources.tar_index import COLUMNS, Status, Summary, TarIndex
 from curator_dali.sources.tar_shards import Shards
 
 __all__ = ["TarSource", "coalesce"]
@@ -25,7 +27,9 @@ __all__ = ["TarSource", "coalesce"]
 logger = logging.getLogger(__name__)
 
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
-_NO_INDEX = TarIndex(np.zeros((0, len(COLUMNS)), np.int64), b"", np.zeros(1, np.int64), np.zeros((0, 4), np.int64))
+_NO_INDEX = TarIndex(
+    np.zeros((0, len(COLUMNS)), np.int64), b"", np.zeros(1, np.int64), np.zeros((0, 4), np.int64), Summary()
+)
 
 
 class _Group(NamedTuple):
@@ -55,8 +59,9 @@ class TarSource(Source):
     apart, and `duplicate_keys` counts those that repeat a key of their own shard.
 
     A sample without an image, one that the end of a cut tar takes part of, and one behind a damaged header are rows
-    with an error. Shards are indexed at the first opening, and the indexes kept. All images of a batch are views of one
-    buffer: who keeps one image keeps the batch's bytes.
+    with an error. A sample of which any part cannot be read now is a row with an error, too, and is in
+    `EncodedBatch.unread`. Shards are indexed at the first opening. The indexes are kept with their warnings, which each
+    opening logs. All images of a batch are views of one buffer: who keeps one image keeps the batch's bytes.
 
     Args:
         urls: The tars; the order of the samples is theirs.
@@ -97,9 +102,22 @@ class TarSource(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the tars' names (without folders, so that a data set may move) and their numbers of samples."""
-        names = (url.rpartition("/")[2] for url in self._shards.urls)
-        return fingerprint("tar", zip(names, self._shards.sizes.tolist(), strict=True))
+        """Of the tars' names, numbers of samples, sizes, and digests of their members (see `Summary.digest`).
+
+        Folders and signatures of URLs are left out, so that a data set may move. The content hash of a remote tar goes
+        in, where its store tells one.
+        """
+        shards = self._shards
+        names = (_strip_query(url).rpartition("/")[2] for url in shards.urls)
+        contents = ((stat.size, stat.content) for stat in shards.stats)
+        return fingerprint("tar", zip(names, shards.sizes.tolist(), shards.digests.tolist(), contents, strict=True))
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the labels, where the tars are outputs of a curation that agree on them; else none."""
+        folders = dict.fromkeys(_strip_query(url).rpartition("/")[0] for url in self._shards.urls)
+        names = {tuple(_read_class_names(folder, self._storage)) for folder in folders}
+        return list(names.pop()) if len(names) == 1 else []
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples: a few large reads a shard into one buffer, which the images are views of."""
@@ -109,6 +127,7 @@ class TarSource(Source):
         headers = np.zeros(count, HEADER_DTYPE)
         shard_of, limit = np.zeros(count, np.int64), np.zeros(count, np.int64)
         errors: dict[int, str] = {}
+        unread: set[int] = set()
         groups: list[_Group] = []
         for number, rows, samples in self._locate(indices):
             shard_of[rows], limit[rows] = number, self._shards.stats[number].size
@@ -116,6 +135,7 @@ class TarSource(Source):
                 shard = self._shards[number]
             except (OSError, SourceError) as error:
                 errors.update(dict.fromkeys(rows.tolist(), one_line(error)))
+                unread.update(rows.tolist())
                 groups.append(_Group(number, rows, samples))
                 continue
             table[rows] = shard.index.table[samples]
@@ -134,17 +154,24 @@ class TarSource(Source):
         at = np.zeros((count, 4), np.int64)
         at[row, role] = position[: len(row)]
 
-        problems: dict[int, str] = {}  # with sidecars: they cost no image
-        gone = [(int(row[item]), int(role[item]), reason) for item, reason in lost.items() if item < len(row)]
-        if not whole.all():
-            gone += [(r, c, "the tar ends within it") for r, c in np.argwhere((sizes > 0) & ~whole).tolist()]
-        for r, c, reason in gone:
-            sizes[r, c] = -1
-            if c == 0:
+        for item, reason in lost.items():  # also of a sidecar: without it, the sample would be another one
+            r = int(items.row[item])
+            unread.add(r)
+            if item < len(row):
+                sizes[r, role[item]] = -1
+            if item < len(row) and role[item] == 0:
                 errors[r] = reason
             else:
-                problems[r] = f"a sidecar cannot be read: {reason}"
-        batch = EncodedBatch(indices, [], [], [], headers, errors)
+                errors.setdefault(r, f"a member beside the image cannot be read: {reason}")
+        problems: dict[int, str] = {}  # with sidecars: they cost no image
+        if not whole.all():
+            for r, c in np.argwhere((sizes > 0) & ~whole).tolist():
+                sizes[r, c] = -1
+                if c > 0:
+                    problems[r] = "a sidecar cannot be read: the tar ends within it"
+        if unread:  # what the index says of a sample holds whether or not its members can be read now
+            unread.difference_update((table[:, 11] & ~Status.SHADOWED).nonzero()[0].tolist())
+        batch = EncodedBatch(indices, [], [], [], headers, errors, unread=unread)
         self._fill(batch, groups, table, arena, at, sizes, problems)
         if members:
             batch.members = _member_views(count, items, extensions, arena, position, lost)
@@ -345,6 +372,30 @@ def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items
             extensions.append(name[name.find(".", name.rfind("/") + 1) + 1 :])
     table = np.concatenate(columns)
     return _Items(np.concatenate(rows), table[:, 0], table[:, 1]), extensions
+
+
+def _strip_query(url: str) -> str:
+    """Return a URL without its query, which often is a signature; a path as it is."""
+    return url.partition("?")[0] if is_remote(url) else url
+
+
+def _read_class_names(folder: str, storage: Storage) -> list[str]:
+    """Read the names of the labels from the record of the curation whose output a folder is; [] where there is none."""
+    url = f"{folder}/_manifest/run.json"
+    try:
+        if is_remote(url):
+            (data,) = storage.cat([(url, None, None)])
+            if isinstance(data, BaseException):
+                raise data
+        else:
+            data = Path(url).read_bytes()
+        names = json.loads(data).get("class_names", [])
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except Exception as error:  # stores raise kinds of their own
+        logger.warning("cannot read names of classes from %s: %s", url, one_line(error))
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def _member_views(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from curator_dali.sources.samples import IMAGE_EXTENSIONS, SIDECARS, split_name
 from curator_dali.sources.tar_headers import Scan
 
-__all__ = ["COLUMNS", "Status", "TarIndex"]
+__all__ = ["COLUMNS", "Status", "Summary", "TarIndex"]
 
 COLUMNS = (
     *("image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "cls_offset", "cls_size"),
@@ -22,6 +24,7 @@ COLUMNS = (
 are counted in bytes of the blob, the key in characters of the name."""
 
 _OTHER, _IMAGE, _COMPOUND_IMAGE, _FIRST_SIDECAR = 0, 1, 2, 3
+_LONGEST = 200  # characters of a name in a warning
 
 
 class Status:
@@ -33,6 +36,24 @@ class Status:
     SHADOWED = 8  # a later member of the tar has the same name: plain tar readers would open that one
 
 
+class Summary(NamedTuple):
+    """The facts about a shard that each opening needs.
+
+    Attributes:
+        samples: Number of samples.
+        duplicates: Samples whose key an earlier sample of the shard has too.
+        digest: CRC-32 of the members' names, places, sizes, headers and last blocks.
+        warnings: Members that are lost, doubtful or passed over; a short text each.
+        note: A text for shards of which every sample has the same further images; "" for others.
+    """
+
+    samples: int = 0
+    duplicates: int = 0
+    digest: int = 0
+    warnings: tuple[str, ...] = ()
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class TarIndex:
     """Samples of one shard. Offsets and sizes are uint32 where the shard allows it, else int64.
@@ -42,14 +63,14 @@ class TarIndex:
         names: Names of all members in UTF-8, joined.
         first: (S + 1,) each sample's first row in `members`.
         members: (M, 4) offset, size, start and length of the name in `names`; a sample's members follow each other.
-        duplicates: Samples whose key an earlier sample of the shard has too.
+        summary: The facts that each opening needs.
     """
 
     table: NDArray[np.int64] | NDArray[np.uint32]
     names: bytes
     first: NDArray[np.int64] | NDArray[np.uint32]
     members: NDArray[np.int64] | NDArray[np.uint32]
-    duplicates: int = 0
+    summary: Summary
 
     def __len__(self) -> int:
         return len(self.table)
@@ -63,11 +84,12 @@ class TarIndex:
     def from_scan(cls, scan: Scan, size: int) -> TarIndex:
         """Group a tar's members into samples.
 
-        - A sample is a run of adjacent members with one key. A name that comes again begins another sample.
+        - A sample is a run of adjacent members with one key. An extension that comes again, in whatever case, begins
+          another sample.
         - Sidecars that do not lie next to their image (all `.json` behind all `.jpg`) join the sample of their key if
           there is exactly one with an image.
         - Of several images, the sample's image is the first with a simple extension (`a.jpg`), else the first
-          (`a.left.jpg`).
+          (`a.left.jpg`). `Summary` counts the others.
         - Members without an extension, or whose name begins with a dot, belong to no sample, as in WebDataset.
         - Nothing is lost: sidecars without an image, a member that the end of the tar cuts, and damaged headers are
           samples too, with a `Status` that says so.
@@ -76,7 +98,7 @@ class TarIndex:
             scan: The members.
             size: Bytes in the tar.
         """
-        runs, keys = _group(scan)
+        runs, keys, bare = _group(scan)
         starts = np.zeros(len(scan.names) + 1, np.int64)
         encoded = [name.encode() for name in scan.names]
         np.cumsum([len(name) for name in encoded], out=starts[1:])
@@ -95,13 +117,25 @@ class TarIndex:
         table[:, 8:10] = columns[named.astype(np.int64), 2:]
         table[:, 10] = [len(run.key) for run in runs]
         table[:, 11] = _statuses(scan, runs, size)
-        return cls(_narrow(table), b"".join(encoded), _narrow(first), _narrow(columns[order]), len(keys) - len({*keys}))
+        blob, repeated = b"".join(encoded), len(keys) - len({*keys})
+        warnings, note = _describe_images(scan, runs)
+        summary = Summary(
+            len(runs),
+            repeated,
+            zlib.crc32(columns.tobytes(), zlib.crc32(blob, scan.digest)),
+            (*_describe_loss(scan, runs), *warnings, *_describe_rest(scan, bare, repeated)),
+            note,
+        )
+        return cls(_narrow(table), blob, _narrow(first), _narrow(columns[order]), summary)
 
 
 class _Run:
-    """Members of one sample: all of them, and the numbers of the image and the sidecars (-1: none)."""
+    """Members of one sample: all of them, and the numbers of the image and the sidecars (-1: none).
 
-    __slots__ = ("compound", "extensions", "key", "members", "roles")
+    `extensions` are in lower case; `images` counts the members that are images.
+    """
+
+    __slots__ = ("compound", "extensions", "images", "key", "members", "roles")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -109,11 +143,14 @@ class _Run:
         self.extensions: set[str] = set()
         self.roles = [-1] * (1 + len(SIDECARS))
         self.compound = -1
+        self.images = 0
 
     def add(self, member: int, extension: str) -> None:
+        """Append a member; `extension` is in lower case."""
         self.members.append(member)
         self.extensions.add(extension)
         kind = _kind(extension)
+        self.images += kind in (_IMAGE, _COMPOUND_IMAGE)
         if kind == _COMPOUND_IMAGE:
             self.compound = member if self.compound < 0 else self.compound
         elif kind != _OTHER:
@@ -124,17 +161,21 @@ class _Run:
 
 @lru_cache(maxsize=4096)
 def _kind(extension: str) -> int:
-    lower = extension.lower()
-    if lower in IMAGE_EXTENSIONS:
+    if extension in IMAGE_EXTENSIONS:
         return _IMAGE
-    if lower in SIDECARS:
-        return _FIRST_SIDECAR + SIDECARS.index(lower)
-    return _COMPOUND_IMAGE if lower.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER
+    if extension in SIDECARS:
+        return _FIRST_SIDECAR + SIDECARS.index(extension)
+    return _COMPOUND_IMAGE if extension.rpartition(".")[2] in IMAGE_EXTENSIONS else _OTHER
 
 
-def _group(scan: Scan) -> tuple[list[_Run], list[str]]:
-    """Runs of members, in the order of the tar; and the keys of those with an image."""
+def _group(scan: Scan) -> tuple[list[_Run], list[str], list[str]]:
+    """Group members into samples.
+
+    Returns:
+        Runs of members, in the order of the tar; the keys of those with an image; names without an extension.
+    """
     runs: list[_Run] = []
+    bare: list[str] = []
     run: _Run | None = None
     for member, name in enumerate(scan.names):
         if member in scan.problems:
@@ -144,8 +185,10 @@ def _group(scan: Scan) -> tuple[list[_Run], list[str]]:
             continue
         split = split_name(name)
         if split is None:
+            if not _is_hidden(name):
+                bare.append(name)
             continue
-        key, extension = split
+        key, extension = split[0], split[1].lower()
         if run is None or run.key != key or extension in run.extensions:
             run = _Run(key)
             runs.append(run)
@@ -156,7 +199,14 @@ def _group(scan: Scan) -> tuple[list[_Run], list[str]]:
     keys = [run.key for run in runs if run.roles[0] >= 0]
     if any(run.roles[0] < 0 for run in runs):
         runs = _join_strays(runs, scan, Counter(keys))
-    return runs, keys
+    return runs, keys, bare
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a name is one that systems leave behind (`.DS_Store`, `__MACOSX/`), or a folder's."""
+    *folders, last = name.split("/")
+    hidden = any(folder.startswith(".") and folder.strip(".") for folder in folders)
+    return not last or last.startswith(".") or hidden or "__MACOSX" in folders
 
 
 def _join_strays(runs: list[_Run], scan: Scan, images: Counter[str]) -> list[_Run]:
@@ -169,7 +219,7 @@ def _join_strays(runs: list[_Run], scan: Scan, images: Counter[str]) -> list[_Ru
             kept.append(run)
             continue
         for member in run.members:
-            home.add(member, scan.names[member][len(home.key) + 1 :])
+            home.add(member, scan.names[member][len(home.key) + 1 :].lower())
     return kept
 
 
@@ -191,6 +241,75 @@ def _statuses(scan: Scan, runs: list[_Run], size: int) -> NDArray[np.int64]:
         if repeated and last[scan.names[named]] != named:
             statuses[number] |= Status.SHADOWED
     return statuses
+
+
+def _describe_loss(scan: Scan, runs: list[_Run]) -> list[str]:
+    """Warnings about members that are or may be lost."""
+    warnings = [] if runs else ["it has no samples"]
+    if scan.problems:
+        warnings.append(f"it is damaged or truncated: places that cannot be read: {len(scan.problems)}")
+    if scan.joined is not None:
+        behind = sum(run.members[0] >= scan.joined for run in runs)
+        warnings.append(f"samples behind an end marker within the tar: {behind} (they are read)")
+    if scan.trailing:
+        warnings.append(f"{scan.trailing} bytes behind its end marker are no members of a tar")
+    if not scan.ended and not scan.problems:
+        warnings.append("it has no end marker and may have lost samples at its end")
+    return warnings
+
+
+def _describe_images(scan: Scan, runs: list[_Run]) -> tuple[list[str], str]:
+    """Describe image members that are not the image of their sample, which are not decoded.
+
+    Stereo pairs and masks need no warning: of at least two samples, each has the same further extensions, without
+    numbers. Other "extensions" are likely parts of names (`scan.0001.jpg`, `IMG 12.30.15.jpg`).
+
+    Returns:
+        Warnings; a note or "".
+    """
+    further: list[tuple[_Run, list[int]]] = []
+    for run in runs:
+        if run.images > 1:
+            kinds = ((member, _kind(_extension(scan, run, member))) for member in run.members)
+            images = [member for member, kind in kinds if kind in (_IMAGE, _COMPOUND_IMAGE)]
+            further.append((run, [member for member in images if member != run.roles[0]]))
+    if not further:
+        return [], ""
+    sets = {frozenset(_extension(scan, run, member) for member in members) for run, members in further}
+    numbered = any(part[:1].isdigit() for extensions in sets for name in extensions for part in name.split("."))
+    with_image = sum(run.images > 0 for run in runs)
+    run, members = further[0]
+    message = (
+        f"image members that are not the image of their sample: {sum(len(members) for _, members in further)}, such as "
+        f"{_quote(scan.names[members[0]])} of the sample {_quote(run.key)}, whose image is "
+        f"{_quote(scan.names[run.roles[0]])}"
+    )
+    if len(sets) == 1 and len(further) == with_image > 1 and not numbered:
+        return [], message
+    remedy = (
+        "A key ends at the first dot of a name: if each is a sample of its own, pack them with no other dot in names"
+    )
+    return [f"{message}. {remedy}"], ""
+
+
+def _describe_rest(scan: Scan, bare: list[str], repeated: int) -> list[str]:
+    """Warnings about members that are passed over, and keys that repeat."""
+    warnings = []
+    if bare:
+        warnings.append(f"members without an extension are passed over: {len(bare)}, the first: {_quote(bare[0])}")
+    if repeated:
+        warnings.append(f"samples that repeat a key (all are kept): {repeated}")
+    if scan.skipped:
+        warnings.append(f"links and special members that are passed over: {scan.skipped}")
+    return warnings
+
+
+def _extension(scan: Scan, run: _Run, member: int) -> str:
+    return scan.names[member][len(run.key) + 1 :].lower()
+
+
+def _quote(name: str) -> str:
+    return repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...")
 
 
 def _narrow(array: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.uint32]:

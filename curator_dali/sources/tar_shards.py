@@ -24,8 +24,8 @@ from curator_dali.sources.index_store import (
     save_index,
 )
 from curator_dali.sources.storage import LRU, Stat, Storage, is_remote, one_line
-from curator_dali.sources.tar_headers import NotATarError, OddTarError, Scan, scan_tar, scan_with_tarfile
-from curator_dali.sources.tar_index import TarIndex
+from curator_dali.sources.tar_headers import NotATarError, Scan, scan_tar
+from curator_dali.sources.tar_index import Summary, TarIndex
 
 __all__ = ["Shard", "Shards"]
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _MEMORY = 256 << 20  # bytes of indexes in memory: about two million samples with JSON
 _LOCAL_WINDOW, _REMOTE_WINDOW = 4096, 1 << 20  # what is worth reading at once when looking for headers
 _WORTH_WRITING = 8  # a shard dropped from memory writes its headers when one in so many was learnt anew
-_NOT_READ = 1 << 20  # so much behind the end marker is no padding
+_MOST_WARNED = 10  # shards whose warnings are logged; further ones are counted
 
 
 class Shard:
@@ -60,6 +60,7 @@ class Shards:
         remote: Whether any is remote.
         sizes: (S,) int64, samples in each.
         stats: Size and version of each, as they were at the opening.
+        digests: (S,) int64, `Summary.digest` of each.
         duplicates: Samples that repeat a key of their own tar.
 
     Raises:
@@ -71,6 +72,7 @@ class Shards:
         self.remote = any(map(is_remote, self.urls))
         self.sizes = np.zeros(len(self.urls), np.int64)
         self.stats = [Stat(0, 0)] * len(self.urls)
+        self.digests = np.zeros(len(self.urls), np.int64)
         self.duplicates = 0
         self._storage, self._keep = storage, keep
         self._start()
@@ -136,46 +138,33 @@ class Shards:
 
     def _scan(self, url: str, stat: Stat) -> TarIndex:
         if stat.size == 0:
-            scan = Scan(ended=True)
-        else:
-            try:
-                window = _REMOTE_WINDOW if is_remote(url) else _LOCAL_WINDOW
-                scan = scan_tar(self._storage.reader(url), stat.size, window=window)
-            except OddTarError:
-                import fsspec
-
-                with fsspec.open(url, "rb") as file:
-                    scan = scan_with_tarfile(file)
-        index = TarIndex.from_scan(scan, stat.size)
-        for told, message in (
-            (len(index) == 0, "it has no samples"),
-            (len(scan.problems), "it is damaged or truncated: places that cannot be read: %d"),
-            (not scan.ended and not scan.problems, "it has no end marker and may have lost samples at its end"),
-            (stat.size - scan.end > _NOT_READ and stat.size - scan.end, "%d bytes behind its end marker are not read"),
-            (index.duplicates, "samples that repeat a key (all are kept): %d"),
-            (scan.skipped, "links and special members that are passed over: %d"),
-        ):
-            if told:
-                logger.warning("%s: %s", url, message % told if "%d" in message else message)
-        return index
+            return TarIndex.from_scan(Scan(ended=True), 0)
+        window = _REMOTE_WINDOW if is_remote(url) else _LOCAL_WINDOW
+        return TarIndex.from_scan(scan_tar(self._storage.reader(url), stat.size, window=window), stat.size)
 
     def _open(self) -> None:
         """Learn how many samples each shard has, from the kept indexes or by making them."""
         bad: dict[str, str] = {}
+        summaries: dict[int, Summary] = {}
         told = time.monotonic()
         with ThreadPoolExecutor(32 if self.remote else 8, thread_name_prefix="curator-dali-index") as pool:
             numbers = {pool.submit(self._open_one, number): number for number in range(len(self.urls))}
             for done, future in enumerate(as_completed(numbers), 1):
-                url = self.urls[numbers[future]]
+                number = numbers[future]
                 try:
-                    self.duplicates += future.result()
+                    summary = future.result()
+                    self.sizes[number], self.digests[number] = summary.samples, summary.digest
+                    self.duplicates += summary.duplicates
+                    if summary.warnings or summary.note:
+                        summaries[number] = summary
                 except NotATarError:
-                    bad[url] = "not a tar (a compressed one must be unpacked first)"
+                    bad[self.urls[number]] = "not a tar (a compressed one must be unpacked first)"
                 except (OSError, SourceError) as error:
-                    bad[url] = one_line(error)
+                    bad[self.urls[number]] = one_line(error)
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
                     logger.info("indexed %d of %d tars", done, len(self.urls))
+        self._log_warnings([(self.urls[number], summaries[number]) for number in sorted(summaries)])
         if bad:
             shown = "; ".join(f"{url}: {reason}" for url, reason in sorted(bad.items())[:10])
             raise SourceError(
@@ -183,15 +172,24 @@ class Shards:
                 "Shards must be uncompressed tars: repair these or leave them out"
             )
 
-    def _open_one(self, number: int) -> int:
+    def _open_one(self, number: int) -> Summary:
         url = self.urls[number]
         stat = self.stats[number] = self._storage.stat(url)
         path = index_path(url, self._keep)
-        if (peeked := peek_index(path, stat)) is not None:
-            self.sizes[number], duplicates = peeked
-            return duplicates
+        if (summary := peek_index(path, stat)) is not None:
+            return summary
         index = self._scan(url, stat)
         save_index(path, stat, index)
-        self.sizes[number] = len(index)
         self._loaded.put(number, Shard(index, load_headers(path, stat, len(index))))
-        return index.duplicates
+        return index.summary
+
+    def _log_warnings(self, shards: Sequence[tuple[str, Summary]]) -> None:
+        """Log the warnings of shards, without a flood of lines."""
+        warned = [(url, summary.warnings) for url, summary in shards if summary.warnings]
+        for place, (url, warnings) in enumerate(warned):
+            logger.log(logging.WARNING if place < _MOST_WARNED else logging.DEBUG, "%s: %s", url, "; ".join(warnings))
+        if len(warned) > _MOST_WARNED:
+            logger.warning("%d more shards have warnings: log level DEBUG shows them", len(warned) - _MOST_WARNED)
+        noted = [(url, summary.note) for url, summary in shards if summary.note]
+        if noted:
+            logger.info("%s: %s (such shards: %d of %d)", *noted[0], len(noted), len(self.urls))

@@ -155,6 +155,10 @@ def test_pax_only_where_ustar_has_no_room(length: int) -> None:
         ("/etc/passwd", "etc/passwd"),
         ("../../up", "__/__/up"),
         ("a/../b", "a/__/b"),
+        ("./a", "a"),
+        ("./sub/./b.c", "sub/b_c"),
+        ("./", "_"),
+        (".", "_"),
         ("a//b/", "a/b/_"),
         (".hidden", "_hidden"),
         ("", "_"),
@@ -168,6 +172,23 @@ def test_pax_only_where_ustar_has_no_room(length: int) -> None:
 def test_keys_that_readers_would_split_or_refuse_are_changed(key: str, written: str) -> None:
     assert written_key(key) == written
     assert written_key(written) == written
+
+
+def test_samples_of_a_tar_of_the_current_folder_keep_their_keys(tmp_path: Path) -> None:
+    for name in ("a.jpg", "sub/b.JPG", "sub/b.TXT"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(name.encode())
+    subprocess.run(["tar", "-cf", tmp_path / "in.tar", "--sort=name", "-C", tmp_path / "in", "."], check=True)
+    source = TarSource(str(tmp_path / "in.tar"))
+    batch = source.read(np.arange(2), members=True)
+    assert [item.image_id for item in batch.objects] == ["./a", "./sub/b"]
+    assert batch.objects[1].metadata == {"caption": "sub/b.TXT"}
+    assert batch.members is not None
+    found = [(item.image_id, parts) for item, parts in zip(batch.objects, batch.members, strict=True)]
+    assert write(tmp_path / "out.tar", [*found, ("a", {"jpg": b"x"})], {}) == ["a", "sub/b", "a__2"]  # type: ignore[list-item]
+    written = members(tmp_path / "out.tar")
+    assert [name for name, _ in written if ".curation" not in name] == ["a.jpg", "sub/b.JPG", "sub/b.TXT", "a__2.jpg"]
+    assert json.loads(written[1][1]) == {"image_id": "./a", "key": "a"}
 
 
 @settings(deadline=None)  # files are written

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 import tarfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,7 @@ def test_a_truncated_tar_loses_only_what_is_cut(tmp_path: Path, caplog: pytest.L
     assert [bytes(data[:1]) for data in batch.images] == [b"\0", b"\1", b"\2", b""]
     assert batch.members is not None
     assert batch.members[3] == {}
+    assert batch.unread == set()  # the tar was cut before it was indexed: a verdict
 
     os.truncate(path, places["2.txt"] + 10)  # a sidecar's end: the image is whole
     batch = TarSource(str(path)).read(np.arange(3))
@@ -198,7 +200,7 @@ def test_a_shard_that_vanishes_or_shrinks_costs_its_rows_only(paths: list[str]) 
     source.read(np.arange(20))
     os.truncate(paths[0], 5000)  # while its file is open
     batch = source.read(np.arange(20), members=True)
-    assert 0 < len(batch.errors) <= 12
+    assert batch.unread == batch.errors.keys() == set(range(12))  # what is left may be another tar's
     assert batch.members is not None
     for row in range(20):
         shard, n = divmod(row, 12)
@@ -210,12 +212,15 @@ def test_a_shard_that_vanishes_or_shrinks_costs_its_rows_only(paths: list[str]) 
         else:
             assert bytes(batch.images[row]) == image(shard, n)
     source.close()  # files are opened again
-    assert "changed after it was indexed" in source.read(np.array([0])).errors[0]
+    batch = source.read(np.array([0]))
+    assert "changed after it was indexed" in batch.errors[0]
+    assert batch.unread == {0}
     os.remove(paths[0])
     source.close()
     batch = source.read(np.array([1, 13]))
     assert list(batch.errors) == [0]
     assert "FileNotFoundError" in batch.errors[0]
+    assert batch.unread == {0}
     assert batch.objects[0].image_id == "d/01"  # the index is still there
 
 
@@ -225,11 +230,24 @@ def test_a_shard_whose_index_is_gone_too(paths: list[str]) -> None:
     os.remove(paths[0])
     batch = source.read(np.array([14, 3]))
     assert list(batch.errors) == [1]
+    assert batch.unread == {1}
     assert bytes(batch.images[0]) == image(1, 2)
     assert batch.shards[1] == paths[0]
     assert source.headers(np.array([3]))["codec"].tolist() == [0]
     assert source.image_sizes(np.array([14, 3])).tolist() == [len(image(1, 2)), -1]
     assert scan(source).unreadable == len(source)  # these are no images; the point is that it goes on
+
+
+def test_a_shard_that_is_written_anew_while_it_is_open(paths: list[str]) -> None:
+    source = TarSource(paths)
+    source.read(np.arange(20))
+    write_tar(paths[0], [(f"x{n}.jpg", os.urandom(5000)) for n in range(12)])  # in place: no shorter than it was
+    batch = source.read(np.arange(20))
+    assert batch.unread == set(batch.errors) == set(range(12))
+    assert all("changed after it was indexed" in reason for reason in batch.errors.values())
+    os.rename(paths[1], f"{paths[1]}.old")
+    write_tar(paths[1], [("y.jpg", b"new")])  # beside the open one, which stays as it was
+    assert bytes(source.read(np.array([13])).images[0]) == image(1, 1)
 
 
 def test_pickle_and_threads(paths: list[str]) -> None:
@@ -252,12 +270,70 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_fingerprint_follows_names_and_counts_but_not_the_folder(paths: list[str], tmp_path: Path) -> None:
-    print_ = TarSource(paths).fingerprint
-    assert TarSource(paths[::-1]).fingerprint != print_
-    assert TarSource(paths[:1]).fingerprint != print_
-    (tmp_path / "data").rename(tmp_path / "moved")
-    assert TarSource([path.replace("/data/", "/moved/") for path in paths]).fingerprint == print_
+def test_fingerprint_follows_names_and_members_but_not_the_folder(paths: list[str], tmp_path: Path) -> None:
+    first = TarSource(paths).fingerprint
+    assert TarSource(paths, index="none").fingerprint == first
+    assert TarSource(paths[::-1]).fingerprint != first
+    assert TarSource(paths[:1]).fingerprint != first
+    shutil.copytree(tmp_path / "data", tmp_path / "copy?0")  # with times of its own
+    copies = [path.replace("/data/", "/copy?0/") for path in paths]
+    for path in copies:
+        os.utime(path, (5, 5))
+    assert TarSource(copies).fingerprint == pickle.loads(pickle.dumps(TarSource(copies))).fingerprint == first
+
+
+def test_a_tar_rewritten_under_its_name_is_another_data_set(tmp_path: Path) -> None:
+    def fingerprint(*members: tuple[str, bytes]) -> str:
+        path = write_tar(tmp_path / "a.tar", members)
+        os.utime(path, ns=(0, next(times)))
+        return TarSource(str(path)).fingerprint
+
+    times = iter(range(10))
+    base = fingerprint(("a.jpg", image(0, 1)), ("b.jpg", image(0, 2)))
+    assert fingerprint(("a.jpg", image(0, 1)), ("b.jpg", image(0, 2))) == base
+    others = {
+        fingerprint(("a.jpg", image(0, 2)), ("b.jpg", image(0, 1))),
+        fingerprint(("a.jpg", image(0, 1)), ("b.jpg", image(1, 2))),  # as large as before
+        fingerprint(("a.jpg", image(1, 1)), ("b.jpg", image(0, 2))),
+        fingerprint(("a.jpg", image(0, 1)), ("c.jpg", image(0, 2))),
+    }
+    assert len(others | {base}) == 5
+
+
+def test_names_of_classes_are_those_of_the_outputs_that_the_tars_lie_in(tmp_path: Path) -> None:
+    def record(folder: str, text: str | None) -> str:
+        path = write_tar(tmp_path / folder / "0.tar", [("a.jpg", b"1")])
+        if text is not None:
+            (tmp_path / folder / "_manifest").mkdir()
+            (tmp_path / folder / "_manifest/run.json").write_text(text)
+        return str(path)
+
+    one, two = record("1", '{"class_names": ["cat", "dog"]}'), record("2", '{"class_names": ["cat", "dog"], "x": 1}')
+    other, without = record("3", '{"class_names": ["dog", "cat"]}'), record("4", '{"format": 1}')
+    missing, broken = record("5", None), record("6", '{"class_names": ["c')
+    odd = [record("7", "[1]"), record("8", '{"class_names": [1]}'), record("9", '{"class_names": "cat"}')]
+    assert TarSource([one]).class_names == TarSource([two, one]).class_names == ["cat", "dog"]
+    for wrong in (other, without, missing, broken, *odd):
+        assert TarSource([one, wrong]).class_names == []
+    assert TarSource([missing]).class_names == TarSource([]).class_names == []
+
+
+def test_sidecars_in_any_case(tmp_path: Path) -> None:
+    members = [
+        ("A.JPG", b"1"),
+        ("A.TXT", b"cap"),
+        ("A.Cls", b"3"),
+        ("b.Json", b'{"x": 1}'),
+        ("b.jpeg", b"2"),
+        ("A.NPY", b"n"),
+    ]
+    batch = TarSource(str(write_tar(tmp_path / "a.tar", members))).read(np.arange(2), members=True)
+    assert [obj.metadata for obj in batch.objects] == [{"caption": "cap", "label": 3}, {"x": 1}]
+    assert batch.members is not None
+    assert [{name: bytes(data) for name, data in sample.items()} for sample in batch.members] == [
+        {"JPG": b"1", "TXT": b"cap", "Cls": b"3", "NPY": b"n"},
+        {"Json": b'{"x": 1}', "jpeg": b"2"},
+    ]
 
 
 def test_image_sizes_come_from_the_index(paths: list[str]) -> None:

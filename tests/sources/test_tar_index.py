@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from curator_dali.errors import SourceError
 from curator_dali.sources import HEADER_DTYPE, TarSource
 from curator_dali.sources.index_store import index_path, load_headers, load_index, peek_index, save_index
+from curator_dali.sources.samples import IMAGE_EXTENSIONS
 from curator_dali.sources.storage import Stat
 from curator_dali.sources.tar_headers import CUT, DAMAGED, NotATarError, Scan, scan_tar
-from curator_dali.sources.tar_index import Status, TarIndex
+from curator_dali.sources.tar_index import Status, Summary, TarIndex
 from tests.helpers import write_tar
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -136,17 +138,25 @@ def test_directories_and_links_are_passed_over() -> None:
     assert result.skipped == 2
 
 
-def test_sparse_members_are_named_and_cost_nothing_else(tmp_path: Path) -> None:
-    header = bytearray(tarfile.TarInfo("sparse.jpg").tobuf(tarfile.GNU_FORMAT))
-    header[156:157] = b"S"
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    (tmp_path / "a.tar").write_bytes(bytes(header) + make_tar([("b.jpg", b"whole")]))
+@pytest.mark.parametrize(
+    "options", [["gnu"], ["posix"], ["posix", "--sparse-version=0.0"], ["posix", "--sparse-version=0.1"]]
+)
+def test_sparse_members_are_named_and_cost_nothing_else(tmp_path: Path, options: list[str]) -> None:
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        for piece in range(40):  # more than a header has room for
+            file.seek(piece << 20)
+            file.write(b"data")
+    (tmp_path / "b.jpg").write_bytes(b"whole")
+    command = ["tar", "-cf", "a.tar", "--sparse", f"--format={options[0]}", *options[1:], "sparse.jpg", "b.jpg"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert (tmp_path / "a.tar").stat().st_size < 1 << 20
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes() + make_tar([("c.jpg", b"behind")]))
     source = TarSource(str(tmp_path / "a.tar"), index="none")
     batch = source.read(np.arange(len(source)))
-    assert [obj.image_id for obj in batch.objects] == ["sparse.jpg", "b"]
+    assert [obj.image_id for obj in batch.objects] == ["sparse.jpg", "b", "c"]
+    assert list(batch.errors) == [0]
     assert "sparse" in batch.errors[0]
-    assert bytes(batch.images[1]) == b"whole"
+    assert [bytes(image) for image in batch.images[1:]] == [b"whole", b"behind"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -173,6 +183,85 @@ def test_behind_a_damaged_header_the_rest_is_found() -> None:
     result = scan(bytes(data))
     assert result.names == ["0.jpg", "1.jpg", f"damaged@{third}", "3.jpg", "4.jpg"]
     assert result.problems == {2: DAMAGED}
+
+
+paddings = st.sampled_from([0, 1, 2, 19, 2100])  # blocks
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(archives, st.sampled_from(FORMATS[1:]), paddings), min_size=1, max_size=4),
+    st.sampled_from([512, 4096, 1 << 20]),
+)
+def test_joined_tars_have_the_members_of_all(parts: list[tuple[list[tuple[str, int]], int, int]], window: int) -> None:
+    data, expected = b"", []
+    for members, format, padding in parts:
+        tar = make_tar([(name, b"i" * size) for name, size in members], format)
+        expected += [(name, len(data) + offset, size) for name, offset, size in by_tarfile(tar)]
+        data += tar + bytes(512 * padding)
+    result = scan(data, window)
+    assert found(result) == expected
+    assert result.problems == {}
+    assert result.ended
+    assert result.trailing == 0
+    assert result.joined == (len(parts[0][0]) if len(parts) > 1 else None)
+    assert result.digest == scan(data, 2048).digest
+
+
+@pytest.mark.parametrize("shift", [1, 188, 511, 700])
+def test_joined_tars_whose_blocks_have_shifted(shift: int) -> None:
+    one, two = make_tar([("a.jpg", b"a" * 600)]), make_tar([("b.jpg", b"b"), ("c.jpg", b"c" * 999)])
+    result = scan(one + bytes(shift) + two)
+    assert [name for name in result.names if "@" not in name] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert result.offsets[-1] == len(one) + shift + by_tarfile(two)[-1][1]
+
+
+def test_a_hole_of_zeros_costs_what_lay_in_it_and_is_named() -> None:
+    data = bytearray(make_tar([(f"{n}.jpg", bytes([65 + n]) * 5000) for n in range(9)]))
+    offsets = [offset for _, offset, _ in by_tarfile(bytes(data))]
+    data[offsets[2] + 100 : offsets[5] + 100] = bytes(offsets[5] - offsets[2])  # ends within the image 5
+    result = scan(bytes(data))
+    assert result.names == ["0.jpg", "1.jpg", "2.jpg", f"damaged@{offsets[5]}", "6.jpg", "7.jpg", "8.jpg"]
+    assert result.problems == {3: DAMAGED}
+    assert result.joined == 4
+
+
+def test_a_record_whose_member_lay_in_a_hole_is_a_damaged_place() -> None:
+    data = bytearray(make_tar([("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"3")], mtime=1.5))
+    second, third = (offset for _, offset, _ in by_tarfile(bytes(data))[1:])
+    data[second - 512 : third - 3 * 512] = bytes(third - second - 1024)
+    assert scan(bytes(data)).names == ["a.jpg", f"damaged@{second - 512}", "c.jpg"]
+
+
+@pytest.mark.parametrize("window", [4096, 1 << 20])
+def test_what_lies_behind_the_end_marker(window: int) -> None:
+    tar, other = make_tar([("a.jpg", b"a" * 3000)]), os.urandom(3 << 20)
+    assert scan(tar + bytes(5 << 20), window).trailing == 0
+    for tail in (b"x", other, bytes(2 << 20) + other):
+        result = scan(tar + tail, window)
+        assert result.names == ["a.jpg"]
+        assert result.trailing == len(tail.lstrip(b"\0"))
+        assert result.ended
+    result = scan(tar + other + tar, window)
+    assert result.names == ["a.jpg", f"damaged@{len(tar)}", "a.jpg"]
+    assert result.trailing == 0
+
+
+def test_the_digest_follows_names_sizes_times_and_pixels_but_not_the_window() -> None:
+    members = [(f"{n}.jpg", bytes([n]) * (700 + n)) for n in range(5)]
+    base = scan(make_tar(members)).digest
+    assert {scan(make_tar(members), window).digest for window in (512, 4096, 1 << 20)} == {base}
+    others = [
+        make_tar([("z.jpg", members[0][1]), *members[1:]]),
+        make_tar([*members[:4], ("4.jpg", members[4][1] + b"x")]),
+        make_tar([*members[:4], ("4.jpg", members[4][1][:-1] + b"x")]),  # as large as before
+        make_tar([("0.jpg", members[0][1][:-1] + b"x"), *members[1:]]),
+        make_tar(members, mtime=7),
+        make_tar(members[:4]),
+    ]
+    assert len({base, *(scan(data).digest for data in others)}) == 1 + len(others)
+    cut = [make_tar([("a.jpg", body)])[: 512 + 600] for body in (b"a" * 700, b"b" * 700)]  # no end marker
+    assert scan(cut[0]).digest != scan(cut[1]).digest
 
 
 def test_what_is_no_tar() -> None:
@@ -230,15 +319,44 @@ def test_sidecars_apart_from_their_image_join_it() -> None:
 def test_a_repeated_key_is_another_sample() -> None:
     apart = index("a.jpg", "b.jpg", "a.png", "b.jpg")
     assert [key for key, _, _ in samples(apart)] == ["a", "b", "a", "b"]
-    assert apart.duplicates == 2
+    assert apart.summary.duplicates == 2
     assert apart.table[:, 11].tolist() == [0, Status.SHADOWED, 0, 0]
     adjacent = index("a.jpg", "a.json", "a.jpg", "a.json")
     assert [members for _, _, members in samples(adjacent)] == [["a.jpg", "a.json"]] * 2
 
 
+def test_an_extension_that_comes_again_in_another_case_begins_another_sample() -> None:
+    apart = index("a.jpg", "a.JPG", "a.Jpg", "a.txt")
+    assert samples(apart) == [
+        ("a", "a.jpg", ["a.jpg"]),
+        ("a", "a.JPG", ["a.JPG"]),
+        ("a", "a.Jpg", ["a.Jpg", "a.txt"]),
+    ]
+    assert apart.summary.duplicates == 2
+    assert [members for _, _, members in samples(index("a.jpg", "b.jpg", "a.TXT"))] == [["a.jpg", "a.TXT"], ["b.jpg"]]
+    again = index(
+        "a.jpg", "a.txt", "a.TXT"
+    )  # whose caption it is cannot be told: it is named as a sample without image
+    assert [members for _, _, members in samples(again)] == [["a.jpg", "a.txt"], ["a.TXT"]]
+
+
 def test_every_image_extension_in_either_case() -> None:
-    for extension in ("jpg", "jpeg", "JPG", "Jpeg", "png", "webp", "tif", "tiff", "bmp", "jp2", "gif", "avif", "heic"):
+    for extension in (
+        "JPG",
+        "Jpeg",
+        "jfif",
+        "jpe",
+        "ppm",
+        "tga",
+        "dib",
+        "apng",
+        "j2k",
+        "ico",
+        "pjpeg",
+        *IMAGE_EXTENSIONS,
+    ):
         assert index(f"a.{extension}").table[0, 11] == 0, extension
+        assert index(f"a.{extension.upper()}").table[0, 11] == 0, extension
     assert index("a.mp4").table[0, 11] == Status.NO_IMAGE
 
 
@@ -333,13 +451,14 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_index_survives_the_disk_and_is_counted_by_its_first_bytes(tmp_path: Path) -> None:
     kept = index("a.jpg", "a.json", "b.left.png", "c.txt")
+    assert kept.summary.digest
     path, identity = tmp_path / "x.cdindex", Stat(10, -5)
     save_index(path, identity, kept)
     loaded = load_index(path, identity)
     assert loaded is not None
     assert samples(loaded) == samples(kept)
     np.testing.assert_array_equal(loaded.table, kept.table)
-    assert peek_index(path, identity) == (3, 0)
+    assert peek_index(path, identity) == loaded.summary == kept.summary == Summary(3, 0, kept.summary.digest)
     assert peek_index(path, Stat(11, -5)) is None
     assert load_index(path, Stat(10, -6)) is None
     assert list(tmp_path.iterdir()) == [path]  # nothing half-written is left
