@@ -87,7 +87,15 @@ def test_members(tree: Path) -> None:
     batch = FolderSource(str(tree)).read(np.arange(4), members=True)
     assert batch.members is not None
     assert [{ext: bytes(data) for ext, data in m.items()} for m in batch.members] == [
-        {"jpg": b"cat a", "txt": b"a cat\n", "cls": b"9"},
+        {"jpg": b"cat a", "txt": b"a cat", "cls": b"9", "json": b'{"label_name": "cats"}'},
+        {"webp": b"cat a again", "txt": b"a cat", "cls": b"9", "json": b'{"label_name": "cats"}'},
+        {"JPG": b"dog b", "txt": b"a dog", "json": b'{"n": 1, "label_name": "dogs"}', "cls": b"1"},
+        {"png": b"dog c", "json": b'{"label_name": "dogs"}', "cls": b"1"},
+    ]
+    plain = FolderSource(str(tree), label_from_folder=False).read(np.arange(4), members=True)
+    assert plain.members is not None
+    assert [{ext: bytes(data) for ext, data in m.items()} for m in plain.members] == [
+        {"jpg": b"cat a", "txt": b"a cat\n", "cls": b"9"},  # sidecars that say everything keep their bytes
         {"webp": b"cat a again", "txt": b"a cat\n", "cls": b"9"},
         {"JPG": b"dog b", "json": b'{"caption": "a dog", "n": 1}'},
         {"png": b"dog c"},

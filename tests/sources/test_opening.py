@@ -148,7 +148,8 @@ def test_sources_and_memory_are_taken_as_they_are(data: Path) -> None:
         (None, "cannot open None"),
         (7, "cannot open 7"),
         (["tree", 7], r"cannot open 7 \(int\)"),
-        ("shards/*", "00000_stats.json"),
+        ("shards/*", "parquet and tar"),
+        ("shards/*.json", "cannot tell what 'shards/00000_stats.json' is"),
         (["shards/00000.tar", "shards/00000.parquet"], "parquet and tar"),
         (["tree", "tree"], "cannot open 2 folders"),
         ("empty", "holds no images"),
@@ -179,7 +180,7 @@ def test_memory() -> None:
     assert [obj.metadata for obj in batch.objects] == [{"caption": "x"}, {}, {"caption": "x"}, {}]
     assert list(batch.errors) == [3]
     assert batch.members is not None
-    assert [list(m) for m in batch.members[:2]] == [["png"], ["jpg"]]
+    assert [list(m) for m in batch.members[:2]] == [["png", "txt"], ["jpg"]]
     batch.images[0][0] = 0  # writable, and nobody else's
     assert bytes(batch.images[2]) == images["b"] == bytes(source.read(np.array([1])).images[0])
     copy = pickle.loads(pickle.dumps(source))

@@ -66,7 +66,10 @@ def test_img2dataset(img2dataset: list[str]) -> None:
             "exif": {"make": "x", "tags": [n]},
         }
         assert batch.members is not None
-        assert {ext: bytes(data) for ext, data in batch.members[row].items()} == {"jpg": jpeg(n)}
+        members = {ext: bytes(data) for ext, data in batch.members[row].items()}
+        assert members.keys() == {"jpg", "json", "txt"}
+        assert members["jpg"] == jpeg(n)
+        assert members["txt"] == b"photo %d" % n
 
 
 def test_hugging_face(tmp_path: Path) -> None:
@@ -98,7 +101,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert "no image bytes" in batch.errors[4]
     assert "has no bytes" in batch.errors[6]
     assert batch.members is not None
-    assert list(batch.members[0]) == ["png"]
+    assert list(batch.members[0]) == ["png", "cls"]
     assert batch.members[4] == {}
 
 
@@ -133,14 +136,14 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, img2dataset: list[str]) 
 
 
 def test_a_damaged_row_group_costs_its_rows_only(img2dataset: list[str]) -> None:
-    source = ParquetSource(img2dataset)
     place = pq.read_metadata(img2dataset[0]).row_group(1).column(0)
     begin = place.dictionary_page_offset or place.data_page_offset
     with open(img2dataset[0], "r+b") as file:
         file.seek(begin)
         file.write(b"\xff" * place.total_compressed_size)
-    batch = source.read(np.arange(13))
+    batch = ParquetSource(img2dataset).read(np.arange(13))
     assert sorted(batch.errors) == [4, 5, 6, 7]
+    assert batch.unread == set()  # the file is as it was at opening: this is what it holds
     assert "row group 1" in batch.errors[4]
     assert [bytes(batch.images[n]) for n in (3, 8, 12)] == [jpeg(3), jpeg(8), jpeg(12)]
 

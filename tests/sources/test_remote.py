@@ -250,9 +250,15 @@ def test_a_folder_in_memory(memory: fsspec.AbstractFileSystem) -> None:
     assert [bytes(data) for data in batch.images] == [b"dog", b"cat"]
     assert batch.objects[1].metadata == {"x": 1, "label": 0, "label_name": "cats"}
     assert batch.members is not None
-    assert {ext: bytes(data) for ext, data in batch.members[1].items()} == {"jpg": b"cat", "json": b'{"x": 1}'}
+    assert {ext: bytes(data) for ext, data in batch.members[1].items()} == {
+        "jpg": b"cat",
+        "json": b'{"x": 1, "label_name": "cats"}',
+        "cls": b"0",
+    }
     memory.rm("/t/cats/a.jpg")
-    assert "FileNotFoundError" in source.read(np.array([0])).errors[0]
+    lost = source.read(np.array([0]))
+    assert "FileNotFoundError" in lost.errors[0]
+    assert lost.unread == {0}  # it was listed
     with pytest.raises(SourceError):
         open_source("memory://nowhere/*.tar")
 
