@@ -144,6 +144,7 @@ def _parse_columns(where: str, data: bytes) -> tuple[list[str], _Fields]:
         if where.endswith(".csv"):
             table = pa.csv.read_csv(
                 io.BytesIO(data),
+                read_options=pa.csv.ReadOptions(use_threads=False),  # only one thread knows the row of an error
                 parse_options=pa.csv.ParseOptions(newlines_in_values=True),
                 convert_options=pa.csv.ConvertOptions(column_types={_NAME: pa.string()}),
             )

@@ -121,7 +121,9 @@ class FolderSource(LearningSource):
         self._listed_as = ""  # a digest of what the listing says of the files; local files are asked themselves
         if listing.versions:
             versions = listing.versions
-            self._listed_as = fingerprint("listing", ((path, versions.get(path)) for path in self._all_files()))
+            self._listed_as = fingerprint(
+                "listing", ((path, versions.get(os.fsdecode(path))) for path in self._all_files())
+            )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -139,7 +141,7 @@ class FolderSource(LearningSource):
         so that a copied data set is the same one. Two changes are not seen: a local file that another of equal size
         replaced, and one of a list of remote files, which are never looked at before they are read.
         """
-        files: Iterable[object] = map(os.fsencode, self._all_files())
+        files: Iterable[object] = self._all_files()
         if not self._remote:
             files = zip(files, _sizes(self._root, self._all_files()), strict=True)
         return fingerprint("folder", chain([self._classes, self._listed_as], files))
@@ -210,20 +212,22 @@ class FolderSource(LearningSource):
             elif row not in batch.errors and is_unread(data, url):
                 batch.errors[row] = f"a sidecar cannot be read: {one_line(data)}"
                 batch.unread.add(row)
-        if self._classes and not sidecars:
+        if self._classes and sidecars.keys() <= {"txt"} and len(found) > len(sidecars):  # .json and .cls are to be made
             made = self._class_sidecars[self._labels[number]]
             found.update((extension, memoryview(data)) for extension, data in made.items())
         elif self._classes or self._annotations:
             return add_sidecars(found, batch.objects[row].metadata)
         return found
 
-    def _all_files(self) -> Iterator[str]:
+    def _all_files(self) -> Iterator[bytes]:
         """Paths of all files that this is made of: images, metadata files and sidecars."""
-        yield from map(os.fsdecode, self._files)
-        yield from self._tables
-        for number in np.flatnonzero(self._sidecars.any(1)).tolist():
-            stem = _stem(os.fsdecode(self._files[number]))
-            yield from (f"{stem}.{self._spellings[at]}" for at in self._sidecars[number] if at)
+        yield from self._files
+        yield from map(os.fsencode, self._tables)
+        spellings = [spelling.encode() for spelling in self._spellings]
+        some = np.flatnonzero(self._sidecars.any(1))
+        for file, spelled in zip(self._files[some], self._sidecars[some].tolist(), strict=True):
+            stem = os.fsencode(_stem(os.fsdecode(file)))
+            yield from (b"%s.%s" % (stem, spellings[at]) for at in spelled if at)
 
     def _read_table(self, path: str) -> bytes:
         url = f"{self._root}/{path}"
@@ -289,19 +293,19 @@ def _match_sidecars(stems: Sequence[str], others: Sequence[str]) -> tuple[NDArra
     return np.array(found or np.zeros((len(stems), len(SIDECARS))), np.uint8).reshape(-1, len(SIDECARS)), spellings
 
 
-def _sizes(root: str, paths: Iterable[str]) -> Iterator[int]:
+def _sizes(root: str, paths: Iterable[bytes]) -> Iterator[int]:
     """Bytes of local files, -1 where a file is not there; from threads, as a network's disk takes a while for each."""
     with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
         blocks = iter(partial(lambda it: list(islice(it, _STATS)), iter(paths)), [])
-        for sizes in pool.map(partial(_stat_all, root), blocks):
+        for sizes in pool.map(partial(_stat_all, os.fsencode(root)), blocks):
             yield from sizes
 
 
-def _stat_all(root: str, paths: Sequence[str]) -> list[int]:
+def _stat_all(root: bytes, paths: Sequence[bytes]) -> list[int]:
     sizes = []
     for path in paths:
         try:
-            sizes.append(os.stat(f"{root}/{path}").st_size)
+            sizes.append(os.stat(b"%s/%s" % (root, path)).st_size)
         except OSError:
             sizes.append(-1)
     return sizes

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from curator_dali.errors import SourceError
 from curator_dali.sources.storage import filesystem, is_remote, one_line
+from curator_dali.wording import count
 
 __all__ = [
     "OUTPUT",
@@ -142,18 +143,19 @@ def warn_passed_over(where: str, paths: Iterable[str], folders: int = 0) -> None
     """
     counts = Counter(_ending(path) for path in paths if not _is_usual(path))
     total = sum(counts.values())
-    parts = [f"{count:,} {ending}" for ending, count in counts.most_common(_MOST_ENDINGS)]
-    if rest := total - sum(count for _, count in counts.most_common(_MOST_ENDINGS)):
+    parts = [f"{number:,} {ending}" for ending, number in counts.most_common(_MOST_ENDINGS)]
+    if rest := total - sum(number for _, number in counts.most_common(_MOST_ENDINGS)):
         parts.append(f"{rest:,} with other endings")
-    if folders:
-        parts.append(f"{folders:,} folders")
-    if parts:
-        logger.warning("%s files of %s are passed over: %s", f"{total + folders:,}", where, ", ".join(parts))
+    skipped = [count(total, "file")] * (total > 0) + [count(folders, "folder")] * (folders > 0)
+    if skipped:
+        logger.warning(
+            "passing over %s of %s%s", " and ".join(skipped), where, f": {', '.join(parts)}" if parts else ""
+        )
 
 
 def _ending(path: str) -> str:
     stem, dot, ending = path.rpartition("/")[2].rpartition(".")
-    return f".{ending}" if dot and stem else "without an ending"
+    return f".{ending.lower()}" if dot and stem else "without an ending"
 
 
 def _is_usual(path: str) -> bool:
@@ -166,6 +168,7 @@ def _list_remote(root: str) -> Listing:
     fs, path = filesystem(root)
     path = path.rstrip("/")
     try:
+        fs.invalidate_cache(path)  # of what another listing saw, perhaps before the files were written anew
         found = fs.find(path, withdirs=True, detail=True)
     except Exception as error:
         raise SourceError(f"cannot list {root!r}: {one_line(error)}") from error
