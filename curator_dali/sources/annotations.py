@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from curator_dali.errors import SourceError
 from curator_dali.sources.storage import one_line
 
-__all__ = ["METADATA_FILES", "Annotations"]
+__all__ = ["Annotations"]
 
 logger = logging.getLogger(__name__)
 
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _NAME = "file_name"
 _FIX = "mend it, or move the file out of the folder"
 
@@ -140,6 +139,8 @@ def _parse_columns(where: str, data: bytes) -> tuple[list[str], _Fields]:
     import pyarrow.csv
     import pyarrow.parquet as pq
 
+    if where.endswith(".csv") and _NAME.encode() not in data.partition(b"\n")[0]:  # also of another encoding
+        raise KeyError(_NAME)
     try:
         if where.endswith(".csv"):
             table = pa.csv.read_csv(

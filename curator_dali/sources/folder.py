@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.sources.annotations import METADATA_FILES, Annotations
+from curator_dali.sources.annotations import Annotations
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource
 from curator_dali.sources.labels import number_classes, warn_of_split_folders
-from curator_dali.sources.listing import Listing, list_beside, list_folder, warn_passed_over
+from curator_dali.sources.listing import METADATA_FILES, Listing, list_beside, list_folder, stem_of, warn_passed_over
 from curator_dali.sources.reading import is_unread, read_bytes, read_file
 from curator_dali.sources.samples import (
     SIDECARS,
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 _STAT_THREADS, _STATS = 8, 1024  # files whose sizes each thread asks for at once
 _NO_SIDECARS: Mapping[str, str] = {}
-_SIDECAR_ENDINGS = tuple(f".{extension}" for extension in SIDECARS)
 
 
 class FolderSource(LearningSource):
@@ -89,7 +88,7 @@ class FolderSource(LearningSource):
         known = set(listing.paths)
         self._listed = np.array([path in known for path in paths], bool)
         others = sorted(known.difference(paths))
-        stems = [_stem(path) for path in paths]
+        stems = [stem_of(path) for path in paths]
         self._sidecars, self._spellings = _match_sidecars(stems, others)
         seen: set[str] = set()
         repeated = {stem for stem in stems if stem in seen or seen.add(stem)}  # type: ignore[func-returns-value]
@@ -108,15 +107,7 @@ class FolderSource(LearningSource):
         self._class_sidecars = [make_sidecars(fields) for fields in self._class_fields]
         if files is None:
             used = {*seen, *listing.folders}  # img2dataset has a Parquet file of metadata beside each folder
-            warn_passed_over(
-                self._root,
-                (
-                    path
-                    for path in others
-                    if path.rpartition("/")[2] not in METADATA_FILES
-                    and not (path.lower().endswith((*_SIDECAR_ENDINGS, ".parquet")) and _stem(path) in used)
-                ),
-            )
+            warn_passed_over(self._root, others, used)
         self._headers = np.zeros(len(paths), HEADER_DTYPE)
         self._listed_as = ""  # a digest of what the listing says of the files; local files are asked themselves
         if listing.versions:
@@ -167,7 +158,7 @@ class FolderSource(LearningSource):
             elif len(result) == 0:
                 batch.errors[row] = "the image has no bytes"
             batch.images.append(result)
-            key = path if self._repeated[number] else _stem(path)
+            key = path if self._repeated[number] else stem_of(path)
             metadata = self._metadata(number, sidecars[row], fetched)
             batch.objects.append(ImageObject(f"{self._root}/{_printable(path)}", _printable(key), metadata))
         if members:
@@ -202,6 +193,7 @@ class FolderSource(LearningSource):
     ) -> Mapping[str, memoryview]:
         """A sample's members. One that has a sidecar which cannot be read now is unread: its metadata would be lost."""
         found: dict[str, memoryview] = {}
+        lost = False
         if row not in batch.errors:
             image = batch.images[row].data
             found[path.rpartition(".")[2] if is_image(path) else sniff_extension(image)] = image
@@ -209,13 +201,15 @@ class FolderSource(LearningSource):
             data = fetched[url]
             if isinstance(data, bytes):
                 found[ext] = memoryview(data)
-            elif row not in batch.errors and is_unread(data, url):
+                continue
+            lost = True
+            if row not in batch.errors and is_unread(data, url):
                 batch.errors[row] = f"a sidecar cannot be read: {one_line(data)}"
                 batch.unread.add(row)
-        if self._classes and sidecars.keys() <= {"txt"} and len(found) > len(sidecars):  # .json and .cls are to be made
+        if self._classes and sidecars.keys() <= {"txt"} and not lost:  # .json and .cls are free
             made = self._class_sidecars[self._labels[number]]
             found.update((extension, memoryview(data)) for extension, data in made.items())
-        elif self._classes or self._annotations:
+        elif lost or self._classes or self._annotations:
             return add_sidecars(found, batch.objects[row].metadata)
         return found
 
@@ -226,7 +220,7 @@ class FolderSource(LearningSource):
         spellings = [spelling.encode() for spelling in self._spellings]
         some = np.flatnonzero(self._sidecars.any(1))
         for file, spelled in zip(self._files[some], self._sidecars[some].tolist(), strict=True):
-            stem = os.fsencode(_stem(os.fsdecode(file)))
+            stem = os.fsencode(stem_of(os.fsdecode(file)))
             yield from (b"%s.%s" % (stem, spellings[at]) for at in spelled if at)
 
     def _read_table(self, path: str) -> bytes:
@@ -239,7 +233,7 @@ class FolderSource(LearningSource):
     def _sidecar_urls(self, path: str, spelled: list[int]) -> Mapping[str, str]:
         if not any(spelled):
             return _NO_SIDECARS
-        stem = f"{self._root}/{_stem(path)}"
+        stem = f"{self._root}/{stem_of(path)}"
         return {ext: f"{stem}.{self._spellings[at]}" for ext, at in zip(SIDECARS, spelled, strict=True) if at}
 
     def _read_images(
@@ -261,12 +255,6 @@ class FolderSource(LearningSource):
 def _printable(path: str) -> str:
     r"""A file name whose bytes are not UTF-8 with these as `\xNN`, so that it can be printed and written to Parquet."""
     return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _stem(path: str) -> str:
-    """The path without its extension; a name without a dot is all stem."""
-    dot = path.rfind(".")
-    return path[:dot] if dot > path.rfind("/") else path
 
 
 def _match_sidecars(stems: Sequence[str], others: Sequence[str]) -> tuple[NDArray[np.uint8], list[str]]:

@@ -5,31 +5,38 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from curator_dali.errors import SourceError
+from curator_dali.sources.samples import SIDECARS
 from curator_dali.sources.storage import filesystem, is_remote, one_line
 from curator_dali.wording import count
 
 __all__ = [
+    "METADATA_FILES",
     "OUTPUT",
     "Listing",
     "common_folder",
     "list_beside",
     "list_folder",
     "list_local",
+    "stem_of",
     "version_of",
     "warn_passed_over",
 ]
 
 logger = logging.getLogger(__name__)
 
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Names of files that say something of the images beside and below them; see `Annotations`."""
+
 OUTPUT = "_manifest"
 """The folder that every output of a curation has."""
 
 _HASHES = ("ETag", "etag", "md5Hash", "crc32c", "blob_id")  # fields of a listing that change with the content alone
 _MOST_ENDINGS = 6
+_BESIDE = (*(f".{extension}" for extension in SIDECARS), ".parquet")
 _USUAL_BEGINNINGS, _USUAL_ENDINGS = ("readme", "license", "."), (".md", "thumbs.db", "desktop.ini", "_stats.json")
 
 
@@ -133,15 +140,22 @@ def common_folder(urls: Sequence[str]) -> str:
     return os.path.commonprefix(urls).rpartition("/")[0]  # noqa: RUF071 (commonpath does not know "//")
 
 
-def warn_passed_over(where: str, paths: Iterable[str], folders: int = 0) -> None:
+def stem_of(path: str) -> str:
+    """The path without its extension; a name without a dot is all stem."""
+    dot = path.rfind(".")
+    return path[:dot] if dot > path.rfind("/") else path
+
+
+def warn_passed_over(where: str, paths: Iterable[str], used: Container[str], folders: int = 0) -> None:
     """Warn of files that are not read, by their endings. Files that usually lie beside data are not counted.
 
     Args:
         where: What they were found in or by.
-        paths: Files.
+        paths: Files that are no samples.
+        used: Stems of images and names of folders, whose sidecars and Parquet files (img2dataset's) are of use.
         folders: How many folders were passed over with them.
     """
-    counts = Counter(_ending(path) for path in paths if not _is_usual(path))
+    counts = Counter(_ending(path) for path in paths if not _is_usual(path, used))
     total = sum(counts.values())
     parts = [f"{number:,} {ending}" for ending, number in counts.most_common(_MOST_ENDINGS)]
     if rest := total - sum(number for _, number in counts.most_common(_MOST_ENDINGS)):
@@ -158,9 +172,11 @@ def _ending(path: str) -> str:
     return f".{ending.lower()}" if dot and stem else "without an ending"
 
 
-def _is_usual(path: str) -> bool:
-    """Whether a file says something of a data set to people or to other tools, and is no sample."""
+def _is_usual(path: str, used: Container[str]) -> bool:
+    """Whether a file says something of a sample, or of the data set to people or other tools."""
     name = path.rpartition("/")[2].lower()
+    if name in METADATA_FILES or (name.endswith(_BESIDE) and stem_of(path) in used):
+        return True
     return name.startswith(_USUAL_BEGINNINGS) or name.endswith(_USUAL_ENDINGS)
 
 

@@ -6,22 +6,24 @@ import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
 from curator_dali.errors import SourceError
-from curator_dali.sources.annotations import METADATA_FILES
 from curator_dali.sources.base import Source
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.labels import warn_of_split_files
 from curator_dali.sources.listing import (
+    METADATA_FILES,
     OUTPUT,
     Listing,
     common_folder,
     list_beside,
     list_folder,
     list_local,
+    stem_of,
     version_of,
     warn_passed_over,
 )
@@ -139,10 +141,12 @@ def _open(
     if len(kinds) > 1 and not passable:
         raise SourceError(f"{spec!r} holds {' and '.join(sorted(kinds))} files: give one kind, such as a glob '*.tar'")
     kind = "image" if "image" in kinds else kinds.pop()
-    folders = 0 if kind == "folder" else sum(match.kind in ("folder", _EMPTY) for match in found)
-    shown = ", ".join(texts[:_MOST_SHOWN])
-    warn_passed_over(shown, [match.url for match in found if match.kind == _OTHER], folders)
     urls = [match.url for match in found if match.kind == kind]
+    shown = ", ".join(texts[:_MOST_SHOWN])
+    above = set() if kind == "folder" else _folders_above(urls)
+    folders = sum(match.kind == "folder" != kind and match.url not in above for match in found)
+    used = set(map(stem_of, urls)) if kind == "image" else set()
+    warn_passed_over(shown, [match.url for match in found if match.kind == _OTHER], used, folders)
     if kind in ("tar", "parquet"):
         if label_from_folder and len(urls) > len(texts):
             warn_of_split_files(urls, shown)
@@ -152,6 +156,16 @@ def _open(
     if kind == "image":
         return _open_images(texts, urls, label_from_folder, name)
     return _open_folders(texts, [match for match in found if match.kind in ("folder", _EMPTY)], label_from_folder, name)
+
+
+def _folders_above(urls: list[str]) -> set[str]:
+    """All folders that files lie in."""
+    above: set[str] = set()
+    for folder in {url.rpartition("/")[0] for url in urls}:
+        while folder and folder not in above:
+            above.add(folder)
+            folder = folder.rpartition("/")[0]
+    return above
 
 
 def _refuse(spec: Any, found: list[_Match]) -> NoReturn:
@@ -170,7 +184,7 @@ def _open_images(texts: list[str], urls: list[str], label_from_folder: bool, nam
     listing = None
     if by_glob:
         listing = _list_beside_remote(root, texts) if is_remote(root) else list_beside(root, files)
-        if all(_takes_every_folder(pattern, root) for text in texts for pattern in expand_braces(text)):
+        if all(_takes_every_folder(pattern, root) for text in texts for pattern in _patterns(text)):
             listing = listing._replace(folders=_folders_in(root))
     return FolderSource(root, files=files, label_from_folder=label_from_folder, name=name, listing=listing)
 
@@ -181,13 +195,14 @@ def _open_folders(texts: list[str], found: list[_Match], label_from_folder: bool
     if len(urls) == 1 and not found[0].by_glob:
         return FolderSource(urls[0], label_from_folder=label_from_folder, name=name, listing=found[0].listing)
     root, _ = _root(texts, [f"{url}/" for url in urls])
-    nested = any(a == b or a.startswith(f"{b}/") for a, b in zip(sorted(urls)[1:], sorted(urls), strict=False))
+    nested = any(lower.startswith(upper) for upper, lower in pairwise(sorted(f"{url}/" for url in urls)))
     if nested or not root.strip("/") or root.endswith(("://", ":")):
         raise SourceError(
             f"cannot open {len(urls)} folders of images as one source where some are the same, lie in each other or "
             "have no folder in common: give the folder that holds them"
         )
-    parts = []
+    names = (url.rpartition("/")[2] for url in _look_into(root)[0])
+    parts = [Listing([name for name in names if name in METADATA_FILES])]
     for url, match in zip(urls, found, strict=True):
         below = url[len(root) :].lstrip("/")
         parts.append((match.listing or list_folder(url)).below(below))
@@ -218,9 +233,9 @@ def _root(texts: list[str], urls: list[str]) -> tuple[str, bool]:
 
 def _takes_every_folder(pattern: str, root: str) -> bool:
     """Whether a glob takes all folders right below the root: those without a match are then classes without images."""
-    pattern = pattern if is_remote(pattern) else os.path.abspath(os.path.expanduser(pattern))
+    pattern = pattern if is_remote(pattern) else os.path.abspath(pattern)
     first, slash, _ = pattern[len(root) :].lstrip("/").partition("/")
-    return bool(slash) and first in ("*", "**")
+    return first == "**" or (first == "*" and bool(slash))
 
 
 def _folders_in(root: str) -> list[str]:
@@ -232,7 +247,7 @@ def _folders_in(root: str) -> list[str]:
 def _list_beside_remote(root: str, texts: list[str]) -> Listing:
     """The files that remote globs match, and those beside them that differ in the extension alone."""
     versions: dict[str, object] = {}
-    for pattern in (pattern for text in texts for pattern in expand_braces(text)):
+    for pattern in (pattern for text in texts for pattern in _patterns(text)):
         folder, slash, last = pattern.rpartition("/")
         stem, dot, _ = last.rpartition(".")
         for url, info in _glob(f"{folder}{slash}{stem}.*" if dot else pattern):

@@ -83,6 +83,15 @@ def test_each_splits_folder_has_its_own_and_the_nearest_counts(tmp_path: Path) -
     assert [row["text"] for row in metadata(open_source(tmp_path / "train"))] == ["train 0", "train 1"]
 
 
+@pytest.mark.parametrize("spec", ["set/*", ["set/deep", "set/more"]])
+def test_a_file_beside_class_folders_that_are_named(tree: Path, spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "a.jpg").unlink()
+    (tree / "more").mkdir()
+    write(tree, "jsonl", ROWS[1:])
+    monkeypatch.chdir(tree.parent)
+    assert metadata(open_source(spec)) == [{"text": "two,\nlines", "label": 4, "n": None}]
+
+
 def test_rows_and_images_that_do_not_fit_are_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tree, "jsonl", [ROWS[0], {"file_name": "gone.jpg"}, {"file_name": "gone.mp4"}])
     assert metadata(FolderSource(str(tree))) == [{"text": "eine Käsetorte", "label": 3, "n": 1.5}, {}]

@@ -205,6 +205,7 @@ def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "train" / name).write_bytes(b"image")
     (tmp_path / "train" / "b").mkdir()
+    (tmp_path / "train-2").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path / "train"
 
@@ -222,6 +223,7 @@ def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train/*/*.*g", "abc", "ac"),
         ("train/**/*.jpg", "abc", "ac"),
         ("train/a*/*.jpg", "a", "a"),
+        ("train/**", "abc", "acc"),
     ],
     ids=str,
 )
@@ -247,7 +249,8 @@ def test_folders_of_tars_by_a_glob(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [["train/a", "train/a"], ["train", "train/c"], ["/", "/"], ["train/a", "train/c/2.png"], "train/b"]
+    "spec",
+    [["train/a", "train/a"], ["train", "train-2", "train/c"], ["/", "/"], ["train/a", "train/c/2.png"], "train/b"],
 )
 def test_folders_that_are_no_classes_of_one(classes: Path, spec: Any) -> None:
     with pytest.raises(SourceError, match=r"give the folder that holds them|holds folder and image|holds no images"):
@@ -255,7 +258,7 @@ def test_folders_that_are_no_classes_of_one(classes: Path, spec: Any) -> None:
 
 
 def test_a_glob_passes_over_what_is_no_image(classes: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("notes.txt", "film.mp4", "README.md"):
+    for name in ("notes.txt", "film.mp4", "README.md", "2.txt"):
         (classes / "c" / name).write_text("-")
     assert ids(open_source("train/c/*")) == ["2"]
     assert [record.getMessage() for record in caplog.records] == [
