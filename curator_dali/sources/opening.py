@@ -443,15 +443,15 @@ def _is_table(file: str, folders: set[str]) -> bool:
 
 def _look_into(folder: str) -> tuple[list[str], list[str]]:
     """Paths or URLs of the files and of the folders right in a folder, without hidden ones and outputs' own."""
-    if not is_remote(folder):
-        with os.scandir(folder) as found:
-            entries = [(entry.path, entry.is_dir()) for entry in found]
-    else:
-        fs, path = filesystem(folder)
-        try:
+    try:
+        if not is_remote(folder):
+            with os.scandir(folder) as found:
+                entries = [(entry.path, entry.is_dir()) for entry in found]
+        else:
+            fs, path = filesystem(folder)
             entries = [(_url_of(fs, folder, e["name"]), e["type"] == "directory") for e in fs.ls(path, detail=True)]
-        except Exception as error:
-            raise SourceError(f"cannot list {folder!r}: {one_line(error)}") from error
+    except Exception as error:  # OSError, and whatever a remote filesystem raises
+        raise SourceError(f"cannot list {folder!r}: {one_line(error)}") from error
     names = [(url, is_dir, url.rstrip("/").rpartition("/")[2]) for url, is_dir in entries]
     kept = [(url, is_dir) for url, is_dir, name in names if not name.startswith(".") and name != OUTPUT]
     return [url for url, is_dir in kept if not is_dir], [url for url, is_dir in kept if is_dir]
