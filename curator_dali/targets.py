@@ -52,7 +52,7 @@ class Targets:
             TargetError: One of them has none, or they are of different kinds.
         """
         if isinstance(source, Mixture):
-            named = {name: getattr(part, "class_names", []) for name, part in source.sources.items()}
+            named = {name: part.class_names for name, part in source.sources.items()}
             different = {tuple(names) for names in named.values() if names}
             if self._target == "label" and self._numbers is None and len(different) > 1:
                 raise TargetError(

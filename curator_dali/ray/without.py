@@ -34,6 +34,11 @@ class Without(Source):
         return self.source.fingerprint
 
     @property
+    def class_names(self) -> list[str]:
+        """The whole's."""
+        return self.source.class_names
+
+    @property
     def shard_sizes(self) -> NDArray[np.int64]:
         """The whole's."""
         return self.source.shard_sizes
@@ -44,6 +49,7 @@ class Without(Source):
         for row, index in enumerate(np.asarray(indices).tolist()):
             if index in self.reasons:
                 batch.errors[row] = self.reasons[index]
+                batch.unread.discard(row)
                 batch.images[row] = np.empty(0, np.uint8)
         return batch
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,27 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
+from curator_dali.sources.annotations import Annotations
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource
-from curator_dali.sources.samples import SIDECARS, is_image, parse_metadata
-from curator_dali.sources.storage import Storage, filesystem, fingerprint, is_remote, one_line
+from curator_dali.sources.labels import number_classes, warn_of_split_folders
+from curator_dali.sources.listing import METADATA_FILES, Listing, list_beside, list_folder, stem_of, warn_passed_over
+from curator_dali.sources.reading import is_unread, read_bytes, read_file
+from curator_dali.sources.samples import (
+    SIDECARS,
+    add_sidecars,
+    is_image,
+    make_sidecars,
+    parse_metadata,
+    sniff_extension,
+)
+from curator_dali.sources.storage import Storage, fingerprint, is_remote, one_line
 
-__all__ = ["FolderSource", "list_local"]
+__all__ = ["FolderSource"]
 
 logger = logging.getLogger(__name__)
+
+_STAT_THREADS, _STATS = 8, 1024  # files whose sizes each thread asks for at once
+_NO_SIDECARS: Mapping[str, str] = {}
 
 
 class FolderSource(LearningSource):
@@ -27,20 +43,24 @@ class FolderSource(LearningSource):
 
     `image_id` is the path below the folder without its extension (`cats/1` for `cats/1.jpg`); files that differ in
     nothing but the extension keep it (`cats/1.jpg` and `cats/1.png`), so that ids are unique. `image_path` is the
-    file's path or URL. Files of the same stem that end in `.json`, `.txt` or `.cls` become the metadata, as
-    `parse_metadata` says, read when somebody asks for it (remote ones: together with the image).
+    file's path or URL. Files of the same stem that end in `.json`, `.txt` or `.cls`, in any case, become the metadata,
+    as `parse_metadata` says, read when somebody asks for it (remote ones: together with the image). Fields that are
+    missing there come from a `metadata.jsonl`, `.csv` or `.parquet` with a column `file_name`, as `Annotations` says.
 
-    Files and folders whose names begin with a dot are passed over; links to folders are followed, once round a loop.
+    Files and folders whose names begin with a dot are passed over, and outputs of curations below the folder; links to
+    folders are followed, once round a loop. A warning counts other files that are not read.
 
     Args:
         root: The folder, or its URL.
         files: Paths below `root`, instead of all images in it.
         label_from_folder: Whether images get a `label` (int) and a `label_name` from the folders right below `root`,
-            numbered by name as torchvision's ImageFolder does, if *every* image lies in one.
+            numbered by name as torchvision's ImageFolder does (folders without images too), if *every* image lies in
+            one and no metadata file says something else. False silences all warnings of classes and splits.
         name: The data set's name; by default the folder's.
+        listing: What lies below `root`, where that is known already. With `files`, it need only have their neighbours.
 
     Raises:
-        SourceError: The folder, or one in it, is missing or cannot be listed.
+        SourceError: The folder, or one in it, is missing or cannot be listed; a metadata file is damaged.
     """
 
     def __init__(
@@ -50,35 +70,51 @@ class FolderSource(LearningSource):
         files: Sequence[str] | None = None,
         label_from_folder: bool = True,
         name: str | None = None,
+        listing: Listing | None = None,
     ) -> None:
         self._remote = is_remote(root)
         self._root = root.rstrip("/") if self._remote else os.path.abspath(root)
         self._storage = Storage()
         self.read_ahead = 8 if self._remote else 1
         self.name = name or self._root.partition("?")[0].rpartition("/")[2] or "images"
-        everything = (
-            sorted(_list_remote(self._root) if self._remote else list_local(self._root)) if files is None else []
-        )
-        paths = [path for path in everything if is_image(path)] if files is None else list(files)
+        if files is not None:  # "./a.jpg" is a.jpg
+            files = [os.path.normpath(path) if "./" in path and not self._remote else path for path in files]
+        if listing is None and files is None:
+            listing = list_folder(self._root)
+        elif listing is None:
+            listing = Listing() if self._remote else list_beside(self._root, files or ())
+        paths = [path for path in listing.paths if is_image(path)] if files is None else list(files)
         self._files = np.array([os.fsencode(path) for path in paths], object)  # bytes: half the memory of str
-        stems = [_stem(path) for path in paths]
-        # Which sidecars lie beside each image, as bits: no need to look for them sample by sample.
-        there = set(everything) if files is None else None
-        self._sidecars = np.array(
-            [
-                sum(1 << bit for bit, ext in enumerate(SIDECARS) if self._is_there(f"{stem}.{ext}", there))
-                for stem in stems
-            ],
-            np.uint8,
-        )
+        known = set(listing.paths)
+        self._listed = np.array([path in known for path in paths], bool)
+        others = sorted(known.difference(paths))
+        stems = [stem_of(path) for path in paths]
+        self._sidecars, self._spellings = _match_sidecars(stems, others)
         seen: set[str] = set()
         repeated = {stem for stem in stems if stem in seen or seen.add(stem)}  # type: ignore[func-returns-value]
         self._repeated = np.array([stem in repeated for stem in stems], bool)
-        folders = [path.partition("/")[0] if "/" in path else "" for path in paths]
-        self._classes: list[str] = sorted(set(folders)) if label_from_folder and all(folders) else []
-        numbers = {folder: number for number, folder in enumerate(self._classes)}
-        self._labels = np.array([numbers.get(folder, -1) for folder in folders], np.int32)
+        self._tables = [path for path in others if path.rpartition("/")[2] in METADATA_FILES]
+        self._annotations = Annotations(self._root, self._tables, paths, self._read_table, whole=files is None)
+        self._classes: list[str] = []
+        self._labels = np.full(len(paths), -1, np.int32)
+        if self._annotations:
+            logger.info("%s has metadata files: no labels are made of folders", self._root)
+            if label_from_folder:
+                warn_of_split_folders(listing.folders, self._root)
+        elif label_from_folder:
+            self._classes, self._labels = number_classes(paths, listing.folders, self._root)
+        self._class_fields = [{"label": number, "label_name": name} for number, name in enumerate(self._classes)]
+        self._class_sidecars = [make_sidecars(fields) for fields in self._class_fields]
+        if files is None:
+            used = {*seen, *listing.folders}  # img2dataset has a Parquet file of metadata beside each folder
+            warn_passed_over(self._root, others, used)
         self._headers = np.zeros(len(paths), HEADER_DTYPE)
+        self._listed_as = ""  # a digest of what the listing says of the files; local files are asked themselves
+        if listing.versions:
+            versions = listing.versions
+            self._listed_as = fingerprint(
+                "listing", ((path, versions.get(os.fsdecode(path))) for path in self._all_files())
+            )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -90,80 +126,130 @@ class FolderSource(LearningSource):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files' paths below the folder."""
-        return fingerprint("folder", self._files)
+        """Of the class names, and of the paths and sizes of images, sidecars and metadata files.
+
+        Of a remote folder it is also of the files' hashes, where the store lists any. Times of change do not matter,
+        so that a copied data set is the same one. Two changes are not seen: a local file that another of equal size
+        replaced, and one of a list of remote files, which are never looked at before they are read.
+        """
+        files: Iterable[object] = self._all_files()
+        if not self._remote:
+            files = zip(files, _sizes(self._root, self._all_files()), strict=True)
+        return fingerprint("folder", chain([self._classes, self._listed_as], files))
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read files, each into a buffer of its own; see `Source.read`."""
         indices = np.asarray(indices, np.int64)
         numbers = indices.tolist()
         paths = [os.fsdecode(self._files[number]) for number in numbers]
-        sidecars = [self._sidecar_urls(path, int(self._sidecars[n])) for path, n in zip(paths, numbers, strict=True)]
-        images, errors, fetched = self._read_images(paths, sidecars)
+        spelled = self._sidecars[indices].tolist()
+        sidecars = [self._sidecar_urls(path, row) for path, row in zip(paths, spelled, strict=True)]
+        results, fetched = self._read_images(paths, sidecars)
         if members and not self._remote:
-            fetched = {url: _read_or_error(url) for beside in sidecars for url in beside.values()}
-        objects = []
-        for row, (path, number) in enumerate(zip(paths, numbers, strict=True)):
-            label: dict[str, Any] = {}
-            if self._classes:
-                label = {"label": int(self._labels[number]), "label_name": self._classes[self._labels[number]]}
-            metadata: Any = label
-            if sidecars[row]:
-                beside: dict[str, str | bytes | BaseException] = {
-                    ext: fetched.get(url, url) for ext, url in sidecars[row].items()
-                }
-                metadata = partial(_read_metadata, beside, label)
-            key = path if self._repeated[number] else _stem(path)
-            objects.append(ImageObject(f"{self._root}/{_printable(path)}", _printable(key), metadata))
-        batch = EncodedBatch(indices, objects, images, [self._root] * len(numbers), self.headers(indices), errors)
+            fetched = {url: read_bytes(url) for beside in sidecars for url in beside.values()}
+        batch = EncodedBatch(indices, [], [], [self._root] * len(numbers), self.headers(indices))
+        for row, (path, number, result) in enumerate(zip(paths, numbers, results, strict=True)):
+            url = f"{self._root}/{path}"
+            if isinstance(result, BaseException):
+                batch.errors[row] = one_line(result)
+                if is_unread(result, url, listed=bool(self._listed[number])):
+                    batch.unread.add(row)
+                result = np.empty(0, np.uint8)
+            elif len(result) == 0:
+                batch.errors[row] = "the image has no bytes"
+            batch.images.append(result)
+            key = path if self._repeated[number] else stem_of(path)
+            metadata = self._metadata(number, sidecars[row], fetched)
+            batch.objects.append(ImageObject(f"{self._root}/{_printable(path)}", _printable(key), metadata))
         if members:
-            batch.members = []
-            for row, path in enumerate(paths):
-                found = {path.rpartition(".")[2]: images[row].data} if row not in errors else {}
-                for ext, url in sidecars[row].items():
-                    if isinstance(data := fetched.get(url), bytes):
-                        found[ext] = memoryview(data)
-                batch.members.append(found)
+            batch.members = [
+                self._members(batch, row, path, number, sidecars[row], fetched)
+                for row, (path, number) in enumerate(zip(paths, numbers, strict=True))
+            ]
         return batch
 
     def close(self) -> None:
         """Close threads. A later read opens them again."""
         self._storage.close()
 
-    def _is_there(self, path: str, listed: set[str] | None) -> bool:
-        if listed is not None:
-            return path in listed
-        return not self._remote and os.path.exists(f"{self._root}/{path}")
+    def _metadata(self, number: int, sidecars: Mapping[str, str], fetched: Mapping[str, bytes | BaseException]) -> Any:
+        """A sample's metadata, or a function that makes it."""
+        if self._annotations:
+            defaults: Any = partial(self._annotations.fields, number)
+        else:
+            defaults = self._class_fields[self._labels[number]] if self._classes else {}
+        if not sidecars:
+            return dict(defaults) if isinstance(defaults, dict) else defaults
+        return partial(_read_metadata, {ext: fetched.get(url, url) for ext, url in sidecars.items()}, defaults)
 
-    def _sidecar_urls(self, path: str, bits: int) -> dict[str, str]:
-        stem = f"{self._root}/{_stem(path)}"
-        return {ext: f"{stem}.{ext}" for bit, ext in enumerate(SIDECARS) if bits >> bit & 1}
+    def _members(
+        self,
+        batch: EncodedBatch,
+        row: int,
+        path: str,
+        number: int,
+        sidecars: Mapping[str, str],
+        fetched: Mapping[str, bytes | BaseException],
+    ) -> Mapping[str, memoryview]:
+        """A sample's members. One that has a sidecar which cannot be read now is unread: its metadata would be lost."""
+        found: dict[str, memoryview] = {}
+        lost = False
+        if row not in batch.errors:
+            image = batch.images[row].data
+            found[path.rpartition(".")[2] if is_image(path) else sniff_extension(image)] = image
+        for ext, url in sidecars.items():
+            data = fetched[url]
+            if isinstance(data, bytes):
+                found[ext] = memoryview(data)
+                continue
+            lost = True
+            if row not in batch.errors and is_unread(data, url):
+                batch.errors[row] = f"a sidecar cannot be read: {one_line(data)}"
+                batch.unread.add(row)
+        if self._classes and sidecars.keys() <= {"txt"} and not lost:  # .json and .cls are free
+            made = self._class_sidecars[self._labels[number]]
+            found.update((extension, memoryview(data)) for extension, data in made.items())
+        elif lost or self._classes or self._annotations:
+            return add_sidecars(found, batch.objects[row].metadata)
+        return found
+
+    def _all_files(self) -> Iterator[bytes]:
+        """Paths of all files that this is made of: images, metadata files and sidecars."""
+        yield from self._files
+        yield from map(os.fsencode, self._tables)
+        spellings = [spelling.encode() for spelling in self._spellings]
+        some = np.flatnonzero(self._sidecars.any(1))
+        for file, spelled in zip(self._files[some], self._sidecars[some].tolist(), strict=True):
+            stem = os.fsencode(stem_of(os.fsdecode(file)))
+            yield from (b"%s.%s" % (stem, spellings[at]) for at in spelled if at)
+
+    def _read_table(self, path: str) -> bytes:
+        url = f"{self._root}/{path}"
+        data = self._storage.cat([(url, None, None)])[0] if self._remote else read_bytes(url)
+        if isinstance(data, BaseException):
+            raise SourceError(f"cannot read the metadata file {url!r}: {one_line(data)}") from data
+        return data
+
+    def _sidecar_urls(self, path: str, spelled: list[int]) -> Mapping[str, str]:
+        if not any(spelled):
+            return _NO_SIDECARS
+        stem = f"{self._root}/{stem_of(path)}"
+        return {ext: f"{stem}.{self._spellings[at]}" for ext, at in zip(SIDECARS, spelled, strict=True) if at}
 
     def _read_images(
-        self, paths: list[str], sidecars: list[dict[str, str]]
-    ) -> tuple[list[NDArray[np.uint8]], dict[int, str], dict[str, bytes | BaseException]]:
+        self, paths: list[str], sidecars: list[Mapping[str, str]]
+    ) -> tuple[list[NDArray[np.uint8] | BaseException], Mapping[str, bytes | BaseException]]:
         """Read a batch's images; of remote ones also the sidecars, in the same round trip."""
+        urls = [f"{self._root}/{path}" for path in paths]
         if not self._remote:
-            results: list[NDArray[np.uint8] | BaseException] = [_read_file(f"{self._root}/{path}") for path in paths]
-            fetched: dict[str, bytes | BaseException] = {}
-        else:
-            urls = [f"{self._root}/{path}" for path in paths]
-            more = list(dict.fromkeys(url for beside in sidecars for url in beside.values()))
-            got = self._storage.cat([(url, None, None) for url in urls + more])
-            results = [
-                data if isinstance(data, BaseException) else np.frombuffer(bytearray(data), np.uint8)
-                for data in got[: len(urls)]
-            ]
-            fetched = dict(zip(more, got[len(urls) :], strict=True))
-        images, errors = [], {}
-        for row, result in enumerate(results):
-            if isinstance(result, BaseException):
-                errors[row] = one_line(result)
-                result = np.empty(0, np.uint8)
-            elif len(result) == 0:
-                errors[row] = "the image has no bytes"
-            images.append(result)
-        return images, errors, fetched
+            return [read_file(url) for url in urls], {}
+        more = list(dict.fromkeys(url for beside in sidecars for url in beside.values()))
+        got = self._storage.cat([(url, None, None) for url in urls + more])
+        images = [
+            data if isinstance(data, BaseException) else np.frombuffer(bytearray(data), np.uint8)
+            for data in got[: len(urls)]
+        ]
+        return images, dict(zip(more, got[len(urls) :], strict=True))
 
 
 def _printable(path: str) -> str:
@@ -171,84 +257,62 @@ def _printable(path: str) -> str:
     return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _stem(path: str) -> str:
-    return path.rpartition(".")[0]
+def _match_sidecars(stems: Sequence[str], others: Sequence[str]) -> tuple[NDArray[np.uint8], list[str]]:
+    """Find the sidecars beside images. The case of an extension does not matter, and lower case goes first.
+
+    Args:
+        stems: N paths of images without their extensions.
+        others: Paths of other files.
+
+    Returns:
+        (N, 3) uint8, places in the list of spellings, a column each of SIDECARS, 0 where there is none; and that list.
+    """
+    spellings = [""]
+    spelled: dict[str, int] = {}  # path with the extension in lower case -> which spelling is there
+    for path in others:
+        stem, dot, extension = path.rpartition(".")
+        lower = extension.lower()
+        if not dot or lower not in SIDECARS or (extension != lower and f"{stem}.{lower}" in spelled):
+            continue
+        if extension not in spellings:
+            spellings.append(extension)
+        spelled[f"{stem}.{lower}"] = spellings.index(extension)
+    found = [[spelled.get(f"{stem}.{extension}", 0) for extension in SIDECARS] for stem in stems] if spelled else None
+    return np.array(found or np.zeros((len(stems), len(SIDECARS))), np.uint8).reshape(-1, len(SIDECARS)), spellings
 
 
-def _read_file(path: str) -> NDArray[np.uint8] | BaseException:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _sizes(root: str, paths: Iterable[bytes]) -> Iterator[int]:
+    """Bytes of local files, -1 where a file is not there; from threads, as a network's disk takes a while for each."""
+    with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
+        blocks = iter(partial(lambda it: list(islice(it, _STATS)), iter(paths)), [])
+        for sizes in pool.map(partial(_stat_all, os.fsencode(root)), blocks):
+            yield from sizes
+
+
+def _stat_all(root: bytes, paths: Sequence[bytes]) -> list[int]:
+    sizes = []
+    for path in paths:
         try:
-            size = os.fstat(fd).st_size
-            data = np.empty(size, np.uint8)
-            view, done = data.data, 0
-            while done < size:
-                count = os.readv(fd, [view[done:]])
-                if count == 0:
-                    return OSError(f"{path} became shorter while it was read ({done} of {size} bytes)")
-                done += count
-        finally:
-            os.close(fd)
-    except OSError as error:
-        return error
-    return data
+            sizes.append(os.stat(b"%s/%s" % (root, path)).st_size)
+        except OSError:
+            sizes.append(-1)
+    return sizes
 
 
-def _read_or_error(path: str) -> bytes | BaseException:
-    result = _read_file(path)
-    return result if isinstance(result, BaseException) else result.tobytes()
+def _read_metadata(sidecars: Mapping[str, str | bytes | BaseException], defaults: Any) -> dict[str, Any]:
+    """A sample's metadata of its sidecars: their bytes, the paths to read them from, or why that failed.
 
-
-def _read_metadata(sidecars: dict[str, str | bytes | BaseException], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A sample's metadata of its sidecars: their bytes, the paths to read them from, or why that failed."""
+    Args:
+        sidecars: Extension -> sidecar.
+        defaults: Fields of lowest precedence, or a function that makes these.
+    """
     found: dict[str, bytes] = {}
     problems = []
     for ext, value in sidecars.items():
-        data = _read_or_error(value) if isinstance(value, str) else value
+        data = read_bytes(value) if isinstance(value, str) else value
         if isinstance(data, BaseException):
             problems.append(f"a sidecar cannot be read: {one_line(data)}")
         else:
             found[ext] = data
+    defaults = defaults() if callable(defaults) else defaults
     return parse_metadata(*(found.get(ext) for ext in SIDECARS), defaults=defaults, problem="; ".join(problems))
-
-
-def list_local(root: str) -> Iterator[str]:
-    """All files below a folder, as paths relative to it; links to folders are followed, once round a loop.
-
-    Raises:
-        SourceError: The folder, or one in it, is missing or cannot be listed.
-    """
-    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while stack:
-        below, above = stack.pop()
-        folder = os.path.join(root, below)
-        try:
-            status = os.stat(folder)
-            here = (status.st_dev, status.st_ino)
-            if here in above:  # a link back to a folder that this one lies in
-                logger.info("%s is a link to a folder above it: not followed", folder)
-                continue
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        stack.append((f"{below}{entry.name}/", above | {here}))
-                    else:
-                        yield below + entry.name
-        except OSError as error:
-            raise SourceError(f"cannot list the folder {folder!r}: {error.strerror or error}") from error
-
-
-def _list_remote(root: str) -> Iterator[str]:
-    """The same of a remote folder."""
-    fs, path = filesystem(root)
-    path = path.rstrip("/")
-    try:
-        found = fs.find(path)
-    except Exception as error:
-        raise SourceError(f"cannot list {root!r}: {one_line(error)}") from error
-    for file in found:
-        below = file[len(path) :].lstrip("/")
-        if not any(part.startswith(".") for part in below.split("/")):
-            yield below

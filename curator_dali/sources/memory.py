@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource
-from curator_dali.sources.samples import sniff_extension
+from curator_dali.sources.samples import make_sidecars, sniff_extension
 from curator_dali.sources.storage import fingerprint
 
 __all__ = ["MemorySource"]
@@ -86,8 +86,13 @@ class MemorySource(LearningSource):
             shards=[self.name] * len(numbers),
             headers=self.headers(indices),
             errors={row: "the image has no bytes" for row, image in enumerate(data) if not image},
-            members=[{sniff_extension(image): memoryview(image)} for image in data] if members else None,
+            members=[self._members(number) for number in numbers] if members else None,
         )
+
+    def _members(self, number: int) -> dict[str, memoryview]:
+        image, metadata = self._images[number], self._metadata[number]
+        found = {sniff_extension(image): image, **(make_sidecars(metadata) if metadata else {})}
+        return {extension: memoryview(value) for extension, value in found.items()}
 
 
 def _to_bytes(value: object, key: str) -> bytes:

@@ -13,6 +13,7 @@ from curator_dali.batch import ImageObject
 from curator_dali.image import clone
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.sources.opening import open_source
+from curator_dali.sources.samples import add_sidecars
 from curator_dali.sources.storage import fingerprint
 
 __all__ = ["Mixture"]
@@ -72,7 +73,7 @@ class Mixture(Source):
     @property
     def class_names(self) -> list[str]:
         """Names of the labels, where all sources have the same; else empty."""
-        names = [list(getattr(source, "class_names", [])) for source in self.sources.values()]
+        names = [source.class_names for source in self.sources.values()]
         return names[0] if all(one == names[0] for one in names) else []
 
     @cached_property
@@ -95,16 +96,18 @@ class Mixture(Source):
         found: list[Any] = [None] * n
         headers = np.zeros(n, HEADER_DTYPE)
         errors: dict[int, str] = {}
+        unread: set[int] = set()
         for key, source, rows, own in self._split(indices):
             batch = source.read(own, members=members)
             headers[rows] = batch.headers
             for i, row in enumerate(rows.tolist()):
                 objects[row], images[row], shards[row] = _told(batch.objects[i], key), batch.images[i], batch.shards[i]
                 if batch.members is not None:
-                    found[row] = batch.members[i]
+                    found[row] = add_sidecars(batch.members[i], objects[row].metadata) if batch.members[i] else {}
                 if i in batch.errors:
                     errors[row] = batch.errors[i]
-        return EncodedBatch(indices, objects, images, shards, headers, errors, found if members else None)
+            unread.update(rows[list(batch.unread)].tolist())
+        return EncodedBatch(indices, objects, images, shards, headers, errors, found if members else None, unread)
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples."""

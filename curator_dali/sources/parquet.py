@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,15 @@ from numpy.typing import NDArray
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
-from curator_dali.sources.samples import IMAGE_EXTENSIONS, sniff_extension
-from curator_dali.sources.storage import LRU, Storage, common_name, filesystem, fingerprint, is_remote, one_line
+from curator_dali.sources.hive import partition_fields
+from curator_dali.sources.listing import common_folder, version_of
+from curator_dali.sources.reading import is_unread, read_file
+from curator_dali.sources.samples import IMAGE_EXTENSIONS, make_sidecars, sniff_extension
+from curator_dali.sources.storage import LRU, Storage, common_name, filesystem, fingerprint, is_remote, one_line, retry
 
 __all__ = ["ParquetSource"]
+
+logger = logging.getLogger(__name__)
 
 _MEMORY = 1 << 30  # bytes of row groups kept decoded
 _IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes", "content", "data")  # beside the names of image extensions
@@ -37,14 +43,29 @@ class _RowGroup(NamedTuple):
     nbytes: int
 
 
+class _Footer(NamedTuple):
+    """What is known of a file at opening: rows and bytes of each row group, the Arrow schema, and (size, version)."""
+
+    rows: list[int]
+    bytes: list[int]
+    schema: Any
+    version: tuple[object, ...]
+
+
+class _Changed(OSError):
+    """A file is not the one that was opened."""
+
+
 class ParquetSource(Source):
     """Images in a binary column (img2dataset's `jpg`), or a struct `{bytes, path}` (Hugging Face's `image`).
 
     Row groups are read as a whole when a sample of theirs is asked for, and the latest are kept (up to 1 GiB). A random
     sample thus costs a row group: shuffle by windows of row groups (which `shard_sizes` counts), not over everything.
 
-    The other columns become metadata under their names, except binary ones. `image_id` is the column `key`, `__key__`,
-    `image_id` or `id`, else the struct's path without its extension, else `<file stem>-<row>`. `image_path` is
+    The other columns become metadata under their names, except binary ones, and so do the fields that partitioned files
+    have in their folders' names (`partition_fields`), unless a column has the name. `image_id` is the column `key`,
+    `__key__`, `image_id` or `id`, else the struct's path without its extension, else `<file stem>-<row>`; where files
+    of one stem lie in several folders, with the path below their common folder instead of the stem. `image_path` is
     `<file>#row=<row>`: it tells every sample apart, but no filesystem opens it. Where a struct has a path and no bytes,
     that file is read; a relative path counts from the Parquet file's folder.
 
@@ -73,7 +94,7 @@ class ParquetSource(Source):
                 f"{len(bad)} of {len(footers)} Parquet files cannot be read: {'; '.join(bad[:10])}. "
                 "Repair these or leave them out"
             )
-        schemas = [schema for _, schema in footers]
+        schemas = [footer.schema for footer in footers]
         self._column = image_column or (_find_image_column(schemas[0], self._urls[0]) if schemas else "")
         for url, schema in zip(self._urls, schemas, strict=True):
             if self._column not in schema.names or not _is_image_type(schema.field(self._column).type):
@@ -81,8 +102,12 @@ class ParquetSource(Source):
                     f"{url} has no image column {self._column!r} (binary, or a struct with binary 'bytes'); it "
                     f"has {', '.join(schema.names)}: name the right one with image_column="
                 )
-        self._groups = [(file, group) for file, (rows, _) in enumerate(footers) for group in range(len(rows))]
-        self._sizes = np.array([size for rows, _ in footers for size in rows], np.int64)
+        self._groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.rows))]
+        self._sizes = np.array([size for footer in footers for size in footer.rows], np.int64)
+        self._bytes = [(footer.version[0], *footer.bytes) for footer in footers]
+        self._versions = [footer.version for footer in footers]
+        self._partitions = partition_fields(self._urls)
+        self._stems = _unique_stems(self._urls)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
         files = np.array([file for file, _ in self._groups], np.int64)
         self._file_starts = self._starts[np.searchsorted(files, np.arange(len(self._urls)))] if self._groups else files
@@ -98,9 +123,12 @@ class ParquetSource(Source):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files' names (without folders), their row groups' sizes and the image column."""
-        names = (url.rpartition("/")[2] for url in self._urls)
-        return fingerprint("parquet", [self._column, *names, *self._sizes.tolist()])
+        """Of the image column, the files' names and bytes, their row groups' rows and bytes, and partitions' fields.
+
+        Names are without folders and queries, so that a data set may move and its URLs may be signed anew.
+        """
+        names = (_without_query(url).rpartition("/")[2] for url in self._urls)
+        return fingerprint("parquet", [self._column, *names, *self._sizes.tolist(), *self._bytes, *self._partitions])
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples into one new buffer, row groups that are not in memory first; see `Source.read`."""
@@ -112,11 +140,12 @@ class ParquetSource(Source):
         objects: list[Any] = [None] * count
         images = [np.empty(0, np.uint8)] * count
         errors: dict[int, str] = {}
+        unread: set[int] = set()
         elsewhere: dict[int, str] = {}  # row -> file that the image lies in
         for number in np.unique(group_of).tolist():
             rows = np.flatnonzero(group_of == number).tolist()
             file = self._groups[number][0]
-            url, stem = self._urls[file], self._urls[file].rpartition("/")[2].rpartition(".")[0]
+            url, stem, partition = self._urls[file], self._stems[file], self._partitions[file]
             try:
                 group: _RowGroup | None = self._loaded.get(number, lambda number=number: self._load(number))  # type: ignore[misc]
             except Exception as error:  # Arrow raises OSError, ArrowInvalid and more for a damaged row group
@@ -124,7 +153,11 @@ class ParquetSource(Source):
                 errors.update(
                     dict.fromkeys(rows, f"cannot read row group {self._groups[number][1]}: {one_line(error)}")
                 )
-            for row in rows:
+                unread.update(rows if not self._is_damaged(file, error) else ())
+            fields: list[dict[str, Any]] = []
+            if members and group is not None:
+                fields = _rows(group.rest, indices[rows] - self._starts[number])
+            for place, row in enumerate(rows):
                 at = int(indices[row] - self._starts[number])
                 in_file = int(indices[row] - self._file_starts[file])
                 path, key = f"{url}#row={in_file}", f"{stem}-{in_file}"
@@ -136,7 +169,9 @@ class ParquetSource(Source):
                         key = str(given)
                     elif file_path:
                         key = file_path.rpartition(".")[0] or file_path
-                    metadata = partial(_metadata, group.rest, at)
+                    metadata = (
+                        {**partition, **fields[place]} if members else partial(_metadata, group.rest, partition, at)
+                    )
                     if group.present[at]:
                         images[row] = group.data[group.begins[at] : group.ends[at]]
                         if len(images[row]) == 0:
@@ -147,7 +182,7 @@ class ParquetSource(Source):
                         errors[row] = f"no image bytes: column {self._column!r} is null in row {in_file}"
                 objects[row] = ImageObject(path, key, metadata)
         self._copy(images)
-        self._read_elsewhere(elsewhere, images, errors)
+        self._read_elsewhere(elsewhere, images, errors, unread)
         batch = EncodedBatch(
             indices,
             objects,
@@ -155,9 +190,10 @@ class ParquetSource(Source):
             [self._urls[self._groups[number][0]] for number in group_of.tolist()],
             self.headers(indices),
             errors,
+            unread=unread,
         )
         if members:
-            batch.members = [self._members(image) for image in images]
+            batch.members = [self._members(image, item) for image, item in zip(images, objects, strict=True)]
         return batch
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
@@ -185,7 +221,10 @@ class ParquetSource(Source):
         self._storage.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_loaded", "_files")}
+        state = {name: value for name, value in vars(self).items() if name not in ("_loaded", "_files")}
+        # Another machine may have a copy of local files, with times of its own.
+        versions = zip(self._urls, self._versions, strict=True)
+        return {**state, "_versions": [version if is_remote(url) else version[:1] for url, version in versions]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -195,32 +234,72 @@ class ParquetSource(Source):
         self._loaded: LRU[int, _RowGroup] = LRU(_MEMORY, lambda group: group.nbytes)
         self._files: LRU[str, Any] = LRU(64)  # footers; a reader of its own for every read, as these are not shared
 
-    def _open(self, url: str) -> Any:
+    def _open(self, url: str, version: tuple[object, ...] | None = None) -> tuple[Any, tuple[object, ...]]:
+        """A file's reader, and its version: (size, mtime or hash).
+
+        Raises:
+            OSError: The file is gone, or has not the `version` given.
+        """
         import pyarrow.parquet as pq
 
         fs, path = filesystem(url)
-        return pq.ParquetFile(
-            fs.open(path, "rb"), metadata=self._files.get(url, lambda: pq.read_metadata(path, filesystem=fs))
-        )
+        file = fs.open(path, "rb")
+        now = _version(url, file, fs, path)
+        if version is not None and now[: len(version)] != version:
+            file.close()
+            raise _Changed(f"{url} changed after it was opened: open the source again")
+        footer = self._files.get(url, lambda: pq.read_metadata(path, filesystem=fs))
+        return pq.ParquetFile(file, metadata=footer), now
 
     def _read_footer(self, url: str) -> Any:
-        """([rows of each row group], the Arrow schema), or why it cannot be read."""
+        """A `_Footer`, or why it cannot be read."""
         try:
-            file = self._open(url)
-            metadata = file.metadata
-            return [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)], file.schema_arrow
+            file, version = self._open(url)
+            groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+            return _Footer(
+                [group.num_rows for group in groups],
+                [group.total_byte_size for group in groups],
+                file.schema_arrow,
+                version,
+            )
         except Exception as error:  # OSError, ArrowInvalid, and whatever a remote filesystem raises
             return one_line(error)
+
+    def _is_damaged(self, file: int, error: Exception) -> bool:
+        """Whether a row group cannot be read because of what its file holds: the file is as it was, and was read."""
+        import pyarrow as pa
+
+        if isinstance(error, MemoryError) or not (
+            isinstance(error, (pa.ArrowException, ValueError)) or (type(error) is OSError and error.errno is None)
+        ):  # Arrow raises a bare OSError for what it cannot decompress; those of a disk or a network say which they are
+            return False
+        try:
+            reader, _ = self._open(self._urls[file], self._versions[file])
+            reader.close(force=True)
+        except Exception as gone:
+            logger.info("%s: %s", self._urls[file], one_line(gone))
+            return False
+        return True
+
+    def _read_group(self, number: int) -> Any:
+        """A row group as an Arrow table; of a remote file, it is tried again."""
+        import pyarrow as pa
+
+        file, group = self._groups[number]
+
+        def read() -> Any:
+            reader, _ = self._open(self._urls[file], self._versions[file])
+            try:
+                return reader.read_row_group(group)
+            finally:
+                reader.close(force=True)
+
+        return retry(read, (pa.ArrowException, _Changed)) if is_remote(self._urls[file]) else read()
 
     def _load(self, number: int) -> _RowGroup:
         import pyarrow as pa
 
-        file, group = self._groups[number]
-        reader = self._open(self._urls[file])
-        try:
-            table = reader.read_row_group(group)
-        finally:
-            reader.close(force=True)
+        table = self._read_group(number)
         column = table.column(self._column)
         paths = None
         if pa.types.is_struct(column.type):
@@ -257,35 +336,62 @@ class ParquetSource(Source):
             begin += len(image)
 
     def _read_elsewhere(
-        self, files: Mapping[int, str], images: list[NDArray[np.uint8]], errors: dict[int, str]
+        self, files: Mapping[int, str], images: list[NDArray[np.uint8]], errors: dict[int, str], unread: set[int]
     ) -> None:
         remote = {row: url for row, url in files.items() if is_remote(url)}
         found: dict[int, bytes | BaseException] = {}
         if remote:
             found.update(zip(remote, self._storage.cat([(url, None, None) for url in remote.values()]), strict=True))
         for row, path in files.items():
-            if row not in found:
-                try:
-                    with open(path, "rb") as file:
-                        found[row] = file.read()
-                except OSError as error:
-                    found[row] = error
-            data = found[row]
+            data = found[row] if row in found else read_file(path)
             if isinstance(data, BaseException):
                 errors[row] = f"no image bytes, and its file cannot be read: {one_line(data)}"
+                if is_unread(data, path, listed=False):
+                    unread.add(row)
             else:
-                images[row] = np.frombuffer(bytearray(data), np.uint8)
+                images[row] = data if isinstance(data, np.ndarray) else np.frombuffer(bytearray(data), np.uint8)
+                if len(images[row]) == 0:
+                    errors[row] = "the image has no bytes"
 
-    def _members(self, image: NDArray[np.uint8]) -> dict[str, memoryview]:
+    def _members(self, image: NDArray[np.uint8], item: ImageObject) -> dict[str, memoryview]:
         if len(image) == 0:
             return {}
         known = self._column.lower()
-        return {known if known in IMAGE_EXTENSIONS else sniff_extension(image.data): image.data}
+        found = {extension: memoryview(data) for extension, data in make_sidecars(item.metadata).items()}
+        return {known if known in IMAGE_EXTENSIONS else sniff_extension(image.data): image.data, **found}
 
 
-def _metadata(table: Any, row: int) -> dict[str, Any]:
+def _rows(table: Any, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Rows as dicts, all at once: a cell at a time takes much longer."""
+    return table.take(rows).to_pylist() if table.num_columns else [{} for _ in rows]
+
+
+def _metadata(table: Any, partition: dict[str, Any], row: int) -> dict[str, Any]:
     """A row as a dict. The table has no images in it, so that metadata that is not read yet keeps none."""
-    return {name: table.column(name)[row].as_py() for name in table.column_names}
+    return {**partition, **{name: table.column(name)[row].as_py() for name in table.column_names}}
+
+
+def _without_query(url: str) -> str:
+    return url.partition("?")[0] if is_remote(url) else url
+
+
+def _unique_stems(urls: Sequence[str]) -> list[str]:
+    """What ids of samples begin with: the files' stems or, if these repeat, their paths below the common folder."""
+    paths = [_without_query(url) for url in urls]
+    stems = [path.rpartition("/")[2].rpartition(".")[0] for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    root = common_folder(paths)
+    return [path[len(root) :].lstrip("/").rpartition(".")[0] for path in paths]
+
+
+def _version(url: str, file: Any, fs: Any, path: str) -> tuple[object, ...]:
+    """Size, and what else changes with the content of an open file."""
+    if not is_remote(url):
+        status = os.fstat(file.fileno())
+        return status.st_size, status.st_mtime_ns
+    details = getattr(file, "details", None)  # most remote files know, so that this costs no request
+    return version_of(details if isinstance(details, Mapping) else fs.info(path))
 
 
 def _beside(url: str, path: str) -> str:

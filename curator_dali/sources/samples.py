@@ -54,11 +54,22 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (8, b"WEBP", "webp"),
     (0, b"BM", "bmp"),
     (0, b"GIF8", "gif"),
-    (0, b"II*\0", "tif"),
-    (0, b"MM\0*", "tif"),
+    *((0, magic, "tif") for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     (4, b"jP  ", "jp2"),
-    (4, b"ftypavif", "avif"),
-    (4, b"ftyphei", "heic"),
+    (0, b"\xff\x4f\xff\x51", "j2k"),
+    *((4, magic, "avif") for magic in (b"ftypavif", b"ftypavis")),
+    *((4, magic, "heic") for magic in (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")),
+    (0, b"8BPS", "psd"),
+    (0, b"qoif", "qoi"),
+    (0, b"\0\0\1\0", "ico"),
+    (0, b"DDS ", "dds"),
+    (0, b"\1\xda", "sgi"),
+    *((0, bytes([10, version, 1]), "pcx") for version in (0, 2, 3, 4, 5)),
+    *(
+        (0, b"P%d%c" % (number, space), extension)
+        for number, extension in enumerate(("pbm", "pgm", "ppm") * 2, 1)
+        for space in b" \t\n\r#"
+    ),
 )
 
 
@@ -76,13 +87,14 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 def is_image(name: str) -> bool:
     """Whether a file's name ends in an image extension, in either case."""
-    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+    _, dot, extension = name.rpartition(".")
+    return bool(dot) and extension.lower() in IMAGE_EXTENSIONS
 
 
-def sniff_extension(head: bytes | memoryview) -> str:
-    """The extension that fits an image's first 16 bytes; jpg where none does."""
+def sniff_extension(head: bytes | memoryview, default: str = "jpg") -> str:
+    """The extension that fits an image's first 16 bytes, or `default`."""
     head = bytes(head[:16])
-    return next((extension for at, magic, extension in _MAGIC if head.startswith(magic, at)), "jpg")
+    return next((extension for at, magic, extension in _MAGIC if head.startswith(magic, at)), default)
 
 
 def image_member(members: Mapping[str, memoryview], path: str) -> memoryview:

@@ -29,6 +29,7 @@ __all__ = [
     "fingerprint",
     "is_remote",
     "one_line",
+    "retry",
 ]
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,11 @@ def filesystem(url: str) -> tuple[Any, str]:
         return files.filesystem(url)
     except ValueError as error:
         raise SourceError(str(error)) from error
+
+
+def retry(function: Callable[[], V], final: tuple[type[Exception], ...] = ()) -> V:
+    """What a function that reads a remote file returns; it is called again where it raises, but for `final`."""
+    return files.retry(function, _RETRY_DELAYS, (*_FINAL, *final))
 
 
 def common_name(urls: Sequence[str]) -> str:

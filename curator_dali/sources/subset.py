@@ -56,6 +56,11 @@ class Subset(Source):
         return fingerprint("subset", [self.source.fingerprint, chosen])
 
     @property
+    def class_names(self) -> list[str]:
+        """The whole's."""
+        return self.source.class_names
+
+    @property
     def shard_sizes(self) -> NDArray[np.int64]:
         """(S,) int64: runs of samples of one of the whole's shards."""
         ends = np.cumsum(self.source.shard_sizes)

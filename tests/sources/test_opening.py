@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curator_dali.errors import SourceError
-from curator_dali.sources import FolderSource, MemorySource, ParquetSource, Source, TarSource, open_source
+from curator_dali.sources import FolderSource, MemorySource, ParquetSource, Source, TarSource, open_source, reopen
 from curator_dali.sources.opening import expand_braces
 from tests.helpers import write_tar
 
@@ -148,7 +150,8 @@ def test_sources_and_memory_are_taken_as_they_are(data: Path) -> None:
         (None, "cannot open None"),
         (7, "cannot open 7"),
         (["tree", 7], r"cannot open 7 \(int\)"),
-        ("shards/*", "00000_stats.json"),
+        ("shards/*", "parquet and tar"),
+        ("shards/*.json", "cannot tell what 'shards/00000_stats.json' is"),
         (["shards/00000.tar", "shards/00000.parquet"], "parquet and tar"),
         (["tree", "tree"], "cannot open 2 folders"),
         ("empty", "holds no images"),
@@ -179,7 +182,7 @@ def test_memory() -> None:
     assert [obj.metadata for obj in batch.objects] == [{"caption": "x"}, {}, {"caption": "x"}, {}]
     assert list(batch.errors) == [3]
     assert batch.members is not None
-    assert [list(m) for m in batch.members[:2]] == [["png"], ["jpg"]]
+    assert [list(m) for m in batch.members[:2]] == [["png", "txt"], ["jpg"]]
     batch.images[0][0] = 0  # writable, and nobody else's
     assert bytes(batch.images[2]) == images["b"] == bytes(source.read(np.array([1])).images[0])
     copy = pickle.loads(pickle.dumps(source))
@@ -190,3 +193,161 @@ def test_memory() -> None:
         MemorySource(["a"])  # type: ignore[list-item]
     with pytest.raises(SourceError, match="2 images need as many metadata, not 1"):
         MemorySource([b"1", b"2"], [{}])
+
+
+def labels(source: Source) -> list[str | None]:
+    return [item.metadata.get("label_name") for item in source.read(np.arange(len(source))).objects]
+
+
+@pytest.fixture
+def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("a/1.jpg", "a/1.txt", "c/2.png", "c/deep/3.jpg"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"image")
+    (tmp_path / "train" / "b").mkdir()
+    (tmp_path / "train-2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "train"
+
+
+@pytest.mark.parametrize(
+    ("spec", "names", "found"),
+    [
+        ("train", "abc", "acc"),
+        ("train/*", "abc", "acc"),
+        ("train/*/", "abc", "acc"),
+        ("train/{a,c}", "ac", "acc"),
+        (["train/a", "train/c"], "ac", "acc"),
+        (["train/a", "train/b"], "ab", "a"),
+        ("train/[a]", "a", "a"),
+        ("train/*/*.*g", "abc", "ac"),
+        ("train/**/*.jpg", "abc", "ac"),
+        ("train/a*/*.jpg", "a", "a"),
+        ("train/**", "abc", "acc"),
+    ],
+    ids=str,
+)
+def test_class_folders_by_a_glob_or_a_list(classes: Path, spec: object, names: str, found: str) -> None:
+    source = open_source(spec)
+    assert isinstance(source, FolderSource)
+    assert source.class_names == list(names)
+    assert labels(source) == list(found)
+    assert ids(source)[0] == "a/1"
+    assert source.read(np.array([0])).objects[0].metadata["caption"] == "image"
+    assert labels(open_source(spec, label_from_folder=False)) == [None] * len(found)
+    again = reopen(source.origin or {})
+    assert again.fingerprint == source.fingerprint
+
+
+def test_folders_of_tars_by_a_glob(data: Path) -> None:
+    (data / "shards" / "00000.tar").rename(data / "shards" / "more.tar")
+    write_tar(data / "sets" / "a" / "0.tar", [("x.jpg", b"1")])
+    write_tar(data / "sets" / "b" / "1.tar", [("y.jpg", b"1")])
+    assert ids(open_source("sets/*")) == ["x", "y"]
+    with pytest.raises(SourceError, match="folder and tar"):
+        open_source(["sets/a", "tree"])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [["train/a", "train/a"], ["train", "train-2", "train/c"], ["/", "/"], ["train/a", "train/c/2.png"], "train/b"],
+)
+def test_folders_that_are_no_classes_of_one(classes: Path, spec: Any) -> None:
+    with pytest.raises(SourceError, match=r"give the folder that holds them|holds folder and image|holds no images"):
+        open_source(spec)
+
+
+def test_a_glob_passes_over_what_is_no_image(classes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("notes.txt", "film.mp4", "README.md", "2.txt"):
+        (classes / "c" / name).write_text("-")
+    assert ids(open_source("train/c/*")) == ["2"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "passing over 2 files and 1 folder of train/c/*: 1 .mp4, 1 .txt"
+    ]
+    caplog.clear()
+    assert ids(open_source("train/c/*.*")) == ["2"]
+    assert "passing over 2 files of train/c/*.*: 1 .mp4, 1 .txt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\xff\xd8\xff",
+        b"P6\n3 4",
+        b"8BPS\0\1",
+        b"qoif\0",
+        b"\0\0\1\0\1",
+        b"DDS |",
+        b"\1\xda\1",
+        b"\x0a\5\1\x08",
+        b"\xff\x4f\xff\x51",
+    ],
+)
+def test_a_file_named_by_hand_may_have_any_ending(tmp_path: Path, head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("k", "l.jpg_large"):
+        (tmp_path / name).write_bytes(head)
+    assert ids(open_source("./k")) == ["k"]
+    assert ids(open_source(["./l.jpg_large", tmp_path / "k"])) == ["l", "k"]
+
+
+def test_a_file_named_by_hand_that_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "notes.xyz").write_text("PS: no image")
+    with pytest.raises(SourceError, match=r"cannot tell what .*notes\.xyz' is: .*begins with b'PS: no image'"):
+        open_source(tmp_path / "notes.xyz")
+
+
+@pytest.mark.parametrize(
+    ("files", "warned"),
+    [
+        (
+            [
+                "data/train-00000-of-00002.parquet",
+                "data/train-00001-of-00002.parquet",
+                "data/test-00000-of-00001.parquet",
+            ],
+            1,
+        ),
+        (["train.parquet", "test.parquet"], 1),
+        (["train/0000.parquet", "validation/0000.parquet"], 1),
+        (["train-0.tar", "val-0.tar"], 1),
+        (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], 0),
+        (["training_data.parquet", "latest.parquet"], 0),
+        (["0.tar", "1.tar"], 0),
+    ],
+)
+def test_splits_in_one_folder_are_told(
+    tmp_path: Path, files: list[str], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".tar"):
+            write_tar(tmp_path / name, [(f"{number}.jpg", b"1")])
+        else:
+            pq.write_table(pa.table({"jpg": [b"1"]}), tmp_path / name)
+    assert len(open_source(tmp_path)) == len(files)
+    assert ("and all are read as one data set" in caplog.text) == bool(warned)
+    caplog.clear()
+    open_source([tmp_path / name for name in files])  # named by hand: as wanted
+    open_source(tmp_path, label_from_folder=False)
+    assert caplog.records == []
+
+
+def test_files_of_img2dataset_open_as_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for shard in ("00000", "00001"):
+        (tmp_path / shard).mkdir()
+        (tmp_path / shard / f"{shard}0.jpg").write_bytes(b"image")
+        pq.write_table(pa.table({"key": [f"{shard}0"]}), tmp_path / f"{shard}.parquet")
+        (tmp_path / f"{shard}_stats.json").write_text("{}")
+    assert ids(open_source(tmp_path)) == ["00000/000000", "00001/000010"]
+    assert caplog.records == []
+
+
+def test_an_output_of_a_curation_below_is_no_data(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tar(data / "all" / "deep" / "0.tar", [("x.jpg", b"1")])
+    write_tar(data / "all" / "out" / "1.tar", [("y.jpg", b"1")])
+    (data / "all" / "out" / "_manifest").mkdir()
+    with caplog.at_level(logging.INFO):
+        assert ids(open_source("all")) == ["x"]
+    assert "is the output of a curation" in caplog.text
+    assert ids(open_source("all/out")) == ["y"]

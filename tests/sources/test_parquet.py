@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curator_dali.errors import SourceError
-from curator_dali.sources import HEADER_DTYPE, ParquetSource
+from curator_dali.sources import HEADER_DTYPE, ParquetSource, open_source
 
 
 def write(path: Path, columns: dict[str, Any], rows_per_group: int = 4, schema: pa.Schema | None = None) -> str:
@@ -66,7 +68,10 @@ def test_img2dataset(img2dataset: list[str]) -> None:
             "exif": {"make": "x", "tags": [n]},
         }
         assert batch.members is not None
-        assert {ext: bytes(data) for ext, data in batch.members[row].items()} == {"jpg": jpeg(n)}
+        members = {ext: bytes(data) for ext, data in batch.members[row].items()}
+        assert members.keys() == {"jpg", "json", "txt"}
+        assert members["jpg"] == jpeg(n)
+        assert members["txt"] == b"photo %d" % n
 
 
 def test_hugging_face(tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert "no image bytes" in batch.errors[4]
     assert "has no bytes" in batch.errors[6]
     assert batch.members is not None
-    assert list(batch.members[0]) == ["png"]
+    assert list(batch.members[0]) == ["png", "cls"]
     assert batch.members[4] == {}
 
 
@@ -133,14 +138,14 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path, img2dataset: list[str]) 
 
 
 def test_a_damaged_row_group_costs_its_rows_only(img2dataset: list[str]) -> None:
-    source = ParquetSource(img2dataset)
     place = pq.read_metadata(img2dataset[0]).row_group(1).column(0)
     begin = place.dictionary_page_offset or place.data_page_offset
     with open(img2dataset[0], "r+b") as file:
         file.seek(begin)
         file.write(b"\xff" * place.total_compressed_size)
-    batch = source.read(np.arange(13))
+    batch = ParquetSource(img2dataset).read(np.arange(13))
     assert sorted(batch.errors) == [4, 5, 6, 7]
+    assert batch.unread == set()  # the file is as it was at opening: this is what it holds
     assert "row group 1" in batch.errors[4]
     assert [bytes(batch.images[n]) for n in (3, 8, 12)] == [jpeg(3), jpeg(8), jpeg(12)]
 
@@ -181,3 +186,78 @@ def test_pickle_fingerprint_and_headers(img2dataset: list[str]) -> None:
     headers["codec"] = [1, 0, 3]
     source.learn(np.array([1, 2, 11]), headers)
     assert source.headers(np.array([11, 2, 1, 0]))["codec"].tolist() == [3, 0, 1, 0]
+
+
+def partitioned(root: Path, folders: list[str], columns: dict[str, Any] | None = None) -> list[str]:
+    return [
+        write(root / folder / "part-0.parquet", {"jpg": [jpeg(n), jpeg(n)], **(columns or {})})
+        for n, folder in enumerate(folders)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "fields"),
+    [
+        (["label=cat", "label=dog"], [{"label": "cat"}, {"label": "dog"}]),
+        (["label=0", "label=12"], [{"label": 0}, {"label": 12}]),
+        (["label=0", "label=012"], [{"label": "0"}, {"label": "012"}]),
+        (["n=1/kind=a%2Fb%20c", "n=-2/kind=ü"], [{"n": 1, "kind": "a/b c"}, {"n": -2, "kind": "ü"}]),
+        (["n=__HIVE_DEFAULT_PARTITION__", "n=2"], [{"n": None}, {"n": 2}]),
+        (["plain", "n=2/=odd"], [{}, {"n": 2}]),
+    ],
+)
+def test_fields_of_partitions(tmp_path: Path, folders: list[str], fields: list[dict[str, Any]]) -> None:
+    urls = partitioned(tmp_path, folders)
+    source = open_source(tmp_path)
+    assert isinstance(source, ParquetSource)
+    batch = source.read(np.arange(len(source)))
+    by_path = {item.image_path.partition("#")[0]: item.metadata for item in batch.objects}
+    assert by_path == dict(zip(urls, fields, strict=True))
+    assert len({item.image_id for item in batch.objects}) == 4
+    assert {f"{folders[1]}/part-0-1"} <= {item.image_id for item in batch.objects}
+
+
+def test_a_column_goes_before_its_partition(tmp_path: Path) -> None:
+    urls = partitioned(tmp_path, ["label=7/x=1"], {"label": ["own", None]})
+    batch = ParquetSource(urls).read(np.arange(2))
+    assert [item.metadata for item in batch.objects] == [{"label": "own", "x": 1}, {"label": None, "x": 1}]
+    assert [item.image_id for item in batch.objects] == ["part-0-0", "part-0-1"]  # nothing repeats
+
+
+def test_fingerprints_are_of_what_the_files_hold(tmp_path: Path) -> None:
+    path = write(tmp_path / "a=1" / "0.parquet", {"jpg": [jpeg(n) for n in range(6)]})
+    first = ParquetSource(path).fingerprint
+    shutil.copytree(tmp_path / "a=1", tmp_path / "moved" / "a=1")
+    assert ParquetSource(str(tmp_path / "moved" / "a=1" / "0.parquet")).fingerprint == first
+    (tmp_path / "moved" / "a=1").rename(tmp_path / "moved" / "a=2")
+    assert ParquetSource(str(tmp_path / "moved" / "a=2" / "0.parquet")).fingerprint != first
+    write(Path(path), {"jpg": [jpeg(n + 20) for n in range(6)]})
+    assert ParquetSource(path).fingerprint != first
+
+
+def test_rows_that_could_not_be_read_now(img2dataset: list[str], tmp_path: Path) -> None:
+    source = ParquetSource(img2dataset)
+    copy = pickle.loads(pickle.dumps(source))
+    source.read(np.array([0]))
+    os.utime(img2dataset[0])
+    batch = source.read(np.array([0, 4, 12]))
+    assert (sorted(batch.errors), batch.unread) == ([1], {1})  # the first row group was read before
+    assert "changed after it was opened" in batch.errors[1]
+    assert copy.read(np.array([4])).errors == {}  # another machine's copy has times of its own
+    os.truncate(img2dataset[0], 100)
+    assert copy.read(np.array([0])).unread == {0}
+    os.unlink(img2dataset[1])
+    assert source.read(np.array([12, 10]), members=True).errors == {}  # in memory still
+    assert copy.read(np.array([12])).unread == {0}
+
+
+def test_a_file_named_in_a_row_that_is_not_there_is_the_rows_own_fault(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    rows = [{"bytes": None, "path": "gone.jpg"}, {"bytes": None, "path": "empty.jpg"}, {"bytes": None, "path": "a"}]
+    (tmp_path / "a").mkdir()
+    path = write(
+        tmp_path / "0.parquet", {"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
+    )
+    batch = ParquetSource(path).read(np.arange(3))
+    assert sorted(batch.errors) == [0, 1, 2]
+    assert batch.unread == set()

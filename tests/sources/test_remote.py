@@ -319,9 +319,15 @@ def test_a_folder_in_memory(memory: fsspec.AbstractFileSystem) -> None:
     assert [bytes(data) for data in batch.images] == [b"dog", b"cat"]
     assert batch.objects[1].metadata == {"x": 1, "label": 0, "label_name": "cats"}
     assert batch.members is not None
-    assert {ext: bytes(data) for ext, data in batch.members[1].items()} == {"jpg": b"cat", "json": b'{"x": 1}'}
+    assert {ext: bytes(data) for ext, data in batch.members[1].items()} == {
+        "jpg": b"cat",
+        "json": b'{"x": 1, "label_name": "cats"}',
+        "cls": b"0",
+    }
     memory.rm("/t/cats/a.jpg")
-    assert "FileNotFoundError" in source.read(np.array([0])).errors[0]
+    lost = source.read(np.array([0]))
+    assert "FileNotFoundError" in lost.errors[0]
+    assert lost.unread == {0}  # it was listed
     with pytest.raises(SourceError):
         open_source("memory://nowhere/*.tar")
 
@@ -337,3 +343,87 @@ def test_parquet_in_memory(memory: fsspec.AbstractFileSystem) -> None:
     assert batch.errors == {}
     assert [bytes(data) for data in batch.images] == [b"beside", b"\xff\xd84", b"\xff\xd80"]
     assert batch.objects[1].metadata == {"n": 4}
+
+
+def test_a_remote_folder_says_what_a_local_one_does(
+    memory: fsspec.AbstractFileSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory.pipe({"/t/a/1.JPG": b"1", "/t/a/1.TXT": b"upper", "/t/c/2.jpg": b"2", "/t/c/x.mp4": b"-"})
+    memory.pipe({"/t/a/out/_manifest/run.json": b"{}", "/t/a/out/3.jpg": b"3"})
+    memory.mkdir("/t/b")
+    source = open_source("memory://t")
+    batch = source.read(np.arange(len(source)))
+    assert source.class_names == ["a", "b", "c"]
+    assert [item.metadata for item in batch.objects] == [
+        {"caption": "upper", "label": 0, "label_name": "a"},
+        {"label": 2, "label_name": "c"},
+    ]
+    assert "class folders in memory://t have no images: 'b'" in caplog.text
+    assert "passing over 1 file of memory://t: 1 .mp4" in caplog.text
+    for spec in ("memory://t/*", ["memory://t/a", "memory://t/c", "memory://t/b"]):
+        again = open_source(spec)
+        assert again.class_names == ["a", "b", "c"]
+        assert [item.image_id for item in again.read(np.arange(len(again))).objects] == ["a/1", "c/2"]
+    globbed = open_source("memory://t/*/*.[jJ]*")
+    assert globbed.class_names == ["a", "b", "c"]
+    assert globbed.read(np.array([0])).objects[0].metadata["caption"] == "upper"
+
+
+def test_the_fingerprint_of_a_remote_folder_is_of_its_listing(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe({"/t/1.jpg": b"1", "/t/1.txt": b"a"})
+    prints = {open_source("memory://t").fingerprint, open_source("memory://t/*.jpg").fingerprint}
+    memory.pipe("/t/1.txt", b"longer")
+    prints |= {open_source("memory://t").fingerprint, open_source("memory://t/*.jpg").fingerprint}
+    assert len(prints) == 2  # a folder and a glob of all its images are the same data set
+
+
+def test_an_empty_remote_folder_is_refused(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe("/t/a.mp4", b"-")
+    with pytest.raises(SourceError, match="holds no images"):
+        open_source("memory://t")
+
+
+def test_partitions_of_a_remote_folder(memory: fsspec.AbstractFileSystem) -> None:
+    for label in ("cat", "dog"):
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"jpg": [label.encode()]}), buffer)
+        memory.pipe(f"/p/label={label}/part-0.parquet", buffer.getvalue())
+    source = open_source("memory://p")
+    batch = source.read(np.arange(2), members=True)
+    assert [item.metadata for item in batch.objects] == [{"label": "cat"}, {"label": "dog"}]
+    assert [item.image_id for item in batch.objects] == ["label=cat/part-0-0", "label=dog/part-0-0"]
+    memory.rm("/p/label=dog/part-0.parquet")
+    lost = open_source("memory://p").read(np.arange(1))
+    assert lost.errors == {}
+    source.close()
+    lost = source.read(np.arange(2))
+    assert lost.unread == {1}
+
+
+def test_dead_links_of_a_list_and_a_server_that_is_out_of_order(server: Server) -> None:
+    server.files = {"/a.jpg": b"1", "/b.jpg": b"2", "/photo?id=3": b"\xff\xd8\xff"}
+    source = open_source([f"{server.url}/a.jpg", f"{server.url}/gone.jpg", f"{server.url}/b.jpg"])
+    server.failures["/b.jpg"] = 100
+    batch = source.read(np.arange(3))
+    assert (sorted(batch.errors), batch.unread) == ([1, 2], {2})  # nobody has ever seen gone.jpg
+    server.failures.clear()
+    assert list(source.read(np.arange(3)).errors) == [1]
+    assert len(open_source([f"{server.url}/photo?id=3", f"{server.url}/dead?id=4"])) == 2
+    with pytest.raises(SourceError, match="cannot tell what"):
+        open_source(f"{server.url}/dead?id=4")
+
+
+def test_a_row_group_of_a_server_that_is_out_of_order(server: Server) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(
+        pa.table({"jpg": [bytes([n]) * 300_000 for n in range(4)]}), buffer, row_group_size=1, compression="NONE"
+    )
+    server.files["/0.parquet?sig=a.b"] = server.files["/0.parquet?sig=c"] = buffer.getvalue()
+    source = open_source(f"{server.url}/0.parquet?sig=a.b")
+    assert source.fingerprint == open_source(f"{server.url}/0.parquet?sig=c").fingerprint
+    assert source.read(np.array([1])).objects[0].image_id == "0-1"
+    server.failures["/0.parquet?sig=a.b"] = 1
+    assert source.read(np.array([2])).errors == {}  # tried again
+    server.failures["/0.parquet?sig=a.b"] = 1000
+    batch = source.read(np.array([0]))
+    assert (list(batch.errors), batch.unread) == ([0], {0})

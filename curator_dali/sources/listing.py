@@ -1,0 +1,201 @@
+"""Files below a folder, local or remote: listed once, without outputs of curations, and told where they are no use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from curator_dali.errors import SourceError
+from curator_dali.sources.samples import SIDECARS
+from curator_dali.sources.storage import filesystem, is_remote, one_line
+from curator_dali.wording import count
+
+__all__ = [
+    "METADATA_FILES",
+    "OUTPUT",
+    "Listing",
+    "common_folder",
+    "list_beside",
+    "list_folder",
+    "list_local",
+    "stem_of",
+    "version_of",
+    "warn_passed_over",
+]
+
+logger = logging.getLogger(__name__)
+
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Names of files that say something of the images beside and below them; see `Annotations`."""
+
+OUTPUT = "_manifest"
+"""The folder that every output of a curation has."""
+
+_HASHES = ("ETag", "etag", "md5Hash", "crc32c", "blob_id")  # fields of a listing that change with the content alone
+_MOST_ENDINGS = 6
+_BESIDE = (*(f".{extension}" for extension in SIDECARS), ".parquet")
+_USUAL_BEGINNINGS, _USUAL_ENDINGS = ("readme", "license", "."), (".md", "thumbs.db", "desktop.ini", "_stats.json")
+
+
+class Listing(NamedTuple):
+    """What lies below a folder.
+
+    Attributes:
+        paths: Files, as paths relative to the folder, in order.
+        folders: Names of the folders right below it, in order.
+        versions: Path -> what tells a file's content apart; empty where asking the files is as cheap (locally).
+    """
+
+    paths: Sequence[str] = ()
+    folders: Sequence[str] = ()
+    versions: Mapping[str, object] = {}
+
+    def below(self, folder: str) -> Listing:
+        """The same listing, as seen from the folder that holds `folder`, which this is of."""
+        return Listing(
+            [f"{folder}/{path}" for path in self.paths],
+            [folder.partition("/")[0]],
+            {f"{folder}/{path}": version for path, version in self.versions.items()},
+        )
+
+
+def list_folder(root: str) -> Listing:
+    """List all files below a folder. Hidden ones and outputs of curations below it are passed over.
+
+    Raises:
+        SourceError: The folder, or one in it, is missing or cannot be listed.
+    """
+    if is_remote(root):
+        return _list_remote(root)
+    folders: list[str] = []
+    return Listing(sorted(list_local(root, folders)), sorted(folders))
+
+
+def list_local(root: str, folders: list[str] | None = None) -> Iterator[str]:
+    """All files below a local folder, as paths relative to it; links to folders are followed, once round a loop.
+
+    Args:
+        root: The folder.
+        folders: Where to put the names of the folders right below `root`.
+
+    Raises:
+        SourceError: The folder, or one in it, is missing or cannot be listed.
+    """
+    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while stack:
+        below, above = stack.pop()
+        folder = os.path.join(root, below)
+        try:
+            status = os.stat(folder)
+            here = (status.st_dev, status.st_ino)
+            if here in above:  # a link back to a folder that this one lies in
+                logger.info("%s is a link to a folder above it: not followed", folder)
+                continue
+            if below and os.path.isdir(f"{folder}{OUTPUT}"):
+                logger.info("%s is the output of a curation: passed over", folder)
+                continue
+            if folders is not None and below.count("/") == 1:
+                folders.append(below[:-1])
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if not entry.is_dir():
+                        yield below + entry.name
+                    elif below or entry.name != OUTPUT:
+                        stack.append((f"{below}{entry.name}/", above | {here}))
+        except OSError as error:
+            raise SourceError(f"cannot list the folder {folder!r}: {error.strerror or error}") from error
+
+
+def list_beside(root: str, files: Iterable[str]) -> Listing:
+    """List the local folders that files lie in, and the root: the sidecars and metadata files of these are there.
+
+    Args:
+        root: A folder.
+        files: Paths below it.
+    """
+    found: list[str] = []
+    for folder in sorted({file.rpartition("/")[0] for file in files} | {""}):
+        try:
+            with os.scandir(f"{root}/{folder}") as entries:
+                found += [os.path.join(folder, entry.name) for entry in entries if not entry.is_dir()]
+        except OSError as error:  # whoever reads the files meets the reason
+            logger.info("cannot list %s/%s: %s", root, folder, error)
+    return Listing(sorted(found))
+
+
+def version_of(info: Mapping[str, Any]) -> tuple[object, ...]:
+    """What tells a remote file's content apart: its size, and a hash where the store has one. A copy has the same."""
+    return (info.get("size"), *(str(info[name]) for name in _HASHES if info.get(name)))
+
+
+def common_folder(urls: Sequence[str]) -> str:
+    """The deepest folder that all these paths or URLs lie in."""
+    if not is_remote(urls[0]):
+        return os.path.commonpath([os.path.dirname(url) for url in urls])
+    return os.path.commonprefix(urls).rpartition("/")[0]  # noqa: RUF071 (commonpath does not know "//")
+
+
+def stem_of(path: str) -> str:
+    """The path without its extension; a name without a dot is all stem."""
+    dot = path.rfind(".")
+    return path[:dot] if dot > path.rfind("/") else path
+
+
+def warn_passed_over(where: str, paths: Iterable[str], used: Container[str], folders: int = 0) -> None:
+    """Warn of files that are not read, by their endings. Files that usually lie beside data are not counted.
+
+    Args:
+        where: What they were found in or by.
+        paths: Files that are no samples.
+        used: Stems of images and names of folders, whose sidecars and Parquet files (img2dataset's) are of use.
+        folders: How many folders were passed over with them.
+    """
+    counts = Counter(_ending(path) for path in paths if not _is_usual(path, used))
+    total = sum(counts.values())
+    parts = [f"{number:,} {ending}" for ending, number in counts.most_common(_MOST_ENDINGS)]
+    if rest := total - sum(number for _, number in counts.most_common(_MOST_ENDINGS)):
+        parts.append(f"{rest:,} with other endings")
+    skipped = [count(total, "file")] * (total > 0) + [count(folders, "folder")] * (folders > 0)
+    if skipped:
+        logger.warning(
+            "passing over %s of %s%s", " and ".join(skipped), where, f": {', '.join(parts)}" if parts else ""
+        )
+
+
+def _ending(path: str) -> str:
+    stem, dot, ending = path.rpartition("/")[2].rpartition(".")
+    return f".{ending.lower()}" if dot and stem else "without an ending"
+
+
+def _is_usual(path: str, used: Container[str]) -> bool:
+    """Whether a file says something of a sample, or of the data set to people or other tools."""
+    name = path.rpartition("/")[2].lower()
+    if name in METADATA_FILES or (name.endswith(_BESIDE) and stem_of(path) in used):
+        return True
+    return name.startswith(_USUAL_BEGINNINGS) or name.endswith(_USUAL_ENDINGS)
+
+
+def _list_remote(root: str) -> Listing:
+    fs, path = filesystem(root)
+    path = path.rstrip("/")
+    try:
+        fs.invalidate_cache(path)  # of what another listing saw, perhaps before the files were written anew
+        found = fs.find(path, withdirs=True, detail=True)
+    except Exception as error:
+        raise SourceError(f"cannot list {root!r}: {one_line(error)}") from error
+    below = {name[len(path) :].strip("/"): info for name, info in found.items()}
+    visible = {name: info for name, info in below.items() if name and "/." not in f"/{name}"}
+    outputs = {name.partition(f"/{OUTPUT}/")[0] for name in visible if f"/{OUTPUT}/" in name}
+    for output in sorted(outputs):
+        logger.info("%s/%s is the output of a curation: passed over", root, output)
+    own = (*(f"{output}/" for output in outputs), f"{OUTPUT}/")
+    kept = {name: info for name, info in visible.items() if not f"{name}/".startswith(own)}
+    files = {name: version_of(info) for name, info in sorted(kept.items()) if info.get("type") != "directory"}
+    folders = {name.partition("/")[0] for name in kept if "/" in name}
+    folders |= {name for name, info in kept.items() if info.get("type") == "directory" and "/" not in name}
+    return Listing(list(files), sorted(folders), files)

@@ -1,0 +1,55 @@
+"""Whole files as bytes, and which failures say nothing of a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.sources.storage import is_remote
+
+__all__ = ["is_unread", "read_bytes", "read_file"]
+
+# Failures that the next read of an unchanged file meets again: it may not be read, or is a folder, a socket, a loop.
+_LASTING = frozenset([errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO])
+
+
+def read_file(path: str) -> NDArray[np.uint8] | BaseException:
+    """Read a local file into a writable array of its own; a failure is returned, not raised."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a named pipe does not wait
+        try:
+            size = os.fstat(fd).st_size
+            data = np.empty(size, np.uint8)
+            view, done = data.data, 0
+            while done < size:
+                count = os.readv(fd, [view[done:]])
+                if count == 0:
+                    return OSError(f"{path} became shorter while it was read ({done} of {size} bytes)")
+                done += count
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error
+    return data
+
+
+def read_bytes(path: str) -> bytes | BaseException:
+    """Read a local file; a failure is returned, not raised."""
+    result = read_file(path)
+    return result if isinstance(result, BaseException) else result.tobytes()
+
+
+def is_unread(error: BaseException, url: str, *, listed: bool = True) -> bool:
+    """Whether a failed read says nothing of the file's content, so that a later read may succeed.
+
+    Args:
+        error: The failure; of a remote file the one that was left after all tries.
+        url: The file's path or URL.
+        listed: Whether the file was there once. A file that nobody has seen may well not exist.
+    """
+    if isinstance(error, FileNotFoundError):
+        return listed and (is_remote(url) or not os.path.islink(url))  # a dangling link is as it was
+    return is_remote(url) or not (isinstance(error, OSError) and error.errno in _LASTING)
