@@ -134,7 +134,7 @@ class TorchImageLoader:
     @property
     def class_names(self) -> list[str]:
         """Names of the labels that came from folders, by label; else empty."""
-        return list(getattr(self.loader.source, "class_names", []))
+        return self.loader.source.class_names
 
     @property
     def errors(self) -> list[ImageError]:

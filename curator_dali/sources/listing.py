@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from curator_dali.errors import SourceError
 from curator_dali.sources.samples import SIDECARS
-from curator_dali.sources.storage import filesystem, is_remote, one_line
+from curator_dali.sources.storage import content_hash, filesystem, is_remote, one_line
 from curator_dali.wording import count
 
 __all__ = [
@@ -34,7 +34,6 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 OUTPUT = "_manifest"
 """The folder that every output of a curation has."""
 
-_HASHES = ("ETag", "etag", "md5Hash", "crc32c", "blob_id")  # fields of a listing that change with the content alone
 _MOST_ENDINGS = 6
 _BESIDE = (*(f".{extension}" for extension in SIDECARS), ".parquet")
 _USUAL_BEGINNINGS, _USUAL_ENDINGS = ("readme", "license", "."), (".md", "thumbs.db", "desktop.ini", "_stats.json")
@@ -130,7 +129,7 @@ def list_beside(root: str, files: Iterable[str]) -> Listing:
 
 def version_of(info: Mapping[str, Any]) -> tuple[object, ...]:
     """What tells a remote file's content apart: its size, and a hash where the store has one. A copy has the same."""
-    return (info.get("size"), *(str(info[name]) for name in _HASHES if info.get(name)))
+    return info.get("size"), content_hash(info)
 
 
 def common_folder(urls: Sequence[str]) -> str:

@@ -16,10 +16,22 @@ from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.sources.hive import partition_fields
-from curator_dali.sources.listing import common_folder, version_of
+from curator_dali.sources.listing import common_folder
 from curator_dali.sources.reading import is_unread, read_file
 from curator_dali.sources.samples import IMAGE_EXTENSIONS, make_sidecars, sniff_extension
-from curator_dali.sources.storage import LRU, Storage, common_name, filesystem, fingerprint, is_remote, one_line, retry
+from curator_dali.sources.storage import (
+    LRU,
+    Stat,
+    Storage,
+    common_name,
+    filesystem,
+    fingerprint,
+    is_remote,
+    one_line,
+    retry,
+    stat_of,
+    strip_query,
+)
 
 __all__ = ["ParquetSource"]
 
@@ -44,12 +56,12 @@ class _RowGroup(NamedTuple):
 
 
 class _Footer(NamedTuple):
-    """What is known of a file at opening: rows and bytes of each row group, the Arrow schema, and (size, version)."""
+    """What is known of a file at opening: rows and bytes of each row group, the Arrow schema, and the file's `Stat`."""
 
     rows: list[int]
     bytes: list[int]
     schema: Any
-    version: tuple[object, ...]
+    stat: Stat
 
 
 class _Changed(OSError):
@@ -104,8 +116,8 @@ class ParquetSource(Source):
                 )
         self._groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.rows))]
         self._sizes = np.array([size for footer in footers for size in footer.rows], np.int64)
-        self._bytes = [(footer.version[0], *footer.bytes) for footer in footers]
-        self._versions = [footer.version for footer in footers]
+        self._bytes = [(footer.stat.size, footer.stat.content, *footer.bytes) for footer in footers]
+        self._stats: list[tuple[Any, ...]] = [footer.stat for footer in footers]
         self._partitions = partition_fields(self._urls)
         self._stems = _unique_stems(self._urls)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
@@ -127,7 +139,7 @@ class ParquetSource(Source):
 
         Names are without folders and queries, so that a data set may move and its URLs may be signed anew.
         """
-        names = (_without_query(url).rpartition("/")[2] for url in self._urls)
+        names = (strip_query(url).rpartition("/")[2] for url in self._urls)
         return fingerprint("parquet", [self._column, *names, *self._sizes.tolist(), *self._bytes, *self._partitions])
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
@@ -223,8 +235,8 @@ class ParquetSource(Source):
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name not in ("_loaded", "_files")}
         # Another machine may have a copy of local files, with times of its own.
-        versions = zip(self._urls, self._versions, strict=True)
-        return {**state, "_versions": [version if is_remote(url) else version[:1] for url, version in versions]}
+        stats = zip(self._urls, self._stats, strict=True)
+        return {**state, "_stats": [stat if is_remote(url) else stat[:1] for url, stat in stats]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -234,18 +246,18 @@ class ParquetSource(Source):
         self._loaded: LRU[int, _RowGroup] = LRU(_MEMORY, lambda group: group.nbytes)
         self._files: LRU[str, Any] = LRU(64)  # footers; a reader of its own for every read, as these are not shared
 
-    def _open(self, url: str, version: tuple[object, ...] | None = None) -> tuple[Any, tuple[object, ...]]:
-        """A file's reader, and its version: (size, mtime or hash).
+    def _open(self, url: str, known: tuple[Any, ...] | None = None) -> tuple[Any, Stat]:
+        """A file's reader, and its `Stat`.
 
         Raises:
-            OSError: The file is gone, or has not the `version` given.
+            OSError: The file is gone, or its `Stat` does not begin as the known one.
         """
         import pyarrow.parquet as pq
 
         fs, path = filesystem(url)
         file = fs.open(path, "rb")
-        now = _version(url, file, fs, path)
-        if version is not None and now[: len(version)] != version:
+        now = _stat(url, file, fs, path)
+        if known is not None and now[: len(known)] != known:
             file.close()
             raise _Changed(f"{url} changed after it was opened: open the source again")
         footer = self._files.get(url, lambda: pq.read_metadata(path, filesystem=fs))
@@ -254,13 +266,13 @@ class ParquetSource(Source):
     def _read_footer(self, url: str) -> Any:
         """A `_Footer`, or why it cannot be read."""
         try:
-            file, version = self._open(url)
+            file, stat = self._open(url)
             groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
             return _Footer(
                 [group.num_rows for group in groups],
                 [group.total_byte_size for group in groups],
                 file.schema_arrow,
-                version,
+                stat,
             )
         except Exception as error:  # OSError, ArrowInvalid, and whatever a remote filesystem raises
             return one_line(error)
@@ -274,7 +286,7 @@ class ParquetSource(Source):
         ):  # Arrow raises a bare OSError for what it cannot decompress; those of a disk or a network say which they are
             return False
         try:
-            reader, _ = self._open(self._urls[file], self._versions[file])
+            reader, _ = self._open(self._urls[file], self._stats[file])
             reader.close(force=True)
         except Exception as gone:
             logger.info("%s: %s", self._urls[file], one_line(gone))
@@ -288,7 +300,7 @@ class ParquetSource(Source):
         file, group = self._groups[number]
 
         def read() -> Any:
-            reader, _ = self._open(self._urls[file], self._versions[file])
+            reader, _ = self._open(self._urls[file], self._stats[file])
             try:
                 return reader.read_row_group(group)
             finally:
@@ -371,13 +383,9 @@ def _metadata(table: Any, partition: dict[str, Any], row: int) -> dict[str, Any]
     return {**partition, **{name: table.column(name)[row].as_py() for name in table.column_names}}
 
 
-def _without_query(url: str) -> str:
-    return url.partition("?")[0] if is_remote(url) else url
-
-
 def _unique_stems(urls: Sequence[str]) -> list[str]:
     """What ids of samples begin with: the files' stems or, if these repeat, their paths below the common folder."""
-    paths = [_without_query(url) for url in urls]
+    paths = [strip_query(url) for url in urls]
     stems = [path.rpartition("/")[2].rpartition(".")[0] for path in paths]
     if len(set(stems)) == len(stems):
         return stems
@@ -385,13 +393,13 @@ def _unique_stems(urls: Sequence[str]) -> list[str]:
     return [path[len(root) :].lstrip("/").rpartition(".")[0] for path in paths]
 
 
-def _version(url: str, file: Any, fs: Any, path: str) -> tuple[object, ...]:
-    """Size, and what else changes with the content of an open file."""
+def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
+    """The `Stat` of an open file."""
     if not is_remote(url):
         status = os.fstat(file.fileno())
-        return status.st_size, status.st_mtime_ns
+        return Stat(status.st_size, status.st_mtime_ns)
     details = getattr(file, "details", None)  # most remote files know, so that this costs no request
-    return version_of(details if isinstance(details, Mapping) else fs.info(path))
+    return stat_of(details if isinstance(details, Mapping) else fs.info(path))
 
 
 def _beside(url: str, path: str) -> str:

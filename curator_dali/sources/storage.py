@@ -30,6 +30,8 @@ __all__ = [
     "is_remote",
     "one_line",
     "retry",
+    "stat_of",
+    "strip_query",
 ]
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 _THREADS = 16
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created")
 
-_HASH_FIELDS = ("md5Hash", "crc32c", "Content-MD5", "ETag", "etag")
+_HASH_FIELDS = ("md5Hash", "crc32c", "Content-MD5", "blob_id", "ETag", "etag")
 _HASH_ETAG = re.compile(r'"?[0-9a-fA-F]{32,}(-\d+)?"?')  # S3's; those of web servers and Azure tell a time
 
 
@@ -70,6 +72,11 @@ def common_name(urls: Sequence[str]) -> str:
         return "images"
     folder, _, file = urls[0].partition("?")[0].rpartition("/")
     return (file.partition(".")[0] if len(urls) == 1 else folder.rpartition("/")[2]) or "images"
+
+
+def strip_query(url: str) -> str:
+    """Return a URL without its query, which often is a signature; a path as it is."""
+    return url.partition("?")[0] if is_remote(url) else url
 
 
 def fingerprint(kind: str, parts: Iterable[object]) -> str:
@@ -105,6 +112,17 @@ class Stat(NamedTuple):
     size: int
     version: int
     content: str = ""
+
+
+def stat_of(info: Mapping[str, Any]) -> Stat:
+    """Make the `Stat` of a remote file.
+
+    Args:
+        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it, with its size.
+    """
+    version = repr([info.get(field) for field in _VERSION_FIELDS])
+    digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
+    return Stat(int(info["size"]), int.from_bytes(digest, "little", signed=True), content_hash(info))
 
 
 class Request(NamedTuple):
@@ -231,9 +249,7 @@ class Storage:
         info = _ask(url, lambda: fs.info(path))
         if info.get("size") is None:
             raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
-        version = repr([info.get(field) for field in _VERSION_FIELDS])
-        digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
-        return Stat(int(info["size"]), int.from_bytes(digest, "little", signed=True), content_hash(info))
+        return stat_of(info)
 
     def reader(self, url: str) -> Callable[[int, int], bytes]:
         """A function `(offset, length) -> bytes`, for going through one file; it returns less at the file's end.
@@ -354,7 +370,7 @@ def _ask(url: str, function: Callable[[], V]) -> V:
         OSError, SourceError: It fails for good, with whatever exception of its own.
     """
     try:
-        return files.retry(function, _RETRY_DELAYS, _FINAL)
+        return retry(function)
     except (OSError, SourceError):
         raise
     except Exception as error:

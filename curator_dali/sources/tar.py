@@ -18,7 +18,7 @@ from curator_dali.errors import SourceError
 from curator_dali.sources.arenas import Arenas
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.sources.samples import parse_metadata
-from curator_dali.sources.storage import Request, Storage, common_name, fingerprint, is_remote, one_line
+from curator_dali.sources.storage import Request, Storage, common_name, fingerprint, is_remote, one_line, strip_query
 from curator_dali.sources.tar_index import COLUMNS, Status, Summary, TarIndex
 from curator_dali.sources.tar_shards import Shards
 
@@ -108,14 +108,14 @@ class TarSource(Source):
         in, where its store tells one.
         """
         shards = self._shards
-        names = (_strip_query(url).rpartition("/")[2] for url in shards.urls)
+        names = (strip_query(url).rpartition("/")[2] for url in shards.urls)
         contents = ((stat.size, stat.content) for stat in shards.stats)
         return fingerprint("tar", zip(names, shards.sizes.tolist(), shards.digests.tolist(), contents, strict=True))
 
     @cached_property
     def class_names(self) -> list[str]:
         """Names of the labels, where the tars are outputs of a curation that agree on them; else none."""
-        folders = dict.fromkeys(_strip_query(url).rpartition("/")[0] for url in self._shards.urls)
+        folders = dict.fromkeys(strip_query(url).rpartition("/")[0] for url in self._shards.urls)
         names = {tuple(_read_class_names(folder, self._storage)) for folder in folders}
         return list(names.pop()) if len(names) == 1 else []
 
@@ -372,11 +372,6 @@ def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items
             extensions.append(name[name.find(".", name.rfind("/") + 1) + 1 :])
     table = np.concatenate(columns)
     return _Items(np.concatenate(rows), table[:, 0], table[:, 1]), extensions
-
-
-def _strip_query(url: str) -> str:
-    """Return a URL without its query, which often is a signature; a path as it is."""
-    return url.partition("?")[0] if is_remote(url) else url
 
 
 def _read_class_names(folder: str, storage: Storage) -> list[str]:
