@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded
+from curator_dali.errors import ErrorList, SourceError
 from curator_dali.loader import ImageLoader
 from curator_dali.sampling import Order, Shard
+from curator_dali.sources import EncodedBatch
 from curator_dali.transforms import Resize
 
-__all__ = ["GLANCE", "PartLoader", "Range"]
+__all__ = ["GLANCE", "PartLoader", "Range", "explain_unread"]
 
 GLANCE = (Resize((32, 32), "linear"),)
 """The view where no stage wants one: a sample is kept only if it decodes."""
@@ -63,9 +65,15 @@ class PartsOrder(Order):
 
 
 class PartLoader(ImageLoader):
-    """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`."""
+    """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`.
+
+    Attributes:
+        refuse_unread: Whether a sample whose bytes cannot be read now ends the pass with a `SourceError`, instead of
+            counting as a bad image.
+    """
 
     max_errors = 0  # the steps tell them
+    refuse_unread = False
 
     def over(self, parts: Sequence[Range]) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
         """Load ranges of the source, in order.
@@ -79,3 +87,18 @@ class PartLoader(ImageLoader):
             if batch is not None:
                 batch.columns["index"] = decoded.encoded.indices[decoded.rows]
             yield decoded, batch
+
+    def _record(self, decoded: Decoded, errors: ErrorList) -> None:
+        if self.refuse_unread and decoded.encoded.unread:
+            raise explain_unread(decoded.encoded, min(decoded.encoded.unread))
+        super()._record(decoded, errors)
+
+
+def explain_unread(encoded: EncodedBatch, row: int) -> SourceError:
+    """Make the error of a row of `encoded.errors` whose bytes cannot be read now."""
+    item = encoded.objects[row]
+    return SourceError(
+        f"sample {item.image_id!r} ({item.image_path}) of {encoded.shards[row]} cannot be read now: "
+        f"{encoded.errors[row]}. That says nothing of the image, so the run stops. The same call goes on from there "
+        "once the sample can be read; leave it out of the source if it is gone for good"
+    )

@@ -36,7 +36,7 @@ from curator_dali.sinks import Manifest, RowFiles, RowSchema
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage, StageError
 from curator_dali.stages.earlier import embedder_lineage
-from curator_dali.stages.plan import labels_of
+from curator_dali.stages.plan import check_type, labels_of
 
 __all__ = ["rethreshold", "stages_of"]
 
@@ -304,6 +304,8 @@ def _check_reads(stage: Stage, columns: Mapping[str, str], files: RowFiles, run:
             f"{stage.name} needs {', '.join(missing) or 'the images'}, which the output does not store; it has "
             f"{', '.join(columns)}{', embeddings' if files.embedding_dim else ''}: leave the stage out, or curate again"
         )
+    for name in stage.reads:
+        check_type(stage, name, columns.get(name))
     if isinstance(stage, Deduplicate) and "embeddings" in needs:
         stage.check_embeddings(files.embedding_dim, embedder_lineage(run))
 

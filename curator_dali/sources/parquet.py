@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
 from curator_dali.sources.samples import IMAGE_EXTENSIONS, sniff_extension
 from curator_dali.sources.storage import LRU, Storage, common_name, filesystem, fingerprint, is_remote, one_line
 
@@ -82,6 +82,7 @@ class ParquetSource(Source):
                     f"has {', '.join(schema.names)}: name the right one with image_column="
                 )
         self._groups = [(file, group) for file, (rows, _) in enumerate(footers) for group in range(len(rows))]
+        self._fields = merge_schemas(_fields_of(schema, self._column) for schema in schemas)
         self._sizes = np.array([size for rows, _ in footers for size in rows], np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
         files = np.array([file for file, _ in self._groups], np.int64)
@@ -95,6 +96,16 @@ class ParquetSource(Source):
     def shard_sizes(self) -> NDArray[np.int64]:
         """(S,) int64: samples in each row group."""
         return self._sizes
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """The columns that become metadata; of several types in several files as `merge_types` has it."""
+        return self._fields
+
+    @property
+    def locations(self) -> Sequence[str]:
+        """The files."""
+        return self._urls
 
     @cached_property
     def fingerprint(self) -> str:
@@ -303,6 +314,21 @@ def _is_binary(kind: Any) -> bool:
         or pa.types.is_fixed_size_binary(kind)
         or getattr(pa.types, "is_binary_view", lambda _: False)(kind)
     )
+
+
+def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
+    """Columns of a schema besides the images, as `Source.fields` has them."""
+    import pyarrow as pa
+
+    def kind(arrow: Any) -> str:
+        if pa.types.is_boolean(arrow):
+            return "bool"
+        if pa.types.is_integer(arrow):
+            return "float64" if pa.types.is_uint64(arrow) else "int64"
+        return "float64" if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) else "string"
+
+    beside = [field for field in schema if field.name != image_column and not _is_binary(field.type)]
+    return {field.name: kind(field.type) for field in beside if not pa.types.is_null(field.type)}
 
 
 def _is_image_type(kind: Any) -> bool:

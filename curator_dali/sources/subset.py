@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -54,6 +54,16 @@ class Subset(Source):
         rows = self._rows
         chosen = repr(rows) if isinstance(rows, range) else hashlib.blake2b(rows.data, digest_size=8).digest()
         return fingerprint("subset", [self.source.fingerprint, chosen])
+
+    @property
+    def fields(self) -> Mapping[str, str] | None:
+        """The whole's."""
+        return self.source.fields
+
+    @property
+    def locations(self) -> Sequence[str]:
+        """The whole's."""
+        return self.source.locations
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:

@@ -95,6 +95,11 @@ class TarSource(Source):
         """How many samples repeat a key of their own tar."""
         return self._shards.duplicates
 
+    @property
+    def locations(self) -> Sequence[str]:
+        """The tars."""
+        return self._shards.urls
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the tars' names (without folders, so that a data set may move) and their numbers of samples."""
