@@ -11,7 +11,7 @@ from typing import Any
 
 from curator_dali.errors import OutputError
 from curator_dali.files import is_remote
-from curator_dali.sources import Mixture, Source
+from curator_dali.sources import Mixture, Source, Subset
 from curator_dali.sources.opening import expand_braces
 
 __all__ = ["check_file", "check_out"]
@@ -97,6 +97,9 @@ def _specs(source: Source | None, origin: Mapping[str, Any] | None = None) -> It
     if isinstance(source, Mixture):
         for part in source.sources.values():
             yield from _specs(part)
+        return
+    if isinstance(source, Subset):
+        yield from _specs(source.source)
         return
     origin = origin if source is None else source.origin
     while origin is not None and "of" in origin:

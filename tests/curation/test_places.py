@@ -110,6 +110,7 @@ def test_sources_made_as_objects_and_mixtures(data: Path) -> None:
         (cd.Mixture({"a": str(folder), "b": tars}), folder / "out"),
         (cd.Mixture({"a": str(folder), "b": tars}), data / "data" / "shards"),
         (cd.Mixture({"a": str(data / "data" / "**" / "*.tar")}), data / "data" / "out"),
+        (cd.Subset(cd.Mixture({"a": str(data / "data" / "**" / "*.tar")}), [0]), data / "data" / "out"),
     ):
         with pytest.raises(cd.OutputError, match="Choose a folder elsewhere"):
             cd.curate(source, out, **OPTIONS)
