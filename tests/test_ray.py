@@ -95,6 +95,32 @@ def expected(photographs: list[str], tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
+class Unsteady(TarSource):
+    """Tars of which one sample cannot be read now."""
+
+    def read(self, indices: np.ndarray, *, members: bool = False) -> EncodedBatch:
+        batch = super().read(indices, members=members)
+        for row in np.flatnonzero(batch.indices == 70).tolist():
+            batch.errors[row] = "the store does not answer"
+            batch.unread.add(row)
+        return batch
+
+
+@pytest.mark.slow
+def test_a_sample_that_cannot_be_read_now_ends_the_run_and_blames_no_image(
+    cluster: Any, photographs: list[str], expected: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(cd.SourceError, match=r"sample '000070' .* cannot be read now: the store does not answer"):
+        curate(Unsteady(photographs), out, executor=RayExecutor())
+    assert "trying again" not in caplog.text
+    assert "looking for what ends" not in caplog.text
+    assert not any(row["reason"] == "the store does not answer" for row in rows(out))
+    curate(photographs, out, executor=RayExecutor())
+    assert rows(out) == rows(expected)
+    assert files(out) == files(expected)
+
+
 @pytest.mark.slow
 def test_the_output_is_that_of_one_process(
     cluster: Any, photographs: list[str], expected: Path, tmp_path: Path

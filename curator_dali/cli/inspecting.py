@@ -68,6 +68,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Decode everything, and list what is broken."""
+    from curator_dali.curation.places import check_file
     from curator_dali.errors import kind_of_failure, write_errors
 
     report: Path | None = arguments.report
@@ -78,6 +79,8 @@ def verify(arguments: argparse.Namespace) -> int:
         probe.unlink()
     interrupted = False
     with _loader(arguments) as loader:
+        if report:
+            check_file(report, loader.source)
         loader.max_errors = sys.maxsize  # all of them are the answer
         with progress(loader.num_samples, "verified") as bar:
             try:
@@ -123,6 +126,7 @@ def _print_verdict(errors: Sequence[ImageError], kinds: Counter[str]) -> None:
 
 def preview(arguments: argparse.Namespace) -> int:
     """Draw a contact sheet."""
+    from curator_dali.curation.places import check_file
     from curator_dali.display import contact_sheet, thumbnail
     from curator_dali.loader import ImageLoader
 
@@ -136,6 +140,7 @@ def preview(arguments: argparse.Namespace) -> int:
     with ImageLoader(
         source_of(arguments.source), batch_size=size, device=device_of(arguments.device), shuffle=arguments.shuffle
     ) as loader:
+        check_file(out, loader.source)
         with progress(min(arguments.count, loader.num_samples), "images") as bar:
             for batch in loader:
                 for item, image in zip(batch.data, batch.images, strict=True):

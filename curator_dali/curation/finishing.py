@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from curator_dali.curation.candidates import Candidates, Workroom, workroom
 from curator_dali.curation.executors import Executor
 from curator_dali.curation.loading import Range
+from curator_dali.curation.metadata import add_misfits
 from curator_dali.curation.rows import DECODE, Rows
 from curator_dali.curation.writing import Account, Output, write_rows
-from curator_dali.errors import SourceError, kind_of_failure
+from curator_dali.errors import kind_of_failure
 from curator_dali.sinks import Manifest, Part, RowFiles
 from curator_dali.sinks.explain import join
 from curator_dali.sinks.records import part_name
@@ -145,13 +146,14 @@ def finish(
     """
     with workroom(executor, output.manifest.folder) as shared:
         decisions = decide(RowFiles(scored.folder), plan, shared)
-    scoring = {(part.start, part.stop): part.info["seconds"] for part in scored.parts()}
+    scoring = {(part.start, part.stop): part.info for part in scored.parts()}
     for part in parts:
         rows = read_rows(scored.folder, part, plan)
         apply(rows, decisions, part, plan)
         if not output.schema.embedding_dim:
             rows.embeddings = rows.embedded = None
-        seconds = {**scoring[part]}
+        add_misfits(rows.misfits, scoring[part].get("misfits", {}))
+        seconds = {**scoring[part]["seconds"]}
         for label, spent in decisions.take_seconds().items():
             seconds[label] = seconds.get(label, 0.0) + spent
         finished(write_kept(source, rows, output, part, progress, seconds))
@@ -178,7 +180,7 @@ def write_kept(
     Raises:
         SourceError: The bytes of a sample that is kept can no longer be read.
     """
-    account = Account(Counter(rows.reasons), dict(seconds or {}))
+    account = Account(Counter(rows.reasons), dict(seconds or {}), rows.misfits)
     with output.open(part) as writer:
         began = time.perf_counter()
         for chunk in _with_bytes(source, rows, output.tars):
@@ -197,8 +199,8 @@ def _with_bytes(source: Source | None, rows: Rows, tars: bool) -> Iterator[Rows]
         if tars and len(kept):
             assert source is not None
             found = source.read(piece.columns["index"][kept].astype(np.int64), members=True)
-            for row, reason in found.errors.items():
-                raise SourceError(f"{found.objects[row].image_path} was read before, and now cannot be: {reason}")
+            if found.errors:  # whatever is wrong now, the sample was decoded before
+                raise found.explain_unread(min(found.errors))
             piece.keep(kept, found.members)
         return piece
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded
+from curator_dali.errors import ErrorList
 from curator_dali.loader import ImageLoader
 from curator_dali.sampling import Order, Shard
 from curator_dali.transforms import Resize
@@ -63,9 +64,15 @@ class PartsOrder(Order):
 
 
 class PartLoader(ImageLoader):
-    """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`."""
+    """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`.
+
+    Attributes:
+        refuse_unread: Whether a sample whose bytes cannot be read now ends the pass with a `SourceError`, instead of
+            counting as a bad image.
+    """
 
     max_errors = 0  # the steps tell them
+    refuse_unread = False
 
     def over(self, parts: Sequence[Range]) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
         """Load ranges of the source, in order.
@@ -79,3 +86,8 @@ class PartLoader(ImageLoader):
             if batch is not None:
                 batch.columns["index"] = decoded.encoded.indices[decoded.rows]
             yield decoded, batch
+
+    def _record(self, decoded: Decoded, errors: ErrorList) -> None:
+        if self.refuse_unread:
+            decoded.encoded.check_read()
+        super()._record(decoded, errors)

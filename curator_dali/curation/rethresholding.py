@@ -25,6 +25,7 @@ from curator_dali.curation.finishing import (
     read_rows,
     write_kept,
 )  # fmt: skip
+from curator_dali.curation.places import check_out
 from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError
@@ -35,7 +36,7 @@ from curator_dali.sinks import Manifest, RowFiles, RowSchema
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage, StageError
 from curator_dali.stages.earlier import embedder_lineage
-from curator_dali.stages.plan import labels_of
+from curator_dali.stages.plan import check_type, labels_of
 
 __all__ = ["rethreshold", "stages_of"]
 
@@ -71,7 +72,7 @@ def rethreshold(
 
     Args:
         out: A finished output.
-        new: The folder to write to, another one.
+        new: The folder to write to: another one, neither in `out` or the data set's folder nor around these.
         stages: In their order: `Filter`s, `Deduplicate`, selectors of your own.
         executor: Who computes what is alike: "local": this process; "ray", or a `curator_dali.ray.RayExecutor`: a
             cluster. Reading, and writing the new output, is for this process.
@@ -105,6 +106,7 @@ def rethreshold(
     kept_dim, dtype = _embeddings(files, embeddings)
     opened = reopen_source(old, source) if tars else None
     try:
+        check_out(new, opened, origin=old.run.get("origin"), folders=[out])
         settings = {
             "stages": [stage.settings for stage in plan.stages],
             "scored": old.run["settings"].get("scored") or old.run["settings"].get("stages", []),
@@ -122,6 +124,7 @@ def rethreshold(
             settings=settings,
             lineage=lineage,
             origin=opened.origin if opened is not None else old.run.get("origin"),
+            class_names=old.run.get("class_names") or (opened.class_names if opened is not None else ()),
         ) as manifest:
             there = set(manifest.ranges())
             earlier = sum(stop - start for start, stop in there)
@@ -228,6 +231,8 @@ def _unscored(files: RowFiles, selector: GlobalSelector, rows: NDArray[np.int64]
         if name == getattr(selector, "score", None):
             continue  # a missing score is the worst, as in a first run
         known = _known(files, EMBEDDING if name == "embeddings" else name)[rows]
+        if f"{name}_blank" in files.schema.names:  # a blank image was looked at and has no hash
+            known |= _known(files, f"{name}_blank")[rows]
         reasons[~known & (reasons == None)] = f"{name} is missing"  # noqa: E711 - element by element
     if count := sum(reason is not None for reason in reasons):
         logger.warning(
@@ -299,6 +304,8 @@ def _check_reads(stage: Stage, columns: Mapping[str, str], files: RowFiles, run:
             f"{stage.name} needs {', '.join(missing) or 'the images'}, which the output does not store; it has "
             f"{', '.join(columns)}{', embeddings' if files.embedding_dim else ''}: leave the stage out, or curate again"
         )
+    for name in stage.reads:
+        check_type(stage, name, columns.get(name))
     if isinstance(stage, Deduplicate) and "embeddings" in needs:
         stage.check_embeddings(files.embedding_dim, embedder_lineage(run))
 

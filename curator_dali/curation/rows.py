@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from curator_dali import arrays
 from curator_dali.batch import ImageBatch
+from curator_dali.curation.metadata import Misfits
 from curator_dali.decoding import Decoded
 from curator_dali.errors import kind_of_failure
 from curator_dali.headers import Codec, upright_sizes
@@ -33,6 +34,7 @@ class Rows:
         members: None or a sample's members' original bytes, None for who is not kept.
         reasons: How often (status, stage, kind of reason) occurs.
         seconds: Stage -> seconds that it took.
+        misfits: Values of the metadata that do not fit their columns.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -41,6 +43,7 @@ class Rows:
     members: list[Mapping[str, memoryview] | None] | None = None
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    misfits: Misfits = field(default_factory=dict)
 
     @classmethod
     def of(cls, decoded: Decoded, kinds: Mapping[str, str]) -> Rows:

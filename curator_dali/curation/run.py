@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,8 @@ from curator_dali.arrays import resolve_device
 from curator_dali.callbacks import ignore
 from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.finishing import finish
-from curator_dali.curation.metadata import field_types
+from curator_dali.curation.metadata import LOOKED_AT, field_types
+from curator_dali.curation.places import check_out
 from curator_dali.curation.settings import Settings
 from curator_dali.curation.working import Worker
 from curator_dali.curation.writing import Output
@@ -67,7 +68,8 @@ class Curation:
         self.source: Source = open_source(source)
         self._owns_source = self.source is not source
         try:
-            self.plan, self._types = _plan(stages, self.source)
+            check_out(self.out, self.source)
+            self.plan, self._types = _plan(stages, self.source, self._settings.metadata or {})
             self.plan.setup(self.device)
             self._dim = next((stage.dim for stage in reversed(stages) if "embeddings" in stage.writes), 0)
             if self._settings.embeddings and not self._dim:
@@ -85,6 +87,7 @@ class Curation:
             **self._settings.limits,
             "embeddings": self._settings.stored,
             "max_pixels": self._settings.max_pixels,
+            **({"metadata": dict(self._settings.metadata)} if self._settings.metadata else {}),
         }
 
     @property
@@ -115,19 +118,13 @@ class Curation:
         Raises:
             OutputError: The folder holds the output of other settings, another run works on it, or it cannot be
                 written to.
-            SourceError: The source can no longer be read.
+            SourceError: The source, or a sample of it, cannot be read now: a file that is gone or changed, a store that
+                does not answer. The part under way is dropped, finished parts stay.
             TooManyErrors: More samples fail than `max_error_rate` allows.
             KeyboardInterrupt: Ctrl-C: the part under way is dropped, finished parts stay.
         """
         began = time.perf_counter()
-        with Manifest.open(
-            self.out,
-            source=self.source.fingerprint,
-            samples=len(self.source),
-            settings=self.settings,
-            lineage=self.lineage,
-            origin=self.source.origin,
-        ) as manifest:
+        with self._manifest(self.out) as manifest:
             earlier = sum(stop - start for start, stop in manifest.ranges())
             try:
                 if self.plan.is_global:
@@ -174,6 +171,18 @@ class Curation:
     ) -> None:
         self.close()
 
+    def _manifest(self, folder: str) -> Manifest:
+        """Begin an output of this run in a folder, or go on with one."""
+        return Manifest.open(
+            folder,
+            source=self.source.fingerprint,
+            samples=len(self.source),
+            settings=self.settings,
+            lineage=self.lineage,
+            origin=self.source.origin,
+            class_names=self.source.class_names,
+        )
+
     def _output(self, manifest: Manifest, scored: bool = False) -> Output:
         """What is written into a folder: what was asked for, or, of what is scored only, what decides."""
         columns = {name: kind for name, kind in self.plan.columns.items() if name not in LOADED}
@@ -198,14 +207,7 @@ class Curation:
         if not manifest.missing():
             store.remove_folder(folder)  # of a run that was killed when all was written
             return
-        with Manifest.open(
-            folder,
-            source=self.source.fingerprint,
-            samples=len(self.source),
-            settings=self.settings,
-            lineage=self.lineage,
-            origin=self.source.origin,
-        ) as scored:
+        with self._manifest(folder) as scored:
             self._score(self._output(scored, scored=True), progress)
             there = set(manifest.ranges())
             parts = [part for part in scored.ranges() if part not in there]
@@ -230,6 +232,7 @@ def curate(
     prefetch: int = 2,
     max_pixels: int = MAX_PIXELS,
     max_error_rate: float | None = None,
+    metadata: Mapping[str, str] | None = None,
     html: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> Report:
@@ -244,7 +247,7 @@ def curate(
 
     Args:
         source: What `open_source` takes.
-        out: The folder, or its URL.
+        out: The folder, or its URL; neither in the data set's folder nor around it.
         stages: In their order; each finds what those before it write.
         device: "auto" (the current GPU, else the CPU), "cpu", "cuda" or "cuda:N".
         executor: "local": in this process; "ray", or a `curator_dali.ray.RayExecutor`: on a cluster.
@@ -258,6 +261,9 @@ def curate(
         prefetch: Batches under way or waiting at once, besides the one in the stages.
         max_pixels: Larger images fail.
         max_error_rate: The share of failed samples, 0 to 1, above which the run ends.
+        metadata: Types of fields of the metadata that stages read: "bool", "int64", "float64" or "string". Others have
+            the type that a Parquet schema or at most 256 samples tell, numbers of samples always "float64". A value
+            of another type counts as missing, and a warning at the end says how many there are.
         html: Whether to leave `report.html`, with pictures.
         progress: Called with the number of samples done since the last call.
 
@@ -282,19 +288,26 @@ def curate(
         prefetch=prefetch,
         max_pixels=max_pixels,
         max_error_rate=max_error_rate,
+        metadata=metadata,
         html=html,
     ) as curation:
         return curation.run(progress)
 
 
-def _plan(stages: Sequence[Stage], source: Source) -> tuple[Plan, dict[str, str]]:
+def _plan(stages: Sequence[Stage], source: Source, given: Mapping[str, str]) -> tuple[Plan, Mapping[str, str]]:
     """The plan, and the types of the metadata's fields if a stage reads any."""
     known = list(STAGES.values())
     try:
-        return make_plan(stages, known=known), {}
+        return make_plan(stages, given, known), given
     except StageError:  # what is missing may be a field of the metadata
-        types = field_types(source)
-        return make_plan(stages, types, known), types
+        if not all(isinstance(stage, Stage) for stage in stages):
+            raise
+        types = {**field_types(source, [stage for stage in stages if not stage.expects.keys() & given]), **given}
+        hint = (
+            f". Of the metadata {min(LOOKED_AT, len(source))} samples were looked at, and none has that field. If it "
+            "is rare, say its type, as metadata={'score': 'float64'}"
+        )
+        return make_plan(stages, types, known, hint), types
 
 
 def _ranges(folder: str) -> list[tuple[int, int]]:

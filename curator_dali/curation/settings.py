@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from curator_dali.curation.metadata import FIELD_TYPES
 from curator_dali.headers import MAX_PIXELS
 
 __all__ = ["Settings"]
@@ -28,6 +30,7 @@ class Settings:
     prefetch: int = 2
     max_pixels: int = MAX_PIXELS
     max_error_rate: float | None = None
+    metadata: Mapping[str, str] | None = None
     html: bool = True
 
     def __post_init__(self) -> None:
@@ -38,6 +41,11 @@ class Settings:
                 _check_count(name, getattr(self, name))
         if self.max_error_rate is not None and not 0 <= self.max_error_rate <= 1:
             raise ValueError(f"max_error_rate is {self.max_error_rate}; give a share from 0 to 1")
+        if not isinstance(self.metadata, (Mapping, type(None))):
+            raise ValueError(f"metadata is {self.metadata!r}; give fields with their types, as {{'score': 'float64'}}")
+        for name, kind in (self.metadata or {}).items():
+            if kind not in FIELD_TYPES:
+                raise ValueError(f"metadata[{name!r}] is {kind!r}; allowed: {', '.join(FIELD_TYPES)}")
         if self.embeddings not in (True, False, "float32", "float16"):
             raise ValueError(f'embeddings is {self.embeddings!r}; allowed: True, False, "float32", "float16"')
 

@@ -66,6 +66,7 @@ class Worker:
 
         Raises:
             OutputError: Something could not be written; parts that are finished stay.
+            SourceError: A sample cannot be read now.
             TooManyErrors: See `curate`.
             StageError: The stages, which are set up here where they are not yet, do not fit together.
         """
@@ -122,6 +123,7 @@ class Worker:
                 keep_encoded=self.output.tars or self.plan.reads_bytes,
                 max_pixels=how.max_pixels,
             )
+            self._loader.refuse_unread = True
         return self._loader
 
     def _take_through(self, batch: ImageBatch, decoded: Decoded, rows: Rows) -> None:
@@ -138,7 +140,7 @@ class Worker:
             rows.decide(at[goes], "dropped", self.plan.labels[number], why, [stage.kind(reason) for reason in why])
             at = at[~goes]
 
-        add_columns(batch, self.plan.metadata, self.types)
+        rows.misfits = add_columns(batch, self.plan.metadata, self.types)
         batch = self.plan.run(batch, drop, rows.spend)
         if len(batch):
             rows.record(at, batch, self.dim)

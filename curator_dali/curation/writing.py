@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curator_dali.curation.loading import Range
+from curator_dali.curation.metadata import Misfits, add_misfits
 from curator_dali.curation.rows import Rows, scores_of
 from curator_dali.interrupts import Background
 from curator_dali.sinks import Manifest, Part, PartWriter, RowSchema
@@ -56,10 +57,12 @@ class Account:
 
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
+    misfits: Misfits = field(default_factory=dict)
 
     def add(self, rows: Rows, writing: float = 0.0) -> None:
         """Add what rows say, and the seconds that it took to write them."""
         self.reasons.update(rows.reasons)
+        add_misfits(self.misfits, rows.misfits)
         for name, value in {**rows.seconds, "write": rows.seconds.get("write", 0.0) + writing}.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
 
@@ -68,7 +71,8 @@ class Account:
         nested: dict[str, Any] = {"dropped": {}, "failed": {}}
         for (status, stage, kind), count in sorted(self.reasons.items()):
             nested[status].setdefault(stage, {})[kind] = count
-        return nested | {"seconds": {name: round(value, 6) for name, value in self.seconds.items()}}
+        seconds = {name: round(value, 6) for name, value in self.seconds.items()}
+        return nested | {"seconds": seconds} | ({"misfits": self.misfits} if self.misfits else {})
 
 
 class Writing:

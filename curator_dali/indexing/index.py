@@ -23,7 +23,7 @@ from curator_dali.files import is_remote
 from curator_dali.indexing.digests import DigestIndex
 from curator_dali.indexing.hashes import HashIndex
 from curator_dali.indexing.vectors import VectorIndex
-from curator_dali.similarity import MAX_PAIRS, Pairs
+from curator_dali.similarity import CONSTANT_HASHES, MAX_PAIRS, Pairs
 from curator_dali.sinks import Manifest
 from curator_dali.sinks.parquet import EMBEDDING
 
@@ -108,7 +108,11 @@ class Index:
         Raises:
             TooManyPairs: More than `max_pairs`.
         """
-        return self._hashes[column].near(hashes, distance, max_pairs=max_pairs)
+        index = self._hashes[column]
+        found = index.near(hashes, distance, max_pairs=max_pairs)
+        blank = index.near(CONSTANT_HASHES[column], 0).second  # an earlier version indexed them, too
+        kept = ~np.isin(found.second, blank)
+        return Pairs(found.first[kept], found.second[kept], found.value[kept])
 
     def similar(
         self, embeddings: Any, threshold: float, *, device: str | None = None, max_pairs: int = MAX_PAIRS

@@ -23,7 +23,7 @@ from curator_dali.indexing.digests import DigestIndex
 from curator_dali.indexing.hashes import HashIndex
 from curator_dali.indexing.index import FOLDER, FORMAT, IDS, NAME, Index, digests_of, identity
 from curator_dali.indexing.vectors import VectorIndex
-from curator_dali.similarity import bad_rows
+from curator_dali.similarity import bad_rows, find_comparable
 from curator_dali.similarity.vectors import check_threshold
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.sinks.explain import explained
@@ -129,10 +129,14 @@ def _read(
                 column = batch.column(name)
                 there = rows + np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
                 column = column.drop_null()
+                if name in _DIGESTS:
+                    values: NDArray[Any] = digests_of(column.to_pylist())
+                else:
+                    values = column.to_numpy(zero_copy_only=False)
+                    known = find_comparable(values, name)
+                    values, there = values[known], there[known]
                 found[name].rows.append(there)
-                found[name].values.append(
-                    digests_of(column.to_pylist()) if name in _DIGESTS else column.to_numpy(zero_copy_only=False)
-                )
+                found[name].values.append(values)
             if files.embedding_dim:
                 column = batch.column(EMBEDDING)
                 there = rows + np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from curator_dali.callbacks import ignore
 from curator_dali.curation.loading import Range
 from curator_dali.curation.working import Worker
-from curator_dali.errors import CuratorDaliError
+from curator_dali.errors import CuratorDaliError, SourceError
 from curator_dali.loader import ImageLoader
 from curator_dali.ray.cluster import PATIENCE, breaks_context, first_line, free, raised
 from curator_dali.ray.without import Without
@@ -129,8 +129,11 @@ class Pool:
             self._idle.append(actor)
 
     def _excuse(self, actor: Any, part: Range, error: RayTaskError, failures: int) -> None:
-        """A part failed: raise what it raised if it has done so often enough."""
-        if failures >= self.max_deaths:
+        """A part failed: raise what it raised if it has done so often enough.
+
+        A source that cannot be read ends the run at once. Reading was tried again where it failed.
+        """
+        if failures >= self.max_deaths or isinstance(error.cause, SourceError):
             raise error.cause or error from None
         logger.warning("samples %d to %d failed, trying again: %s", part[0], part[1] - 1, first_line(error))
         if breaks_context(error):

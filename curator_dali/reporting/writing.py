@@ -184,11 +184,27 @@ def leave_report(
         page: Whether to leave `report.html`.
     """
     about = {"source": source, "out": out, "device": device, "earlier": earlier, "seconds": seconds}
-    report = _counted(manifest, manifest.parts(), labels, version=__version__, **about)
+    parts = manifest.parts()
+    report = _counted(manifest, parts, labels, version=__version__, **about)
+    _warn_of_misfits(parts)
     write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
     if page and (earlier < report.samples or NAME not in store.names(manifest.folder)):
         _leave_page(manifest.folder, data, device)
     return report
+
+
+def _warn_of_misfits(parts: Sequence[Part]) -> None:
+    """Say how many values of the metadata were of another type than their column, and so counted as missing."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for part in parts:
+        for name, (count, example) in part.info.get("misfits", {}).items():
+            found.setdefault(name, []).append((count, example))
+    for name, misfits in found.items():
+        logger.warning(
+            "%s values of %r are of another type than its column, as %s, and counted as missing: mend the metadata, or "
+            "say its type, as metadata={%r: 'string'}",
+            f"{sum(count for count, _ in misfits):,}", name, misfits[0][1], name,
+        )  # fmt: skip
 
 
 def _leave_page(out: str, source: Any, device: str) -> None:

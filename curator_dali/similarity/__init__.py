@@ -12,12 +12,23 @@ from curator_dali.similarity.cosine import nearest
 from curator_dali.similarity.digests import content_hash, pixel_hash, same_digests
 from curator_dali.similarity.grouping import Groups, Keep, Linkage, group, keep_order
 from curator_dali.similarity.hamming import near_between, near_pairs
-from curator_dali.similarity.hashes import HASH_VIEW, dhash, from_hex, grey, phash, to_hex
+from curator_dali.similarity.hashes import (
+    CONSTANT_HASHES,
+    HASH_VIEW,
+    dhash,
+    find_comparable,
+    from_hex,
+    grey,
+    hash_images,
+    phash,
+    to_hex,
+)
 from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs
 from curator_dali.similarity.semantic import divide, few, pairs_between, similar_pairs
 from curator_dali.similarity.vectors import bad_rows
 
 __all__ = [
+    "CONSTANT_HASHES",
     "HASH_VIEW",
     "MAX_PAIRS",
     "Clusters",
@@ -34,9 +45,11 @@ __all__ = [
     "dhash",
     "divide",
     "few",
+    "find_comparable",
     "from_hex",
     "grey",
     "group",
+    "hash_images",
     "keep_order",
     "near_between",
     "near_pairs",

@@ -2,13 +2,16 @@
 
 Bit i of a hash, counted from the highest, is the i-th of imagehash's 8 x 8 bits row by row, so hexadecimal text is the
 same as `str(imagehash.phash(image))`.
+
+An image without structure has a hash too, and its bits are noise: white, black and red images have the same one, and so
+has a ramp that rises to the right. `hash_images` flags such images, so that they are compared with nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +24,32 @@ from curator_dali.transforms import Grey, Transform
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HASH_VIEW", "dhash", "from_hex", "grey", "phash", "to_hex"]
+__all__ = [
+    "CONSTANT_HASHES",
+    "HASH_VIEW",
+    "dhash",
+    "find_comparable",
+    "from_hex",
+    "grey",
+    "hash_images",
+    "phash",
+    "to_hex",
+]
 
 HASH_VIEW: tuple[Transform, ...] = (Grey(),)
 """What to ask a loader for: whole images in grey, which `phash` and `dhash` are fastest with."""
 
+CONSTANT_HASHES = {
+    "phash": np.array([0, 1 << 63], np.uint64),
+    "dhash": np.array([0, 2**64 - 1], np.uint64),
+}
+"""Hashes that only blank images have: those of one colour, and ramps."""
+
 _SIZE, _LOW = 32, 8  # imagehash's 8 x 8 of a 32 x 32 transform
 _AT_ONCE = 1024  # images; 8 MB as float64
 _UNSURE = 1e-6  # coefficients go up to 10^6; float64 matrix products are off by less than 10^-8
+_BLANK = 20.0  # median distance of the coefficients from their median; rounding to 8 bits alone makes 12
+_STEP = 2  # between neighbouring pixels; of flat images with noise, nearly all steps are smaller
 
 
 def grey(images: Any) -> torch.Tensor:
@@ -71,23 +92,7 @@ def phash(images: Any) -> NDArray[np.uint64]:
         ValueError: Another dtype or shape, or an image without pixels.
         ImportError: SciPy is needed for such an image and is not installed.
     """
-    pixels = _reduced(images, (_SIZE, _SIZE))
-    import torch
-
-    basis = _basis(str(pixels.device))
-    hashes = np.empty(len(pixels), np.uint64)
-    for start in range(0, len(pixels), _AT_ONCE):
-        part = pixels[start : start + _AT_ONCE]
-        low = (basis @ part.to(torch.float64) @ basis.T).flatten(1)
-        ordered = low.sort(dim=1).values
-        median = (ordered[:, 31:32] + ordered[:, 32:33]) / 2
-        unsure = ((low - median).abs() < _UNSURE).any(dim=1)
-        packed = _pack(low > median)
-        if unsure.any():
-            rows = torch.nonzero(unsure)[:, 0]
-            packed[rows.cpu().numpy()] = _phash_by_scipy(part[rows].cpu().numpy())
-        hashes[start : start + _AT_ONCE] = packed
-    return hashes
+    return _hash_frequencies(images)[0]
 
 
 def dhash(images: Any) -> NDArray[np.uint64]:
@@ -99,8 +104,81 @@ def dhash(images: Any) -> NDArray[np.uint64]:
     Raises:
         ValueError: Another dtype or shape, or an image without pixels.
     """
+    return _hash_steps(images)[0]
+
+
+def hash_images(images: Any, kind: Literal["phash", "dhash"]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Perceptual hashes, and which of the images are blank: so little differs in them that the hash is noise.
+
+    Blank by pHash: more than half of the 64 frequencies are no stronger than the noise of rounding, as in images of one
+    colour and in ramps. Blank by dHash: no pixel of the 9 x 8 differs from its neighbour by two shades, or all bits are
+    equal. The hash of a blank image says nothing of it and must not be compared.
+
+    Args:
+        images: As in `phash` or `dhash`.
+        kind: "phash" or "dhash".
+
+    Returns:
+        (N,) uint64 and (N,) bool.
+
+    Raises:
+        ValueError, ImportError: As `phash`.
+    """
+    return (_hash_frequencies if kind == "phash" else _hash_steps)(images)
+
+
+def find_comparable(values: NDArray[Any], kind: str) -> NDArray[np.int64]:
+    """Rows whose hash may be compared: it is there, and none of those that only blank images have.
+
+    Earlier versions stored the hashes of blank images, too.
+
+    Args:
+        values: (N,) uint64, or objects with None where there is no hash.
+        kind: "phash" or "dhash".
+
+    Returns:
+        (M,) int64, ascending.
+    """
+    if values.dtype == object:
+        rows = np.flatnonzero(values != None)  # noqa: E711 - element by element
+        values = values[rows].astype(np.uint64)
+    else:
+        rows = np.arange(len(values))
+    return rows[~np.isin(values, CONSTANT_HASHES[kind])]
+
+
+def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """pHash, and which images are blank by it."""
+    pixels = _reduced(images, (_SIZE, _SIZE))
+    import torch
+
+    basis = _basis(str(pixels.device))
+    hashes, blank = np.empty(len(pixels), np.uint64), np.empty(len(pixels), bool)
+    for start in range(0, len(pixels), _AT_ONCE):
+        part = pixels[start : start + _AT_ONCE]
+        low = (basis @ part.to(torch.float64) @ basis.T).flatten(1)
+        ordered = low.sort(dim=1).values
+        median = (ordered[:, 31:32] + ordered[:, 32:33]) / 2
+        apart = (low - median).abs()
+        unsure = (apart < _UNSURE).any(dim=1)
+        packed = _pack(low > median)
+        if unsure.any():
+            rows = torch.nonzero(unsure)[:, 0]
+            packed[rows.cpu().numpy()] = _phash_by_scipy(part[rows].cpu().numpy())
+        hashes[start : start + _AT_ONCE] = packed
+        blank[start : start + _AT_ONCE] = (apart.median(dim=1).values < _BLANK).cpu().numpy()
+    return hashes, blank
+
+
+def _hash_steps(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """dHash, and which images are blank by it."""
     pixels = _reduced(images, (8, 9))
-    return _pack((pixels[:, :, 1:] > pixels[:, :, :-1]).flatten(1))
+    import torch
+
+    steps = (pixels[:, :, 1:].to(torch.int16) - pixels[:, :, :-1].to(torch.int16)).flatten(1)
+    hashes = _pack(steps > 0)
+    flat = (steps.abs() < _STEP).all(dim=1).cpu().numpy()
+    return hashes, flat | np.isin(hashes, CONSTANT_HASHES["dhash"])
 
 
 def to_hex(hashes: NDArray[np.uint64]) -> list[str]:

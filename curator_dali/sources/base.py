@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 
-__all__ = ["HEADER_DTYPE", "EncodedBatch", "LearningSource", "Source"]
+__all__ = ["HEADER_DTYPE", "EncodedBatch", "LearningSource", "Source", "merge_schemas", "merge_types"]
 
 HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), ("orientation", "u1")])
 """What a header says of one image: pixels as stored, which decoder takes it, and which way up it is.
@@ -60,13 +60,16 @@ class EncodedBatch:
             SourceError: A row is in `unread`.
         """
         if self.unread:
-            row = min(self.unread)
-            item = self.objects[row]
-            raise SourceError(
-                f"sample {item.image_id!r} ({item.image_path}) of {self.shards[row]} cannot be read now: "
-                f"{self.errors[row]}. This failure says nothing of the image. Call again once the sample can be read, "
-                "or leave it out of the source if it is gone for good"
-            )
+            raise self.explain_unread(min(self.unread))
+
+    def explain_unread(self, row: int) -> SourceError:
+        """Make the exception of a row of `errors` whose bytes cannot be read now."""
+        item = self.objects[row]
+        return SourceError(
+            f"sample {item.image_id!r} ({item.image_path}) of {self.shards[row]} cannot be read now: {self.errors[row]}. "
+            "This failure says nothing of the image. The same call goes on from there once the sample can be read. Leave "
+            "the sample out of the source if it is gone for good"
+        )
 
 
 class Source(ABC):
@@ -101,6 +104,16 @@ class Source(ABC):
     def class_names(self) -> list[str]:
         """Names of the labels, by label; empty where the source names none."""
         return []
+
+    @property
+    def fields(self) -> Mapping[str, str] | None:
+        """Fields of the metadata and their types, "bool", "int64", "float64" or "string"; None without a schema."""
+        return None
+
+    @property
+    def locations(self) -> Sequence[str]:
+        """Paths or URLs of the files that the samples lie in, and of folders, which end in "/"."""
+        return ()
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
@@ -153,3 +166,20 @@ class LearningSource(Source):
         """Keep headers for as long as this object lives."""
         known = headers["codec"] != 0
         self._headers[np.asarray(indices)[known]] = headers[known]
+
+
+def merge_types(types: Iterable[str]) -> str:
+    """The type of a field whose values are of some types: a number where all are numbers, else a text."""
+    found = set(types)
+    if len(found) == 1:
+        return next(iter(found))
+    return "float64" if found and found <= {"int64", "float64"} else "string"
+
+
+def merge_schemas(schemas: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The fields of several data sets, each with the type that its values have in all of them."""
+    found: dict[str, set[str]] = {}
+    for schema in schemas:
+        for name, kind in schema.items():
+            found.setdefault(name, set()).add(kind)
+    return {name: merge_types(kinds) for name, kinds in found.items()}

@@ -74,6 +74,7 @@ class FolderSource(LearningSource):
     ) -> None:
         self._remote = is_remote(root)
         self._root = root.rstrip("/") if self._remote else os.path.abspath(root)
+        self._named = files is not None
         self._storage = Storage()
         self.read_ahead = 8 if self._remote else 1
         self.name = name or self._root.partition("?")[0].rpartition("/")[2] or "images"
@@ -123,6 +124,13 @@ class FolderSource(LearningSource):
     def class_names(self) -> list[str]:
         """Names of the labels, by label; empty where labels do not come from folders."""
         return list(self._classes)
+
+    @property
+    def locations(self) -> Sequence[str]:
+        """The folder, or the files that were named."""
+        if not self._named:
+            return [f"{self._root}/"]
+        return [f"{self._root}/{os.fsdecode(path)}" for path in self._files]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.image import clone
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
 from curator_dali.sources.opening import open_source
 from curator_dali.sources.samples import add_sidecars
 from curator_dali.sources.storage import fingerprint
@@ -80,6 +80,17 @@ class Mixture(Source):
     def fingerprint(self) -> str:
         """Of the sources' names and fingerprints, in their order."""
         return fingerprint("mixture", ((key, source.fingerprint) for key, source in self.sources.items()))
+
+    @property
+    def fields(self) -> Mapping[str, str] | None:
+        """Those of all sources, where all have a schema."""
+        schemas = [source.fields for source in self.sources.values()]
+        return {"source": "string"} | merge_schemas(filter(None, schemas)) if None not in schemas else None
+
+    @property
+    def locations(self) -> Sequence[str]:
+        """Those of all sources."""
+        return [place for source in self.sources.values() for place in source.locations]
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:

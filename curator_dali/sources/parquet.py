@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
 from curator_dali.sources.hive import partition_fields
 from curator_dali.sources.listing import common_folder
 from curator_dali.sources.reading import is_unread, read_file
@@ -119,6 +119,10 @@ class ParquetSource(Source):
         self._bytes = [(footer.stat.size, footer.stat.content, *footer.bytes) for footer in footers]
         self._stats: list[tuple[Any, ...]] = [footer.stat for footer in footers]
         self._partitions = partition_fields(self._urls)
+        self._fields = merge_schemas(
+            {**_types_of(partition), **_fields_of(schema, self._column)}
+            for schema, partition in zip(schemas, self._partitions, strict=True)
+        )
         self._stems = _unique_stems(self._urls)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
         files = np.array([file for file, _ in self._groups], np.int64)
@@ -132,6 +136,16 @@ class ParquetSource(Source):
     def shard_sizes(self) -> NDArray[np.int64]:
         """(S,) int64: samples in each row group."""
         return self._sizes
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """The columns and partitions' fields that become metadata; types as `merge_types` has them for all files."""
+        return self._fields
+
+    @property
+    def locations(self) -> Sequence[str]:
+        """The files."""
+        return self._urls
 
     @cached_property
     def fingerprint(self) -> str:
@@ -417,6 +431,28 @@ def _is_binary(kind: Any) -> bool:
         or pa.types.is_fixed_size_binary(kind)
         or getattr(pa.types, "is_binary_view", lambda _: False)(kind)
     )
+
+
+def _types_of(partition: Mapping[str, Any]) -> dict[str, str]:
+    """Types of the fields of a partition, without those that are null."""
+    return {
+        name: "int64" if isinstance(value, int) else "string" for name, value in partition.items() if value is not None
+    }
+
+
+def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
+    """Columns of a schema besides the images, as `Source.fields` has them."""
+    import pyarrow as pa
+
+    def kind(arrow: Any) -> str:
+        if pa.types.is_boolean(arrow):
+            return "bool"
+        if pa.types.is_integer(arrow):
+            return "float64" if pa.types.is_uint64(arrow) else "int64"
+        return "float64" if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) else "string"
+
+    beside = [field for field in schema if field.name != image_column and not _is_binary(field.type)]
+    return {field.name: kind(field.type) for field in beside if not pa.types.is_null(field.type)}
 
 
 def _is_image_type(kind: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -59,6 +59,16 @@ class Subset(Source):
     def class_names(self) -> list[str]:
         """The whole's."""
         return self.source.class_names
+
+    @property
+    def fields(self) -> Mapping[str, str] | None:
+        """The whole's."""
+        return self.source.fields
+
+    @property
+    def locations(self) -> Sequence[str]:
+        """The whole's."""
+        return self.source.locations
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:

@@ -100,6 +100,11 @@ class TarSource(Source):
         """How many samples repeat a key of their own tar."""
         return self._shards.duplicates
 
+    @property
+    def locations(self) -> Sequence[str]:
+        """The tars."""
+        return self._shards.urls
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the tars' names, numbers of samples, sizes, and digests of their members (see `Summary.digest`).

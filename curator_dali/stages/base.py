@@ -43,6 +43,11 @@ class Stage(ABC):
         return frozenset()
 
     @property
+    def expects(self) -> Mapping[str, str]:
+        """Fields of `reads` with the type that it compares them as: "float64", "bool" or "string"."""
+        return {}
+
+    @property
     def writes(self) -> Mapping[str, str]:
         """Fields that are there afterwards: "embeddings", or columns, each with its type of `DTYPES`."""
         return {}

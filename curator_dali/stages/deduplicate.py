@@ -37,8 +37,10 @@ class Deduplicate(GlobalSelector):
 
     While images come by it writes what they are compared by: `content_hash` (BLAKE2b-128 of the image's encoded
     bytes), `pixel_hash` (128 bits of the decoded pixels, on the device), `phash` or `dhash` (as imagehash has them, on
-    the device), `image_bytes`. Its decision adds `duplicate_group` (a number that all images of a group share, -1 for
-    an image that is like no other) and `duplicate_of` (the `image_id` that was kept for a dropped one).
+    the device), `image_bytes`. A blank image (of one colour, a ramp: see `similarity.hash_images`) has no perceptual
+    hash, is a near duplicate of nothing, and says so in `phash_blank` or `dhash_blank`. Its decision adds
+    `duplicate_group` (a number that all images of a group share, -1 for an image that is like no other) and
+    `duplicate_of` (the `image_id` that was kept for a dropped one).
 
     An image whose embedding is NaN, infinite or zero is no semantic duplicate of anything; the log says how many.
 
@@ -137,10 +139,16 @@ class Deduplicate(GlobalSelector):
         return frozenset([*(["encoded"] if bytes_too else []), *embeddings, *self._score])
 
     @property
+    def expects(self) -> Mapping[str, str]:
+        """The score, as a number."""
+        return dict.fromkeys(self._score, "float64")
+
+    @property
     def writes(self) -> Mapping[str, str]:
         """What it compares by."""
         kinds = {"same": "string", "near": "uint64"}
         columns = {way.column: kinds[way.kind] for way in self.ways if way.kind in kinds}
+        columns |= {} if self.near is None else {f"{self.hash}_blank": "bool"}
         return columns | ({"image_bytes": "int64"} if self.keep == "largest" else {})
 
     @property
@@ -190,8 +198,10 @@ class Deduplicate(GlobalSelector):
         if "pixel_hash" in wanted:
             batch.columns["pixel_hash"] = objects(similarity.to_hex(similarity.pixel_hash(batch.to_torch(_PIXELS))))
         if self.near is not None:
-            hashed = similarity.phash if self.hash == "phash" else similarity.dhash
-            batch.columns[self.hash] = hashed(batch.to_torch(similarity.HASH_VIEW))
+            hashes, blank = similarity.hash_images(batch.to_torch(similarity.HASH_VIEW), self.hash)
+            batch.columns[f"{self.hash}_blank"] = blank
+            batch.columns[self.hash] = hashes.astype(object)
+            batch.columns[self.hash][blank] = None
         return batch
 
     def decide(self, scored: Scored) -> tuple[NDArray[np.object_], Mapping[str, NDArray[Any]]]:
@@ -247,6 +257,7 @@ class Deduplicate(GlobalSelector):
             none = np.empty(0, np.int64)
             found = Pairs(none, none, np.empty(0, np.float32), similarity.same_digests(digests))
         elif way.kind == "near":
+            rows = rows[similarity.find_comparable(values[rows], way.column)]
             found = similarity.near_pairs(values[rows].astype(np.uint64), int(way.limit), max_pairs=self.max_pairs)
         elif isinstance(values, SpreadEmbeddings):
             found = values.similar_pairs(rows, way.limit, device, max_pairs=self.max_pairs)

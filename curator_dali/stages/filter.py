@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,19 +14,23 @@ from curator_dali.stages.base import Selector, StageError
 
 __all__ = ["Filter"]
 
+_KINDS = {bool: "bool", int: "float64", float: "float64", str: "string"}
+_NO_NUMBER, _OTHER_TYPE = "not a number", "of another type than its column"
+
 
 @dataclass(frozen=True)
 class Filter(Selector):
     """Keep the images whose field passes every condition that is given.
 
     Args:
-        field: A score, another column (`width`, `height`, `index`), or a field of the metadata (`caption`).
+        field: A score, another column (`width`, `height`, `index`), or a field of the metadata (`caption`), whose
+            numbers are compared as float64: whole ones are exact up to 2**53.
         min: Smallest value that stays.
         max: Largest value that stays.
         equals: The value that stays, or a tuple of them.
         where: A function from the (N,) values of a batch to N booleans, true for what stays.
-        missing: What becomes of an image whose value is None or NaN: "drop" (the reason says that it is missing) or
-            "keep".
+        missing: What becomes of an image whose value is None, NaN, or of another type than its column (a text among
+            numbers): "drop" (the reason says so) or "keep".
 
     Raises:
         StageError: No condition, or one that nothing can pass.
@@ -63,6 +67,14 @@ class Filter(Selector):
         return frozenset([self.field])
 
     @property
+    def expects(self) -> Mapping[str, str]:
+        """The field, with the type that the conditions tell; nothing where they tell none."""
+        wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
+        kinds = {"float64" for limit in (self.min, self.max) if limit is not None}
+        kinds |= {_KINDS.get(type(value), "") for value in wanted if value is not None}
+        return {self.field: kinds.pop()} if len(kinds) == 1 and "" not in kinds else {}
+
+    @property
     def name(self) -> str:
         """`Filter(field)`."""
         return f"Filter({self.field})"
@@ -73,7 +85,11 @@ class Filter(Selector):
         Raises:
             StageError: A value cannot be compared with a limit, or `where` does not give N booleans.
         """
-        return self.reasons(batch.values(self.field))
+        values = batch.values(self.field)
+        reasons = self.reasons(values)
+        if self.missing == "drop":
+            self._explain_misfits(batch, values, reasons)
+        return reasons
 
     def reasons(self, values: NDArray[Any]) -> NDArray[np.object_]:
         """The same for (N,) values that are at hand."""
@@ -91,10 +107,23 @@ class Filter(Selector):
 
     def kind(self, reason: str) -> str:
         """As "aesthetic_score < 5.0"."""
+        for misfit in (_NO_NUMBER, _OTHER_TYPE):
+            if reason.endswith(f", {misfit}"):
+                return f"{self.field} is {misfit}"
         for what in self._texts():
             if reason.endswith(f" {what}"):
                 return f"{self.field} {what}"
         return reason
+
+    def _explain_misfits(self, batch: ImageBatch, values: NDArray[Any], reasons: NDArray[np.object_]) -> None:
+        """Say of missing values which of them the metadata has, in a type that their column cannot hold."""
+        for row in np.flatnonzero(_missing(values)).tolist():
+            value = batch.data[row].metadata.get(self.field)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is None or (values.dtype.kind == "f" and is_number):
+                continue
+            misfit = _NO_NUMBER if values.dtype.kind == "f" else _OTHER_TYPE
+            reasons[row] = f"{self.field} is {_text(value)}, {misfit}"
 
     def _shown(self, value: Any) -> str:
         text = _text(value)
@@ -150,6 +179,6 @@ def _equal(values: NDArray[Any], value: Any) -> NDArray[np.bool_]:
 def _text(value: Any) -> str:
     """A value in a reason: numbers with the digits that one can compare, other things quoted and short."""
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 2**53 else f"{value:.6g}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

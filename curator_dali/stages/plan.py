@@ -16,7 +16,7 @@ from curator_dali.batch import ImageBatch
 from curator_dali.importing import import_whole
 from curator_dali.stages.base import DTYPES, GlobalSelector, Selector, Stage, StageError, View
 
-__all__ = ["LOADED", "Plan", "labels_of", "make_plan"]
+__all__ = ["LOADED", "Plan", "check_type", "labels_of", "make_plan", "written"]
 
 LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
 """What the loader knows of every image, whatever the stages are."""
@@ -123,13 +123,16 @@ class Plan:
     def rows(self) -> list[tuple[str, str, str]]:
         """(label, what it reads, what it writes) of each stage, for people."""
         return [
-            (label, ", ".join(sorted(stage.reads)), ", ".join(_written(stage)))
+            (label, ", ".join(sorted(stage.reads)), ", ".join(written(stage)))
             for label, stage in zip(self.labels, self.stages, strict=True)
         ]
 
 
 def make_plan(
-    stages: Sequence[Stage], metadata: Mapping[str, str] | None = None, known: Collection[type[Stage]] = ()
+    stages: Sequence[Stage],
+    metadata: Mapping[str, str] | None = None,
+    known: Collection[type[Stage]] = (),
+    hint: str = "",
 ) -> Plan:
     """Check that every stage finds what it reads.
 
@@ -137,10 +140,11 @@ def make_plan(
         stages: In the order that they will run.
         metadata: Fields of the samples' metadata, with the type of `DTYPES` that each is kept as.
         known: Kinds of stages to look for what is missing in.
+        hint: What else may be done about a field that is nowhere; for the error.
 
     Raises:
-        StageError: A stage reads what no earlier one writes, or writes what is there already; or something is no
-            stage.
+        StageError: A stage reads what no earlier one writes, compares a text with a number, or writes what is there
+            already; or something is no stage.
     """
     there, metadata = dict(LOADED), metadata or {}
     columns, taken = dict(LOADED), []
@@ -151,14 +155,15 @@ def make_plan(
     labels = labels_of(stage.name for stage in stages)
     for number, (stage, label) in enumerate(zip(stages, labels, strict=True)):
         for field in sorted(stage.reads):
+            check_type(stage, field, there.get(field, metadata.get(field)))
             if field in there or field == _BYTES:
                 continue
             if field not in metadata or field in _RESERVED:
-                raise StageError(_missing(field, number, stages, writers, metadata, known))
+                raise StageError(_missing(field, number, stages, writers, metadata, known) + hint)
             taken.append(field)
             there[field] = columns[field] = metadata[field]
             writers[field] = "the metadata"
-        for field, kind in _written(stage).items():
+        for field, kind in written(stage).items():
             if kind not in DTYPES:
                 raise StageError(f"{label} writes {field!r} as {kind!r}; allowed: {', '.join(DTYPES)}")
             if field in _RESERVED or (field in there and field != "embeddings"):
@@ -171,6 +176,18 @@ def make_plan(
     return Plan(tuple(stages), tuple(labels), columns, tuple(taken), "embeddings" in there)
 
 
+def check_type(stage: Stage, field: str, kind: str | None) -> None:
+    """Refuse a text where a stage compares with a number.
+
+    Raises:
+        StageError: The type is "string", and the stage expects "float64".
+    """
+    if kind == "string" and stage.expects.get(field) == "float64":
+        raise StageError(
+            f"{stage.name} compares with a number, and {field!r} is a text; use equals= with texts, or where="
+        )
+
+
 def labels_of(names: Iterable[str]) -> list[str]:
     """What stages of these names are called, in their order: "Quality", "Filter(width)", "Filter(width) #2"."""
     seen: Counter[str] = Counter()
@@ -181,7 +198,8 @@ def labels_of(names: Iterable[str]) -> list[str]:
     return labels
 
 
-def _written(stage: Stage) -> dict[str, str]:
+def written(stage: Stage) -> dict[str, str]:
+    """What a stage writes and decides, each with its type."""
     return {**stage.writes, **(stage.decides if isinstance(stage, GlobalSelector) else {})}
 
 
@@ -196,11 +214,11 @@ def _missing(
     name = stages[number].name
     if field in _RESERVED:
         return f"{name} reads {field!r}: what every output says of an image by that name is known only at the end"
-    written: dict[str, list[str]] = {}
+    by: dict[str, list[str]] = {}
     for what, who in writers.items():
-        written.setdefault(who, []).append(what)
-    before = "; ".join(f"{who}: {', '.join(what)}" for who, what in written.items())
-    later = [stage.name for stage in stages[number + 1 :] if isinstance(stage, Stage) and field in _written(stage)]
+        by.setdefault(who, []).append(what)
+    before = "; ".join(f"{who}: {', '.join(what)}" for who, what in by.items())
+    later = [stage.name for stage in stages[number + 1 :] if isinstance(stage, Stage) and field in written(stage)]
     makers = [kind.__name__ for kind in known if field in _fields_of(kind)]
     spelt = [*writers, *metadata, *(name for kind in known for name in _fields_of(kind))]
     close = difflib.get_close_matches(field, dict.fromkeys(spelt), 1)
@@ -219,6 +237,6 @@ def _missing(
 def _fields_of(kind: type[Stage]) -> Collection[str]:
     """What a kind of stage writes whatever its settings are."""
     try:
-        return _written(object.__new__(kind))
+        return written(object.__new__(kind))
     except AttributeError:  # depends on the settings
         return ()

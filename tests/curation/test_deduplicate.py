@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -17,6 +18,7 @@ from curator_dali.batch import ImageBatch
 from curator_dali.stages import Deduplicate, Embed, Filter, StageError
 from tests import helpers
 from tests.curation.helpers import read_members, read_rows
+from tests.indexing.outputs import write_output
 from tests.stages.helpers import BlindEncoder, ColourEncoder
 
 
@@ -101,6 +103,66 @@ def test_near_duplicates(hash: Any, corpus: dict[str, bytes], tmp_path: Path) ->
     assert all(f"({label} distance " in reason for reason in told.values())
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["dropped"] == {"Deduplicate": {f"duplicate: {label} distance <= 6": len(told)}}
+
+
+@pytest.fixture(scope="module")
+def blanks(photos: dict[str, NDArray[np.uint8]]) -> dict[str, bytes]:
+    """Images of one colour, one as a JPEG, and a photograph."""
+    found = {
+        name: helpers.encode(Image.new("RGB", (200, 150), name), "PNG") for name in ("white", "black", "red", "grey")
+    }
+    found["white jpeg"] = helpers.encode(Image.new("RGB", (210, 150), "white"), quality=40)
+    return found | {"coffee": helpers.encode(small(photos["coffee"]), "PNG")}
+
+
+@pytest.mark.parametrize("hash", ["phash", "dhash"])
+def test_images_of_one_colour_are_no_near_duplicates(hash: Any, blanks: dict[str, bytes], tmp_path: Path) -> None:
+    near = Deduplicate(False, near=6, hash=hash)
+    rows = run(blanks | {"copy": helpers.encode(small_copy(blanks["coffee"]))}, tmp_path / "old", near)
+    assert list(reasons(rows)) == ["copy"]
+    for key, row in rows.items():
+        assert row[f"{hash}_blank"] == (key not in ("coffee", "copy"))
+        assert (row[hash] is None) == row[f"{hash}_blank"]
+        assert (row["duplicate_group"] == -1) == row[f"{hash}_blank"]
+    again = Deduplicate(False, near=6, hash=hash, against=tmp_path / "old")
+    wanted = {"coffee": f"duplicate of coffee in {tmp_path / 'old'} "}
+    for name in ("read", "indexed"):
+        found = reasons(run(blanks, tmp_path / name, again))
+        assert {key: reason.partition("(")[0] for key, reason in found.items()} == wanted
+        leaked = cd.leaks(tmp_path / "read", tmp_path / "old", near=6)
+        assert leaked == []  # what is not blank was dropped there
+        if name == "read":
+            cd.write_index(tmp_path / "old")
+    cd.rethreshold(
+        tmp_path / "old", tmp_path / "new", stages=[Deduplicate(False, near=4, hash=hash, keep="first")], tars=False
+    )
+    new = {row["image_id"]: row for row in read_rows(tmp_path / "new")}
+    assert [key for key, row in new.items() if row["status"] == "dropped"] == ["copy"]  # and none as "missing"
+    assert new["white"][f"{hash}_blank"]
+
+
+def small_copy(image: bytes) -> Image.Image:
+    opened = Image.open(io.BytesIO(image))
+    return opened.resize((opened.width * 3 // 4, opened.height * 3 // 4))
+
+
+@pytest.mark.parametrize(("hash", "constants"), [("phash", [1 << 63, 0]), ("dhash", [0, 2**64 - 1])])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_hashes_of_blank_images_in_an_older_output_are_compared_with_nothing(
+    hash: Any, constants: list[int], indexed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {hash: np.array([*constants, *constants, 12345, 12344], np.uint64)}
+    write_output(tmp_path / "old", old)
+    if indexed:
+        with monkeypatch.context() as patch:  # as that version did
+            patch.setattr("curator_dali.indexing.writing.find_comparable", lambda values, name: np.arange(len(values)))
+            cd.write_index(tmp_path / "old")
+    write_output(tmp_path / "new", {hash: np.array([*constants, constants[0] ^ 1, 12347], np.uint64)})
+    leaked = cd.leaks(tmp_path / "new", tmp_path / "old", near=4)
+    assert [(leak.image_id, leak.other) for leak in leaked] == [("image-3", "image-4")]
+    stages = [Deduplicate(False, near=4, hash=hash, keep="first")]
+    cd.rethreshold(tmp_path / "old", tmp_path / "again", stages=stages, tars=False)
+    assert [row["status"] for row in read_rows(tmp_path / "again")] == ["kept"] * 5 + ["dropped"]
 
 
 def test_keep_rules(corpus: dict[str, bytes], tmp_path: Path) -> None:
@@ -219,10 +281,15 @@ def test_settings_that_mean_nothing(options: dict[str, Any], match: str) -> None
 
 
 @pytest.mark.parametrize("options", [{"near": 16}, {"similarity": 0.9}])
-def test_too_many_pairs_say_what_to_do(options: dict[str, Any], tmp_path: Path) -> None:
-    ramp = np.linspace(50, 150, 64).astype(np.uint8)[None, :, None] + np.zeros((64, 64, 3), np.uint8)
-    red = np.array([1, 0, 0], np.uint8)
-    images = {f"{n}": helpers.encode(ramp + red * np.uint8(n) * (ramp > 60 + 10 * n), "PNG") for n in range(8)}
+def test_too_many_pairs_say_what_to_do(
+    options: dict[str, Any], tmp_path: Path, photos: dict[str, NDArray[np.uint8]]
+) -> None:
+    pixels = np.asarray(small(photos["coffee"], 64)) // 2
+    images = {}
+    for n in range(8):
+        lighter = pixels.copy()
+        lighter[: 5 * n] += np.uint8(30)
+        images[f"{n}"] = helpers.encode(lighter, "PNG")
     stages = [Embed(ColourEncoder()), Deduplicate(False, max_pairs=5, **options)]
     say = r"more than 5 pairs are this alike .* with max_pairs .*a lower near=, or a Deduplicate\(\) of exact"
     with pytest.raises(StageError, match=say):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import curator_dali as cd
 from curator_dali.batch import ImageBatch
 from curator_dali.sinks import Manifest, PartWriter, store
-from tests import helpers
+from tests import formats, helpers
 from tests.curation.helpers import FirstOfItsLabel, Spy, cheap_stages, content, read_members, read_rows
 from tests.curation.run_curation import stages_for
 
@@ -28,6 +30,24 @@ SAMPLES, PART = 240, 24
 def source(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, NDArray[np.uint8]]) -> Path:
     folder = tmp_path_factory.mktemp("long")
     helpers.write_shards(folder, helpers.photo_samples(photos, SAMPLES), per_shard=100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, NDArray[np.uint8]]) -> Path:
+    """The same, with a file of every kind of damage, some of them in one batch, and sidecars that are none."""
+    folder = tmp_path_factory.mktemp("damaged")
+    samples = helpers.photo_samples(photos, SAMPLES)
+    bad = [data for data, _ in formats.bad_files(Image.fromarray(photos["chelsea"])).values()]
+    bad += [data for name, data in formats.good_files(Image.fromarray(photos["chelsea"])).items() if "jpeg" not in name]
+    flipped = bytearray(formats.save(Image.fromarray(photos["chelsea"]).resize((61, 47)), "PNG"))
+    flipped[29] ^= 1  # of the checksum of the header, as a worn disk does it
+    bad += [bytes(flipped), bytes(flipped[:33]) + flipped[-12:]]
+    for number, data in enumerate(bad):
+        key, members = samples[3 * number + number % 3]
+        samples[3 * number + number % 3] = (key, {**members, "jpg": data})
+    samples[200] = (samples[200][0], {**samples[200][1], "json": b'{"number": 200', "cls": b"\xff"})
+    helpers.write_shards(folder, samples, per_shard=100)
     return folder
 
 
@@ -52,9 +72,9 @@ def whole_files(out: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "global"])
-def test_killed_again_and_again_it_ends_as_if_nothing_had_been(source: Path, tmp_path: Path, kind: str) -> None:
-    whole = tmp_path / "whole"
-    run_here(source, whole, kind)
+def test_killed_again_and_again_it_ends_as_if_nothing_had_been(damaged: Path, tmp_path: Path, kind: str) -> None:
+    source, whole = damaged, tmp_path / "whole"
+    assert run_here(source, whole, kind).num_failed >= 15
     out = tmp_path / "out"
     rng = random.Random(kind)
     kills = 0
@@ -77,6 +97,27 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_been(source: Path, tmp
     assert content(out) == content(whole)  # the same rows and the same tars, byte for byte
     assert not list(out.rglob("*.partial"))
     assert Manifest.load(str(out)).verify(deep=True) == []
+
+
+@pytest.mark.parametrize("kind", ["", "global"])
+def test_two_runs_leave_the_same_but_for_the_seconds(damaged: Path, tmp_path: Path, kind: str) -> None:
+    outs = [tmp_path / name for name in ("a", "b")]
+    held = []
+    for number, out in enumerate(outs):
+        held.append([bytearray(3000) for _ in range(500 * number)])  # so that addresses differ
+        run_here(damaged, out, kind)
+    assert content(outs[0]) == content(outs[1])
+    records = [
+        [(part.files, part.counts, _untimed(part.info)) for part in Manifest.load(str(out)).parts()] for out in outs
+    ]
+    assert records[0] == records[1]
+    reports = [_untimed(json.loads((out / "report.json").read_text())) for out in outs]
+    assert [report.pop("out") for report in reports] == list(map(str, outs))
+    assert reports[0] == reports[1]
+
+
+def _untimed(record: Any) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if "second" not in name and name != "stages"}
 
 
 def test_ctrl_c_keeps_finished_parts_and_says_how_to_go_on(source: Path, tmp_path: Path) -> None:

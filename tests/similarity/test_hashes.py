@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
+from typing import Literal
 
 import imagehash
 import numpy as np
@@ -12,10 +14,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from curator_dali import transforms
-from curator_dali.similarity import HASH_VIEW, dhash, from_hex, grey, phash, to_hex
+from curator_dali.similarity import (
+    HASH_VIEW,
+    dhash,
+    find_comparable,
+    from_hex,
+    grey,
+    hash_images,
+    near_pairs,
+    phash,
+    to_hex,
+)
 from tests import helpers
 
 Hash = Callable[..., NDArray[np.uint64]]
@@ -137,3 +149,114 @@ def test_hex_goes_round(values: list[int]) -> None:
 def test_what_is_no_hash_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="16 hexadecimal digits"):
         from_hex(["0" * 16, text])
+
+
+KINDS: list[Literal["phash", "dhash"]] = ["phash", "dhash"]
+QUALITIES = (5, 10, 30, 50, 75, 90, 95, 100)
+
+
+def as_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(helpers.encode(pixels, quality=quality))).convert("RGB"))
+
+
+def one_colour() -> list[NDArray[np.uint8]]:
+    colours = ["white", "black", "red", "blue", "grey", (12, 200, 99), (250, 251, 249)]
+    sizes = [(200, 150), (64, 64), (33, 47), (700, 500), (1, 1)]
+    whole = [np.asarray(Image.new("RGB", size, colour)) for size in sizes for colour in colours]
+    return [*whole, *(as_jpeg(image, quality) for image in whole for quality in QUALITIES)]
+
+
+def noisy_pages() -> list[NDArray[np.uint8]]:
+    """White, cream, grey and black with noise, as scanners and cameras make it."""
+    rng = np.random.default_rng(5)
+    found = []
+    for number in range(64):
+        colour = np.array([(255, 255, 255), (245, 240, 230), (128, 128, 128), (3, 3, 3)][number % 4])
+        pixels = np.clip(colour + rng.normal(0, 1 + number % 3, (300, 200, 3)), 0, 255).round().astype(np.uint8)
+        found += [pixels, as_jpeg(pixels, QUALITIES[number % 8])]
+    return found
+
+
+def ramps() -> list[NDArray[np.uint8]]:
+    """From shade to shade, to the right and down, rising and falling."""
+    y, x = np.mgrid[:150, :200]
+    found = []
+    for first, last in ((0, 255), (50, 200), (100, 125), (200, 100), (255, 0)):
+        for share in (x / 199, y / 149):
+            pixels = np.repeat((first + (last - first) * share)[..., None], 3, 2).round().astype(np.uint8)
+            found += [pixels, as_jpeg(pixels, 75)]
+    return found
+
+
+def page(lines: int, seed: int) -> NDArray[np.uint8]:
+    """A page with lines of text somewhere."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (850, 1100), "white")
+    draw, font, top = ImageDraw.Draw(image), ImageFont.load_default(16), int(rng.integers(60, 1000 - 30 * lines))
+    for line in range(lines):
+        text = "".join(rng.choice([*"etaoinshrdlu      "], int(rng.integers(40, 75))))
+        draw.text((90, top + 24 * line), text, "black", font)
+    return np.asarray(image)
+
+
+def faint(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """With a tenth of its contrast."""
+    return (128 + (pixels.astype(float) - 128) / 10).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_without_structure_are_blank(kind: Literal["phash", "dhash"]) -> None:
+    assert hash_images(one_colour(), kind)[1].all()
+    hashes, blank = hash_images(noisy_pages(), kind)
+    assert blank.mean() > 0.75
+    some = hashes[~blank]  # of the noise that is left none is like another
+    pairs = near_pairs(some, 6)
+    assert not len(pairs.first)
+    assert (pairs.same == np.arange(len(some))).all()
+
+
+def test_ramps_are_blank_as_their_hash_is_that_of_one_colour_or_of_another_ramp() -> None:
+    assert hash_images(ramps(), "phash")[1].all()
+    assert hash_images(ramps(), "dhash")[1].all()
+    y, x = np.mgrid[:32, :32].astype(np.uint8)
+    assert phash(np.stack([x * 8, y * 8, np.full((32, 32), 200, np.uint8)])).tolist() == [1 << 63] * 3
+    falls, rises = dhash([255 - 8 * x, 8 * y, 8 * x])[[0, 1]].tolist(), dhash([8 * x]).tolist()
+    assert (falls, rises) == ([0, 0], [2**64 - 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_photographs_are_not_blank(kind: Literal["phash", "dhash"], photos: dict[str, NDArray[np.uint8]]) -> None:
+    assert not hash_images([*photos.values(), *map(faint, photos.values())], kind)[1].any()
+    crops = [np.ascontiguousarray(crop) for _, crop in helpers.crops(photos, 2000, shortest=64, longest=256, seed=5)]
+    hashes, blank = hash_images(crops, kind)
+    assert (hashes == (phash if kind == "phash" else dhash)(crops)).all()
+    contrast = np.array([np.asarray(Image.fromarray(crop).convert("L")).std() for crop in crops])
+    assert blank[contrast < 0.5].all()  # of a night, and margins
+    assert 0 < blank.sum() < 30
+    if kind == "phash":
+        assert contrast[blank].max() < 4
+    else:  # and skies that are darker above: nothing changes from left to right
+        assert (contrast[blank] > 4).sum() < 10
+
+
+def test_pages_with_a_few_lines_of_text_are_not_blank() -> None:
+    pages = [page(lines, seed) for lines in (2, 3, 6, 30) for seed in range(5)]
+    assert not hash_images(pages, "phash")[1].any()
+    assert not hash_images(pages, "dhash")[1].any()
+
+
+def test_blank_as_rgb_grey_and_small(photo: Image.Image) -> None:
+    for kind, size in (("phash", (32, 32)), ("dhash", (9, 8))):
+        small = np.stack([np.asarray(photo.convert("L").resize(size)), np.full(size[::-1], 90, np.uint8)])
+        for images in (small, small[..., None], np.repeat(small[..., None], 3, 3), torch.from_numpy(small)):
+            assert hash_images(images, kind)[1].tolist() == [False, True]  # type: ignore[arg-type]
+        assert [len(part) for part in hash_images([], kind)] == [0, 0]  # type: ignore[arg-type]
+
+
+def test_hashes_that_may_be_compared() -> None:
+    values = np.array([5, 0, 1 << 63, 2**64 - 1], np.uint64)
+    assert find_comparable(values, "phash").tolist() == [0, 3]
+    assert find_comparable(values, "dhash").tolist() == [0, 2]
+    assert find_comparable(np.array([None, 5, None, 0], object), "dhash").tolist() == [1]
+    assert find_comparable(np.array([None], object), "phash").tolist() == []
+    assert find_comparable(np.empty(0, np.uint64), "phash").tolist() == []
