@@ -66,9 +66,9 @@ class EncodedBatch:
         """Make the exception of a row of `errors` whose bytes cannot be read now."""
         item = self.objects[row]
         return SourceError(
-            f"sample {item.image_id!r} ({item.image_path}) of {self.shards[row]} cannot be read now: {self.errors[row]}. "
-            "This failure says nothing of the image. The same call goes on from there once the sample can be read. Leave "
-            "the sample out of the source if it is gone for good"
+            f"sample {item.image_id!r} ({item.image_path}) of {self.shards[row]} cannot be read now: {self.errors[row]}"
+            ". This failure says nothing of the image. The same call goes on from there once the sample can be read. "
+            "Leave the sample out of the source if it is gone for good"
         )
 
 
