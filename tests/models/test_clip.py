@@ -310,7 +310,8 @@ def test_pytorch_files_load_too(folder: Path, tiny: tuple[Path, Any]) -> None:
     (folder / "model.safetensors").unlink()
     encoder = CLIPImageEncoder(folder, device="cpu")
     images = torch.zeros((1, 32, 32, 3), dtype=torch.uint8)
-    assert torch.equal(encoder(images), CLIPImageEncoder(tiny[0], device="cpu")(images))
+    # the same weights at other addresses: some CPUs' kernels round otherwise where these are aligned otherwise
+    torch.testing.assert_close(encoder(images), CLIPImageEncoder(tiny[0], device="cpu")(images), rtol=0, atol=1e-6)
     assert list(encoder.lineage["weights"]) == ["pytorch_model.bin"]
 
 
