@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -143,6 +144,8 @@ def parse_metadata(
         else:
             metadata = value if isinstance(value, dict) else {"json": value}
     if txt is not None:
+        if "caption" not in metadata and _is_broken("txt", txt):
+            problems.append("invalid .txt: not UTF-8, nor UTF-16 or UTF-32")
         metadata.setdefault("caption", _decode_text(txt))
     if cls is not None:
         try:
@@ -160,7 +163,7 @@ def make_sidecars(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """Make the sidecars of which `parse_metadata` makes this metadata.
 
     A text `caption` goes into `.txt` and an integer `label` into `.cls`, where other tools look for these. All other
-    fields go into `.json`. Values that JSON does not have are written as text (dates as ISO 8601).
+    fields go into `.json`. Values that JSON does not have are written as text (dates as ISO 8601, bytes as Base64).
 
     Returns:
         Extension -> bytes, without empty sidecars.
@@ -185,7 +188,8 @@ def make_sidecars(metadata: Mapping[str, Any]) -> dict[str, bytes]:
 def add_sidecars(members: Mapping[str, memoryview], metadata: Mapping[str, Any]) -> Mapping[str, memoryview]:
     """Let a sample's sidecars say all of its metadata, also what the source keeps elsewhere (folders, columns).
 
-    Sidecars that say so already keep their bytes. A sidecar that cannot be parsed is never replaced.
+    Sidecars that say so already keep their bytes. A sidecar that cannot be parsed moves to `EXTENSION.broken`, where
+    another one takes its place.
 
     Args:
         members: Extension -> bytes.
@@ -195,10 +199,23 @@ def add_sidecars(members: Mapping[str, memoryview], metadata: Mapping[str, Any])
     said = parse_metadata(*(bytes(beside[name]) if name in beside else None for name in SIDECARS))
     if said == metadata:
         return members
-    made = {extension: memoryview(data) for extension, data in make_sidecars(metadata).items()}
-    if "metadata_error" in said:
-        return {**members, **{extension: data for extension, data in made.items() if extension not in beside}}
-    return {name: data for name, data in members.items() if name.lower() not in SIDECARS} | made
+    found = {name: data for name, data in members.items() if name.lower() not in SIDECARS}
+    found |= {f"{name}.broken": data for name, data in beside.items() if _is_broken(name, bytes(data))}
+    return found | {name: memoryview(data) for name, data in make_sidecars(metadata).items()}
+
+
+def _is_broken(extension: str, data: bytes) -> bool:
+    """Whether a sidecar cannot be parsed."""
+    try:
+        if extension == "json":
+            json.loads(data)
+        elif extension == "cls":
+            int(_decode_text(data))
+        else:
+            data.decode(json.detect_encoding(data))
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _decode_text(data: bytes) -> str:
@@ -207,7 +224,9 @@ def _decode_text(data: bytes) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """Make a value that JSON does not have into one that it has."""
-    if hasattr(value, "tolist"):  # numpy's arrays and scalars
+    """Make a value that JSON does not have into one that it has: numpy's as lists and numbers, bytes as Base64."""
+    if hasattr(value, "tolist"):
         return value.tolist()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(value).decode()
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -52,13 +52,30 @@ def test_sidecars_that_say_everything_keep_their_bytes() -> None:
     assert add_sidecars(members, {"label": 1, "caption": "a"}) is members
 
 
-def test_a_sidecar_that_cannot_be_parsed_keeps_its_bytes_beside_a_label() -> None:
-    members = {"jpg": memoryview(b"image"), "json": memoryview(b"{broken")}
-    metadata = parse_metadata(b"{broken", defaults={"label": 2})
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"json": b"{broken"},
+        {"cls": b"zz", "json": b'{"a": 1}'},
+        {"txt": b"caf\xe9"},
+        {"json": b"{", "cls": b"zz", "txt": b"b"},
+    ],
+    ids=lambda beside: "+".join(beside),
+)
+def test_a_sidecar_that_cannot_be_parsed_costs_no_field_and_no_byte(beside: dict[str, bytes]) -> None:
+    metadata = parse_metadata(*(beside.get(name) for name in SIDECARS), defaults={"label": 2, "label_name": "dog"})
+    assert "metadata_error" in metadata
+    members = {"jpg": memoryview(b"image")} | {name: memoryview(data) for name, data in beside.items()}
     found = add_sidecars(members, metadata)
-    assert bytes(found["json"]) == b"{broken"
-    assert bytes(found["cls"]) == b"2"
     assert parse(found) == metadata
+    assert {bytes(data) for name, data in found.items() if name.endswith(".broken")} < set(beside.values()) | {b""}
+    assert {bytes(data) for data in found.values()} >= set(beside.values()) - {b'{"a": 1}'}
+    again = add_sidecars(found, parse(found))
+    assert again is found
+
+
+def test_bytes_are_no_text_of_python() -> None:
+    assert json.loads(make_sidecars({"a": {"b": b"\xff\x00"}})["json"]) == {"a": {"b": "/wA="}}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])

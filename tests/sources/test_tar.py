@@ -133,7 +133,7 @@ def test_sidecars_of_every_kind_cost_no_image(tmp_path: Path) -> None:
     assert d == {}
     assert "metadata_error" in e
     assert "metadata_error" in f
-    assert g == {"caption": "\ufffd\ufffd"}
+    assert g == {"caption": "\ufffd\ufffd", "metadata_error": "invalid .txt: not UTF-8, nor UTF-16 or UTF-32"}
 
 
 def test_samples_without_image_or_without_bytes_are_rows_with_errors(tmp_path: Path) -> None:
