@@ -89,7 +89,12 @@ class Decoded:
         encoded = self.encoded
         item = encoded.objects[row]
         return ImageError(
-            item.image_id, item.image_path, encoded.shards[row], self.errors[row], int(encoded.indices[row])
+            item.image_id,
+            item.image_path,
+            encoded.shards[row],
+            self.errors[row],
+            int(encoded.indices[row]),
+            row in encoded.unread,
         )
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from curator_dali.files import AtomicFile
 
@@ -63,6 +64,8 @@ class ImageError(CuratorDaliError):
         shard: The file that holds it (a tar, a Parquet file), or the folder.
         reason: Why, in one line.
         index: The sample's index in its source.
+        unread: Whether the image could not be read now, so that nothing is known of it (a file that is gone or changed,
+            a store that does not answer).
     """
 
     image_id: str
@@ -70,12 +73,13 @@ class ImageError(CuratorDaliError):
     shard: str
     reason: str
     index: int = -1
+    unread: bool = False
 
     def __str__(self) -> str:
         return f"image {self.image_id!r} ({self.image_path}): {self.reason}"
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str, str, str, int]]:
-        return ImageError, (self.image_id, self.image_path, self.shard, self.reason, self.index)
+    def __reduce__(self) -> tuple[type[ImageError], tuple[Any, ...]]:
+        return ImageError, (self.image_id, self.image_path, self.shard, self.reason, self.index, self.unread)
 
     __hash__ = CuratorDaliError.__hash__
 
@@ -146,7 +150,9 @@ def write_errors(errors: Iterable[ImageError], path: str | Path) -> None:
             import pyarrow.parquet as pq
 
             columns = ["image_id", "image_path", "shard", "reason"]
-            schema = pa.schema([(name, pa.string()) for name in columns] + [("index", pa.int64())])
+            schema = pa.schema(
+                [(name, pa.string()) for name in columns] + [("index", pa.int64()), ("unread", pa.bool_())]
+            )
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
         elif path.suffix == ".jsonl":
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -51,14 +51,12 @@ class Targets:
         Raises:
             TargetError: One of them has none, or they are of different kinds.
         """
-        if isinstance(source, Mixture):
-            named = {name: part.class_names for name, part in source.sources.items()}
-            different = {tuple(names) for names in named.values() if names}
-            if self._target == "label" and self._numbers is None and len(different) > 1:
-                raise TargetError(
-                    f"the mixture's folders number different classes: {named}; give target='label_name' and "
-                    "classes=[...], or a function of the ImageObject"
-                )
+        named = {part: names for part, names in source.class_lists.items() if names}
+        if self._target == "label" and self._numbers is None and len(set(map(tuple, named.values()))) > 1:
+            raise TargetError(
+                f"the parts of {source.name!r} number different classes: {named}; give target='label_name' and "
+                "classes=[...], or a function of the ImageObject"
+            )
         parts = list(source.sources.values()) if isinstance(source, Mixture) else [source]
         items = []
         for part in parts:

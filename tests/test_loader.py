@@ -324,6 +324,21 @@ def test_zipping_a_loader_with_itself_says_that_it_cannot_be(numbered: MemorySou
             list(zip(loader, loader, strict=True))
 
 
+def test_an_image_that_cannot_be_read_now_is_told_from_a_bad_one(photo_small: dict[str, bytes], tmp_path: Path) -> None:
+    """Of a folder whose file vanished after it was listed, and of one that holds no image."""
+    for name in ("00", "01", "02"):
+        (tmp_path / f"{name}.jpg").write_bytes(photo_small[name])
+    (tmp_path / "01.jpg").write_bytes(b"<html>")
+    with cd.ImageLoader(str(tmp_path), device="cpu") as loader:
+        (tmp_path / "02.jpg").unlink()
+        assert ids(loader) == [["00"]]
+        assert [(error.image_id, error.unread) for error in loader.errors] == [("01", False), ("02", True)]
+        assert [pickle.loads(pickle.dumps(error)) for error in loader.errors] == loader.errors
+        cd.write_errors(loader.errors, tmp_path / "errors.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
+    assert [row["unread"] for row in rows] == [False, True]
+
+
 def test_a_pass_that_has_ended_stays_ended(numbered: MemorySource) -> None:
     with cd.ImageLoader(numbered, batch_size=5, device="cpu") as loader:
         batches = iter(loader)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bench", "info", "preview", "verify"]
 
-EXIT_BROKEN = 1  # `verify` found broken images
+EXIT_BROKEN = 1  # `verify` found images that are broken, or that cannot be read now
 _LISTED = 20  # broken images named in `verify`'s table
 
 
@@ -94,15 +94,19 @@ def verify(arguments: argparse.Namespace) -> int:
         write_errors(errors, report)
 
     checked = stats.samples + stats.failed
+    unread = sum(error.unread for error in errors)
+    broken = stats.failed - unread
     kinds = Counter(kind_of_failure(error.reason) for error in errors)
     if arguments.json:
-        summary = {"samples": samples, "checked": checked, "broken": stats.failed, "complete": not interrupted}
+        counts = {"samples": samples, "checked": checked, "broken": broken, "unread": unread}
+        summary = {**counts, "complete": not interrupted}
         rows = [asdict(error) for error in errors]
         print_json({**summary, "device": device, "reasons": kinds, "errors": rows, "stats": stats.as_dict()})
     else:
         _print_verdict(errors, kinds)
         rate = f"{checked / stats.seconds:,.0f} images/s" if stats.seconds else "no time measured"
-        print(f"{checked - stats.failed:,} good, {stats.failed:,} broken of {checked:,} decoded on {device} ({rate})")
+        gone = f", {unread:,} that cannot be read now" if unread else ""
+        print(f"{checked - stats.failed:,} good, {broken:,} broken{gone} of {checked:,} decoded on {device} ({rate})")
         if interrupted:
             print(f"interrupted: {samples - checked:,} of {samples:,} samples were not looked at")
         if report:

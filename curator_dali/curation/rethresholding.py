@@ -26,6 +26,7 @@ from curator_dali.curation.finishing import (
     write_kept,
 )  # fmt: skip
 from curator_dali.curation.places import check_out
+from curator_dali.curation.run import label_facts
 from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError
@@ -124,7 +125,8 @@ def rethreshold(
             settings=settings,
             lineage=lineage,
             origin=opened.origin if opened is not None else old.run.get("origin"),
-            class_names=old.run.get("class_names") or (opened.class_names if opened is not None else ()),
+            facts={name: old.run[name] for name in ("class_names", "class_lists") if name in old.run}
+            or (label_facts(opened) if opened is not None else None),
         ) as manifest:
             there = set(manifest.ranges())
             earlier = sum(stop - start for start, stop in there)

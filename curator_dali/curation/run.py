@@ -180,7 +180,7 @@ class Curation:
             settings=self.settings,
             lineage=self.lineage,
             origin=self.source.origin,
-            class_names=self.source.class_names,
+            facts=label_facts(self.source),
         )
 
     def _output(self, manifest: Manifest, scored: bool = False) -> Output:
@@ -308,6 +308,21 @@ def _plan(stages: Sequence[Stage], source: Source, given: Mapping[str, str]) -> 
             "is rare, say its type, as metadata={'score': 'float64'}"
         )
         return make_plan(stages, types, known, hint), types
+
+
+def label_facts(source: Source) -> dict[str, Any]:
+    """What `run.json` says of a data set's labels: `class_names`, or `class_lists` where parts number other classes."""
+    if names := source.class_names:
+        return {"class_names": names}
+    lists = {part: list(names) for part, names in source.class_lists.items() if names}
+    if len(set(map(tuple, lists.values()))) < 2:
+        return {}
+    logger.warning(
+        "the parts of %s number different classes, so that one label means several: %s. Train on label_name",
+        source.name,
+        lists,
+    )
+    return {"class_lists": lists}
 
 
 def _ranges(folder: str) -> list[tuple[int, int]]:

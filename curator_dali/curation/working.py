@@ -120,7 +120,8 @@ class Worker:
                 prefetch=how.prefetch,
                 num_threads=how.num_threads,
                 max_error_rate=how.max_error_rate,
-                keep_encoded=self.output.tars or self.plan.reads_bytes,
+                # with all members, a sidecar that cannot be read now shows before a stage asks for its fields
+                keep_encoded=self.output.tars or self.plan.reads_bytes or bool(self.plan.metadata),
                 max_pixels=how.max_pixels,
             )
             self._loader.refuse_unread = True

@@ -18,7 +18,7 @@ KEY = "curator_dali"
 """Of an image's metadata: its values of `columns`, which NeMo Curator's `ImageObject` has no place for."""
 
 ERRORS = "image_errors"
-"""Of a task's `_metadata`: the images that could not be used, each {image_id, image_path, shard, reason, index}."""
+"""Of a task's `_metadata`: the images that could not be used, each with the fields of an `ImageError`."""
 
 DROPPED = "dropped_images"
 """Of a task's `_metadata`: the images that a stage dropped, each {image_id, image_path, stage, reason}."""

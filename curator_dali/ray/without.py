@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,9 @@ class Without(Source):
         return self.source.fingerprint
 
     @property
-    def class_names(self) -> list[str]:
+    def class_lists(self) -> Mapping[str, Sequence[str]]:
         """The whole's."""
-        return self.source.class_names
+        return self.source.class_lists
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from curator_dali import __version__
@@ -46,7 +46,7 @@ class Manifest:
     Attributes:
         folder: The output folder.
         run: The content of `run.json`: `source`, `samples`, `settings`, `lineage`, `version`, `origin`, and
-            `class_names` where the data set has any.
+            further facts of the data set, as `class_names`.
     """
 
     def __init__(self, folder: str, run: Mapping[str, Any]) -> None:
@@ -64,7 +64,7 @@ class Manifest:
         settings: Mapping[str, Any],
         lineage: Mapping[str, Any] | None = None,
         origin: Mapping[str, Any] | None = None,
-        class_names: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Begin an output, or go on with one; then every tar and Parquet file of a part is that of a finished one.
 
@@ -78,14 +78,14 @@ class Manifest:
             settings: Everything that decides what is written, in JSON's types.
             lineage: What it is written with: models, hashes of weights, versions, in JSON's types.
             origin: How the data set is opened again, in JSON's types; may differ from an earlier run's.
-            class_names: Names of the data set's labels, by label; may differ as well.
+            facts: Further facts of the data set, in JSON's types; may differ as well.
 
         Raises:
             OutputError: The folder cannot be written to, another run works on it, or it has been written from another
                 data set, with other settings or models, or by another version.
         """
         given = {"source": source, "samples": samples, "settings": dict(settings), "lineage": dict(lineage or {})}
-        known: dict[str, Any] = {"origin": origin} | ({"class_names": list(class_names)} if class_names else {})
+        known = {"origin": origin, **(facts or {})}
         run = json.loads(json.dumps({"format": FORMAT, "version": __version__, **given, **known}))
         folder = prepare_folder(folder)
         inner = prepare_folder(join(folder, _FOLDER))

@@ -101,9 +101,15 @@ class Source(ABC):
         """
 
     @property
+    def class_lists(self) -> Mapping[str, Sequence[str]]:
+        """Part of the data set -> names of its labels, by label. A part that names none has an empty list."""
+        return {}
+
+    @property
     def class_names(self) -> list[str]:
-        """Names of the labels, by label; empty where the source names none."""
-        return []
+        """Names of the labels, by label; empty where the source names none, or its parts number different classes."""
+        lists = [list(names) for names in self.class_lists.values()]
+        return lists[0] if lists and all(names == lists[0] for names in lists) else []
 
     @property
     def fields(self) -> Mapping[str, str] | None:

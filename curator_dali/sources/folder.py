@@ -121,16 +121,9 @@ class FolderSource(LearningSource):
         return len(self._files)
 
     @property
-    def class_names(self) -> list[str]:
-        """Names of the labels, by label; empty where labels do not come from folders."""
-        return list(self._classes)
-
-    @property
-    def locations(self) -> Sequence[str]:
-        """The folder, or the files that were named."""
-        if not self._named:
-            return [f"{self._root}/"]
-        return [f"{self._root}/{os.fsdecode(path)}" for path in self._files]
+    def class_lists(self) -> Mapping[str, Sequence[str]]:
+        """Names of the labels that come from folders."""
+        return {self.name: list(self._classes)}
 
     @cached_property
     def fingerprint(self) -> str:

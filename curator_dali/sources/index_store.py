@@ -1,6 +1,6 @@
 """Indexes of tar shards, and what was learnt of their images' headers, kept on disk and checked against the tar.
 
-A file is a few arrays as `np.save` writes them, one after the other; the first, nine int64s, says of which tar it is.
+A file is a few arrays as `np.save` writes them, one after the other; the first, ten int64s, says of which tar it is.
 The warnings of an index follow it, as JSON.
 """
 
@@ -28,7 +28,9 @@ __all__ = ["index_path", "load_headers", "load_index", "peek_index", "save_heade
 logger = logging.getLogger(__name__)
 
 _MAGIC, _VERSION = 0x4344_5441_5258, 2
-_HEAD = 9  # magic, version, tar size, tar version, samples, repeated keys, crc32 of the rest, digest, bytes of warnings
+# magic, version, tar size, tar version, samples, repeated keys, crc32 of what follows, digest, bytes of warnings, and
+# crc32 of these nine
+_HEAD = 10
 _HEAD_BYTES = 128 + 8 * _HEAD  # np.save writes 128 bytes before a small array
 _PEEK = 4096  # the head with all usual warnings
 _NPY_START = b"\x93NUMPY\x01\x00"
@@ -131,7 +133,9 @@ def load_headers(path: Path | None, stat: Stat, samples: int) -> NDArray[np.void
 
 def _make_head(stat: Stat, *numbers: int) -> bytes:
     head = io.BytesIO()
-    np.save(head, np.array([_MAGIC, _VERSION, stat.size, stat.version, *numbers], np.int64))
+    values = np.array([_MAGIC, _VERSION, stat.size, stat.version, *numbers, 0], np.int64)
+    values[-1] = zlib.crc32(values[:-1].tobytes())
+    np.save(head, values)
     return head.getvalue()
 
 
@@ -139,7 +143,9 @@ def _parse_head(data: bytes, stat: Stat) -> list[int] | None:
     if len(data) < _HEAD_BYTES or not data.startswith(_NPY_START):
         return None
     head: list[int] = np.frombuffer(data, "<i8", _HEAD, _HEAD_BYTES - 8 * _HEAD).tolist()
-    return head if head[:4] == [_MAGIC, _VERSION, stat.size, stat.version] else None
+    if head[:4] != [_MAGIC, _VERSION, stat.size, stat.version]:
+        return None
+    return head if zlib.crc32(data[_HEAD_BYTES - 8 * _HEAD : _HEAD_BYTES - 8]) == head[-1] else None
 
 
 def _parse_summary(data: bytes, head: list[int]) -> Summary:

@@ -64,12 +64,12 @@ class MemorySource(LearningSource):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the keys and the images' bytes."""
+        """Of the keys, the images' bytes and the metadata."""
         return fingerprint(
             "memory",
             (
-                (key, hashlib.blake2b(data, digest_size=8).digest())
-                for key, data in zip(self._keys, self._images, strict=True)
+                (key, hashlib.blake2b(data, digest_size=8).digest(), make_sidecars(metadata))
+                for key, data, metadata in zip(self._keys, self._images, self._metadata, strict=True)
             ),
         )
 

@@ -71,10 +71,13 @@ class Mixture(Source):
         return int(self._ends[-1])
 
     @property
-    def class_names(self) -> list[str]:
-        """Names of the labels, where all sources have the same; else empty."""
-        names = [source.class_names for source in self.sources.values()]
-        return names[0] if all(one == names[0] for one in names) else []
+    def class_lists(self) -> Mapping[str, Sequence[str]]:
+        """Those of all sources, under the sources' names."""
+        found: dict[str, Sequence[str]] = {}
+        for key, source in self.sources.items():
+            parts = source.class_lists
+            found |= {key if len(parts) == 1 else f"{key}: {part}": names for part, names in parts.items()} or {key: []}
+        return found
 
     @cached_property
     def fingerprint(self) -> str:

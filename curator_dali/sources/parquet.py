@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _MEMORY = 1 << 30  # bytes of row groups kept decoded
 _IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes", "content", "data")  # beside the names of image extensions
+_IMAGE_PARTS = ("bytes", "path")  # of a struct
 _ID_COLUMNS = ("key", "__key__", "image_id", "id")
 
 
@@ -114,8 +116,13 @@ class ParquetSource(Source):
                     f"{url} has no image column {self._column!r} (binary, or a struct with binary 'bytes'); it "
                     f"has {', '.join(schema.names)}: name the right one with image_column="
                 )
+            if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise SourceError(f"{url} has several columns of the name {repeated[0]!r}: give each a name of its own")
+        _warn_of_binary(schemas, self._column, self.name)
         self._groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.rows))]
         self._sizes = np.array([size for footer in footers for size in footer.rows], np.int64)
+        if not self._sizes.sum():
+            logger.warning("%s has no rows", self.name)
         self._bytes = [(footer.stat.size, footer.stat.content, *footer.bytes) for footer in footers]
         self._stats: list[tuple[Any, ...]] = [footer.stat for footer in footers]
         self._partitions = partition_fields(self._urls)
@@ -192,7 +199,7 @@ class ParquetSource(Source):
                     file_path = group.paths[at].as_py() if group.paths is not None else None
                     given = group.ids[at].as_py() if group.ids is not None else None
                     if given is not None:
-                        key = str(given)
+                        key = given.decode("utf-8", "backslashreplace") if isinstance(given, bytes) else str(given)
                     elif file_path:
                         key = file_path.rpartition(".")[0] or file_path
                     metadata = (
@@ -295,9 +302,9 @@ class ParquetSource(Source):
         """Whether a row group cannot be read because of what its file holds: the file is as it was, and was read."""
         import pyarrow as pa
 
-        if isinstance(error, MemoryError) or not (
-            isinstance(error, (pa.ArrowException, ValueError)) or (type(error) is OSError and error.errno is None)
-        ):  # Arrow raises a bare OSError for what it cannot decompress; those of a disk or a network say which they are
+        # Arrow raises a bare OSError for what it cannot decompress; those of a disk or a network say which they are.
+        known = isinstance(error, (pa.ArrowException, ValueError, LookupError, TypeError))
+        if isinstance(error, MemoryError) or not (known or (type(error) is OSError and error.errno is None)):
             return False
         try:
             reader, _ = self._open(self._urls[file], self._stats[file])
@@ -340,7 +347,7 @@ class ParquetSource(Source):
         bounds = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
         names = [name for name in table.column_names if name != self._column]
         ids = next((table.column(name).combine_chunks() for name in _ID_COLUMNS if name in names), None)
-        rest = table.select([name for name in names if not _is_binary(table.schema.field(name).type)])
+        rest = table.select([name for name in names if not _holds_binary(table.schema.field(name).type)])
         return _RowGroup(
             data=np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8),
             begins=bounds[:-1],
@@ -389,12 +396,46 @@ class ParquetSource(Source):
 
 def _rows(table: Any, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Rows as dicts, all at once: a cell at a time takes much longer."""
-    return table.take(rows).to_pylist() if table.num_columns else [{} for _ in rows]
+    try:
+        return table.take(rows).to_pylist() if table.num_columns else [{} for _ in rows]
+    except Exception:  # Arrow has no `take` of some types, and Python no value for some dates
+        return [_metadata(table, {}, row) for row in rows.tolist()]
 
 
-def _metadata(table: Any, partition: dict[str, Any], row: int) -> dict[str, Any]:
-    """A row as a dict. The table has no images in it, so that metadata that is not read yet keeps none."""
-    return {**partition, **{name: table.column(name)[row].as_py() for name in table.column_names}}
+def _metadata(table: Any, partition: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """A row as a dict. The table has no images in it, so that metadata that is not read yet keeps none.
+
+    A value that Python cannot hold (a date in the year 29349) is a text.
+    """
+    found, problems = dict(partition), []
+    for name in table.column_names:
+        column = table.column(name)
+        try:
+            found[name] = column[row].as_py()
+        except Exception as error:
+            try:
+                found[name] = column.slice(row, 1).cast("string")[0].as_py()
+            except Exception:
+                problems.append(f"column {name!r}: {one_line(error)}")
+    return found | ({"metadata_error": "; ".join(problems)} if problems else {})
+
+
+def _warn_of_binary(schemas: Sequence[Any], image_column: str, name: str) -> None:
+    """Tell which columns are no metadata, since JSON has no bytes."""
+    import pyarrow as pa
+
+    found: dict[str, None] = {}
+    for schema in schemas:
+        for field in schema:
+            if field.name != image_column:
+                found |= {field.name: None} if _holds_binary(field.type) else {}
+            elif pa.types.is_struct(field.type):
+                found |= {f"{field.name}.{inner.name}": None for inner in field.type if inner.name not in _IMAGE_PARTS}
+    found = {column: None for column in found if column not in _ID_COLUMNS}
+    if found:
+        logger.warning(
+            "columns of %s that are no metadata, as they hold bytes or lie in the image's: %s", name, ", ".join(found)
+        )
 
 
 def _unique_stems(urls: Sequence[str]) -> list[str]:
@@ -404,7 +445,9 @@ def _unique_stems(urls: Sequence[str]) -> list[str]:
     if len(set(stems)) == len(stems):
         return stems
     root = common_folder(paths)
-    return [path[len(root) :].lstrip("/").rpartition(".")[0] for path in paths]
+    names = [path[len(root) :].lstrip("/") for path in paths]
+    stems = [name.rpartition(".")[0] for name in names]
+    return stems if len(set(stems)) == len(stems) else names
 
 
 def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
@@ -451,8 +494,13 @@ def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
             return "float64" if pa.types.is_uint64(arrow) else "int64"
         return "float64" if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) else "string"
 
-    beside = [field for field in schema if field.name != image_column and not _is_binary(field.type)]
+    beside = [field for field in schema if field.name != image_column and not _holds_binary(field.type)]
     return {field.name: kind(field.type) for field in beside if not pa.types.is_null(field.type)}
+
+
+def _holds_binary(kind: Any) -> bool:
+    """Whether a type is binary, or a list, struct or map with a binary one in it."""
+    return _is_binary(kind) or any(_holds_binary(kind.field(n).type) for n in range(kind.num_fields))
 
 
 def _is_image_type(kind: Any) -> bool:

@@ -180,8 +180,11 @@ def make_sidecars(metadata: Mapping[str, Any]) -> dict[str, bytes]:
             sidecars["txt"] = text
             del fields["caption"]
     if fields:
-        text = json.dumps(fields, ensure_ascii=False, default=_to_json).encode("utf-8", "surrogatepass")
-        sidecars["json"] = text
+        try:
+            document = json.dumps(fields, ensure_ascii=False, default=_to_json)
+        except TypeError:  # a key inside that is neither text nor number
+            document = json.dumps(_name_keys(fields), ensure_ascii=False, default=_to_json)
+        sidecars["json"] = document.encode("utf-8", "surrogatepass")
     return sidecars
 
 
@@ -221,6 +224,13 @@ def _is_broken(extension: str, data: bytes) -> bool:
 def _decode_text(data: bytes) -> str:
     """Text in UTF-8 or, by its byte-order mark or its zeros, in UTF-16 or UTF-32; without white space at its ends."""
     return data.decode(json.detect_encoding(data), "replace").strip()
+
+
+def _name_keys(value: Any) -> Any:
+    """A value in which all keys of mappings are texts."""
+    if isinstance(value, Mapping):
+        return {str(name): _name_keys(inner) for name, inner in value.items()}
+    return [_name_keys(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _to_json(value: Any) -> Any:

@@ -56,9 +56,9 @@ class Subset(Source):
         return fingerprint("subset", [self.source.fingerprint, chosen])
 
     @property
-    def class_names(self) -> list[str]:
+    def class_lists(self) -> Mapping[str, Sequence[str]]:
         """The whole's."""
-        return self.source.class_names
+        return self.source.class_lists
 
     @property
     def fields(self) -> Mapping[str, str] | None:

@@ -118,11 +118,13 @@ class TarSource(Source):
         return fingerprint("tar", zip(names, shards.sizes.tolist(), shards.digests.tolist(), contents, strict=True))
 
     @cached_property
-    def class_names(self) -> list[str]:
-        """Names of the labels, where the tars are outputs of a curation that agree on them; else none."""
-        folders = dict.fromkeys(strip_query(url).rpartition("/")[0] for url in self._shards.urls)
-        names = {tuple(_read_class_names(folder, self._storage)) for folder in folders}
-        return list(names.pop()) if len(names) == 1 else []
+    def class_lists(self) -> Mapping[str, Sequence[str]]:
+        """Names of the labels of each folder of tars, where a curation wrote the folder and recorded any."""
+        found: dict[str, Sequence[str]] = {}
+        for folder in dict.fromkeys(strip_query(url).rpartition("/")[0] for url in self._shards.urls):
+            lists = _read_class_lists(folder, self._storage)
+            found |= {f"{folder} {part}".rstrip(): names for part, names in lists.items()}
+        return found
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples: a few large reads a shard into one buffer, which the images are views of."""
@@ -379,8 +381,8 @@ def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items
     return _Items(np.concatenate(rows), table[:, 0], table[:, 1]), extensions
 
 
-def _read_class_names(folder: str, storage: Storage) -> list[str]:
-    """Read the names of the labels from the record of the curation whose output a folder is; [] where there is none."""
+def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[str]]:
+    """Read the names of the labels from the record of the curation whose output a folder is; none where it has none."""
     url = f"{folder}/_manifest/run.json"
     try:
         if is_remote(url):
@@ -389,13 +391,16 @@ def _read_class_names(folder: str, storage: Storage) -> list[str]:
                 raise data
         else:
             data = Path(url).read_bytes()
-        names = json.loads(data).get("class_names", [])
+        run = json.loads(data)
+        lists = run.get("class_lists", {"": run.get("class_names", [])})
+        if any(isinstance(names, str) or not all(isinstance(name, str) for name in names) for names in lists.values()):
+            raise TypeError("names of classes must be lists of texts")
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return {"": []}
     except Exception as error:  # stores raise kinds of their own
         logger.warning("cannot read names of classes from %s: %s", url, one_line(error))
-        return []
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+        return {"": []}
+    return lists  # type: ignore[no-any-return]
 
 
 def _member_views(

@@ -261,3 +261,55 @@ def test_a_file_named_in_a_row_that_is_not_there_is_the_rows_own_fault(tmp_path:
     batch = ParquetSource(path).read(np.arange(3))
     assert sorted(batch.errors) == [0, 1, 2]
     assert batch.unread == set()
+
+
+def test_values_that_python_or_arrow_cannot_take_cost_no_sample(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "jpg": [b"a", b"b"],
+            "view": pa.array(["x", None], pa.string_view()),
+            "far": pa.array([10**7, 1], pa.date32()),
+            "plain": [1, 2],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = ParquetSource(str(tmp_path / "a.parquet"))
+    for members in (False, True):
+        batch = source.read(np.arange(2), members=members)
+        assert batch.errors == {}
+        first, second = (item.metadata for item in batch.objects)
+        assert (first["view"], first["far"], first["plain"]) == ("x", "29349-01-26", 1)
+        assert (second["view"], second["plain"]) == (None, 2)
+
+
+def test_two_columns_of_one_name_are_refused_at_opening(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array([b"a"]), pa.array([1]), pa.array([2])], ["jpg", "x", "x"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="several columns of the name 'x'"):
+        ParquetSource(str(tmp_path / "a.parquet"))
+
+
+def test_columns_with_bytes_are_told_and_ids_of_bytes_are_texts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"image": {"bytes": b"a", "path": "1.jpg", "sha": "f"}, "mask": {"bytes": b"m"}, "key": b"k1", "tags": [b"t"]}
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source = ParquetSource(str(tmp_path / "a.parquet"), image_column="image")
+    assert "no metadata, as they hold bytes or lie in the image's: image.sha, mask, tags" in caplog.text
+    (item,) = source.read(np.array([0])).objects
+    assert (item.image_id, item.metadata) == ("k1", {})
+
+
+def test_files_that_differ_in_the_ending_alone_have_ids_of_their_own(tmp_path: Path) -> None:
+    for name in ("a.parquet", "a.pq"):
+        pq.write_table(pa.table({"jpg": [b"a"]}), tmp_path / name)
+    source = ParquetSource([str(tmp_path / "a.parquet"), str(tmp_path / "a.pq")])
+    assert len({item.image_id for item in source.read(np.arange(2)).objects}) == 2
+
+
+def test_a_file_without_rows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pq.write_table(pa.table({"jpg": pa.array([], pa.binary())}), tmp_path / "a.parquet")
+    assert len(ParquetSource(str(tmp_path / "a.parquet"))) == 0
+    assert "has no rows" in caplog.text

@@ -76,6 +76,7 @@ def test_a_sidecar_that_cannot_be_parsed_costs_no_field_and_no_byte(beside: dict
 
 def test_bytes_are_no_text_of_python() -> None:
     assert json.loads(make_sidecars({"a": {"b": b"\xff\x00"}})["json"]) == {"a": {"b": "/wA="}}
+    assert json.loads(make_sidecars({"a": [{(1, 2): 3}]})["json"]) == {"a": [{"(1, 2)": 3}]}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -37,8 +37,9 @@ def test_each_opening_tells_the_warnings(tmp_path: Path, caplog: pytest.LogCaptu
     whole = write_tar(tmp_path / "2.tar", [("b.jpg", b"1")])
     one.write_bytes(one.read_bytes() + whole.read_bytes() + b"rubbish")
     expected = [
-        "1.tar: samples behind an end marker within the tar: 1 (they are read); 7 bytes behind its end marker are no "
-        "members of a tar; members without an extension are passed over: 1, the first: 'README'"
+        "1.tar: samples behind an end marker within the tar: 1 (they are read; tars were joined, or a download has a "
+        "hole that took others); 7 bytes behind its end marker are no members of a tar; "
+        "members without an extension are passed over: 1, the first: 'README'"
     ]
     for keep in ("cache", "cache", "beside", "beside", "none", "none"):
         source = TarSource([str(one), str(whole)], index=keep)  # type: ignore[arg-type]
