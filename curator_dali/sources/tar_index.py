@@ -251,8 +251,8 @@ def _describe_loss(scan: Scan, runs: list[_Run]) -> list[str]:
     if scan.joined is not None:
         behind = sum(run.members[0] >= scan.joined for run in runs)
         warnings.append(
-            f"samples behind an end marker within the tar: {behind} (they are read; tars were joined, or a download has "
-            "a hole that took others)"
+            f"samples behind an end marker within the tar: {behind} (they are read; tars were joined, or a download "
+            "has a hole that took others)"
         )
     if scan.trailing:
         warnings.append(f"{scan.trailing} bytes behind its end marker are no members of a tar")

@@ -151,13 +151,13 @@ def small_copy(image: bytes) -> Image.Image:
 def test_hashes_of_blank_images_in_an_older_output_are_compared_with_nothing(
     hash: Any, constants: list[int], indexed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = {hash: np.array([*constants, *constants, 12345, 12344], np.uint64)}
+    old = {hash: np.array([*constants, *constants, 0x5A5A5A5A00003039, 0x5A5A5A5A00003038], np.uint64)}
     write_output(tmp_path / "old", old)
     if indexed:
         with monkeypatch.context() as patch:  # as that version did
             patch.setattr("curator_dali.indexing.writing.find_comparable", lambda values, name: np.arange(len(values)))
             cd.write_index(tmp_path / "old")
-    write_output(tmp_path / "new", {hash: np.array([*constants, constants[0] ^ 1, 12347], np.uint64)})
+    write_output(tmp_path / "new", {hash: np.array([*constants, constants[0] ^ 1, 0x5A5A5A5A0000303B], np.uint64)})
     leaked = cd.leaks(tmp_path / "new", tmp_path / "old", near=4)
     assert [(leak.image_id, leak.other) for leak in leaked] == [("image-3", "image-4")]
     stages = [Deduplicate(False, near=4, hash=hash, keep="first")]

@@ -224,6 +224,21 @@ def test_ramps_are_blank_as_their_hash_is_that_of_one_colour_or_of_another_ramp(
     assert (falls, rises) == ([0, 0], [2**64 - 1])
 
 
+def test_drawings_of_strong_shapes_are_not_blank() -> None:
+    shapes = []
+    for shape, box in (
+        ("ellipse", (60, 60, 140, 140)),
+        ("rectangle", (60, 60, 140, 140)),
+        ("ellipse", (95, 95, 105, 105)),
+    ):
+        for colours in (("white", "black"), ("black", "white"), ("white", "red")):
+            image = Image.new("RGB", (200, 200), colours[0])
+            getattr(ImageDraw.Draw(image), shape)(box, fill=colours[1])
+            shapes += [np.asarray(image), as_jpeg(np.asarray(image), 80)]
+    assert not hash_images(shapes, "phash")[1].any()
+    assert not hash_images(shapes, "dhash")[1].any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_photographs_are_not_blank(kind: Literal["phash", "dhash"], photos: dict[str, NDArray[np.uint8]]) -> None:
     assert not hash_images([*photos.values(), *map(faint, photos.values())], kind)[1].any()
@@ -232,11 +247,9 @@ def test_photographs_are_not_blank(kind: Literal["phash", "dhash"], photos: dict
     assert (hashes == (phash if kind == "phash" else dhash)(crops)).all()
     contrast = np.array([np.asarray(Image.fromarray(crop).convert("L")).std() for crop in crops])
     assert blank[contrast < 0.5].all()  # of a night, and margins
-    assert 0 < blank.sum() < 30
-    if kind == "phash":
-        assert contrast[blank].max() < 4
-    else:  # and skies that are darker above: nothing changes from left to right
-        assert (contrast[blank] > 4).sum() < 10
+    assert 0 < blank.sum() < 20
+    # by dHash also skies that are darker above: nothing changes from left to right
+    assert (contrast[blank] > 1).sum() <= (0 if kind == "phash" else 10)
 
 
 def test_pages_with_a_few_lines_of_text_are_not_blank() -> None:
@@ -254,9 +267,9 @@ def test_blank_as_rgb_grey_and_small(photo: Image.Image) -> None:
 
 
 def test_hashes_that_may_be_compared() -> None:
-    values = np.array([5, 0, 1 << 63, 2**64 - 1], np.uint64)
-    assert find_comparable(values, "phash").tolist() == [0, 3]
-    assert find_comparable(values, "dhash").tolist() == [0, 2]
+    values = np.array([5, 0, 1 << 63, 2**64 - 1, 0xE7989A656192A6D9], np.uint64)
+    assert find_comparable(values, "phash").tolist() == [3, 4]
+    assert find_comparable(values, "dhash").tolist() == [0, 2, 4]
     assert find_comparable(np.array([None, 5, None, 0], object), "dhash").tolist() == [1]
     assert find_comparable(np.array([None], object), "phash").tolist() == []
     assert find_comparable(np.empty(0, np.uint64), "phash").tolist() == []
