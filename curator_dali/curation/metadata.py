@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
@@ -15,6 +14,7 @@ from curator_dali.batch import ImageBatch
 from curator_dali.fields import objects
 from curator_dali.sources import Source
 from curator_dali.sources.base import merge_types
+from curator_dali.sources.samples import to_text
 from curator_dali.stages import LOADED, Stage, StageError
 from curator_dali.stages.plan import written
 
@@ -136,7 +136,7 @@ def to_column(values: NDArray[np.object_], kind: str) -> tuple[NDArray[Any], NDA
 def _convert(value: Any, kind: str) -> Any:
     """A value as a column of a type holds it; None where it cannot."""
     if kind == "string":
-        return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+        return to_text(value)
     found = _kind(value)
     if kind == "bool":
         return bool(value) if found == "bool" else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from curator_dali.errors import OutputError
 from curator_dali.files import is_remote
+from curator_dali.sinks.records import part_name
 from curator_dali.sources import Mixture, Source, Subset
 from curator_dali.sources.opening import expand_braces
 
@@ -21,7 +22,13 @@ _Place = tuple[str, ...]
 
 _MAGIC = re.compile(r"[*?\[]")
 _PROTOCOLS = {"file": "", "local": "", "s3a": "s3", "gcs": "gs"}
-_WRITTEN = (("0-1-0000.tar",), ("0-1.parquet",), ("_scored", "0-1.parquet"))  # as the names in an output
+_PART = part_name(0, 8192)
+_WRITTEN = (  # a glob that matches the output itself would open it as a folder of tars
+    (),
+    *((f"{_PART}-{shard}.tar",) for shard in ("0000", "0001")),
+    (f"{_PART}.parquet",),
+    ("_scored", f"{_PART}.parquet"),
+)
 
 
 def check_out(

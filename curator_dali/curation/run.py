@@ -296,6 +296,13 @@ def curate(
 
 def _plan(stages: Sequence[Stage], source: Source, given: Mapping[str, str]) -> tuple[Plan, Mapping[str, str]]:
     """The plan, and the types of the metadata's fields if a stage reads any."""
+    plan, types = _make_plan(stages, source, given)
+    if unused := sorted(given.keys() - set(plan.metadata)):
+        raise StageError(f"metadata= names fields that no stage reads: {', '.join(map(repr, unused))}")
+    return plan, types
+
+
+def _make_plan(stages: Sequence[Stage], source: Source, given: Mapping[str, str]) -> tuple[Plan, Mapping[str, str]]:
     known = list(STAGES.values())
     try:
         return make_plan(stages, given, known), given

@@ -125,6 +125,13 @@ class FolderSource(LearningSource):
         """Names of the labels that come from folders."""
         return {self.name: list(self._classes)}
 
+    @property
+    def locations(self) -> Sequence[str]:
+        """The folder, or the files that were named."""
+        if not self._named:
+            return [f"{self._root}/"]
+        return [f"{self._root}/{os.fsdecode(path)}" for path in self._files]
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the class names, and of the paths and sizes of images, sidecars and metadata files.

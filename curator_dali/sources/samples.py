@@ -19,6 +19,7 @@ __all__ = [
     "parse_metadata",
     "sniff_extension",
     "split_name",
+    "to_text",
 ]
 
 IMAGE_EXTENSIONS = frozenset(
@@ -224,6 +225,12 @@ def _is_broken(extension: str, data: bytes) -> bool:
 def _decode_text(data: bytes) -> str:
     """Text in UTF-8 or, by its byte-order mark or its zeros, in UTF-16 or UTF-32; without white space at its ends."""
     return data.decode(json.detect_encoding(data), "replace").strip()
+
+
+def to_text(value: Any) -> str:
+    """Make a text of a value: as it is, dates and the like as `.json` has them, anything else as JSON."""
+    plain = value if isinstance(value, (str, int, float, list, dict, type(None))) else _to_json(value)
+    return plain if isinstance(plain, str) else json.dumps(_name_keys(plain), ensure_ascii=False, default=_to_json)
 
 
 def _name_keys(value: Any) -> Any:

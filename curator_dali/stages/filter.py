@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
+from curator_dali.sources.samples import to_text
 from curator_dali.stages.base import Selector, StageError
 
 __all__ = ["Filter"]
@@ -172,7 +173,9 @@ def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _equal(values: NDArray[Any], value: Any) -> NDArray[np.bool_]:
     if values.dtype == object:
-        return np.array([item == value for item in values.tolist()], bool)
+        # a field of mixed types is a column of texts, in which 1 stands as "1"
+        text = None if isinstance(value, str) else to_text(value)
+        return np.array([item == value or (text is not None and item == text) for item in values.tolist()], bool)
     return np.broadcast_to(np.asarray(values == value, bool), values.shape)  # float32 against float32
 
 

@@ -177,11 +177,13 @@ def make_plan(
 
 
 def check_type(stage: Stage, field: str, kind: str | None) -> None:
-    """Refuse a text where a stage compares with a number.
+    """Refuse a text where a stage compares with a number, and the reverse.
 
     Raises:
-        StageError: The type is "string", and the stage expects "float64".
+        StageError: One of type and expectation is "string", and the other a number's.
     """
+    if kind in ("int32", "int64", "float32", "float64") and stage.expects.get(field) == "string":
+        raise StageError(f"{stage.name} compares with a text, and {field!r} is a number; use equals= with numbers")
     if kind == "string" and stage.expects.get(field) == "float64":
         raise StageError(
             f"{stage.name} compares with a number, and {field!r} is a text; use equals= with texts, or where="

@@ -207,3 +207,31 @@ def test_parts_of_one_run_have_one_type(image: bytes, tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", image, [{"n": n} for n in range(200)] + [{"n": n / 2} for n in range(200)])
     assert kept(path, tmp_path / "whole", Filter("n", min=50)) == [*range(50, 200), *range(300, 400)]
     assert {str(pq.read_schema(file).field("n").type) for file in (tmp_path / "whole").glob("*.parquet")} == {"double"}
+
+
+def test_values_of_mixed_types_are_compared_by_what_they_are(image: bytes, tmp_path: Path) -> None:
+    values: list[Any] = [1, "a", None, 2, "1", [3]]
+    path = write(tmp_path / "a.tar", image, [{"x": value} for value in values])
+    assert kept(path, tmp_path / "out", Filter("x", equals=(1, "a"))) == [0, 1, 4]
+    assert kept(path, tmp_path / "list", Filter("x", equals="[3]")) == [5]
+
+
+def test_a_date_in_a_column_of_texts_stands_as_in_the_sidecar(image: bytes, tmp_path: Path) -> None:
+    days = pa.array([0, 1], pa.timestamp("s"))
+    pq.write_table(pa.table({"jpg": [image, image], "day": days}), tmp_path / "a.parquet")
+    wanted = Filter("day", equals="1970-01-01T00:00:01")
+    assert kept(str(tmp_path / "a.parquet"), tmp_path / "out", wanted) == [1]
+
+
+def test_a_text_wanted_of_numbers_is_refused_before_work(image: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", image, [{"n": 5}] * 3)
+    for stage in (Filter("n", equals="5"), Filter("width", equals="16")):
+        with pytest.raises(StageError, match="compares with a text, and .* is a number"):
+            cd.curate(path, tmp_path / "out", stages=[stage], **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_types_of_fields_that_no_stage_reads_are_refused(image: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", image, [{"score": 1}] * 3)
+    with pytest.raises(StageError, match="metadata= names fields that no stage reads: 'scroe'"):
+        cd.curate(path, tmp_path / "out", stages=[Filter("score", min=0)], metadata={"scroe": "float64"}, **OPTIONS)

@@ -58,6 +58,8 @@ REFUSED = [
     ("link/*/*.tar", "data/out"),
     ("data/**/*.tar", "data/out"),
     ("data/**/*.tar", "data/shards/deep/out"),
+    ("data/*/00*.tar", "data/out"),
+    ("data/shard*", "data/shards-out"),
     ("data/shards/{00000..00001}.tar", "data/shards"),
     (["data/shards/00000.tar", "data/shards/00001.tar"], "data/shards"),
     (["data/shards/00000.tar"], "data"),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import curator_dali as cd
 from curator_dali.sinks import Manifest
 from curator_dali.sources import MemorySource, Source, open_source
-from curator_dali.torch import TorchImageLoader
+from curator_dali.torch import TargetError, TorchImageLoader
 from tests import helpers
 from tests.curation.helpers import FirstOfItsLabel, read_members
 
@@ -183,3 +183,28 @@ def test_training_on_curated_class_folders(folders: Path, tmp_path: Path) -> Non
             labels.append([int(label) for _, targets in loader for label in targets])
     assert names == [CLASSES] * 3
     assert labels == [[0] * 4 + [1] * 4 + [2] * 4, *([[1] * 4 + [2] * 4] * 2)]
+
+
+def test_labels_of_two_numberings_are_not_mixed_without_a_word(
+    images: list[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`dog` is 1 in one data set and 0 in the other: refused for training, by whatever way both come in."""
+    for name, classes in (("a", ("cat", "dog")), ("b", ("dog", "eel"))):
+        for number, folder in enumerate(classes):
+            (tmp_path / name / folder).mkdir(parents=True)
+            (tmp_path / name / folder / "1.jpg").write_bytes(images[number])
+        cd.curate(str(tmp_path / name), tmp_path / "out" / name, stages=[], **OPTIONS)
+    mixture = cd.Mixture({"a": str(tmp_path / "a"), "b": str(tmp_path / "b")})
+    cd.curate(mixture, tmp_path / "mixed", stages=[], **OPTIONS)
+    assert "number different classes, so that one label means several" in caplog.text
+    outputs = [str(tmp_path / "out" / name) for name in "ab"]
+    cd.curate(outputs, tmp_path / "joined", stages=[], **OPTIONS)
+    curated = [str(tmp_path / "mixed"), str(tmp_path / "joined")]
+    for source in (mixture, cd.Subset(mixture, [0, 3]), outputs, str(tmp_path / "out" / "?" / "*.tar"), *curated):
+        with pytest.raises(TargetError, match="number different classes.*give target='label_name'"):
+            TorchImageLoader(source, device="cpu")
+    names = ["cat", "dog", "eel"]
+    size = cd.transforms.Resize((16, 16))
+    for source in (outputs, *curated):
+        with TorchImageLoader(source, target="label_name", classes=names, transforms=size, device="cpu") as loader:
+            assert [targets.tolist() for _, targets in loader] == [[0, 1, 1, 2]]
