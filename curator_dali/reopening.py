@@ -37,6 +37,7 @@ def reopen_source(manifest: Manifest, source: Any = None) -> Source:
             opened.close()
         raise SourceError(
             f"{name!r} ({samples:,} samples) is not the data set that {manifest.folder} ({manifest.samples:,} samples) "
-            "was made of, or it was changed: give the same one as source=, or curate again"
+            "was made of, was changed, or was curated by an earlier version, whose fingerprints are others: give the "
+            "same data set as source=, or curate again"
         )
     return opened

@@ -13,7 +13,7 @@ __all__ = ["check_state", "make_state"]
 _SAME_DATA = "resume with the data set that the state was saved with"
 _SAME_SHUFFLE = "give the loader the same shuffle"
 _FIXES = {
-    "version": "this release reads version 1",
+    "version": "this release reads version 2 (version 1 had other fingerprints of data sets): begin the epoch anew",
     "mixture": "give the loader a Mixture of the same sources, weights and samples",
     "buckets": "give the loader the same Buckets",
     "num_samples": _SAME_DATA,
@@ -33,7 +33,7 @@ def make_state(source: Source, order: Order, epoch: int, position: int) -> dict[
         position: Samples of the epoch that all ranks together have consumed.
     """
     return {
-        "version": 1,
+        "version": 2,
         "epoch": epoch,
         "position": position,
         "num_samples": order.num_samples,

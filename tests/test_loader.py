@@ -149,7 +149,8 @@ def test_a_wrong_state_is_refused_with_its_reason(numbered: MemorySource) -> Non
             ({"num_samples": 5}, "num_samples is 5"),
             ({"fingerprint": "other"}, "fingerprint is 'other'"),
             ({"position": 38}, "out of range"),
-            ({"version": 9}, "version 1"),
+            ({"version": 9}, "version 2"),
+            ({"version": 1}, "other fingerprints"),
         ):
             with pytest.raises(ValueError, match=words):
                 loader.load_state_dict({**state, **change})

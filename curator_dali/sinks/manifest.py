@@ -283,7 +283,10 @@ def _refuse_other(folder: str, earlier: Mapping[str, Any], run: Mapping[str, Any
     differing = [line for name in names for line in differences(earlier.get(name), run[name], name)]
     if differing:
         more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        told = ""
+        if earlier.get("source") != run["source"]:
+            told = " (of files that were written anew; earlier versions had other fingerprints)"
         raise OutputError(
-            f"{folder} holds the output of another run: {'; '.join(differing[:5])}{more}. "
+            f"{folder} holds the output of another run: {'; '.join(differing[:5])}{more}{told}. "
             "Choose another folder, or delete this one"
         )

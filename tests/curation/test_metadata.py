@@ -226,7 +226,7 @@ def test_a_date_in_a_column_of_texts_stands_as_in_the_sidecar(image: bytes, tmp_
 def test_a_text_wanted_of_numbers_is_refused_before_work(image: bytes, tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", image, [{"n": 5}] * 3)
     for stage in (Filter("n", equals="5"), Filter("width", equals="16")):
-        with pytest.raises(StageError, match="compares with a text, and .* is a number"):
+        with pytest.raises(StageError, match=r"compares with a text, and .* is a number"):
             cd.curate(path, tmp_path / "out", stages=[stage], **OPTIONS)
     assert not (tmp_path / "out").exists()
 

@@ -201,7 +201,7 @@ def test_labels_of_two_numberings_are_not_mixed_without_a_word(
     cd.curate(outputs, tmp_path / "joined", stages=[], **OPTIONS)
     curated = [str(tmp_path / "mixed"), str(tmp_path / "joined")]
     for source in (mixture, cd.Subset(mixture, [0, 3]), outputs, str(tmp_path / "out" / "?" / "*.tar"), *curated):
-        with pytest.raises(TargetError, match="number different classes.*give target='label_name'"):
+        with pytest.raises(TargetError, match=r"number different classes.*give target='label_name'"):
             TorchImageLoader(source, device="cpu")
     names = ["cat", "dog", "eel"]
     size = cd.transforms.Resize((16, 16))
