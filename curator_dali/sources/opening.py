@@ -180,8 +180,14 @@ def _refuse(spec: Any, found: list[_Match]) -> NoReturn:
 
 def _open_images(texts: list[str], urls: list[str], label_from_folder: bool, name: str | None) -> Source:
     """Image files that were named, or matched by globs, as a source."""
-    urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
+    urls = [
+        url if is_remote(url) and not os.path.exists(url) else os.path.abspath(url) for url in urls
+    ]  # or "a::b.jpg"
     root, by_glob = _root(texts, urls)
+    if not root:
+        raise SourceError(
+            f"{urls[0]!r} and {urls[-1]!r} lie in different stores: open each, and combine them by a Mixture"
+        )
     label_from_folder = label_from_folder and (by_glob or not _is_top(root))
     files = [url[len(root) :].lstrip("/") for url in urls]
     listing = None
