@@ -73,8 +73,10 @@ class FolderSource(LearningSource):
         name: str | None = None,
         listing: Listing | None = None,
     ) -> None:
-        self._remote = is_remote(f"{root}/")  # "s3:/" holds all buckets
-        self._root = os.path.abspath(root) if not self._remote else root if root.endswith(":/") else root.rstrip("/")
+        self._remote = is_remote(f"{root}/")  # "s3:/" holds all buckets, and "file://" all paths
+        self._root = root.rstrip("/") if self._remote else os.path.abspath(root)
+        if self._root.endswith(":"):
+            self._root = root
         self._named = files is not None
         self._storage = Storage()
         self.read_ahead = 8 if self._remote else 1

@@ -444,7 +444,7 @@ def test_what_a_remote_folder_of_shards_holds_besides_is_told(caplog: pytest.Log
     ("names", "kind", "size"),
     [
         (["a.parquet", "a/"], ParquetSource, 1),
-        (["a.parquet", "b.parquet", "a/", "b/"], ParquetSource, 2),
+        (["a.parquet", "b.parquet", "a/"], ParquetSource, 2),
         (["a.parquet", "a/x.parquet"], ParquetSource, 1),
         (["metadata.parquet", "part-0.parquet"], ParquetSource, 2),
         (["metadata.parquet"], ParquetSource, 1),
@@ -507,6 +507,9 @@ def test_images_by_hand_with_only_the_top_in_common_have_no_labels(tmp_path: Pat
         source = open_source(paths)
         assert labels(source) == [None, None]
         assert source.read(np.arange(2)).errors == {}
+        source = open_source([f"file://{path}" for path in paths])
+        assert labels(source) == [None, None]
+        assert source.read(np.arange(2)).errors == {}
     fs = fsspec.filesystem("memory")
     fs.pipe({"/one/a.jpg": b"1", "/two/b.jpg": b"2"})
     source = open_source(["memory://one/a.jpg", "memory://two/b.jpg"])
@@ -517,6 +520,15 @@ def test_images_by_hand_with_only_the_top_in_common_have_no_labels(tmp_path: Pat
     with pytest.raises(SourceError, match="lie in different stores"):
         open_source([tmp_path / "b.jpg", "memory://one/a.jpg"])
     fs.store.clear()
+
+
+def test_a_glob_through_a_cache(tmp_path: Path) -> None:
+    make(tmp_path / "d", ["cat/1.jpg", "dog/2.jpg"])
+    source = open_source(f"simplecache::file://{tmp_path}/d/*/*.jpg")
+    batch = source.read(np.arange(2))
+    assert batch.errors == {}
+    assert batch.objects[0].image_path == f"simplecache::file://{tmp_path}/d/cat/1.jpg"
+    assert labels(source) == ["cat", "dog"]
 
 
 def test_local_names_that_look_like_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
