@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import logging
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _NAME = "file_name"
 _FIX = "mend it, or move the file out of the folder"
+_INTEGER = r"^(0|-?[1-9][0-9]*)$"
+_NUMBER = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"  # any whole part of it fits a float
+_BOOL = "^([tT]rue|[fF]alse)$"
 
 
 _Fields = Callable[[int], dict[str, Any]]
@@ -31,8 +36,10 @@ _Fields = Callable[[int], dict[str, Any]]
 class Annotations:
     """Fields of images, by the metadata files in their folder or in one above it.
 
-    The file that lies nearest to an image is the one that counts. Rows stay as they are in the files (lines of JSON,
-    Arrow tables) until somebody asks for one.
+    The file that lies nearest to an image is the one that counts; of several in one folder, the last by name, and of
+    several rows in one file, the last. Rows stay as they are in the files (lines of JSON, Arrow tables) until somebody
+    asks for one. A column of a CSV has a type where all its values are spelt so: canonical integers of 64 bits, plain
+    numbers, or true and false. Any other column is text as it is spelt, and an empty value is None.
 
     Args:
         root: The folder, for messages.
@@ -51,23 +58,33 @@ class Annotations:
         numbers = {path: number for number, path in enumerate(paths)}
         self._tables: list[_Fields] = []
         self._rows = np.full(len(paths), -1, np.int64)  # of all tables, one after the other
-        starts, unmatched = [0], 0
-        for file in sorted(files, key=lambda file: file.count("/")):  # deeper ones come later, and count
+        starts, unmatched, repeated = [0], 0, 0
+        folder_starts: dict[str, int] = {}  # folder -> its first row
+        for file in sorted(files, key=lambda file: (file.count("/"), file)):  # deeper ones come later, and count
             try:
                 names, fields = _parse(f"{root}/{file}", read(file))
             except KeyError:
                 logger.warning("%s/%s has no column %r: it says nothing of images", root, file, _NAME)
                 continue
             folder = posixpath.dirname(file)
+            folder_start = folder_starts.setdefault(folder, starts[-1])
             for row, name in enumerate(names):
                 number = numbers.get(posixpath.normpath(posixpath.join(folder, name)))
                 if number is None:
                     unmatched += 1
                 else:
+                    repeated += bool(self._rows[number] >= folder_start)
                     self._rows[number] = starts[-1] + row
             starts.append(starts[-1] + len(names))
             self._tables.append(fields)
         self._starts = np.array(starts, np.int64)
+        if repeated:
+            logger.warning(
+                "%d rows of the metadata files in %s are not used, as later ones name the same images: the last row "
+                "counts, and of several metadata files in one folder the last by name",
+                repeated,
+                root,
+            )
         bare = int((self._rows < 0).sum())
         if whole and self._tables and (unmatched or bare):
             logger.warning(
@@ -98,16 +115,23 @@ def _parse(where: str, data: bytes) -> tuple[list[str], _Fields]:
 
     Raises:
         KeyError: The file has no `file_name`.
-        SourceError: The file is damaged.
+        SourceError: The file is damaged, or no Unicode text.
     """
-    return _parse_lines(where, data) if where.endswith(".jsonl") else _parse_columns(where, data)
+    if where.lower().endswith(".parquet"):
+        return _parse_parquet(where, data)
+    encoding = json.detect_encoding(data)  # UTF-8, also with a byte-order mark, UTF-16 or UTF-32
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{where} is no UTF-8 text ({error}): save it as UTF-8") from error
+    data = data if encoding == "utf-8" else text.encode()
+    return _parse_lines(where, data) if where.lower().endswith(".jsonl") else _parse_csv(where, text, data)
 
 
 def _parse_lines(where: str, data: bytes) -> tuple[list[str], _Fields]:
     names: list[str] = []
     bounds: list[tuple[int, int]] = []
-    begin = 3 if data.startswith(b"\xef\xbb\xbf") else 0
-    number = 0
+    begin = number = 0
     while begin < len(data):
         number += 1
         end = data.find(b"\n", begin)
@@ -134,25 +158,66 @@ def _fields_of_line(data: bytes, bounds: NDArray[np.int64], row: int) -> dict[st
     return fields
 
 
-def _parse_columns(where: str, data: bytes) -> tuple[list[str], _Fields]:
+def _parse_csv(where: str, text: str, data: bytes) -> tuple[list[str], _Fields]:
+    """Parse a CSV, of which all columns are read as text, and get a type where no value changes by it."""
     import pyarrow as pa
     import pyarrow.csv
+
+    try:
+        columns: list[str] = next(filter(None, csv.reader(io.StringIO(text, newline=""))), [])
+        _check_columns(where, columns)
+        table = pa.csv.read_csv(
+            io.BytesIO(data),
+            read_options=pa.csv.ReadOptions(use_threads=False),  # only one thread knows the row of an error
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()), null_values=[""], strings_can_be_null=True
+            ),
+        )
+    except (pa.ArrowException, csv.Error) as error:  # the former names the row
+        raise SourceError(f"{where} is damaged: {one_line(error)}: {_FIX}") from error
+    for at, name in enumerate(columns):
+        if name != _NAME:
+            table = table.set_column(at, name, _convert(table.column(at)))
+    return _fields_of_table(where, table)
+
+
+def _convert(column: Any) -> Any:
+    """A column of text as integers, numbers or bools if all values are spelt so, else as it is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64()), (_BOOL, pa.bool_())):
+        if pc.all(pc.match_substring_regex(column, pattern), min_count=1).as_py():
+            try:
+                converted = column.cast(kind)
+            except pa.ArrowInvalid:  # beyond 64 bits
+                return column
+            infinite = kind == pa.float64() and pc.any(pc.is_inf(converted)).as_py()
+            return column if infinite else converted
+    return column
+
+
+def _parse_parquet(where: str, data: bytes) -> tuple[list[str], _Fields]:
     import pyarrow.parquet as pq
 
-    if where.endswith(".csv") and _NAME.encode() not in data.partition(b"\n")[0]:  # also of another encoding
-        raise KeyError(_NAME)
     try:
-        if where.endswith(".csv"):
-            table = pa.csv.read_csv(
-                io.BytesIO(data),
-                read_options=pa.csv.ReadOptions(use_threads=False),  # only one thread knows the row of an error
-                parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-                convert_options=pa.csv.ConvertOptions(column_types={_NAME: pa.string()}),
-            )
-        else:
-            table = pq.read_table(io.BytesIO(data))
-    except Exception as error:  # ArrowInvalid, OSError and more; of a CSV it names the row
+        table = pq.ParquetFile(io.BytesIO(data)).read()
+    except Exception as error:  # ArrowInvalid, OSError and more
         raise SourceError(f"{where} is damaged: {one_line(error)}: {_FIX}") from error
+    _check_columns(where, table.column_names)
+    return _fields_of_table(where, table)
+
+
+def _check_columns(where: str, columns: Sequence[str]) -> None:
+    """Raise where a file has no `file_name` (KeyError), or several columns of one name (SourceError)."""
+    if _NAME not in columns:
+        raise KeyError(_NAME)
+    if repeated := [name for name, times in Counter(columns).items() if times > 1]:
+        raise SourceError(f"{where} has several columns {repeated[0]!r}: give each a name of its own")
+
+
+def _fields_of_table(where: str, table: Any) -> tuple[list[str], _Fields]:
     names = table.column(_NAME).to_pylist()
     for row, name in enumerate(names):
         if not isinstance(name, str):

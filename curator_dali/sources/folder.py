@@ -18,7 +18,7 @@ from curator_dali.errors import SourceError
 from curator_dali.sources.annotations import Annotations
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource
 from curator_dali.sources.labels import number_classes, warn_of_split_folders
-from curator_dali.sources.listing import METADATA_FILES, Listing, list_beside, list_folder, stem_of, warn_passed_over
+from curator_dali.sources.listing import Listing, is_metadata_file, list_beside, list_folder, stem_of, warn_passed_over
 from curator_dali.sources.reading import is_unread, read_bytes, read_file
 from curator_dali.sources.samples import (
     SIDECARS,
@@ -29,6 +29,7 @@ from curator_dali.sources.samples import (
     sniff_extension,
 )
 from curator_dali.sources.storage import Storage, fingerprint, is_remote, one_line
+from curator_dali.wording import count
 
 __all__ = ["FolderSource"]
 
@@ -41,8 +42,8 @@ _NO_SIDECARS: Mapping[str, str] = {}
 class FolderSource(LearningSource):
     """Image files below a folder, in the order of their paths.
 
-    `image_id` is the path below the folder without its extension (`cats/1` for `cats/1.jpg`); files that differ in
-    nothing but the extension keep it (`cats/1.jpg` and `cats/1.png`), so that ids are unique. `image_path` is the
+    `image_id` is the path below the folder without its extension (`cats/1` for `cats/1.jpg`). A file keeps it where the
+    id would be another's (`cats/1.jpg` and `cats/1.png`), so that ids are unique. `image_path` is the
     file's path or URL. Files of the same stem that end in `.json`, `.txt` or `.cls`, in any case, become the metadata,
     as `parse_metadata` says, read when somebody asks for it (remote ones: together with the image). Fields that are
     missing there come from a `metadata.jsonl`, `.csv` or `.parquet` with a column `file_name`, as `Annotations` says.
@@ -72,8 +73,10 @@ class FolderSource(LearningSource):
         name: str | None = None,
         listing: Listing | None = None,
     ) -> None:
-        self._remote = is_remote(root)
+        self._remote = is_remote(f"{root}/")  # "s3:/" holds all buckets, and "file://" all paths
         self._root = root.rstrip("/") if self._remote else os.path.abspath(root)
+        if self._root.endswith(":"):
+            self._root = root
         self._named = files is not None
         self._storage = Storage()
         self.read_ahead = 8 if self._remote else 1
@@ -93,8 +96,9 @@ class FolderSource(LearningSource):
         self._sidecars, self._spellings = _match_sidecars(stems, others)
         seen: set[str] = set()
         repeated = {stem for stem in stems if stem in seen or seen.add(stem)}  # type: ignore[func-returns-value]
+        repeated |= seen.intersection(paths)  # "a.jpg.jpg" must not be "a.jpg", which may be an id, too
         self._repeated = np.array([stem in repeated for stem in stems], bool)
-        self._tables = [path for path in others if path.rpartition("/")[2] in METADATA_FILES]
+        self._tables = [path for path in others if is_metadata_file(path)]
         self._annotations = Annotations(self._root, self._tables, paths, self._read_table, whole=files is None)
         self._classes: list[str] = []
         self._labels = np.full(len(paths), -1, np.int32)
@@ -276,15 +280,28 @@ def _match_sidecars(stems: Sequence[str], others: Sequence[str]) -> tuple[NDArra
         (N, 3) uint8, places in the list of spellings, a column each of SIDECARS, 0 where there is none; and that list.
     """
     spellings = [""]
+    rivals: list[tuple[str, str]] = []  # those of one name in lower case that do not count, and their stems
     spelled: dict[str, int] = {}  # path with the extension in lower case -> which spelling is there
     for path in others:
         stem, dot, extension = path.rpartition(".")
         lower = extension.lower()
-        if not dot or lower not in SIDECARS or (extension != lower and f"{stem}.{lower}" in spelled):
+        if not dot or lower not in SIDECARS:
             continue
+        if known := spelled.get(f"{stem}.{lower}"):
+            rivals.append((f"{stem}.{spellings[known] if extension == lower else extension}", stem))
+            if extension != lower:
+                continue
         if extension not in spellings:
             spellings.append(extension)
         spelled[f"{stem}.{lower}"] = spellings.index(extension)
+    images = set(stems) if rivals else set()
+    if unused := [path for path, stem in rivals if stem in images]:
+        logger.warning(
+            "passing over %s that differ from another in nothing but the case of the extension, such as %r: lower case "
+            "goes first, then the first by name",
+            count(len(unused), "sidecar"),
+            unused[0],
+        )
     found = [[spelled.get(f"{stem}.{extension}", 0) for extension in SIDECARS] for stem in stems] if spelled else None
     return np.array(found or np.zeros((len(stems), len(SIDECARS))), np.uint8).reshape(-1, len(SIDECARS)), spellings
 

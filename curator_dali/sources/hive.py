@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from curator_dali.sources.listing import common_folder
+from curator_dali.sources.storage import strip_query
+
 __all__ = ["partition_fields"]
 
 _FIELD = re.compile(r"([^=]+)=(.*)", re.DOTALL)
@@ -15,9 +18,11 @@ _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def partition_fields(urls: Sequence[str]) -> list[dict[str, Any]]:
-    """Read the fields in the names of each file's folders.
+    """Read the fields in the names of each file's folders: those below the common folder of all files.
 
-    A value is an integer where all values of its key are such, else text. `__HIVE_DEFAULT_PARTITION__` is None.
+    The `key=value` names that this folder's own path ends with say fields, too. Those further up say none, so that a
+    copy of a data set elsewhere is the same data set. A value is an integer where all values of its key are such, else
+    text. `__HIVE_DEFAULT_PARTITION__` is None.
 
     Args:
         urls: Paths or URLs of files.
@@ -27,10 +32,15 @@ def partition_fields(urls: Sequence[str]) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     cache: dict[str, dict[str, Any]] = {}  # by folder: most files share theirs
-    for url in urls:
-        folder = url.partition("?")[0].rpartition("/")[0]
+    paths = list(map(strip_query, urls))
+    above = common_folder(paths) if paths else ""
+    while _FIELD.fullmatch(above.rpartition("/")[2]):
+        above = above.rpartition("/")[0]
+    for path in paths:
+        folder = path.rpartition("/")[0]
         if folder not in cache:
-            matches = filter(None, map(_FIELD.fullmatch, folder.split("/"))) if "=" in folder else ()
+            below = folder[len(above) :].split("/") if "=" in folder else ()
+            matches = filter(None, map(_FIELD.fullmatch, below))
             cache[folder] = {unquote(m[1]): None if m[2] == _NULL else unquote(m[2]) for m in matches}
         found.append(cache[folder])
     texts: dict[str, set[str]] = {}

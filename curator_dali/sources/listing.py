@@ -14,13 +14,16 @@ from curator_dali.sources.storage import content_hash, filesystem, is_remote, on
 from curator_dali.wording import count
 
 __all__ = [
-    "METADATA_FILES",
     "OUTPUT",
     "Listing",
     "common_folder",
+    "folders_above",
+    "is_metadata_file",
+    "list_below",
     "list_beside",
     "list_folder",
     "list_local",
+    "list_right_in",
     "stem_of",
     "version_of",
     "warn_passed_over",
@@ -28,15 +31,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-"""Names of files that say something of the images beside and below them; see `Annotations`."""
-
 OUTPUT = "_manifest"
 """The folder that every output of a curation has."""
 
 _MOST_ENDINGS = 6
+_METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _BESIDE = (*(f".{extension}" for extension in SIDECARS), ".parquet")
-_USUAL_BEGINNINGS, _USUAL_ENDINGS = ("readme", "license", "."), (".md", "thumbs.db", "desktop.ini", "_stats.json")
+_USUAL_STEMS, _USUAL_ENDINGS = (
+    ("readme", "license", "licence"),
+    (".md", "thumbs.db", "desktop.ini", "_stats.json", ".idx", ".cdindex", ".tar.headers"),
+)
 
 
 class Listing(NamedTuple):
@@ -111,20 +115,73 @@ def list_local(root: str, folders: list[str] | None = None) -> Iterator[str]:
 
 
 def list_beside(root: str, files: Iterable[str]) -> Listing:
-    """List the local folders that files lie in, and the root: the sidecars and metadata files of these are there.
+    """List the local folders that files lie in, and those above, up to the root: sidecars and metadata files are there.
 
     Args:
         root: A folder.
         files: Paths below it.
     """
+    return list_right_in(root, {"", *folders_above(files)})
+
+
+def list_right_in(root: str, folders: Iterable[str]) -> Listing:
+    """List the files right in some folders, local or remote. A folder that cannot be listed has none.
+
+    Args:
+        root: A folder.
+        folders: Paths below it; "" is the root itself.
+    """
     found: list[str] = []
-    for folder in sorted({file.rpartition("/")[0] for file in files} | {""}):
+    versions: dict[str, object] = {}
+    for folder in sorted(folders):
         try:
+            if is_remote(root):
+                versions.update(list_below(root, folder, 1))
+                continue
             with os.scandir(f"{root}/{folder}") as entries:
                 found += [os.path.join(folder, entry.name) for entry in entries if not entry.is_dir()]
-        except OSError as error:  # whoever reads the files meets the reason
+        except (OSError, SourceError) as error:  # whoever reads the files meets the reason
             logger.info("cannot list %s/%s: %s", root, folder, error)
-    return Listing(sorted(found))
+    return Listing(sorted([*found, *versions]), (), versions)
+
+
+def list_below(root: str, folder: str, depth: int | None) -> dict[str, object]:
+    """List the files of a remote folder.
+
+    Args:
+        root: The folder that paths count from.
+        folder: A path below it; "" is the root itself.
+        depth: How many levels to list; None for all.
+
+    Returns:
+        Path below the root -> version.
+
+    Raises:
+        SourceError: The folder cannot be listed.
+    """
+    url = f"{root}/{folder}"
+    fs, path = filesystem(url)
+    try:
+        found = fs.find(path, maxdepth=depth, detail=True)
+    except Exception as error:
+        raise SourceError(f"cannot list {url!r}: {one_line(error)}") from error
+    skip = len(path.rstrip("/"))
+    return {f"{folder}/{name[skip:].lstrip('/')}".lstrip("/"): version_of(info) for name, info in found.items()}
+
+
+def folders_above(paths: Iterable[str]) -> set[str]:
+    """All folders that paths lie in, but for "" and the top."""
+    above: set[str] = set()
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        while folder and folder not in above:
+            above.add(folder)
+            folder = folder.rpartition("/")[0]
+    return above
+
+
+def is_metadata_file(path: str) -> bool:
+    """Whether a file says something of the images beside and below it, by its name in any case; see `Annotations`."""
+    return path.rpartition("/")[2].lower() in _METADATA_FILES
 
 
 def version_of(info: Mapping[str, Any]) -> tuple[object, ...]:
@@ -134,7 +191,7 @@ def version_of(info: Mapping[str, Any]) -> tuple[object, ...]:
 
 def common_folder(urls: Sequence[str]) -> str:
     """The deepest folder that all these paths or URLs lie in."""
-    if not is_remote(urls[0]):
+    if not any(map(is_remote, urls)):
         return os.path.commonpath([os.path.dirname(url) for url in urls])
     return os.path.commonprefix(urls).rpartition("/")[0]  # noqa: RUF071 (commonpath does not know "//")
 
@@ -168,15 +225,18 @@ def warn_passed_over(where: str, paths: Iterable[str], used: Container[str], fol
 
 def _ending(path: str) -> str:
     stem, dot, ending = path.rpartition("/")[2].rpartition(".")
+    if stem.lower().endswith(".tar"):
+        ending = f"tar.{ending}"
     return f".{ending.lower()}" if dot and stem else "without an ending"
 
 
 def _is_usual(path: str, used: Container[str]) -> bool:
     """Whether a file says something of a sample, or of the data set to people or other tools."""
     name = path.rpartition("/")[2].lower()
-    if name in METADATA_FILES or (name.endswith(_BESIDE) and stem_of(path) in used):
+    if is_metadata_file(name) or (name.endswith(_BESIDE) and stem_of(path) in used):
         return True
-    return name.startswith(_USUAL_BEGINNINGS) or name.endswith(_USUAL_ENDINGS)
+    marker = name.startswith("_") and "." not in name  # Spark's _SUCCESS, _metadata and such
+    return marker or name.startswith(".") or stem_of(name) in _USUAL_STEMS or name.endswith(_USUAL_ENDINGS)
 
 
 def _list_remote(root: str) -> Listing:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import logging
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -16,15 +18,17 @@ from curator_dali.sources.base import Source
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.labels import warn_of_split_files
 from curator_dali.sources.listing import (
-    METADATA_FILES,
     OUTPUT,
     Listing,
     common_folder,
+    folders_above,
+    is_metadata_file,
+    list_below,
     list_beside,
     list_folder,
     list_local,
+    list_right_in,
     stem_of,
-    version_of,
     warn_passed_over,
 )
 from curator_dali.sources.memory import MemorySource
@@ -35,6 +39,8 @@ from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
 
 __all__ = ["expand_braces", "open_source", "reopen"]
+
+logger = logging.getLogger(__name__)
 
 _ACCEPTED = (
     "a folder of images, .tar or .parquet files, a glob ('shards/*.tar'), a brace list ('shards/{00000..00099}.tar'), "
@@ -47,7 +53,9 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _GLOB = re.compile(r"[*?\[]")
 _MOST_SHOWN = 5
 _HEAD = 16  # bytes by which images are told
-_OTHER, _EMPTY = "other", "empty"  # kinds of what is no source: a file of another ending, a folder without images
+# kinds of what is no source: a file of another ending, a folder without images, a folder beside shards
+_OTHER, _EMPTY, _SUBFOLDER = "other", "empty", "subfolder"
+_NO_DATA = frozenset([_OTHER, _EMPTY, _SUBFOLDER])
 
 
 class _Match(NamedTuple):
@@ -74,8 +82,10 @@ def open_source(
             any of these that fsspec opens; a list of these, all of one kind; encoded images as a list of bytes or a
             mapping from id to bytes; or a `Source`, which is returned as it is. Globs and folders give their files in
             the order of their names, lists and brace lists in their own. Several folders of images, by a glob or a
-            list, are class folders of the folder that holds them. A glob passes over files that are no samples, with a
-            warning; an image file that is named itself may have any ending.
+            list, are class folders of the folder that holds them. A glob passes over files that are no samples, and a
+            folder with shards right in it over all others in it, with a warning; a local glob also over outputs of
+            curations below its fixed part, unless all that it matches are such. An image file that is named itself may
+            have any ending.
         label_from_folder: For folders of images: see `FolderSource`.
         image_column: For Parquet: see `ParquetSource`.
         index: For tars: see `TarSource`.
@@ -134,7 +144,7 @@ def _open(
 
     texts = [os.fspath(item) for item in items]
     found = _sniff([match for text in texts for match in _find(text)])
-    kinds = {match.kind for match in found} - {_OTHER, _EMPTY}
+    kinds = {match.kind for match in found} - _NO_DATA
     if not kinds:
         _refuse(spec, found)
     passable = kinds == {"image", "folder"} and all(match.by_glob for match in found)
@@ -143,9 +153,11 @@ def _open(
     kind = "image" if "image" in kinds else kinds.pop()
     urls = [match.url for match in found if match.kind == kind]
     shown = ", ".join(texts[:_MOST_SHOWN])
-    above = set() if kind == "folder" else _folders_above(urls)
-    folders = sum(match.kind == "folder" != kind and match.url not in above for match in found)
-    used = set(map(stem_of, urls)) if kind == "image" else set()
+    above = set() if kind == "folder" else folders_above(urls)
+    folders = sum(
+        match.kind in ("folder", _SUBFOLDER) and match.kind != kind and match.url not in above for match in found
+    )
+    used = set(map(stem_of, urls)) if kind != "folder" else set()
     warn_passed_over(shown, [match.url for match in found if match.kind == _OTHER], used, folders)
     if kind in ("tar", "parquet"):
         if label_from_folder and len(urls) > len(texts):
@@ -158,16 +170,6 @@ def _open(
     return _open_folders(texts, [match for match in found if match.kind in ("folder", _EMPTY)], label_from_folder, name)
 
 
-def _folders_above(urls: list[str]) -> set[str]:
-    """All folders that files lie in."""
-    above: set[str] = set()
-    for folder in {url.rpartition("/")[0] for url in urls}:
-        while folder and folder not in above:
-            above.add(folder)
-            folder = folder.rpartition("/")[0]
-    return above
-
-
 def _refuse(spec: Any, found: list[_Match]) -> NoReturn:
     """Raise the reason why nothing that was found can be read."""
     others = [match.url for match in found if match.kind == _OTHER]
@@ -178,12 +180,19 @@ def _refuse(spec: Any, found: list[_Match]) -> NoReturn:
 
 def _open_images(texts: list[str], urls: list[str], label_from_folder: bool, name: str | None) -> Source:
     """Image files that were named, or matched by globs, as a source."""
-    urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
+    urls = [
+        url if is_remote(url) and not os.path.exists(url) else os.path.abspath(url) for url in urls
+    ]  # or "a::b.jpg"
     root, by_glob = _root(texts, urls)
+    if not root:
+        raise SourceError(
+            f"{urls[0]!r} and {urls[-1]!r} lie in different stores: open each, and combine them by a Mixture"
+        )
+    label_from_folder = label_from_folder and (by_glob or not _is_top(root))
     files = [url[len(root) :].lstrip("/") for url in urls]
     listing = None
     if by_glob:
-        listing = _list_beside_remote(root, texts) if is_remote(root) else list_beside(root, files)
+        listing = _list_beside_remote(root, texts, files) if is_remote(root) else list_beside(root, files)
         if all(_takes_every_folder(pattern, root) for text in texts for pattern in _patterns(text)):
             listing = listing._replace(folders=_folders_in(root))
     return FolderSource(root, files=files, label_from_folder=label_from_folder, name=name, listing=listing)
@@ -196,16 +205,16 @@ def _open_folders(texts: list[str], found: list[_Match], label_from_folder: bool
         return FolderSource(urls[0], label_from_folder=label_from_folder, name=name, listing=found[0].listing)
     root, _ = _root(texts, [f"{url}/" for url in urls])
     nested = any(lower.startswith(upper) for upper, lower in pairwise(sorted(f"{url}/" for url in urls)))
-    if nested or not root.strip("/") or root.endswith(("://", ":")):
+    if nested or _is_top(root):
         raise SourceError(
             f"cannot open {len(urls)} folders of images as one source where some are the same, lie in each other or "
             "have no folder in common: give the folder that holds them"
         )
-    names = (url.rpartition("/")[2] for url in _look_into(root)[0])
-    parts = [Listing([name for name in names if name in METADATA_FILES])]
-    for url, match in zip(urls, found, strict=True):
-        below = url[len(root) :].lstrip("/")
-        parts.append((match.listing or list_folder(url)).below(below))
+    below = [url[len(root) :].lstrip("/") for url in urls]
+    beside = list_right_in(root, {"", *folders_above(below)})
+    parts = [beside._replace(paths=[path for path in beside.paths if is_metadata_file(path)])]
+    for url, path, match in zip(urls, below, found, strict=True):
+        parts.append((match.listing or list_folder(url)).below(path))
     listing = Listing(
         sorted(path for part in parts for path in part.paths),
         sorted({folder for part in parts for folder in part.folders}),
@@ -223,12 +232,19 @@ def _root(texts: list[str], urls: list[str]) -> tuple[str, bool]:
     patterns = [pattern for text in texts for pattern in _patterns(text)]
     if not all(map(_is_glob, patterns)):
         return common_folder(urls), False
-    heads = []
-    for pattern in patterns:
-        head = _GLOB.split(pattern, maxsplit=1)[0].rpartition("/")[0]
-        heads.append(f"{head if is_remote(pattern) else os.path.abspath(head or ('/' if pattern[0] == '/' else '.'))}/")
-    root = common_folder(heads)
+    root = common_folder([f"{_head(pattern)}/" for pattern in patterns])
     return (root, True) if all(url.startswith(f"{root.rstrip('/')}/") for url in urls) else (common_folder(urls), True)
+
+
+def _head(pattern: str) -> str:
+    """The folder that stands before the wildcards of a glob."""
+    head = _GLOB.split(pattern, maxsplit=1)[0].rpartition("/")[0]
+    return head if is_remote(pattern) else os.path.abspath(head or ("/" if pattern[0] == "/" else "."))
+
+
+def _is_top(root: str) -> bool:
+    """Whether a common folder is the top of a filesystem or of a store, so that files in it have nothing in common."""
+    return not root.rstrip("/") or root.rstrip("/").endswith(":")
 
 
 def _takes_every_folder(pattern: str, root: str) -> bool:
@@ -239,19 +255,35 @@ def _takes_every_folder(pattern: str, root: str) -> bool:
 
 
 def _folders_in(root: str) -> list[str]:
-    """Names of the folders right below a folder."""
-    _, folders = _look_into(root)
-    return sorted(url.rstrip("/").rpartition("/")[2] for url in folders)
+    """Names of the folders right below a folder, without outputs of curations if it is local."""
+    _, folders, _ = _look_into(root)
+    return sorted(map(_name, _without_outputs(folders)))
 
 
-def _list_beside_remote(root: str, texts: list[str]) -> Listing:
-    """The files that remote globs match, and those beside them that differ in the extension alone."""
-    versions: dict[str, object] = {}
+def _without_outputs(folders: Sequence[str]) -> list[str]:
+    """Folders without those local ones that are outputs of curations."""
+    return [url for url in folders if is_remote(url) or not os.path.isdir(f"{url}/{OUTPUT}")]
+
+
+def _list_beside_remote(root: str, texts: list[str], files: list[str]) -> Listing:
+    """List the folders that files matched by remote globs lie in, and those above, up to the root.
+
+    Each glob's fixed folder is listed as deep as the glob looks, which is one request to most stores.
+    """
+    depths: dict[str, float] = {"": 1}
     for pattern in (pattern for text in texts for pattern in _patterns(text)):
-        folder, slash, last = pattern.rpartition("/")
-        stem, dot, _ = last.rpartition(".")
-        for url, info in _glob(f"{folder}{slash}{stem}.*" if dot else pattern):
-            versions[url[len(root) :].lstrip("/")] = version_of(info)
+        head = _head(pattern)
+        depth = math.inf if "**" in pattern else pattern[len(head) :].strip("/").count("/") + 1
+        head = head[len(root) :].strip("/") if head.startswith(root) else ""
+        depths |= {folder: max(depths.get(folder, 1), 1) for folder in folders_above([head])}
+        depths[head] = max(depths.get(head, 1), depth)
+    folders = {"", *folders_above(files)}
+    versions = {
+        path: version
+        for head, depth in depths.items()
+        for path, version in list_below(root, head, None if depth == math.inf else int(depth)).items()
+        if path.rpartition("/")[0] in folders
+    }
     return Listing(sorted(versions), (), versions)
 
 
@@ -297,12 +329,7 @@ def _find(text: str) -> list[_Match]:
         if _is_glob(url):
             matches = _glob(url)
             missing += [] if matches else [url]
-            for match, info in matches:
-                kind = _kind(match)
-                if kind == _OTHER and info.get("type") == "directory":
-                    found += [m._replace(by_glob=True) for m in _in_folder(match)] or [_Match(_EMPTY, match, True)]
-                else:
-                    found.append(_Match(kind, match, True))
+            found += _match(url, matches)
         elif _is_folder(url):
             found += _in_folder(url) or [_Match(_EMPTY, url)]
         elif is_remote(url) or os.path.exists(url):  # whether a remote file is there shows when it is opened
@@ -316,6 +343,42 @@ def _find(text: str) -> list[_Match]:
             f"relative paths count from {os.getcwd()!r}"
         )
     return found
+
+
+def _match(pattern: str, found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
+    """What the paths and URLs that a glob matches stand for, without outputs of curations unless all data are such."""
+    known: dict[str, bool] = {}
+    head = _head(pattern)
+    folders = [path if info.get("type") == "directory" else path.rpartition("/")[0] for path, info in found]
+    outputs = [not is_remote(pattern) and _is_in_output(folder, head, known) for folder in folders]
+    if any(outputs):
+        kept = [match for match, is_output in zip(found, outputs, strict=True) if not is_output]
+        matches = _match_all(kept)
+        if any(match.kind not in _NO_DATA for match in matches):
+            logger.info("passing over %d matches of %s in outputs of curations", len(found) - len(kept), pattern)
+            return matches
+    return _match_all(found)
+
+
+def _is_in_output(folder: str, head: str, known: dict[str, bool]) -> bool:
+    """Whether a local folder below `head` is the output of a curation, or lies in one that is below it, too."""
+    if folder not in known:
+        path = os.path.abspath(folder)
+        known[folder] = path not in (head, "/") and (
+            os.path.isdir(f"{path}/{OUTPUT}") or _is_in_output(os.path.dirname(path), head, known)
+        )
+    return known[folder]
+
+
+def _match_all(found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
+    matches: list[_Match] = []
+    for url, info in found:
+        kind = _kind(url)
+        if kind != "image" and info.get("type") == "directory":
+            matches += [match._replace(by_glob=True) for match in _in_folder(url)] or [_Match(_EMPTY, url, True)]
+        else:
+            matches.append(_Match(kind, url, True))
+    return matches
 
 
 def _kind(url: str) -> str:
@@ -374,16 +437,30 @@ def _glob(pattern: str) -> list[tuple[str, Mapping[str, Any]]]:
         # asking is only worth it where the ending does not tell
         return [(path, {"type": "directory"} if not is_image(path) and os.path.isdir(path) else {}) for path in found]
     fs, path = filesystem(pattern)
+    spell = _make_speller(fs, _head(pattern), pattern)
     try:
-        return sorted((_url_of(fs, pattern, match), info) for match, info in fs.glob(path, detail=True).items())
+        return sorted((spell(match), info) for match, info in fs.glob(path, detail=True).items())
     except Exception as error:
         raise SourceError(f"cannot list {pattern!r}: {one_line(error)}") from error
 
 
-def _url_of(fs: Any, original: str, path: str) -> str:
-    """A URL for a path of a remote filesystem, with what stands before the path in the URL that it was found by."""
+def _make_speller(fs: Any, folder: str, original: str) -> Callable[[str], str]:
+    """Make a function from a path of a remote filesystem to its URL, spelt like the URL of the folder above it.
+
+    Args:
+        fs: The filesystem.
+        folder: The URL of a folder that the paths lie below.
+        original: The URL that the paths are found by.
+    """
+    base = filesystem(folder)[1].rstrip("/") if is_remote(folder) else ""  # "s3:/" holds all buckets
     chain, separator, last = original.rpartition("::")
-    return f"{chain}{separator}{fs.unstrip_protocol(path) if not separator else _like(last, path)}"
+
+    def spell(path: str) -> str:
+        if base and path.startswith(f"{base}/"):
+            return f"{folder.rstrip('/')}{path[len(base) :]}"
+        return f"{chain}{separator}{fs.unstrip_protocol(path) if not separator else _like(last, path)}"
+
+    return spell
 
 
 def _like(url: str, path: str) -> str:
@@ -404,57 +481,90 @@ def _is_folder(url: str) -> bool:
 
 
 def _in_folder(folder: str) -> list[_Match]:
-    """The tars of a folder, or its Parquet files, or itself; nothing where it holds no images.
+    """The tars of a folder, or its Parquet files, and what is passed over with these; or itself, if it holds images.
 
     Tars go first: img2dataset writes Parquet files of metadata beside its tars, and beside its folders of images.
     """
-    files, folders = _look_into(folder)
-    names = {url.rstrip("/").rpartition("/")[2] for url in folders}
-    tars = [file for file in files if file.lower().endswith(".tar")]
-    parquets = [file for file in files if file.lower().endswith((".parquet", ".pq"))]
+    files, folders, is_output = _look_into(folder)
     images = [file for file in files if is_image(file)]
-    tables = [file for file in parquets if _is_table(file, names)]
-    shards, kind = (tars, "tar") if tars else ([file for file in parquets if file not in tables], "parquet")
+    tars = [file for file in files if file.lower().endswith(".tar")]
+    shards, kind = (tars, "tar") if tars else (_pick_data(files, folders, bool(images)), "parquet")
     if shards and images:
         raise SourceError(
             f"{folder!r} holds both {len(shards)} .{kind} and {len(images)} image files: say which, with a glob "
             f"such as {os.path.join(folder, f'*.{kind}')!r}"
         )
     if shards:
-        return [_Match(kind, shard) for shard in sorted(shards)]
+        others = [] if is_output else sorted(set(files).difference(shards))
+        unread = [] if is_output else [url for url in folders if not _name(url).startswith("_")]
+        return [
+            *(_Match(kind, shard) for shard in sorted(shards)),
+            *(_Match(_OTHER, file, True) for file in others),
+            *(_Match(_SUBFOLDER, url, True) for url in _without_outputs(unread)),
+        ]
     if images:
         return [_Match("folder", folder)]
     listing = list_folder(folder) if is_remote(folder) else None
+    deep: dict[str, list[str]] = {"tar": [], "parquet": [], _OTHER: []}
     for file in list_local(folder) if listing is None else listing.paths:
         if is_image(file):
             return [_Match("folder", folder, listing=listing)]
         if file.lower().endswith(".tar"):
-            tars.append(os.path.join(folder, file))
-        elif file.lower().endswith((".parquet", ".pq")) and "/" in file:
-            parquets.append(os.path.join(folder, file))
-    return [_Match("tar", file) for file in sorted(tars)] or [_Match("parquet", file) for file in sorted(parquets)]
+            deep["tar"].append(os.path.join(folder, file))
+        elif "/_" not in f"/{file}":  # Spark's _temporary/ and _metadata are no data
+            deep["parquet" if _is_parquet(file) else _OTHER].append(os.path.join(folder, file))
+    kind = "tar" if deep["tar"] else "parquet"
+    others = [file for other, found in deep.items() if other != kind for file in found]
+    shards = sorted(deep[kind])
+    return [*(_Match(kind, file) for file in shards), *(_Match(_OTHER, file, True) for file in others if shards)]
 
 
-def _is_table(file: str, folders: set[str]) -> bool:
-    """Whether a Parquet file may hold metadata of images in the same folder, or in one beside the file."""
-    name = file.rpartition("/")[2]
-    return name in METADATA_FILES or name.rpartition(".")[0] in folders
+def _pick_data(files: list[str], folders: list[str], images: bool) -> list[str]:
+    """Parquet files right in a folder that hold images, not metadata of the images in the folder or its folders.
+
+    Args:
+        files: All files right in the folder.
+        folders: All folders right in it.
+        images: Whether some of the files are images.
+    """
+    parquets = [file for file in files if _is_parquet(file) and not _name(file).startswith("_")]
+    metadata = {file for file in parquets if is_metadata_file(file)}
+    beside = {url.rstrip("/") for url in folders}
+    tables = {file for file in parquets if stem_of(file) in beside}  # as img2dataset has one for each folder
+    if not images and not any(is_image(file) for table in tables for file in _look_into(stem_of(table))[0]):
+        tables = set()
+    data = [file for file in parquets if file not in metadata | tables]
+    return [file for file in parquets if file not in tables] if data and not images else data
 
 
-def _look_into(folder: str) -> tuple[list[str], list[str]]:
-    """Paths or URLs of the files and of the folders right in a folder, without hidden ones and outputs' own."""
+def _is_parquet(file: str) -> bool:
+    return file.lower().endswith((".parquet", ".pq"))
+
+
+def _name(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]
+
+
+def _look_into(folder: str) -> tuple[list[str], list[str], bool]:
+    """Look what lies right in a folder.
+
+    Returns:
+        Paths or URLs of the files and of the folders, without hidden ones and outputs' own; and whether the folder is
+        the output of a curation.
+    """
     try:
         if not is_remote(folder):
             with os.scandir(folder) as found:
                 entries = [(entry.path, entry.is_dir()) for entry in found]
         else:
             fs, path = filesystem(folder)
-            entries = [(_url_of(fs, folder, e["name"]), e["type"] == "directory") for e in fs.ls(path, detail=True)]
+            spell = _make_speller(fs, folder, folder)
+            entries = [(spell(e["name"]), e["type"] == "directory") for e in fs.ls(path, detail=True)]
     except Exception as error:  # OSError, and whatever a remote filesystem raises
         raise SourceError(f"cannot list {folder!r}: {one_line(error)}") from error
-    names = [(url, is_dir, url.rstrip("/").rpartition("/")[2]) for url, is_dir in entries]
-    kept = [(url, is_dir) for url, is_dir, name in names if not name.startswith(".") and name != OUTPUT]
-    return [url for url, is_dir in kept if not is_dir], [url for url, is_dir in kept if is_dir]
+    kept = [(url, is_dir) for url, is_dir in entries if not _name(url).startswith(".") and _name(url) != OUTPUT]
+    is_output = any(_name(url) == OUTPUT for url, _ in entries)
+    return [url for url, is_dir in kept if not is_dir], [url for url, is_dir in kept if is_dir], is_output
 
 
 def _folder_name(items: Sequence[str | os.PathLike[str]]) -> str | None:

@@ -133,3 +133,156 @@ def test_another_row_is_another_data_set(tree: Path) -> None:
     before = open_source(tree).fingerprint
     write(tree, "jsonl", ROWS[:1])
     assert open_source(tree).fingerprint != before
+
+
+CSV = """file_name,zip,big,n,x,flag,word,day,some,dot,huge,exact
+a.jpg,00123,12345678901234567890,-7,1.5,true,yes,2020-01-01,,1.,1e999,12345678901234567.5
+b.jpg,00007,12345678901234567891,0,2e-3,False,nan,2020-01-02,5,.5,2,1
+"""
+
+
+def test_no_value_of_a_csv_changes(tree: Path) -> None:
+    (tree / "deep" / "b.png").rename(tree / "b.jpg")
+    (tree / "metadata.csv").write_text(CSV)
+    first, second = metadata(open_source(tree))
+    same = {"big": "12345678901234567890", "day": "2020-01-01", "huge": "1e999", "exact": "12345678901234567.5"}
+    assert first == {
+        **same,
+        "zip": "00123",
+        "n": -7,
+        "x": 1.5,
+        "flag": True,
+        "word": "yes",
+        "some": None,
+        "dot": 1.0,
+    }
+    assert [type(first[name]) for name in ("n", "x", "flag")] == [int, float, bool]
+    assert (second["zip"], second["word"], second["some"], second["n"]) == ("00007", "nan", 5, 0)
+    assert (second["x"], second["flag"], second["dot"], second["huge"]) == (0.002, False, 0.5, "2")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1", "2.5"], [1.0, 2.5]),
+        (["9223372036854775807", "-9223372036854775808"], [2**63 - 1, -(2**63)]),
+        (["9223372036854775808", "1"], ["9223372036854775808", "1"]),
+        (["1", "007"], ["1", "007"]),
+        (["1.5", "NA"], ["1.5", "NA"]),
+        (["1.5", "inf"], ["1.5", "inf"]),
+        (["+1", "2"], ["+1", "2"]),
+        (["true", "1"], ["true", "1"]),
+        (["TRUE", "FALSE"], ["TRUE", "FALSE"]),
+        (['"1"', '""'], [1, None]),
+        (["", ""], [None, None]),
+        ([" 1", "2"], [" 1", "2"]),
+    ],
+)
+def test_types_of_the_columns_of_a_csv(tree: Path, values: list[str], expected: list[Any]) -> None:
+    rows = zip(("a.jpg", "deep/b.png"), values, strict=True)
+    (tree / "metadata.csv").write_text("v,file_name\n" + "".join(f"{value},{name}\n" for name, value in rows))
+    found = [row["v"] for row in metadata(open_source(tree))]
+    assert found == expected
+    assert list(map(type, found)) == list(map(type, expected))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("name", ["metadata.csv", "Metadata.CSV", "metadata.jsonl", "METADATA.jsonl"])
+def test_metadata_in_any_unicode_and_any_case(
+    tree: Path, name: str, encoding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"file_name": "a.jpg", "t": "Käse"}, {"file_name": "deep/b.png", "t": "日本"}]
+    lines = ["file_name,t", *(f"{row['file_name']},{row['t']}" for row in rows)]
+    if name.endswith("jsonl"):
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tree / name).write_bytes("\r\n".join(lines).encode(encoding))
+    assert metadata(open_source(tree)) == [{"t": "Käse"}, {"t": "日本"}]
+    assert metadata(open_source(str(tree / "*.jpg"))) == [{"t": "Käse"}]
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("metadata.csv", b"file_name,t\na.jpg,caf\xe9\n", r"metadata\.csv is no UTF-8 text .*save it as UTF-8"),
+        ("metadata.jsonl", b'{"file_name": "a.jpg", "t": "caf\xe9"}', r"metadata\.jsonl is no UTF-8 text"),
+        ("metadata.csv", b"file_name,t,t\na.jpg,1,2\n", r"metadata\.csv has several columns 't'"),
+        ("metadata.csv", b"file_name,t,file_name\na.jpg,1,2\n", r"metadata\.csv has several columns 'file_name'"),
+    ],
+)
+def test_what_would_change_or_lose_values_is_refused(tree: Path, name: str, data: bytes, message: str) -> None:
+    (tree / name).write_bytes(data)
+    with pytest.raises(SourceError, match=message):
+        open_source(tree)
+
+
+def test_a_repeated_column_of_a_parquet_file_is_refused(tree: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a.jpg"]), pa.array([1]), pa.array([2])], names=["file_name", "n", "n"])
+    pq.write_table(table, tree / "metadata.parquet")
+    with pytest.raises(SourceError, match=r"metadata\.parquet has several columns 'n'"):
+        open_source(tree)
+
+
+def test_repeated_and_rival_rows_are_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tree, "jsonl", [{"file_name": "a.jpg", "t": text} for text in ("one", "two")] + ROWS[1:])
+    assert metadata(open_source(tree))[0] == {"t": "two"}
+    assert f"1 rows of the metadata files in {tree} are not used" in caplog.text
+    caplog.clear()
+    write(tree, "csv", ROWS)
+    assert metadata(open_source(tree))[0] == {"t": "two"}
+    assert f"3 rows of the metadata files in {tree} are not used, as later ones name the same images" in caplog.text
+    assert "of several metadata files in one folder the last by name" in caplog.text
+    caplog.clear()
+    (tree / "metadata.csv").unlink()
+    write(tree, "jsonl", ROWS)
+    write(tree / "deep", "csv", [{"file_name": "b.png", "n": 1}])  # nearer
+    assert metadata(open_source(tree))[1] == {"n": 1}
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["m", "m/*/*/*.jpg", "m/**/*.jpg", "m/*/*", "m/x/*/*.jpg", ["m/x/y/a.jpg", "m/z/y/b.jpg"], ["m/x/y", "m/z/y"]],
+    ids=str,
+)
+@pytest.mark.parametrize("remote", [False, True])
+def test_metadata_in_folders_between(tmp_path: Path, spec: Any, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "x/y/a.jpg": b"1",
+        "x/metadata.jsonl": b'{"file_name": "y/a.jpg", "n": 1}',
+        "z/y/b.jpg": b"2",
+        "metadata.csv": b"file_name,m\nz/y/b.jpg,2\n",
+    }
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    for path, data in files.items():
+        (tmp_path / "m" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "m" / path).write_bytes(data)
+        fs.pipe(f"/m/{path}", data)
+    monkeypatch.chdir(tmp_path)
+    if remote:
+        spec = f"memory://{spec}" if isinstance(spec, str) else [f"memory://{item}" for item in spec]
+    source = open_source(spec)
+    expected = [{"n": 1}, {"m": 2}]
+    if remote and ".jpg" in spec[0]:
+        expected = [
+            {"label": 0, "label_name": "x"},
+            {"label": 1, "label_name": "z"},
+        ]  # URLs by hand have nothing beside
+    assert metadata(source) == (expected[:1] if len(source) == 1 else expected)
+    fs.store.clear()
+
+
+def test_a_remote_glob_looks_where_its_images_lie() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    fs.pipe({"/h/cat/a.jpg": b"1", "/h/cat/deep/b.jpg": b"2", "/h/dog/c.jpg": b"3", "/h/dog/c.txt": b"c"})
+    fs.pipe("/h/cat/metadata.jsonl", b'{"file_name": "a.jpg", "n": 1}\n{"file_name": "deep/b.jpg", "n": 2}')
+    assert metadata(open_source("memory://h/*/*.jpg")) == [{"n": 1}, {"caption": "c"}]
+    assert metadata(open_source("memory://h/{cat,dog}/*.jpg")) == [{"n": 1}, {"caption": "c"}]
+    assert metadata(open_source("memory://h/**/*.jpg")) == [{"n": 1}, {"n": 2}, {"caption": "c"}]
+    assert metadata(open_source("memory://h/dog/*.jpg")) == [{"caption": "c"}]
+    before = open_source("memory://h/*/*.jpg").fingerprint
+    fs.pipe("/h/cat/metadata.jsonl", b'{"file_name": "a.jpg", "n": 10}')
+    assert open_source("memory://h/*/*.jpg").fingerprint != before
+    fs.store.clear()

@@ -322,3 +322,36 @@ def test_which_failures_say_nothing_of_a_file(error: OSError, unread: bool) -> N
     assert is_unread(error, "/a.jpg") == unread
     assert is_unread(error, "s3://a.jpg")
     assert is_unread(FileNotFoundError(), "https://a.jpg", listed=False) is False
+
+
+def test_ids_are_unique(tmp_path: Path) -> None:
+    make(tmp_path, ["a.jpg", "a.jpg.jpg", "a.jpg.jpg.jpg", "a.png", "b.jpg", "c.jpg.jpg"])
+    source = FolderSource(str(tmp_path))
+    expected = ["a.jpg", "a.jpg.jpg", "a.jpg.jpg.jpg", "a.png", "b", "c.jpg"]
+    assert [item.image_id for item in source.read(np.arange(len(source))).objects] == expected
+    named = FolderSource(str(tmp_path), files=["a.jpg.jpg", "a.jpg"])
+    assert [item.image_id for item in named.read(np.arange(2)).objects] == ["a.jpg.jpg", "a"]
+
+
+def test_names_that_only_begin_like_a_readme_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, ["1.jpg", "license_plate_1.cr2", "license_1.txt", "readme2.xyz", "Readme.txt", "LICENSE"])
+    FolderSource(str(tmp_path))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"passing over 3 files of {tmp_path}: 1 .txt, 1 .cr2, 1 .xyz"
+    ]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_sidecars_that_do_not_count_beside_others_are_counted(
+    tmp_path: Path, by_name: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, ["a.jpg", "b.jpg"])
+    for name in ("a.TXT", "a.txt", "b.TXT", "b.Txt"):
+        (tmp_path / name).write_text(name)
+    source = FolderSource(str(tmp_path), files=["a.jpg", "b.jpg"] if by_name else None)
+    captions = [item.metadata["caption"] for item in source.read(np.arange(2)).objects]
+    assert captions == ["a.txt", "b.TXT"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "passing over 2 sidecars that differ from another in nothing but the case of the extension, such as 'a.TXT': "
+        "lower case goes first, then the first by name"
+    ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -351,3 +353,188 @@ def test_an_output_of_a_curation_below_is_no_data(data: Path, caplog: pytest.Log
         assert ids(open_source("all")) == ["x"]
     assert "is the output of a curation" in caplog.text
     assert ids(open_source("all/out")) == ["y"]
+
+
+def make(root: Path, names: list[str]) -> Path:
+    """Write files that hold what their endings say, or an image."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir(exist_ok=True)
+        elif name.endswith(".tar"):
+            write_tar(path, [(f"{name.replace('/', '-')}.jpg", b"1")])
+        elif name.endswith((".parquet", ".PQ")):
+            pq.write_table(pa.table({"jpg": [b"1"]}), path)
+        else:
+            path.write_bytes(b"\xff\xd8")
+    return root
+
+
+USUAL = [
+    "README",
+    "0_stats.json",
+    "0.json",
+    "0.idx",
+    "0.tar.cdindex",
+    "metadata.csv",
+    ".git/x",
+    "_SUCCESS",
+    "_tmp/x.cr2",
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "size", "message"),
+    [
+        (
+            ["0.tar", "2.tar.gz", "3", "sub/1.tar", "sub/x.jpg"],
+            1,
+            "2 files and 1 folder of d: 1 .tar.gz, 1 without an en",
+        ),
+        (["0.tar", "0.parquet", *USUAL], 1, ""),
+        (["0.tar", "x.parquet"], 1, "1 file of d: 1 .parquet"),
+        (["0.tar", "out/_manifest/run.json"], 1, ""),
+        (["0.tar", "1.parquet", "report.html", "_manifest/run.json"], 1, ""),
+        (["a.parquet", "label=cat/b.parquet"], 1, "1 folder of d"),
+        (["0.PQ", "x.mp4", *USUAL], 1, "1 file of d: 1 .mp4"),
+        (["a/0.tar", "b/1.parquet", "b/x.tgz", "b/README.md"], 1, "2 files of d: 1 .parquet, 1 .tgz"),
+        (["a/0.parquet", "a/_SUCCESS", "a/_temporary/1.parquet"], 1, ""),
+        (["b/0.tar", "1.jpg"], 1, "1 file of"),
+    ],
+)
+def test_what_a_folder_of_shards_holds_besides_is_told(
+    tmp_path: Path,
+    names: list[str],
+    size: int,
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make(tmp_path / "d", names)
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("d", index="none")) == size
+    records = [record.getMessage() for record in caplog.records]
+    assert len(records) == bool(message)
+    assert f"passing over {message}" in "".join(records) or not message
+
+
+def test_several_folders_of_shards_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, ["a/0.tar", "a/x.mp4", "b/1.tar", "b/sub/2.tar"])
+    open_source(f"{tmp_path}/*")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"passing over 1 file and 1 folder of {tmp_path}/*: 1 .mp4"
+    ]
+
+
+def test_what_a_remote_folder_of_shards_holds_besides_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.table({"jpg": [b"1"]}), table)
+    fs.pipe({"/d/0.parquet": table.getvalue().to_pybytes(), "/d/x.zip": b"1", "/d/k=1/1.parquet": b"1", "/d/_t/x": b""})
+    assert len(open_source("memory://d")) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "passing over 1 file and 1 folder of memory://d: 1 .zip"
+    ]
+    fs.store.clear()
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "size"),
+    [
+        (["a.parquet", "a/"], ParquetSource, 1),
+        (["a.parquet", "b.parquet", "a/"], ParquetSource, 2),
+        (["a.parquet", "a/x.parquet"], ParquetSource, 1),
+        (["metadata.parquet", "part-0.parquet"], ParquetSource, 2),
+        (["metadata.parquet"], ParquetSource, 1),
+        (["0.parquet", "0/1.jpg", "1.parquet", "1/"], FolderSource, 1),  # img2dataset got no image of the last shard
+        (["0.parquet", "0/1.jpg", "b.parquet"], ParquetSource, 1),
+    ],
+)
+def test_a_parquet_file_is_a_table_of_metadata_only_beside_images(
+    tmp_path: Path, names: list[str], kind: type[Source], size: int
+) -> None:
+    source = open_source(make(tmp_path / "d", names))
+    assert isinstance(source, kind)
+    assert len(source) == size
+
+
+@pytest.mark.parametrize("spec", ["d/*.parquet", ["d/a.parquet", "d/b.parquet"], "d", "d/*"])
+def test_folders_named_like_shards_are_opened(tmp_path: Path, spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "d", [f"{k}.parquet/{name}" for k in "ab" for name in ("0.parquet", "_SUCCESS", "_t/1.parquet")])
+    make(tmp_path / "t", ["x.tar/0.tar", "y.tar"])
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source(spec)) == 2
+    assert ids(open_source("t/*.tar")) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("d/*/*.jpg", ["cat/1", "dog/2"]),
+        ("d/**/*.jpg", ["cat/1", "dog/2"]),
+        ("d/*", ["cat/1", "dog/2"]),
+        ("d/bob/*.jpg", ["3"]),
+        ("d/b*/*.jpg", ["bob/3"]),
+        ("d/b*", ["bob/3", "bob/deep/4"]),
+        ("d/bob/**/*.jpg", ["3", "deep/4"]),
+        ("*/bob/*.jpg", ["d/bob/3"]),
+        ("t/*/*.tar", ["in-0"]),
+        ("t/out/*.tar", ["out-1"]),
+        ("runs/*", ["a-0", "b-1"]),
+        ("runs/*/*.tar", ["a-0", "b-1"]),
+    ],
+)
+def test_outputs_of_curations_by_a_glob(
+    tmp_path: Path, spec: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path / "d", ["cat/1.jpg", "dog/2.jpg", "bob/3.jpg", "bob/deep/4.jpg", "bob/_manifest/"])
+    make(tmp_path / "t", ["in/0.tar", "out/1.tar", "out/_manifest/"])
+    make(tmp_path / "runs", ["a/0.tar", "a/_manifest/", "b/1.tar", "b/_manifest/", "notes.txt"])
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO):
+        source = open_source(spec)
+    assert ids(source) == expected
+    assert ("in outputs of curations" in caplog.text) == (spec in ("d/*/*.jpg", "d/**/*.jpg", "d/*", "t/*/*.tar"))
+    if spec in ("d/*/*.jpg", "d/*"):
+        assert source.class_names == ["cat", "dog"]
+
+
+def test_images_by_hand_with_only_the_top_in_common_have_no_labels(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        paths = [make(Path(elsewhere), ["a.jpg"]) / "a.jpg", make(tmp_path, ["b.jpg"]) / "b.jpg"]
+        source = open_source(paths)
+        assert labels(source) == [None, None]
+        assert source.read(np.arange(2)).errors == {}
+        source = open_source([f"file://{path}" for path in paths])
+        assert labels(source) == [None, None]
+        assert source.read(np.arange(2)).errors == {}
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/one/a.jpg": b"1", "/two/b.jpg": b"2"})
+    source = open_source(["memory://one/a.jpg", "memory://two/b.jpg"])
+    batch = source.read(np.arange(2))
+    assert [bytes(image) for image in batch.images] == [b"1", b"2"]
+    assert [item.image_path for item in batch.objects] == ["memory://one/a.jpg", "memory://two/b.jpg"]
+    assert labels(source) == [None, None]
+    with pytest.raises(SourceError, match="lie in different stores"):
+        open_source([tmp_path / "b.jpg", "memory://one/a.jpg"])
+    fs.store.clear()
+
+
+def test_a_glob_through_a_cache(tmp_path: Path) -> None:
+    make(tmp_path / "d", ["cat/1.jpg", "dog/2.jpg"])
+    source = open_source(f"simplecache::file://{tmp_path}/d/*/*.jpg")
+    batch = source.read(np.arange(2))
+    assert batch.errors == {}
+    assert batch.objects[0].image_path == f"simplecache::file://{tmp_path}/d/cat/1.jpg"
+    assert labels(source) == ["cat", "dog"]
+
+
+def test_local_names_that_look_like_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "d", ["a::b.jpg", "c.jpg"])
+    monkeypatch.chdir(tmp_path)
+    for spec in ("d", "d/*.jpg"):
+        source = open_source(spec)
+        assert ids(source) == ["a::b", "c"]
+        assert source.read(np.arange(2)).errors == {}
