@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -114,12 +115,15 @@ class FolderSource(LearningSource):
             used = {*seen, *listing.folders}  # img2dataset has a Parquet file of metadata beside each folder
             warn_passed_over(self._root, others, used)
         self._headers = np.zeros(len(paths), HEADER_DTYPE)
+        self._bytes: NDArray[np.int64] | None = None  # what `_keep_sizes` keeps
         self._listed_as = ""  # a digest of what the listing says of the files; local files are asked themselves
         if listing.versions:
             versions = listing.versions
             self._listed_as = fingerprint(
                 "listing", ((path, versions.get(os.fsdecode(path))) for path in self._all_files())
             )
+            found = (versions.get(os.fsdecode(path)) or (None,) for path in self._all_files())
+            self._keep_sizes([-1 if size is None else int(size) for size, *_ in found])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -146,7 +150,9 @@ class FolderSource(LearningSource):
         """
         files: Iterable[object] = self._all_files()
         if not self._remote:
-            files = zip(files, _sizes(self._root, self._all_files()), strict=True)
+            sizes, readable = zip(*_stat_files(self._root, self._all_files()), strict=True) if len(self) else ((), ())
+            self._keep_sizes([size if can else -1 for size, can in zip(sizes, readable, strict=True)])
+            files = zip(files, sizes, strict=True)
         return fingerprint("folder", chain([self._classes, self._listed_as], files))
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
@@ -162,9 +168,11 @@ class FolderSource(LearningSource):
         batch = EncodedBatch(indices, [], [], [self._root] * len(numbers), self.headers(indices))
         for row, (path, number, result) in enumerate(zip(paths, numbers, results, strict=True)):
             url = f"{self._root}/{path}"
+            result = self._check_size(result, number, 0)
             if isinstance(result, BaseException):
                 batch.errors[row] = one_line(result)
-                if is_unread(result, url, listed=bool(self._listed[number])):
+                readable = self._was_readable(number, 0)
+                if is_unread(result, url, listed=bool(self._listed[number]), readable=readable):
                     batch.unread.add(row)
                 result = np.empty(0, np.uint8)
             elif len(result) == 0:
@@ -210,12 +218,14 @@ class FolderSource(LearningSource):
             image = batch.images[row].data
             found[path.rpartition(".")[2] if is_image(path) else sniff_extension(image)] = image
         for ext, url in sidecars.items():
-            data = fetched[url]
+            column = 1 + SIDECARS.index(ext)
+            data = self._check_size(fetched[url], number, column)
             if isinstance(data, bytes):
                 found[ext] = memoryview(data)
                 continue
             lost = True
-            if row not in batch.errors and is_unread(data, url):
+            readable = self._was_readable(number, column)
+            if row not in batch.errors and isinstance(data, BaseException) and is_unread(data, url, readable=readable):
                 batch.errors[row] = f"a sidecar cannot be read: {one_line(data)}"
                 batch.unread.add(row)
         if self._classes and sidecars.keys() <= {"txt"} and not lost:  # .json and .cls are free
@@ -224,6 +234,36 @@ class FolderSource(LearningSource):
         elif lost or self._classes or self._annotations:
             return add_sidecars(found, batch.objects[row].metadata)
         return found
+
+    def _keep_sizes(self, sizes: Sequence[int]) -> None:
+        """Keep the bytes of `_all_files`, -1 for a file that cannot be read: (N, 4), the image and its sidecars.
+
+        A file that has another size when it is read was changed meanwhile. One that cannot be read any more is
+        unread: an image that never could be read is a bad one.
+        """
+        count = len(self._files)
+        there = self._sidecars > 0
+        self._bytes = np.full((count, 1 + len(SIDECARS)), -1, np.int64)
+        self._bytes[:, 0] = sizes[:count]
+        self._bytes[:, 1:][there] = sizes[count + len(self._tables) :]
+
+    def _check_size(self, data: Any, number: int, column: int) -> Any:
+        """Data that were read, or an error where they have not the size that is kept."""
+        if self._bytes is None or isinstance(data, BaseException):
+            return data
+        size = int(self._bytes[number, column])
+        if size in (-1, len(data)):
+            return data
+        return OSError(
+            f"the file changed: it had {size:,} bytes when the data set was opened, and now has {len(data):,}"
+        )
+
+    def _was_readable(self, number: int, column: int) -> bool | None:
+        """Whether a file could be read when the sizes were kept; None where nothing is known."""
+        if self._bytes is None:
+            return None
+        found = bool(self._bytes[number, column] >= 0)
+        return found or (None if self._remote else False)
 
     def _all_files(self) -> Iterator[bytes]:
         """Paths of all files that this is made of: images, metadata files and sidecars."""
@@ -306,22 +346,27 @@ def _match_sidecars(stems: Sequence[str], others: Sequence[str]) -> tuple[NDArra
     return np.array(found or np.zeros((len(stems), len(SIDECARS))), np.uint8).reshape(-1, len(SIDECARS)), spellings
 
 
-def _sizes(root: str, paths: Iterable[bytes]) -> Iterator[int]:
-    """Bytes of local files, -1 where a file is not there; from threads, as a network's disk takes a while for each."""
+def _stat_files(root: str, paths: Iterable[bytes]) -> Iterator[tuple[int, bool]]:
+    """Bytes of local files, -1 where a file is not there, and whether each may be read.
+
+    From threads, as a network's disk takes a while for each.
+    """
     with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
         blocks = iter(partial(lambda it: list(islice(it, _STATS)), iter(paths)), [])
-        for sizes in pool.map(partial(_stat_all, os.fsencode(root)), blocks):
-            yield from sizes
+        for found in pool.map(partial(_stat_block, os.fsencode(root)), blocks):
+            yield from found
 
 
-def _stat_all(root: bytes, paths: Sequence[bytes]) -> list[int]:
-    sizes = []
+def _stat_block(root: bytes, paths: Sequence[bytes]) -> list[tuple[int, bool]]:
+    found = []
     for path in paths:
+        whole = b"%s/%s" % (root, path)
         try:
-            sizes.append(os.stat(b"%s/%s" % (root, path)).st_size)
+            status = os.stat(whole)
+            found.append((status.st_size, stat.S_ISREG(status.st_mode) and os.access(whole, os.R_OK)))
         except OSError:
-            sizes.append(-1)
-    return sizes
+            found.append((-1, False))
+    return found
 
 
 def _read_metadata(sidecars: Mapping[str, str | bytes | BaseException], defaults: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Listing(NamedTuple):
 
     paths: Sequence[str] = ()
     folders: Sequence[str] = ()
-    versions: Mapping[str, object] = {}
+    versions: Mapping[str, tuple[Any, ...]] = {}
 
     def below(self, folder: str) -> Listing:
         """The same listing, as seen from the folder that holds `folder`, which this is of."""
@@ -132,7 +132,7 @@ def list_right_in(root: str, folders: Iterable[str]) -> Listing:
         folders: Paths below it; "" is the root itself.
     """
     found: list[str] = []
-    versions: dict[str, object] = {}
+    versions: dict[str, tuple[Any, ...]] = {}
     for folder in sorted(folders):
         try:
             if is_remote(root):
@@ -145,7 +145,7 @@ def list_right_in(root: str, folders: Iterable[str]) -> Listing:
     return Listing(sorted([*found, *versions]), (), versions)
 
 
-def list_below(root: str, folder: str, depth: int | None) -> dict[str, object]:
+def list_below(root: str, folder: str, depth: int | None) -> dict[str, tuple[Any, ...]]:
     """List the files of a remote folder.
 
     Args:
@@ -184,7 +184,7 @@ def is_metadata_file(path: str) -> bool:
     return path.rpartition("/")[2].lower() in _METADATA_FILES
 
 
-def version_of(info: Mapping[str, Any]) -> tuple[object, ...]:
+def version_of(info: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells a remote file's content apart: its size, and a hash where the store has one. A copy has the same."""
     return info.get("size"), content_hash(info)
 

@@ -42,14 +42,17 @@ def read_bytes(path: str) -> bytes | BaseException:
     return result if isinstance(result, BaseException) else result.tobytes()
 
 
-def is_unread(error: BaseException, url: str, *, listed: bool = True) -> bool:
+def is_unread(error: BaseException, url: str, *, listed: bool = True, readable: bool | None = None) -> bool:
     """Whether a failed read says nothing of the file's content, so that a later read may succeed.
 
     Args:
         error: The failure; of a remote file the one that was left after all tries.
         url: The file's path or URL.
         listed: Whether the file was there once. A file that nobody has seen may well not exist.
+        readable: Whether the file could be read earlier in this process; None where nobody has tried.
     """
+    if readable is not None:
+        return readable
     if isinstance(error, FileNotFoundError):
         return listed and (is_remote(url) or not os.path.islink(url))  # a dangling link is as it was
     return is_remote(url) or not (isinstance(error, OSError) and error.errno in _LASTING)

@@ -150,3 +150,61 @@ def test_a_tar_that_changes_while_the_run_goes_on(
     os.utime(last, ns=(times.st_atime_ns, times.st_mtime_ns))
     report = cd.curate(**run)
     assert (report.samples, report.kept, report.num_failed) == (COUNT, COUNT, 0)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(b"<html>gone</html>")
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+TROUBLES = [Path.unlink, empty, rewrite, replace_by_folder]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
+@pytest.mark.parametrize("ending", ["jpg", "json", "link"])
+@pytest.mark.parametrize(
+    "stages", [[cd.Filter("score", min=0.5)], [FirstOfItsLabel("score")]], ids=["streaming", "global"]
+)
+def test_a_file_of_a_folder_that_changes_while_the_run_goes_on(
+    trouble: Any, ending: str, stages: list[Any], tmp_path: Path, photos: dict[str, NDArray[np.uint8]]
+) -> None:
+    """An image, a sidecar, or the file that a link points to: changed in the first phase or between both."""
+    folder, blobs = tmp_path / "photos", tmp_path / "blobs"
+    folder.mkdir()
+    blobs.mkdir()
+    for number, (_, members) in enumerate(helpers.photo_samples(photos, 40)):
+        (blobs / f"{number:03d}").write_bytes(members["jpg"])
+        (folder / f"{number:03d}.json").write_text(f'{{"score": {number + 1}}}')
+        if ending == "link":
+            (folder / f"{number:03d}.jpg").symlink_to(blobs / f"{number:03d}")
+        else:
+            (folder / f"{number:03d}.jpg").write_bytes(members["jpg"])
+    (folder / "never.jpg").symlink_to(tmp_path / "nowhere")
+    run = {"source": str(folder), "stages": stages, **OPTIONS}
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert cd.curate(**run, out=whole).num_failed == 1  # the link that never led anywhere
+    victim = blobs / "039" if ending == "link" else folder / f"039.{ending}"
+    data = victim.read_bytes()
+    for after in (10, 45) if "FirstOfItsLabel" in stages[0].name else (10,):  # there are two phases, or one
+        left = [after]
+
+        def change(count: int, left: list[int] = left) -> None:
+            left[0] -= count
+            if left[0] <= 0 and victim.is_file() and victim.read_bytes() == data:
+                trouble(victim)
+
+        with pytest.raises(cd.SourceError, match=r"sample '039' .* cannot be read now"):
+            cd.curate(**run, out=out, progress=change)
+        assert all(row["status"] != "failed" or row["image_id"] == "never" for row in read_rows(out))
+        victim.rmdir() if victim.is_dir() else victim.unlink(missing_ok=True)
+        victim.write_bytes(data)
+    cd.curate(**run, out=out)
+    assert content(out) == content(whole)
