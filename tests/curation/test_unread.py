@@ -189,12 +189,12 @@ def test_a_file_of_a_folder_that_changes_while_the_run_goes_on(
             (folder / f"{number:03d}.jpg").write_bytes(members["jpg"])
     (folder / "never.jpg").symlink_to(tmp_path / "nowhere")
     run = {"source": str(folder), "stages": stages, **OPTIONS}
-    whole, out = tmp_path / "whole", tmp_path / "out"
+    whole = tmp_path / "whole"
     assert cd.curate(**run, out=whole).num_failed == 1  # the link that never led anywhere
     victim = blobs / "039" if ending == "link" else folder / f"039.{ending}"
     data = victim.read_bytes()
     for after in (10, 45) if "FirstOfItsLabel" in stages[0].name else (10,):  # there are two phases, or one
-        left = [after]
+        out, left = tmp_path / f"out {after}", [after]
 
         def change(count: int, left: list[int] = left) -> None:
             left[0] -= count
@@ -206,5 +206,5 @@ def test_a_file_of_a_folder_that_changes_while_the_run_goes_on(
         assert all(row["status"] != "failed" or row["image_id"] == "never" for row in read_rows(out))
         victim.rmdir() if victim.is_dir() else victim.unlink(missing_ok=True)
         victim.write_bytes(data)
-    cd.curate(**run, out=out)
-    assert content(out) == content(whole)
+        cd.curate(**run, out=out)
+        assert content(out) == content(whole)
