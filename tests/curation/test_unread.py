@@ -78,22 +78,18 @@ class Offline:
 
 
 def test_both_phases_of_a_run_that_sees_everything(folder: Path, tmp_path: Path) -> None:
-    stages, out, whole = [FirstOfItsLabel()], tmp_path / "out", tmp_path / "whole"
+    stages, whole = [FirstOfItsLabel()], tmp_path / "whole"
     cd.curate(Unsteady(str(folder)), whole, stages=stages, **OPTIONS)
-    say = r"sample '{}' .* cannot be read now: the store does not answer.*The same call"
-    for after, key in (
-        (0, "1/046"),
-        (COUNT - 30, "2/002"),
-    ):  # while scoring; when all is scored and what is kept is written
-        with pytest.raises(cd.SourceError, match=say.format(key)):
-            cd.curate(
-                Unsteady(str(folder)), out, stages=stages, progress=Offline(tmp_path / "offline", after), **OPTIONS
-            )
+    # while scoring, and when all is scored and the samples that are kept are written
+    for after, key, finished in ((0, "1/046", []), (COUNT, "2/002", range(0, 40, PART))):
+        out, progress = tmp_path / f"after {after}", Offline(tmp_path / "offline", after)
+        with pytest.raises(cd.SourceError, match=f"sample '{key}' .* cannot be read now: the store .*The same call"):
+            cd.curate(Unsteady(str(folder)), out, stages=stages, progress=progress, **OPTIONS)
         (tmp_path / "offline").unlink()
-    assert Manifest.load(str(out)).ranges() == [(start, start + PART) for start in range(0, 40, PART)]
-    report = cd.curate(Unsteady(str(folder)), out, stages=stages, **OPTIONS)
-    assert (report.kept, report.num_failed) == (3, 1)
-    assert content(out) == content(whole)
+        assert Manifest.load(str(out)).ranges() == [(start, start + PART) for start in finished]
+        report = cd.curate(Unsteady(str(folder)), out, stages=stages, **OPTIONS)
+        assert (report.kept, report.num_failed) == (3, 1)
+        assert content(out) == content(whole)
 
 
 def test_rethreshold(folder: Path, tmp_path: Path) -> None:
