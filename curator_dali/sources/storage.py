@@ -278,13 +278,14 @@ class Storage:
         """Read ranges into their views, all as far as they can be read."""
         remote = [number for number, request in enumerate(requests) if is_remote(request.url)]
         if not remote:
-            return [self._fill_local(request) for request in requests]
+            return self._fill_all_local(requests)
         outcomes = [Outcome(0, "")] * len(requests)
         ranges = [(r.url, r.offset, r.offset + len(r.view)) for r in (requests[number] for number in remote)]
         for number, data in zip(remote, self.cat(ranges), strict=True):
             outcomes[number] = _accept(requests[number], data)
-        for number in set(range(len(requests))) - set(remote):
-            outcomes[number] = self._fill_local(requests[number])
+        local = sorted(set(range(len(requests))) - set(remote))
+        for number, outcome in zip(local, self._fill_all_local([requests[n] for n in local]), strict=True):
+            outcomes[number] = outcome
         return outcomes
 
     def cat(self, ranges: Sequence[tuple[str, int | None, int | None]]) -> list[bytes | BaseException]:
@@ -310,24 +311,38 @@ class Storage:
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def _fill_all_local(self, requests: Sequence[Request]) -> list[Outcome]:
+        outcomes = [self._fill_local(request) for request in requests]
+        for url, stat in {(request.url, request.stat) for request in requests}:
+            if self._is_changed(url, stat):  # written to while it was open
+                changed = Outcome(0, _changed(url))
+                pairs = zip(requests, outcomes, strict=True)
+                outcomes = [changed if r.url == url and not o.reason else o for r, o in pairs]
+        return outcomes
+
     def _fill_local(self, request: Request) -> Outcome:
         url, stat, offset, view = request
         done = 0
         try:
             file = self._files.get(url, lambda: _File(url))
             if file.stat != stat:
-                return Outcome(0, f"{url} changed after it was indexed: open the source again")
+                return Outcome(0, _changed(url))
             while done < len(view):
                 count = os.preadv(file.fd, [view[done:] if done else view], offset + done)
                 if count == 0:  # and what is left may be another file's
                     return Outcome(0, f"{url} was cut at byte {offset + done} after it was indexed")
                 done += count
-            status = os.fstat(file.fd)
-            if (status.st_size, status.st_mtime_ns) != (stat.size, stat.version):  # written to while it was open
-                return Outcome(0, f"{url} changed after it was indexed: open the source again")
         except OSError as error:
             return Outcome(done, one_line(error))
         return Outcome(done, "")
+
+    def _is_changed(self, url: str, stat: Stat) -> bool:
+        """Whether an open file is another one than it was; false where it is not open, as its outcomes tell more."""
+        try:
+            status = os.fstat(self._files.get(url, lambda: _File(url)).fd)
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) != (stat.size, stat.version)
 
     def _cat_once(self, ranges: list[tuple[str, int | None, int | None]]) -> list[bytes | BaseException]:
         """One try at each range. Filesystems with an event loop get them all at once, the others from threads."""
@@ -382,6 +397,10 @@ def _caught(function: Callable[..., bytes], *args: Any) -> bytes | BaseException
         return function(*args)
     except Exception as error:
         return error
+
+
+def _changed(url: str) -> str:
+    return f"{url} changed after it was indexed: open the source again"
 
 
 def _accept(request: Request, data: bytes | BaseException) -> Outcome:
