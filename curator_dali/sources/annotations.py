@@ -55,7 +55,7 @@ class Annotations:
     def __init__(
         self, root: str, files: Sequence[str], paths: Sequence[str], read: Callable[[str], bytes], whole: bool
     ) -> None:
-        numbers = {path: number for number, path in enumerate(paths)}
+        numbers = {path: number for number, path in enumerate(paths)} if files else {}
         self._tables: list[_Fields] = []
         self._rows = np.full(len(paths), -1, np.int64)  # of all tables, one after the other
         starts, unmatched, repeated = [0], 0, 0
