@@ -21,7 +21,7 @@ from curator_dali.stages.plan import written
 __all__ = ["FIELD_TYPES", "LOOKED_AT", "Misfits", "add_columns", "add_misfits", "field_types", "to_column"]
 
 FIELD_TYPES = ("bool", "int64", "float64", "string")
-"""What a field of the metadata can be kept as."""
+"""Types of the columns that fields of the metadata become."""
 
 LOOKED_AT = 256  # samples whose metadata says what type a field has
 _AT_ONCE = 32  # samples whose images are in memory

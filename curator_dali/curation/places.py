@@ -100,7 +100,7 @@ def _refuse(out: str, why: str) -> OutputError:
 
 
 def _specs(source: Source | None, origin: Mapping[str, Any] | None = None) -> Iterator[str]:
-    """What a data set was opened by, absolute, brace lists written out."""
+    """Iterate over the absolute paths, URLs and globs that a data set was opened by, brace lists written out."""
     if isinstance(source, Mixture):
         for part in source.sources.values():
             yield from _specs(part)

@@ -318,7 +318,7 @@ def _make_plan(stages: Sequence[Stage], source: Source, given: Mapping[str, str]
 
 
 def label_facts(source: Source) -> dict[str, Any]:
-    """What `run.json` says of a data set's labels: `class_names`, or `class_lists` where parts number other classes."""
+    """Make the entries of `run.json` on labels: `class_names`, or `class_lists` where parts number other classes."""
     if names := source.class_names:
         return {"class_names": names}
     lists = {part: list(names) for part, names in source.class_lists.items() if names}

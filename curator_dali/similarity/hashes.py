@@ -150,7 +150,7 @@ def find_comparable(values: NDArray[Any], kind: str) -> NDArray[np.int64]:
 
 
 def _tells_little(hashes: NDArray[np.uint64], kind: str) -> NDArray[np.bool_]:
-    """Which hashes images of one axis or none share: (N,) uint64 -> (N,) bool."""
+    """Flag hashes that many images without structure share: (N,) uint64 -> (N,) bool."""
     if kind == "phash":
         return np.bitwise_count(hashes) < _FEWEST_BITS
     return np.isin(hashes, CONSTANT_HASHES["dhash"])
@@ -185,7 +185,7 @@ def _hash_steps(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
 
 
 def _is_flat(pixels: torch.Tensor, levels: int) -> NDArray[np.bool_]:
-    """Which images' greys lie within so many levels: (N, h, w) uint8 -> (N,) bool on the host."""
+    """Flag images whose greys lie within so many levels: (N, h, w) uint8 -> (N,) bool on the host."""
     if not len(pixels):
         return np.zeros(0, bool)
     flat: NDArray[np.bool_] = (pixels.amax((1, 2)) - pixels.amin((1, 2)) <= levels).cpu().numpy()

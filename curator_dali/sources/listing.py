@@ -44,7 +44,7 @@ _USUAL_STEMS, _USUAL_ENDINGS = (
 
 
 class Listing(NamedTuple):
-    """What lies below a folder.
+    """Files and folders below a folder.
 
     Attributes:
         paths: Files, as paths relative to the folder, in order.
@@ -185,7 +185,7 @@ def is_metadata_file(path: str) -> bool:
 
 
 def version_of(info: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells a remote file's content apart: its size, and a hash where the store has one. A copy has the same."""
+    """Return the size of a remote file, and its content hash where the store has one. A copy has the same."""
     return info.get("size"), content_hash(info)
 
 

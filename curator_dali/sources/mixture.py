@@ -72,7 +72,7 @@ class Mixture(Source):
 
     @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
-        """Those of all sources, under the sources' names."""
+        """Class lists of all sources, under the sources' names."""
         found: dict[str, Sequence[str]] = {}
         for key, source in self.sources.items():
             parts = source.class_lists
