@@ -120,7 +120,8 @@ def _print_verdict(errors: Sequence[ImageError], kinds: Counter[str]) -> None:
     if not errors:
         return
     shown = errors[:_LISTED]
-    print("broken images" + (f" (the first {_LISTED} of {len(errors):,})" if len(errors) > _LISTED else ""))
+    head = "images that are broken, or cannot be read now" if any(e.unread for e in errors) else "broken images"
+    print(head + (f" (the first {_LISTED} of {len(errors):,})" if len(errors) > _LISTED else ""))
     print_rows([(error.image_id, Path(error.shard).name, error.reason) for error in shown], indent="  ")
     if len(errors) > _LISTED:
         print("  --report FILE names them all")

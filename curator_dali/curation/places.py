@@ -128,7 +128,7 @@ def _find_place(url: str) -> _Place:
 
 
 def _find_pattern(pattern: str) -> _Place:
-    """The same of a glob; links are followed in what stands before its first wildcard."""
+    """Find the place of a glob. Links are followed in the folders before its first wildcard."""
     fixed = pattern[: _MAGIC.search(pattern).start()].rpartition("/")[0]  # type: ignore[union-attr]
     return *_find_place(fixed), *filter(None, pattern[len(fixed) :].split("/"))
 

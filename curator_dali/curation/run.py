@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -171,6 +172,10 @@ class Curation:
     ) -> None:
         self.close()
 
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        return label_facts(self.source)
+
     def _manifest(self, folder: str) -> Manifest:
         """Begin an output of this run in a folder, or go on with one."""
         return Manifest.open(
@@ -180,7 +185,7 @@ class Curation:
             settings=self.settings,
             lineage=self.lineage,
             origin=self.source.origin,
-            facts=label_facts(self.source),
+            facts=self._facts,
         )
 
     def _output(self, manifest: Manifest, scored: bool = False) -> Output:

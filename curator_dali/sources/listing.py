@@ -57,7 +57,7 @@ class Listing(NamedTuple):
     versions: Mapping[str, tuple[Any, ...]] = {}
 
     def below(self, folder: str) -> Listing:
-        """The same listing, as seen from the folder that holds `folder`, which this is of."""
+        """Make the listing of a folder above. This listing is of `folder`, a path below it."""
         return Listing(
             [f"{folder}/{path}" for path in self.paths],
             [folder.partition("/")[0]],

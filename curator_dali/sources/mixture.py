@@ -86,13 +86,13 @@ class Mixture(Source):
 
     @property
     def fields(self) -> Mapping[str, str] | None:
-        """Those of all sources, where all have a schema."""
+        """Fields of all sources, where all have a schema."""
         schemas = [source.fields for source in self.sources.values()]
         return {"source": "string"} | merge_schemas(filter(None, schemas)) if None not in schemas else None
 
     @property
     def locations(self) -> Sequence[str]:
-        """Those of all sources."""
+        """Locations of all sources."""
         return [place for source in self.sources.values() for place in source.locations]
 
     @property

@@ -59,7 +59,7 @@ _NO_DATA = frozenset([_OTHER, _EMPTY, _SUBFOLDER])
 
 
 class _Match(NamedTuple):
-    """What a text of the user's stands for: `tar`, `parquet`, `image`, `folder` (of images) or one of the above."""
+    """A path or URL that a user's text names, and its kind: `tar`, `parquet`, `image`, `folder` or one of the above."""
 
     kind: str
     url: str
@@ -319,7 +319,7 @@ def _is_glob(url: str) -> bool:
 
 
 def _find(text: str) -> list[_Match]:
-    """What one text stands for."""
+    """Find the paths and URLs that one text names."""
     if not text:
         raise SourceError(f"cannot open {text!r} as a source: give {_ACCEPTED}")
     urls = _patterns(text)
@@ -346,7 +346,7 @@ def _find(text: str) -> list[_Match]:
 
 
 def _match(pattern: str, found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
-    """What the paths and URLs that a glob matches stand for, without outputs of curations unless all data are such."""
+    """Sort the matches of a glob by kind. Outputs of curations are left out, unless all data are such."""
     known: dict[str, bool] = {}
     head = _head(pattern)
     folders = [path if info.get("type") == "directory" else path.rpartition("/")[0] for path, info in found]

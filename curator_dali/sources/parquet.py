@@ -58,7 +58,7 @@ class _RowGroup(NamedTuple):
 
 
 class _Footer(NamedTuple):
-    """What is known of a file at opening: rows and bytes of each row group, the Arrow schema, and the file's `Stat`."""
+    """A file as it was opened: rows and bytes of each row group, the Arrow schema, and the file's `Stat`."""
 
     rows: list[int]
     bytes: list[int]
@@ -439,7 +439,7 @@ def _warn_of_binary(schemas: Sequence[Any], image_column: str, name: str) -> Non
 
 
 def _unique_stems(urls: Sequence[str]) -> list[str]:
-    """What ids of samples begin with: the files' stems or, if these repeat, their paths below the common folder."""
+    """Make the beginnings of ids: the files' stems or, if these repeat, their paths below the common folder."""
     paths = [strip_query(url) for url in urls]
     stems = [path.rpartition("/")[2].rpartition(".")[0] for path in paths]
     if len(set(stems)) == len(stems):

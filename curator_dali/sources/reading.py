@@ -1,4 +1,4 @@
-"""Whole files as bytes, and which failures say nothing of a file."""
+"""Reading of whole local files, and failures that say nothing of a file."""
 
 from __future__ import annotations
 

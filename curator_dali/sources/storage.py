@@ -62,7 +62,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def retry(function: Callable[[], V], final: tuple[type[Exception], ...] = ()) -> V:
-    """What a function that reads a remote file returns; it is called again where it raises, but for `final`."""
+    """Call a function that reads a remote file, again where it raises anything but `final`."""
     return files.retry(function, _RETRY_DELAYS, (*_FINAL, *final))
 
 

@@ -201,7 +201,7 @@ def labels_of(names: Iterable[str]) -> list[str]:
 
 
 def written(stage: Stage) -> dict[str, str]:
-    """What a stage writes and decides, each with its type."""
+    """Return the columns that a stage writes and decides, each with its type."""
     return {**stage.writes, **(stage.decides if isinstance(stage, GlobalSelector) else {})}
 
 
