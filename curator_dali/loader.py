@@ -189,6 +189,7 @@ class ImageLoader:
         For loops in which all ranks make the same number of steps. `Decoded.rows` says which of the step's samples
         the batch holds.
         """
+        pipelines.check_process()
         self._stop_pass()
         self._order.prepare(self._epoch)  # here and not in a thread, so that Ctrl-C ends it
         self._position, self._resume = self._resume, 0
@@ -217,6 +218,7 @@ class ImageLoader:
         return (self.shuffle.seed if self.shuffle else 0, self._epoch)
 
     def _make_decoder(self) -> Decoder:
+        pipelines.check_process()
         return Decoder(
             batch_size=self.batch_size,
             device=self.device,

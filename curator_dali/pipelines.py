@@ -5,7 +5,9 @@ Only arrays of ours go in, and only views of DALI's memory come out. Pipelines d
 
 from __future__ import annotations
 
+import ctypes
 import os
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +16,39 @@ import numpy as np
 from curator_dali import lending
 from curator_dali.interrupts import uninterrupted
 
-__all__ = ["close", "collect", "declare", "default_threads", "feed", "new_pipeline"]
+__all__ = ["check_process", "close", "collect", "declare", "default_threads", "feed", "new_pipeline"]
 
 _MOST_GPU_THREADS = 16  # nvJPEG reserves 16 MiB of device and of pinned memory for each
 
 _started_in: int | None = None
 """The process that built the first pipeline. DALI's threads do not survive a fork: a child would wait for ever."""
-_inherited: list[Any] = []
-"""A parent's pipelines in a forked child: never destroyed, because that would wait for their threads."""
+_live: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Pipelines that exist."""
+
+
+def _abandon_inherited() -> None:
+    """Take a parent's pipelines out of DALI's hands in a forked child, whose exit would wait for their threads."""
+    for pipeline in _live:
+        if (backend := getattr(pipeline, "_pipe", None)) is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(backend))  # for good: an exiting interpreter empties any list
+            pipeline._pipe = None
+
+
+os.register_at_fork(after_in_child=_abandon_inherited)
+
+
+def check_process() -> None:
+    """Refuse to use DALI in a fork of a process in which DALI was started.
+
+    Raises:
+        RuntimeError: This process is such a fork.
+    """
+    if _started_in not in (None, os.getpid()):
+        raise RuntimeError(
+            f"DALI was started in process {_started_in}, and this process ({os.getpid()}) is a fork of it, in which "
+            'DALI would hang: start workers with multiprocessing.get_context("spawn") (a DataLoader: '
+            'multiprocessing_context="spawn"), or use no loader and no transforms before the fork'
+        )
 
 
 def new_pipeline(device: str, batch_size: int, num_threads: int, depth: int = 1) -> Any:
@@ -37,15 +64,11 @@ def new_pipeline(device: str, batch_size: int, num_threads: int, depth: int = 1)
         RuntimeError: This process is a fork of one in which DALI was started.
     """
     global _started_in
-    if _started_in not in (None, os.getpid()):
-        raise RuntimeError(
-            f"DALI was started in process {_started_in}, and this is a fork of it: start workers with "
-            'multiprocessing.get_context("spawn"), or make the first loader after the fork'
-        )
+    check_process()
     _started_in = os.getpid()
     from nvidia.dali import Pipeline
 
-    return Pipeline(
+    pipeline = Pipeline(
         batch_size=batch_size,
         num_threads=num_threads,
         device_id=None if device == "cpu" else int(device.removeprefix("cuda:")),
@@ -54,6 +77,8 @@ def new_pipeline(device: str, batch_size: int, num_threads: int, depth: int = 1)
         exec_pipelined=False,
         prefetch_queue_depth=depth,
     )
+    _live.add(pipeline)
+    return pipeline
 
 
 def default_threads(device: str) -> int:
@@ -74,7 +99,12 @@ def declare(inputs: Mapping[str, tuple[np.dtype[Any], int]]) -> dict[str, Any]:
 
 
 def feed(pipeline: Any, images: Any, arguments: Mapping[str, Any]) -> None:
-    """Start a batch: `images` for the input of that name, and the others' values, (N, ...) arrays."""
+    """Start a batch: `images` for the input of that name, and the others' values, (N, ...) arrays.
+
+    Raises:
+        RuntimeError: This process is a fork of the one that built the pipeline.
+    """
+    check_process()
     pipeline.feed_input("images", images)
     for name, values in arguments.items():
         pipeline.feed_input(name, values)
@@ -98,7 +128,5 @@ def close(pipelines: dict[str, Any]) -> None:
 
     DALI does it in `Pipeline.__del__`, where Python would lose a Ctrl-C: an exception there is printed and dropped.
     """
-    if _started_in not in (None, os.getpid()):
-        _inherited.extend(pipelines.values())
     with uninterrupted():
         pipelines.clear()

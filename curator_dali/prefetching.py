@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from curator_dali.decoding import Decoded, Decoder, Gated, gate
 from curator_dali.interrupts import Background, uninterrupted
 from curator_dali.lending import use_device
+from curator_dali.pipelines import check_process
 from curator_dali.sources.base import Source
 
 __all__ = ["Item", "Pass"]
@@ -69,6 +70,7 @@ class Pass:
 
     def take(self) -> Item | None:
         """The next decoded batch, or None at the end; raises what ended the threads."""
+        check_process()  # a forked child has no threads to wait for
         if self._over or self._shared.stopping:
             return None
         if self._lent:

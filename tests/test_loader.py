@@ -427,29 +427,59 @@ def test_a_pickled_loader_goes_on_where_it_stood(numbered: MemorySource) -> None
             assert ids(copy) == ids(running)
 
 
-def test_a_fork_is_told_so_instead_of_hanging(shards: list[Path]) -> None:
+@pytest.mark.parametrize(
+    ("before", "inside", "says"),
+    [
+        ("", "count(loader)", "20"),  # DALI was not started before the fork
+        ("count(loader)", "count(loader)", 'get_context("spawn")'),
+        ("count(loader)", "count(cd.ImageLoader(sys.argv[1], device='cpu'))", 'get_context("spawn")'),
+        ("count(loader)", "loader.peek(2)", 'get_context("spawn")'),
+        ("running = iter(loader); next(running)", "count(running)", 'get_context("spawn")'),
+        ("running = iter(loader); next(running)", "loader.close()", "None"),
+    ],
+)
+def test_a_forked_process_works_or_is_told_why_not(shards: list[Path], before: str, inside: str, says: str) -> None:
     process = run_script(
-        """
-        import multiprocessing
-        loader = cd.ImageLoader(sys.argv[1], batch_size=4, device="cpu")
-        list(loader)
-        def child():
+        f"""
+        import os, signal
+        import numpy as np
+        def count(batches):
+            return sum(len(batch) for batch in batches)
+        pixels = np.zeros((1, 8, 8, 3), np.uint8)
+        loader = cd.ImageLoader(sys.argv[1], batch_size=2, device="cpu")
+        {before}
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
             try:
-                list(cd.ImageLoader(sys.argv[1], batch_size=4, device="cpu"))
+                print({inside}, flush=True)
             except RuntimeError as error:
                 print(error, flush=True)
-            loader.close()
-        worker = multiprocessing.get_context("fork").Process(target=child)
-        worker.start()
-        worker.join(20)
-        print(worker.exitcode, len(list(loader)), flush=True)
-        worker.kill()
+            sys.exit()  # with all that is done at exit
+        print(os.waitpid(child, 0)[1], count(loader), flush=True)
         """,
         str(shards[0]),
     )
     out, err = process.communicate(timeout=60)
-    assert 'get_context("spawn")' in out, err
-    assert out.endswith("0 5\n")
+    assert says in out, err
+    assert out.endswith("\n0 20\n"), out + err
+
+
+def test_workers_forked_beside_a_running_pass_do_their_work(shards: list[Path]) -> None:
+    process = run_script(
+        """
+        import torch
+        loader = cd.ImageLoader(sys.argv[1], batch_size=2, device="cpu")
+        running = iter(loader)
+        first = len(next(running))
+        data = torch.utils.data.TensorDataset(torch.arange(64))
+        others = torch.utils.data.DataLoader(data, batch_size=8, num_workers=2, multiprocessing_context="fork")
+        print(sum(len(rows) for rows, in others), first + sum(len(batch) for batch in running), flush=True)
+        """,
+        str(shards[0]),
+    )
+    out, err = process.communicate(timeout=60)
+    assert out == "64 20\n", err
 
 
 def test_memory_is_flat(numbered: MemorySource) -> None:

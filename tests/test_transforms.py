@@ -1,6 +1,8 @@
 """Transforms against Pillow and transformers, on real photographs."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -172,3 +174,63 @@ def test_small_images_have_pillows_border_too(
     if height > size[0] >= 8 and width > size[1] >= 8:
         assert difference.max() <= 2
     assert ours.shape == expected.shape
+
+
+LONG = [(1, 40), (3, 2000), (2000, 3), (60, 900), (900, 60), (350, 6001), (6001, 350)]
+
+
+@pytest.mark.parametrize("shape", LONG)
+@pytest.mark.parametrize("interpolation", ["cubic", "linear", "lanczos"])
+@pytest.mark.parametrize(("size", "crop"), [(224, 224), (256, 224), (48, (40, 56))])
+def test_the_middle_of_a_long_image_equals_pillows(
+    shape: tuple[int, int], interpolation: str, size: int, crop: int | tuple[int, int]
+) -> None:
+    height, width = shape
+    small = np.random.default_rng(height).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
+    image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+    sequence = (transforms.Resize(size, interpolation), transforms.CenterCrop(crop))  # type: ignore[arg-type]
+    (ours,) = apply([np.asarray(image)], *sequence)
+
+    new = (size * height // min(shape), size * width // min(shape))
+    kept = (crop, crop) if isinstance(crop, int) else crop
+    shown = tuple(min(both) for both in zip(new, kept, strict=True))  # the rest of the crop is black
+    start = [(n - k) // 2 for n, k in zip(new, shown, strict=True)]
+    box = [start[1] * width / new[1], start[0] * height / new[0]]
+    box += [(start[1] + shown[1]) * width / new[1], (start[0] + shown[0]) * height / new[0]]
+    kernel = {"cubic": "BICUBIC", "linear": "BILINEAR", "lanczos": "LANCZOS"}[interpolation]
+    part = image.resize(shown[::-1], Image.Resampling[kernel], box=tuple(box))
+    place = [(k - s) // 2 for k, s in zip(kept, shown, strict=True)]
+    expected = np.zeros((*kept, 3), int)
+    expected[place[0] : place[0] + shown[0], place[1] : place[1] + shown[1]] = np.asarray(part)
+    assert ours.shape == expected.shape
+    # beyond an image's border Pillow drops a kernel's weights; DALI repeats the border, but for cubic
+    edge = 0 if interpolation == "cubic" and min(shape) > size else int(np.ceil(3 * max(1, size / min(shape))))
+    inside = np.abs(ours - expected)[tuple(slice(p + edge, k - p - edge) for p, k in zip(place, kept, strict=True))]
+    assert inside.size == 0 or (inside.max() <= 8 and (inside > 2).mean() < 1e-3)
+
+
+def test_a_long_image_costs_no_more_memory_than_its_middle() -> None:
+    code = """if True:
+        import io, resource
+        import numpy as np
+        from PIL import Image
+        import curator_dali as cd
+        from curator_dali import transforms as T
+        def encode(height, width):
+            file = io.BytesIO()
+            Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)).save(file, "PNG")
+            return file.getvalue()
+        def load(images):
+            found = 0
+            for way in (T.clip(224), [T.Resize(256), T.CenterCrop(224), T.Normalize()], T.imagenet_eval(64)):
+                with cd.ImageLoader(images, device="cpu", transforms=way) as loader:
+                    found += sum(len(batch) for batch in loader)
+            return found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        few, before = load({"square": encode(100, 100)})
+        more, peak = load({"wide": encode(1, 30_000), "tall": encode(30_000, 1), "square": encode(100, 100)})
+        print(few, more, (peak - before) >> 10)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    few, more, megabytes = map(int, done.stdout.split())
+    assert (few, more) == (3, 9), done.stderr
+    assert megabytes < 200  # each whole image at a height of 224 has 4,500

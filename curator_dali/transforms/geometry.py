@@ -17,6 +17,8 @@ __all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "check_interpolation"
 
 Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
 INTERPOLATIONS = ("nearest", "linear", "cubic", "lanczos")
+_SUPPORT = 3  # pixels on each side that the widest kernel, Lanczos, sees
+_LONG = 8  # a side that is more times as long as the centre crop behind it is never scaled whole
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,62 @@ class Resize(Transform):
         check_interpolation(self.interpolation, "Resize.interpolation")
 
     def lower(self, images: Any) -> Any:  # noqa: D102
+        return lower_resize(images, *self._lower_size(images), self.interpolation)
+
+    def lower_cropped(self, images: Any, crop: CenterCrop) -> Any:
+        """The DALI graph of this transform and a centre crop behind it.
+
+        Of a long image only the middle is scaled, because its whole may be huge: 1 x 30,000 pixels with a shorter side
+        of 224 are 4.5 GB, of which the crop keeps 150 kB.
+
+        Args:
+            images: The node, HWC uint8.
+            crop: The crop.
+        """
+        from nvidia.dali import fn
+
+        if not isinstance(self.size, int):
+            return crop.lower(self.lower(images))
+        scale = filter_arguments(self.interpolation)
+        height, width = self._lower_size(images)
+        kept_height, kept_width = pair(crop.size, "CenterCrop.size")
+
+        def whole(images: Any, own: Mapping[str, Any]) -> Any:
+            return self.lower(images)
+
+        def wide(images: Any, own: Mapping[str, Any]) -> Any:
+            new_height, new_width = self._lower_size(images)
+            left = crop.lower_corner(new_width, kept_width)
+            middle, start, end = _lower_middle(images, new_width, left, kept_width, 1)
+            rows = _rows(middle)
+            roi = {"roi_start": fn.stack(rows * 0.0, start), "roi_end": fn.stack(rows, end)}
+            narrow = fn.resize(middle, resize_x=float(kept_width), resize_y=rows, **roi, **scale)
+            return _lowered(narrow, _to_float(new_height), self.interpolation)
+
+        def tall(images: Any, own: Mapping[str, Any]) -> Any:
+            new_height, new_width = self._lower_size(images)
+            top = crop.lower_corner(new_height, kept_height)
+            middle, start, end = _lower_middle(images, new_height, top, kept_height, 0)
+            narrow = _narrowed(middle, _to_float(new_width), self.interpolation)
+            columns = _columns(narrow)
+            roi = {"roi_start": fn.stack(start, columns * 0.0), "roi_end": fn.stack(end, columns)}
+            return fn.resize(narrow, resize_x=columns, resize_y=float(kept_height), **roi, **scale)
+
+        def not_wide(images: Any, own: Mapping[str, Any]) -> Any:
+            return either(images, own["height"] > _LONG * kept_height, tall, whole, {})
+
+        return crop.lower(either(images, width > _LONG * kept_width, wide, not_wide, {"height": height}))
+
+    def _lower_size(self, images: Any) -> tuple[Any, Any]:
+        """Height and width after this transform: numbers, or int64 nodes."""
         from nvidia.dali import types
 
         if not isinstance(self.size, int):
-            return lower_resize(images, *self.size, self.interpolation)
+            return self.size
         shape = images.shape(dtype=types.INT64)
         height, width = shape[0], shape[1]
         shorter = height * (height < width) + width * (height >= width)
-        new_height, new_width = self.size * height // shorter, self.size * width // shorter
-        return lower_resize(images, new_height, new_width, self.interpolation)
+        return self.size * height // shorter, self.size * width // shorter
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
         if isinstance(self.size, int):
@@ -72,33 +121,68 @@ def lower_resize(images: Any, height: Any, width: Any, interpolation: Interpolat
         width: Columns, a number or a node.
         interpolation: As in `Resize`.
     """
+    return _lowered(_narrowed(images, _to_float(width), interpolation), _to_float(height), interpolation)
+
+
+def _lowered(images: Any, height: Any, interpolation: Interpolation) -> Any:
+    """The vertical pass."""
+    from nvidia.dali import fn
+
+    low = fn.resize(images, resize_x=_columns(images), resize_y=height, **filter_arguments(interpolation))
+    return lower_borders(images, low) if interpolation == "cubic" and images.device == "cpu" else low
+
+
+def _narrowed(images: Any, width: Any, interpolation: Interpolation) -> Any:
+    """The horizontal pass, on a CPU as a vertical one of the transposed image where it shrinks: that is faster."""
     from nvidia.dali import fn
 
     scale = filter_arguments(interpolation)
-    cubic = interpolation == "cubic"
-    narrow = _narrowed(images, _to_float(width), scale, cubic)
-    low = fn.resize(narrow, resize_x=_columns(narrow), resize_y=_to_float(height), **scale)
-    return lower_borders(narrow, low) if cubic and images.device == "cpu" else low
-
-
-def _narrowed(images: Any, width: Any, scale: dict[str, Any], cubic: bool) -> Any:
-    """The horizontal pass, on a CPU as a vertical one of the transposed image where it shrinks: that is faster."""
-    from nvidia.dali import fn
 
     def across(images: Any, own: Mapping[str, Any]) -> Any:
         return fn.resize(images, resize_x=own.get("width", width), resize_y=_rows(images), **scale)
 
     def down(images: Any, own: Mapping[str, Any]) -> Any:
         turned = fn.transpose(images, perm=[1, 0, 2], transpose_layout=False)
-        narrow = fn.resize(turned, resize_x=_columns(turned), resize_y=own.get("width", width), **scale)
-        if cubic:
-            narrow = lower_borders(turned, narrow)
+        narrow = _lowered(turned, own.get("width", width), interpolation)
         return fn.transpose(narrow, perm=[1, 0, 2], transpose_layout=False)
 
     own = {} if isinstance(width, float) else {"width": width}
     if images.device == "gpu" or not scale["antialias"]:
         return across(images, own)
     return either(images, _columns(images) > width, down, across, own)
+
+
+def _lower_middle(images: Any, length: Any, first: Any, count: int, axis: int) -> tuple[Any, Any, Any]:
+    """Cut out what some rows or columns of a scaled image are made of.
+
+    Args:
+        images: The node before it is scaled.
+        length: Rows (columns) of the whole scaled image, an int64 node.
+        first: The first row (column) that is wanted, an int64 node.
+        count: How many are wanted.
+        axis: 0 for rows, 1 for columns.
+
+    Returns:
+        The window, with all pixels that the kernels see; where in it the wanted part begins and ends, float nodes.
+    """
+    from nvidia.dali import fn, types
+
+    before = images.shape(dtype=types.INT64)[axis]
+    # begin, end: the wanted part in pixels of the image, whole numbers below and above
+    begin, end = first * before // length, ((first + count) * before + length - 1) // length
+    reach = _SUPPORT * (before // length + 1) + 1
+    start = (begin - reach) * (begin > reach)
+    stop = before - (before - end - reach) * (before - end > reach)
+    edges = [fn.stack(fn.cast(edge, dtype=types.INT32)) for edge in (start, stop)]
+    window = fn.slice(images, start=edges[0], end=edges[1], axes=(axis,))
+
+    def place(position: Any) -> Any:
+        """A place in the scaled image as one in the window; the difference of large numbers is taken in integers."""
+        scaled = position * before - start * length  # in pixels of the window, times `length`
+        whole = scaled // length
+        return _to_float(whole) + _to_float(scaled - whole * length) / _to_float(length)
+
+    return window, place(first), place(first + count)
 
 
 def filter_arguments(interpolation: Interpolation) -> dict[str, Any]:
@@ -157,12 +241,15 @@ class CenterCrop(Transform):
 
         height, width = pair(self.size, "CenterCrop.size")
         shape = images.shape(dtype=types.INT32)
-        corner = _half_down if self.rounding == "down" else _half_even
-        top, left = corner(shape[0] - height, height), corner(shape[1] - width, width)
+        top, left = self.lower_corner(shape[0], height), self.lower_corner(shape[1], width)
         start = fn.stack(fn.cast(top, dtype=types.INT32), fn.cast(left, dtype=types.INT32))
         return fn.slice(
             images, start=start, shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
         )
+
+    def lower_corner(self, length: Any, kept: int) -> Any:
+        """The DALI graph of the first row (column) that stays, of `length` (a node of integers)."""
+        return (_half_down if self.rounding == "down" else _half_even)(length - kept, kept)
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
         return pair(self.size, "CenterCrop.size")

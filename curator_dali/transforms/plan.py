@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from curator_dali.sampling import uniforms
 from curator_dali.transforms.base import Crop, RandomTransform, Transform, output_size
 from curator_dali.transforms.crops import HorizontalFlip
+from curator_dali.transforms.geometry import CenterCrop, Resize
 from curator_dali.transforms.normalize import Normalize
 
 __all__ = ["Plan"]
@@ -125,6 +126,8 @@ class Plan:
             if isinstance(transform, Normalize) and isinstance(prefix[-2:][0], HorizontalFlip):
                 mirror = own(self._steps[prefix[:-1]])["mirror"]
                 return transform.lower_mirrored(node(prefix[:-2]), mirror)
+            if isinstance(transform, CenterCrop) and isinstance(resize := prefix[-2:][0], Resize):
+                return resize.lower_cropped(node(prefix[:-2]), transform)
             before = node(prefix[:-1])
             if cut and len(prefix) == 1 and isinstance(transform, Crop):
                 return transform.lower_cut(before)
