@@ -16,6 +16,7 @@ import numpy as np
 
 from curator_dali import pillow
 from curator_dali.exif import TURNED, jpeg_orientation
+from curator_dali.quieting import quiet_import
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,7 +94,8 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _code_stream(buffer: NDArray[np.uint8]) -> Any:
-    from nvidia import nvimgcodec
+    with quiet_import():
+        from nvidia import nvimgcodec
 
     global _code_stream
     _code_stream = nvimgcodec.CodeStream  # the import runs once; afterwards the name is the class itself
@@ -242,8 +244,10 @@ def _plain_webp(data: memoryview) -> bool:
 
 
 def _plain_bmp(data: memoryview) -> bool:
-    """24 bits, uncompressed: palettes, run lengths, bit fields and alpha are Pillow's."""
+    """24 bits, uncompressed: palettes, run lengths, bit fields and alpha are Pillow's; not cut off."""
     if len(data) < 54:
         return False
-    bits, compression = struct.unpack_from("<HI", data, 28)
-    return bool(bits == 24 and compression == 0)
+    (start,) = struct.unpack_from("<I", data, 10)
+    width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+    row = (3 * width + 3) // 4 * 4  # bytes; rows begin at multiples of four
+    return bool(bits == 24 and compression == 0 and start + row * abs(height) <= len(data))

@@ -15,6 +15,7 @@ import numpy as np
 
 from curator_dali import lending
 from curator_dali.interrupts import uninterrupted
+from curator_dali.quieting import quiet_decoders, quiet_import
 
 __all__ = ["check_process", "close", "collect", "declare", "default_threads", "feed", "new_pipeline"]
 
@@ -66,7 +67,9 @@ def new_pipeline(device: str, batch_size: int, num_threads: int, depth: int = 1)
     global _started_in
     check_process()
     _started_in = os.getpid()
-    from nvidia.dali import Pipeline
+    quiet_decoders()
+    with quiet_import():
+        from nvidia.dali import Pipeline
 
     pipeline = Pipeline(
         batch_size=batch_size,

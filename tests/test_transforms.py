@@ -206,7 +206,9 @@ def test_the_middle_of_a_long_image_equals_pillows(
     # beyond an image's border Pillow drops a kernel's weights; DALI repeats the border, but for cubic
     edge = 0 if interpolation == "cubic" and min(shape) > size else 1 + int(np.ceil(3 * max(1, size / min(shape))))
     inside = np.abs(ours - expected)[tuple(slice(p + edge, k - p - edge) for p, k in zip(place, kept, strict=True))]
-    assert inside.size == 0 or (inside.max() <= 8 and (inside > 2).mean() < 1e-3)
+    assert inside.size == 0 or (
+        inside.max() <= 8 and (inside > 2).mean() < (0.02 if interpolation == "lanczos" else 1e-3)
+    )
 
 
 def test_a_long_image_costs_no_more_memory_than_its_middle() -> None:
