@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _SHOW = "CURATOR_DALI_DECODER_LINES"  # 1: leave everything as it is
 _LINES = (
     r"^(libpng (error|warning): |Corrupt JPEG data: |Premature end of (JPEG|input) file|Input file read error"
-    r"|Warning: unknown JFIF revision|Inconsistent progression sequence|Application transferred too (few|many) scanlines"
+    r"|Warning: unknown JFIF revision|Inconsistent progression sequence|Application transferred too (few|many) "
     r"|Bogus (DAC|DHT|DQT|Huffman|JPEG|marker|message|progression|sampling|virtual)"
     r"|Invalid (JPEG|component ID|crop|memory pool|progressive|SOS parameters|scan script)"
     r"|Unsupported (JPEG|color conversion|marker type)|Not a JPEG file|JPEG datastream contains no image"

@@ -239,3 +239,16 @@ def test_ctrl_c_reports_what_was_seen(tmp_path: Path) -> None:
     assert 0 < result["checked"] < result["samples"] == total
     assert result["broken"] == 1
     assert json.loads(report.read_text())["image_id"] == "0"
+
+
+def test_an_ascii_terminal_ends_nothing(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "写真.tar", [("猫.jpg", encoded(64, 64)), ("犬.jpg", b"<html>")])
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    commands = (["verify", str(tar)], 1, "\\u72ac"), (["info", "猫.tar"], 2, "nothing there")
+    for command, code, says in commands:
+        done = subprocess.run(
+            [*CLI, *command], env={**os.environ, **ascii_only}, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == code, done.stderr
+        assert says in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
