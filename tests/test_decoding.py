@@ -115,6 +115,7 @@ def test_bad_images_of_a_batch_are_found_in_parts(
         decoded = decoder.collect()
     finally:
         decoder.close()
+    assert decoded.fallback == 0
     good = [i for i in range(64) if i not in bad]
     assert (decoded.rows.tolist(), sorted(decoded.errors)) == (good, bad)
     if good:

@@ -172,3 +172,13 @@ def test_uniforms_are_pinned() -> None:
     """Another value here is another augmentation of every sample of every run that is resumed."""
     drawn = uniforms((7, 1), np.array([0, 5, 10**12]), np.array([0, 1 << 16]))
     assert drawn.tolist() == PINNED
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_a_rank_takes_every_position_of_its_remainder(world_size: int) -> None:
+    for rank in range(world_size):
+        shard = Shard(rank, world_size)
+        taken = shard.positions(0, shard.num_samples(20), 20)
+        inside = taken[: len(range(rank, 20, world_size))]
+        assert inside.tolist() == list(range(rank, 20, world_size))
+        assert (taken[len(inside) :] < world_size).all()  # the epoch's first ones fill the last step up

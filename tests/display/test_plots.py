@@ -79,6 +79,14 @@ def test_map_draws_every_image(color_by: str | None) -> None:
     assert plot._repr_png_()
 
 
+def test_few_values_have_a_legend_and_many_a_scale() -> None:
+    batch = blobs()
+    batch.columns["number"] = np.arange(60)
+    few, many = batch.embedding_map("label").figure, batch.embedding_map("number").figure
+    assert [text.get_text() for text in few.legends[0].get_texts()] == ["0", "1", "2"]
+    assert (len(few.axes), len(many.axes), len(many.legends)) == (1, 2, 0)  # the second is the scale's
+
+
 def test_map_says_what_it_needs(batch: ImageBatch) -> None:
     with pytest.raises(ValueError, match="no embeddings"):
         batch.embedding_map()

@@ -409,7 +409,7 @@ def test_a_changed_tar_is_indexed_again(shard: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "version", "empty", "text"])
 def test_a_damaged_index_is_made_again(shard: Path, damage: str) -> None:
-    TarSource(str(shard))
+    stat = TarSource(str(shard))._shards.stats[0]
     path = index_path(str(shard), "cache")
     assert path is not None
     data = bytearray(path.read_bytes())
@@ -419,6 +419,7 @@ def test_a_damaged_index_is_made_again(shard: Path, damage: str) -> None:
     elif damage == "version":
         data[136] ^= 1
     path.write_bytes(b"" if damage == "empty" else b"text" * 99 if damage == "text" else bytes(data))
+    assert load_index(path, stat) is None
     source = TarSource(str(shard))
     assert [bytes(image) for image in source.read(np.arange(20)).images] == [b"image%d" % n for n in range(20)]
     assert load_index(path, source._shards.stats[0]) is not None  # and kept again

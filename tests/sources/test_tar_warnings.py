@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def test_each_opening_tells_the_warnings(tmp_path: Path, caplog: pytest.LogCaptu
         source = TarSource([str(one), str(whole)], index=keep)  # type: ignore[arg-type]
         assert [bytes(image) for image in source.read(np.arange(3)).images] == [b"1"] * 3
         assert lines(caplog) == expected
+
+
+def test_links_and_pipes_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with tarfile.open(tmp_path / "links.tar", "w") as file:
+        for name, kind in (("a.jpg", tarfile.REGTYPE), ("b.jpg", tarfile.SYMTYPE), ("c", tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a.jpg"
+            file.addfile(member)
+    assert len(TarSource(str(tmp_path / "links.tar"))) == 1
+    assert lines(caplog) == ["links.tar: links and special members that are passed over: 2"]
 
 
 def test_a_peek_is_one_small_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,16 @@ def test_fields_of_the_metadata() -> None:
         Filter("hates", min=5).judge(ImageBatch(data=data))
 
 
+def test_missing_values_are_kept_where_that_is_asked_for() -> None:
+    columns = {"score": np.array([np.nan, 0.5, np.nan], np.float32)}
+    data = [ImageObject(str(i), str(i), {"score": score}) for i, score in enumerate([None, 0.5, "many"])]
+    reasons = Filter("score", min=1, missing="keep").judge(ImageBatch(data=data, columns=columns))
+    assert list(reasons) == [None, "score 0.5 < 1", None]
+    reasons = Filter("score", min=1).judge(ImageBatch(data=data, columns=columns))
+    assert reasons[0] == "score is missing"
+    assert reasons[2].startswith("score is 'many', not a number")
+
+
 def test_an_empty_batch_stays_empty() -> None:
     assert len(Filter("score", min=1)(batch(score=np.zeros(0, np.float32)))) == 0
 
