@@ -638,3 +638,8 @@ def test_values_finds_a_field_wherever_it_is() -> None:
     ):
         batch.values("nsfw_score")
     assert len(ImageBatch().values("anything")) == 0
+
+
+def test_values_beyond_64_bits_stay_what_they_are() -> None:
+    batch = ImageBatch(data=[ImageObject(str(n), str(n), {"hash": n}) for n in (2**64 - 1, 3)])
+    assert batch.values("hash").tolist() == [2**64 - 1, 3]
