@@ -140,7 +140,12 @@ class Shards:
         if stat.size == 0:
             return TarIndex.from_scan(Scan(ended=True), 0)
         window = _REMOTE_WINDOW if is_remote(url) else _LOCAL_WINDOW
-        return TarIndex.from_scan(scan_tar(self._storage.reader(url), stat.size, window=window), stat.size)
+        try:
+            return TarIndex.from_scan(scan_tar(self._storage.reader(url), stat.size, window=window), stat.size)
+        except (OSError, SourceError, NotATarError):
+            raise
+        except Exception as error:
+            raise SourceError(f"{url} cannot be indexed: {one_line(error)}") from error
 
     def _open(self) -> None:
         """Learn how many samples each shard has, from the kept indexes or by making them."""
@@ -159,7 +164,7 @@ class Shards:
                         summaries[number] = summary
                 except NotATarError:
                     bad[self.urls[number]] = "not a tar (a compressed one must be unpacked first)"
-                except (OSError, SourceError) as error:
+                except Exception as error:  # whatever a hostile header or a store comes up with costs one shard
                     bad[self.urls[number]] = one_line(error)
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
