@@ -24,15 +24,16 @@ from curator_dali.sources.storage import (
     LRU,
     Stat,
     Storage,
+    ask,
     common_name,
     filesystem,
     fingerprint,
     is_remote,
     one_line,
-    retry,
     stat_of,
     strip_query,
 )
+from curator_dali.stores import PermanentError
 
 __all__ = ["ParquetSource"]
 
@@ -66,7 +67,7 @@ class _Footer(NamedTuple):
     stat: Stat
 
 
-class _Changed(OSError):
+class _Changed(PermanentError):
     """A file is not the one that was opened."""
 
 
@@ -287,7 +288,7 @@ class ParquetSource(Source):
     def _read_footer(self, url: str) -> Any:
         """A `_Footer`, or why it cannot be read."""
         try:
-            file, stat = self._open(url)
+            file, stat = ask(url, lambda: self._open(url), (ValueError,)) if is_remote(url) else self._open(url)
             groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
             return _Footer(
                 [group.num_rows for group in groups],
@@ -327,7 +328,8 @@ class ParquetSource(Source):
             finally:
                 reader.close(force=True)
 
-        return retry(read, (pa.ArrowException, _Changed)) if is_remote(self._urls[file]) else read()
+        url = self._urls[file]
+        return ask(url, read, (pa.ArrowException, ValueError, LookupError, TypeError)) if is_remote(url) else read()
 
     def _load(self, number: int) -> _RowGroup:
         import pyarrow as pa
