@@ -32,6 +32,7 @@ __all__ = [
     "one_line",
     "stat_of",
     "strip_query",
+    "strip_signature",
 ]
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,13 @@ _VERSION_FIELDS = (
 )
 _HASH_FIELDS = ("md5Hash", "crc32c", "Content-MD5", "blob_id", "ETag", "etag")
 _HASH_ETAG = re.compile(r'"?[0-9a-fA-F]{32,}(-\d+)?"?')  # S3's; those of web servers and Azure tell a time
+
+# Parameters of signed URLs: of S3, GCS, OSS and COS, CloudFront, Azure; a token. The first pattern tells such a URL.
+_SIGNATURE = re.compile(r"(x-(amz|goog|oss|cos)-)?signature|q-signature|sig|token|access_token")
+_SIGNING = re.compile(
+    r"x-(amz|goog|oss|cos)-.*|q-.*|(aws|oss)accesskeyid|googleaccessid|signature|expires|policy|key-pair-id|"
+    r"hash-algorithm|security-token|sig|s[eiprstv]|spr|srt|sip|sk(oid|tid|[test]|v)|token|access_token"
+)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -91,6 +99,22 @@ def common_name(urls: Sequence[str]) -> str:
 def strip_query(url: str) -> str:
     """Return a web URL without its query, which often is a signature; paths and names in other stores as they are."""
     return url.partition("?")[0] if is_http(url) else url
+
+
+def strip_signature(url: str) -> str:
+    """Return a web URL without the parameters that sign it, which change while the file stays; others as they are.
+
+    Parameters that name a content stay: `versionId` of S3, `id`.
+    """
+    if "?" not in url or not is_http(url):
+        return url
+    path, _, query = url.partition("?")
+    parameters = query.split("&")
+    names = [parameter.partition("=")[0].lower() for parameter in parameters]
+    if not any(map(_SIGNATURE.fullmatch, names)):
+        return url
+    kept = [text for text, name in zip(parameters, names, strict=True) if not _SIGNING.fullmatch(name)]
+    return f"{path}?{'&'.join(kept)}" if kept else path
 
 
 def fingerprint(kind: str, parts: Iterable[object]) -> str:
