@@ -95,7 +95,7 @@ class FolderSource(LearningSource):
         self._listed = np.array([path in known for path in paths], bool)
         others = sorted(known.difference(paths))
         self._signed = is_http(f"{self._root}/") and any("?" in path for path in paths)
-        names = [self._unsign(path) for path in paths]
+        names = [self._unsign(path) for path in paths] if self._signed else paths
         stems = [stem_of(name) for name in names]
         self._sidecars, self._spellings = _match_sidecars(stems, others)
         seen: set[str] = set()
@@ -243,7 +243,7 @@ class FolderSource(LearningSource):
 
     def _unsign(self, path: str) -> str:
         """Return a path below the root without the signature of its URL."""
-        return strip_signature(f"{self._root}/{path}")[len(self._root) + 1 :] if self._signed else path
+        return strip_signature(f"{self._root}/{path}")[len(self._root) + 1 :]
 
     def _keep_sizes(self, sizes: Sequence[int]) -> None:
         """Keep the bytes of `_all_files`, -1 for a file that cannot be read: (N, 4), the image and its sidecars.

@@ -282,7 +282,8 @@ class ParquetSource(Source):
         if known is not None and now[: len(known)] != known:
             file.close()
             raise _Changed(f"{url} changed after it was opened: open the source again")
-        footer = self._files.get(url, lambda: pq.read_metadata(path, filesystem=fs))
+        # of the open file: by its path, Arrow takes a server that does not answer for a missing file
+        footer = self._files.get(url, lambda: pq.ParquetFile(file).metadata)
         return pq.ParquetFile(file, metadata=footer), now
 
     def _read_footer(self, url: str) -> Any:

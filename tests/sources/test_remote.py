@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import tarfile
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -22,88 +17,12 @@ import curator_dali.sources.storage as storage
 from curator_dali.errors import SourceError
 from curator_dali.sources import FolderSource, ParquetSource, TarSource, open_source
 from tests.helpers import write_tar
+from tests.sources.web_server import Server
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_RETRY_DELAYS", (0.01, 0.01))
-
-
-@pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pseudo_dirs[:] = [""]
-    yield fs
-    fs.store.clear()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files` with byte ranges; misbehaves as told."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.ranges = True
-        self.failures: Counter[str] = Counter()  # path -> how many of the next requests fail
-        self.broken = -1  # requests for this byte fail
-        self.etag = ""
-        self.requests: list[tuple[str, str]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        server, wanted = self.server, self.headers.get("Range")
-        server.requests.append((self.command, f"{self.path} {wanted}"))
-        data = server.files.get(self.path)
-        status = 404 if data is None else 200
-        if body and server.failures[self.path] > 0:
-            server.failures[self.path] -= 1
-            data, status = b"out of order", 500
-        data = data or b""
-        size = len(data)
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted or "")
-        if match and int(match[1]) <= server.broken <= int(match[2]):
-            data, status = b"out of order", 500
-        if server.ranges and match and status == 200:
-            begin, end = int(match[1]), min(int(match[2]) + 1, size)
-            data, status = data[begin:end], 206
-        self.send_response(status)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")
-        if server.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(data)))
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def tar_bytes(tmp_path: Path, shard: int, count: int = 6, size: int = 700) -> bytes:
@@ -144,25 +63,22 @@ def test_tars_in_memory(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> No
         assert file.read() == bytes([1, 1]) * 700
 
 
-def test_large_members_are_passed_over_when_indexing(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
-    memory.pipe("/big.tar", tar_bytes(tmp_path, 0, size=1_500_000))
-    read = []
-    real = memory.cat_file
-
-    def counted(path: str, start: int | None = None, end: int | None = None, **options: object) -> bytes:
-        data: bytes = real(path, start, end, **options)
-        read.append(len(data))
-        return data
-
-    memory.cat_file = counted
-    try:
-        source = open_source("memory://big.tar")
-    finally:
-        del memory.cat_file
+def test_large_members_are_passed_over_when_indexing(server: Server, tmp_path: Path) -> None:
+    data = server.files["/big.tar"] = tar_bytes(tmp_path, 0, size=1_500_000)
+    source = open_source(f"{server.url}/big.tar")
+    indexed = server.ranges_sent("/big.tar")
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        headers = [member.offset_data - 512 for member in tar]
+    assert all(any(begin <= place < end for begin, end in indexed) for place in headers)
+    assert sum(end - begin for begin, end in indexed) <= (len(headers) // 2 + 1) * ((1 << 20) + 1024) < len(data) // 2
+    server.requests.clear()
     check(source, [5, 0], size=1_500_000)
-    assert sum(read) < 9 << 20 < 18_000_000
+    images = [(place + 512, place + 512 + 3_000_000) for place in headers[::2]]
+    read = server.ranges_sent("/big.tar")
+    assert [min(begin for begin, _ in read), max(end for _, end in read)] == [images[0][0], headers[-1] + 512 + 8]
+    assert sum(end - begin for begin, end in read) < 2 * 3_000_000 + 4096  # two images and two sidecars, no third
     with pytest.raises(SourceError, match="1 of 1 shards"):
-        open_source("memory://gone.tar")
+        open_source(f"{server.url}/gone.tar")
 
 
 def test_tars_over_http(server: Server, tmp_path: Path) -> None:
