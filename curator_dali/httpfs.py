@@ -9,7 +9,7 @@ from typing import Any
 from fsspec.asyn import sync_wrapper
 from fsspec.implementations.http import HTTPFile, HTTPFileSystem
 
-from curator_dali.stores import PermanentError, ServerError
+from curator_dali.stores import PermanentError, ServerError, explain
 
 __all__ = ["HTTPFileSystem", "RangedHTTPFileSystem"]
 
@@ -61,6 +61,16 @@ class RangedHTTPFileSystem(HTTPFileSystem):  # type: ignore[misc]
         if len(data) > end - start or (expected is not None and len(data) != expected):
             raise ServerError(f"{url}: its server sent {len(data):,} bytes for a range of {end - start:,}")
         return data
+
+    async def _info(self, url: str, **kwargs: Any) -> dict[str, Any]:
+        """Ask for the size of a file. A server that is busy, silent or forbids is not told as a missing file."""
+        try:
+            return dict(await super()._info(url, **kwargs))
+        except FileNotFoundError as error:
+            failure = explain(error, url)
+            if failure is error:
+                raise
+            raise failure from error
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Open a file whose reads are checked as those of `_cat_file` are."""

@@ -34,7 +34,7 @@ from curator_dali.sources.listing import (
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.patterns import Pattern, read_patterns
-from curator_dali.sources.refusals import COMPRESSED, advise_on_container, advise_on_missing, find_archive
+from curator_dali.sources.refusals import COMPRESSED, advise_on_container, advise_on_missing, advise_on_protocol
 from curator_dali.sources.samples import is_image, sniff_extension
 from curator_dali.sources.storage import Storage, ask, filesystem, is_remote, one_line, strip_query
 from curator_dali.sources.subset import Subset
@@ -288,15 +288,12 @@ def _read(text: str) -> list[Pattern]:
     """Find the paths, URLs and globs that one text stands for.
 
     Raises:
-        SourceError: The text is empty, or names members of an archive.
+        SourceError: The text is empty, a command, or names members of an archive.
     """
     if not text:
         raise SourceError(f"cannot open {text!r} as a source: give {_ACCEPTED}")
-    if (archive := find_archive(text)) and not os.path.exists(text):
-        raise SourceError(
-            f"cannot open {text!r} as a source: fsspec's {archive}:// goes through the whole archive for each image. "
-            "Unpack the archive and give the folder; a .tar is opened by its own path or URL"
-        )
+    if (advice := advise_on_protocol(text)) and not os.path.exists(text):
+        raise SourceError(f"cannot open {text!r} as a source: {advice}")
     return read_patterns(text)
 
 

@@ -7,7 +7,7 @@ import re
 
 from curator_dali.sources.storage import strip_query
 
-__all__ = ["COMPRESSED", "advise_on_container", "advise_on_missing", "find_archive"]
+__all__ = ["COMPRESSED", "advise_on_container", "advise_on_missing", "advise_on_protocol"]
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 _PACK = "write its images as .tar shards (webdataset's TarWriter does) or as a .parquet file with a column of bytes"
@@ -36,10 +36,16 @@ def advise_on_container(url: str) -> str:
     return next((advice for endings, advice in _CONTAINERS.items() if path.endswith(endings)), "")
 
 
-def find_archive(url: str) -> str:
-    """Find the protocol of a URL that reads an archive's members through fsspec; "" where there is none."""
-    match = _ARCHIVES.search(url)
-    return match[1] if match else ""
+def advise_on_protocol(text: str) -> str:
+    """Say why a command, or a URL of the members of an archive, is no source; "" for others."""
+    if text.startswith("pipe:"):
+        return "no commands are run. Give the tars themselves, or URLs that fsspec opens (s3://, gs://, https://)"
+    if match := _ARCHIVES.search(text):
+        return (
+            f"fsspec's {match[1]}:// goes through the whole archive for each image. Unpack the archive and give the "
+            "folder; a .tar is opened by its own path or URL"
+        )
+    return ""
 
 
 def advise_on_missing(text: str) -> str:
@@ -47,8 +53,6 @@ def advise_on_missing(text: str) -> str:
     if text != text.strip():
         known = "that name without it is there" if os.path.exists(text.strip()) else "leave it out"
         return f"The name begins or ends with white space: {known}"
-    if text.startswith("pipe:"):
-        return "No commands are run: give the tars themselves, or URLs that fsspec opens (s3://, gs://, https://)"
     if _HUB_NAME.fullmatch(text):
         return (
             "If it is a data set of the Hugging Face hub, give its Parquet files, such as "
