@@ -74,11 +74,14 @@ def one_line(error: object) -> str:
     return " ".join(_ADDRESS.sub("", text).split())
 
 
-def filesystem(url: str) -> tuple[Any, str]:
+def filesystem(url: str, *, only_read: bool = False) -> tuple[Any, str]:
     """Make the fsspec filesystem of a URL; fsspec keeps it for the next time.
 
-    A store that sends no byte for 10 seconds has failed. $CURATOR_DALI_TIMEOUT is another number of seconds, or 0 for
-    no limit; what fsspec's own configuration says of a timeout goes first.
+    Args:
+        url: The URL.
+        only_read: Whether nothing is written by it. A store that sends no byte for 10 seconds has failed then, which
+            would be too soon for the answer to an upload. $CURATOR_DALI_TIMEOUT is another number of seconds, or 0 for
+            no limit; what fsspec's own configuration says of a timeout goes first.
 
     Returns:
         The filesystem, and the path in it.
@@ -88,7 +91,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """
     import fsspec
 
-    seconds = _parse_timeout(os.environ.get(TIMEOUT_VARIABLE, ""))
+    seconds = _parse_timeout(os.environ.get(TIMEOUT_VARIABLE, "")) if only_read else None
     try:
         if is_http(url) and "::" not in url:
             from curator_dali import httpfs
@@ -204,15 +207,17 @@ def _parse_timeout(text: str) -> float:
     return seconds
 
 
-def _make_options(protocol: str, seconds: float) -> dict[str, Any]:
+def _make_options(protocol: str, seconds: float | None) -> dict[str, Any]:
     """Make options of a filesystem that limit how long a store may be silent.
 
     Args:
         protocol: The protocol of its URLs.
-        seconds: The limit; 0 for none.
+        seconds: The limit; 0 for none, None for whatever the filesystem has by default.
     """
     import fsspec
 
+    if seconds is None:
+        return {}
     protocols = {"http": ("http", "https"), "https": ("http", "https"), "gs": ("gs", "gcs"), "gcs": ("gs", "gcs")}
     known: dict[str, Any] = {}
     for name in protocols.get(protocol, (protocol,)):

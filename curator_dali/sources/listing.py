@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from curator_dali.errors import SourceError
 from curator_dali.sources.samples import SIDECARS
-from curator_dali.sources.storage import ask, content_hash, filesystem, is_remote, one_line, strip_query
+from curator_dali.sources.storage import ask_listing, content_hash, filesystem, is_remote, strip_query
 from curator_dali.stores import is_http
 from curator_dali.wording import count
 
@@ -253,10 +253,7 @@ def _find(url: str, **options: Any) -> tuple[str, dict[str, dict[str, Any]]]:
     """
     fs, path = filesystem(url)
 
-    try:
-        return path, ask(url, lambda: fs.find(path, detail=True, **options, **listing_options(url)))
-    except Exception as error:
-        raise SourceError(f"cannot list {url!r}: {one_line(error)}") from error
+    return path, ask_listing(url, lambda: fs.find(path, detail=True, **options, **listing_options(url)))
 
 
 def listing_options(url: str) -> dict[str, Any]:
@@ -270,8 +267,6 @@ def _check_listed(error: Exception) -> None:
 
 
 def _list_remote(root: str) -> Listing:
-    fs, path = filesystem(root)
-    fs.invalidate_cache(path.rstrip("/"))  # of what another listing saw, perhaps before the files were written anew
     path, found = _find(root, withdirs=True)
     path = path.rstrip("/")
     below = {name[len(path) :].strip("/"): info for name, info in found.items()}

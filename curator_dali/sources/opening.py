@@ -36,7 +36,7 @@ from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.patterns import Pattern, read_patterns
 from curator_dali.sources.refusals import COMPRESSED, advise_on_container, advise_on_missing, advise_on_protocol
 from curator_dali.sources.samples import is_image, sniff_extension
-from curator_dali.sources.storage import Storage, ask, filesystem, is_remote, one_line, strip_query
+from curator_dali.sources.storage import Storage, ask_listing, filesystem, is_remote, one_line, strip_query
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
 from curator_dali.stores import is_http
@@ -142,7 +142,10 @@ def _open(
         raise SourceError(f"cannot open {wrong[0]!r} ({type(wrong[0]).__name__}) as a source: give {_ACCEPTED}")
 
     texts = [os.fspath(item) for item in items]
-    read = [(text, _read(text)) for text in texts]
+    for text in texts:
+        _check_text(text)
+    _forget_listings(texts)
+    read = [(text, read_patterns(text)) for text in texts]
     patterns = [pattern for _, some in read for pattern in some]
     found = _sniff([match for text, some in read for match in _find(text, some)])
     kinds = {match.kind for match in found} - _NO_DATA
@@ -284,8 +287,14 @@ def _list_beside_remote(root: str, patterns: list[Pattern], files: list[str]) ->
     return Listing(sorted(versions), (), versions)
 
 
-def _read(text: str) -> list[Pattern]:
-    """Find the paths, URLs and globs that one text stands for.
+def _forget_listings(texts: list[str]) -> None:
+    """Let stores be listed anew: fsspec keeps listings, perhaps of a time before files were written."""
+    for text in {text.partition("://")[0]: text for text in texts if is_remote(text)}.values():
+        filesystem(text)[0].invalidate_cache()
+
+
+def _check_text(text: str) -> None:
+    """Refuse what names no files.
 
     Raises:
         SourceError: The text is empty, a command, or names members of an archive.
@@ -294,7 +303,6 @@ def _read(text: str) -> list[Pattern]:
         raise SourceError(f"cannot open {text!r} as a source: give {_ACCEPTED}")
     if (advice := advise_on_protocol(text)) and not os.path.exists(text):
         raise SourceError(f"cannot open {text!r} as a source: {advice}")
-    return read_patterns(text)
 
 
 def _find(text: str, patterns: list[Pattern]) -> list[_Match]:
@@ -391,7 +399,10 @@ def _sniff(found: list[_Match]) -> list[_Match]:
         if isinstance(head, FileNotFoundError) and len(found) > 1:
             continue  # a dead link in a list: an error of its sample
         if isinstance(head, BaseException):
-            raise SourceError(f"cannot tell what {url!r} is: {one_line(head)}") from head
+            advice = advise_on_missing(url) if isinstance(head, FileNotFoundError) else ""
+            raise SourceError(
+                f"cannot tell what {url!r} is: {one_line(head)}{'. ' if advice else ''}{advice}"
+            ) from head
         if not sniff_extension(head, ""):
             if advice := advise_on_container(url):
                 raise SourceError(f"cannot open {url!r} as a source: it is {advice}")
@@ -419,11 +430,8 @@ def _glob(pattern: Pattern) -> list[tuple[str, Mapping[str, Any]]]:
         return [(path, {"type": "directory"} if not is_image(path) and os.path.isdir(path) else {}) for path in found]
     fs, path = filesystem(url)
     spell = _make_speller(fs, pattern.head, url)
-    try:
-        matches = ask(url, lambda: fs.glob(path, detail=True, **listing_options(url)))
-        return sorted((spell(match), info) for match, info in matches.items())
-    except Exception as error:
-        raise SourceError(f"cannot list {url!r}: {one_line(error)}") from error
+    matches = ask_listing(url, lambda: fs.glob(path, detail=True, **listing_options(url)))
+    return sorted((spell(match), info) for match, info in matches.items())
 
 
 def _make_speller(fs: Any, folder: str, original: str) -> Callable[[str], str]:
@@ -455,10 +463,7 @@ def _is_folder(url: str) -> bool:
         return os.path.isdir(url)
     if not is_http(url):
         fs, path = filesystem(url)
-        try:
-            return bool(ask(url, lambda: fs.isdir(path)))
-        except Exception as error:
-            raise SourceError(f"cannot look at {url!r}: {one_line(error)}") from error
+        return bool(ask_listing(url, lambda: fs.isdir(path)))
     return url.endswith("/")  # any page can be listed, and a query costs one request for each shard
 
 
@@ -534,18 +539,17 @@ def _look_into(folder: str) -> tuple[list[str], list[str], bool]:
         Paths or URLs of the files and of the folders, without hidden ones and outputs' own; and whether the folder is
         the output of a curation.
     """
-    try:
-        if not is_remote(folder):
+    if is_remote(folder):
+        fs, path = filesystem(folder)
+        spell = _make_speller(fs, folder, folder)
+        listed = ask_listing(folder, lambda: fs.ls(path, detail=True))
+        entries = [(spell(entry["name"]), entry["type"] == "directory") for entry in listed]
+    else:
+        try:
             with os.scandir(folder) as found:
                 entries = [(entry.path, entry.is_dir()) for entry in found]
-        else:
-            fs, path = filesystem(folder)
-            spell = _make_speller(fs, folder, folder)
-            entries = [
-                (spell(e["name"]), e["type"] == "directory") for e in ask(folder, lambda: fs.ls(path, detail=True))
-            ]
-    except Exception as error:  # OSError, and whatever a remote filesystem raises
-        raise SourceError(f"cannot list {folder!r}: {one_line(error)}") from error
+        except OSError as error:
+            raise SourceError(f"cannot list {folder!r}: {one_line(error)}") from error
     kept = [(url, is_dir) for url, is_dir in entries if not _name(url).startswith(".") and _name(url) != OUTPUT]
     is_output = any(_name(url) == OUTPUT for url, _ in entries)
     return [url for url, is_dir in kept if not is_dir], [url for url, is_dir in kept if is_dir], is_output

@@ -24,6 +24,7 @@ __all__ = [
     "Stat",
     "Storage",
     "ask",
+    "ask_listing",
     "common_name",
     "content_hash",
     "filesystem",
@@ -58,13 +59,13 @@ _SIGNING = re.compile(
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of `url`, and the path in it.
+    """Make the fsspec filesystem of a URL, to read from; return it and the path in it.
 
     Raises:
         SourceError: fsspec does not know the protocol, or the package that it needs is missing.
     """
     try:
-        return stores.filesystem(url)
+        return stores.filesystem(url, only_read=True)
     except ValueError as error:
         raise SourceError(str(error)) from error
 
@@ -86,6 +87,20 @@ def ask(url: str, function: Callable[[], V], final: tuple[type[Exception], ...] 
         if isinstance(error, (OSError, SourceError, *final)):
             raise
         raise SourceError(f"cannot read {url!r}: {one_line(error)}") from error
+
+
+def ask_listing(url: str, function: Callable[[], V]) -> V:
+    """Call a function that lists a remote folder, again where it fails; return its result.
+
+    Raises:
+        SourceError: The function fails for good.
+    """
+    try:
+        return stores.retry(function, _RETRY_DELAYS, (SourceError,), url=url, patience=stores.PATIENCE)
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(f"cannot list {url!r}: {one_line(error)}") from error
 
 
 def common_name(urls: Sequence[str]) -> str:

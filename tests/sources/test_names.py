@@ -173,3 +173,9 @@ def test_names_of_nothing_are_refused_with_what_was_meant(
         open_source(spec)
     with pytest.raises(SourceError, match=advice):
         ImageLoader(spec, device="cpu")
+
+
+def test_white_space_behind_the_name_of_a_file_in_a_store(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe_file("/a.jpg", b"image")
+    with pytest.raises(SourceError, match="begins or ends with white space"):
+        open_source("memory://a.jpg\n")

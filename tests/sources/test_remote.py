@@ -6,12 +6,14 @@ import io
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import curator_dali.sources.storage as storage
 from curator_dali.errors import SourceError
@@ -343,3 +345,33 @@ def test_a_row_group_of_a_server_that_is_out_of_order(server: Server) -> None:
     server.failures["/0.parquet?sig=a.b"] = 1000
     batch = source.read(np.array([0]))
     assert (list(batch.errors), batch.unread) == ([0], {0})
+
+
+class KeepingStore(MemoryFileSystem):
+    """A store whose listings are kept, as those of S3 and GCS are."""
+
+    protocol = "keepingstore"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.removeprefix("keepingstore://")))
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        path = self._strip_protocol(path)
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail=True, **options)
+        found = self.dircache[path]
+        return found if detail else [info["name"] for info in found]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.dircache.clear()
+
+
+def test_each_opening_lists_a_store_anew(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    fsspec.register_implementation("keepingstore", KeepingStore, clobber=True)
+    for count in (1, 2):
+        memory.pipe({f"/i/{count}.jpg": b"image", f"/t/{count}.tar": tar_bytes(tmp_path, 0)})
+        for spec in ("keepingstore://i", "keepingstore://i/*.jpg"):
+            assert len(open_source(spec)) == count
+        for spec in ("keepingstore://t", "keepingstore://t/*.tar"):
+            assert len(open_source(spec)) == 6 * count

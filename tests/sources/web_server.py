@@ -50,6 +50,9 @@ class Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that went away."""
+
     def ranges_sent(self, path: str) -> list[tuple[int, int]]:
         """(begin, end) of the ranges that were asked for, in order."""
         asked = (re.fullmatch(rf"{re.escape(path)} bytes=(\d+)-(\d+)", text) for _, text in self.requests)
