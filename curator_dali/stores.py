@@ -34,6 +34,13 @@ PATIENCE = 30.0  # seconds after which a store that is silent is not asked again
 _MOST_WAIT = 30.0  # seconds of a server's Retry-After that are waited for
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 _PROTOCOL = re.compile(r"(?:^|::)([a-z0-9+]+)(?=://|::)")
+# protocols of stores that take a limit -> their names in fsspec's configuration
+_ALIASES = {
+    **dict.fromkeys(["http", "https"], ("http", "https")),
+    **dict.fromkeys(["gs", "gcs"], ("gs", "gcs")),
+    **dict.fromkeys(["s3", "s3a"], ("s3", "s3a")),
+    **dict.fromkeys(["abfs", "abfss", "az"], ("abfs", "abfss", "az")),
+}
 _PASSING = frozenset([408, 425, 429])  # of the statuses 400 to 499, which say that a request is wrong
 
 
@@ -91,14 +98,14 @@ def filesystem(url: str, *, only_read: bool = False) -> tuple[Any, str]:
     """
     import fsspec
 
-    seconds = _parse_timeout(os.environ.get(TIMEOUT_VARIABLE, "")) if only_read else None
     try:
+        limited = [name for name in _PROTOCOL.findall(url) if name in _ALIASES] if only_read else ()
+        options = {name: _make_options(name) for name in limited}
         if is_http(url) and "::" not in url:
             from curator_dali import httpfs
 
             if fsspec.get_filesystem_class("http") is httpfs.HTTPFileSystem:  # not another that somebody registered
-                return httpfs.RangedHTTPFileSystem(**_make_options("http", seconds)), url
-        options = {protocol: _make_options(protocol, seconds) for protocol in _PROTOCOL.findall(url)}
+                return httpfs.RangedHTTPFileSystem(**next(iter(options.values()), {})), url
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise ValueError(f"cannot open {url!r}: {error}") from error
@@ -196,6 +203,25 @@ def _explain_status(status: int, headers: Mapping[str, str], url: str) -> OSErro
     return ServerError(text, float(wait) if re.fullmatch(r"\d{1,9}", wait) else 0.0)
 
 
+def _make_options(protocol: str) -> dict[str, Any]:
+    """Make options of a filesystem that limit how long a store may be silent; `protocol` is one of `_ALIASES`."""
+    import fsspec
+
+    seconds = _parse_timeout(os.environ.get(TIMEOUT_VARIABLE, ""))
+    known: dict[str, Any] = {}
+    for name in _ALIASES[protocol]:
+        known |= fsspec.config.conf.get(name, {})
+    if protocol in ("http", "https", "gs", "gcs"):
+        key = "client_kwargs" if protocol.startswith("http") else "session_kwargs"
+        return {key: {"timeout": _make_client_timeout(seconds), **(known.get(key) or {})}}
+    if not seconds:
+        return {}
+    if protocol in ("s3", "s3a"):
+        limits = {"connect_timeout": seconds, "read_timeout": seconds}
+        return {"config_kwargs": {**limits, **(known.get("config_kwargs") or {})}}
+    return {name: known.get(name, seconds) for name in ("connection_timeout", "read_timeout")}
+
+
 @lru_cache(maxsize=16)
 def _parse_timeout(text: str) -> float:
     try:
@@ -205,32 +231,6 @@ def _parse_timeout(text: str) -> float:
     if not 0 <= seconds < math.inf:
         raise ValueError(f"{TIMEOUT_VARIABLE} must be a number of seconds, or 0 for no limit, not {text!r}")
     return seconds
-
-
-def _make_options(protocol: str, seconds: float | None) -> dict[str, Any]:
-    """Make options of a filesystem that limit how long a store may be silent.
-
-    Args:
-        protocol: The protocol of its URLs.
-        seconds: The limit; 0 for none, None for whatever the filesystem has by default.
-    """
-    import fsspec
-
-    if seconds is None:
-        return {}
-    protocols = {"http": ("http", "https"), "https": ("http", "https"), "gs": ("gs", "gcs"), "gcs": ("gs", "gcs")}
-    known: dict[str, Any] = {}
-    for name in protocols.get(protocol, (protocol,)):
-        known |= fsspec.config.conf.get(name, {})
-    if protocol in ("http", "https", "gs", "gcs"):
-        key = "client_kwargs" if protocol.startswith("http") else "session_kwargs"
-        return {key: {"timeout": _make_client_timeout(seconds), **(known.get(key) or {})}}
-    if protocol in ("s3", "s3a") and seconds:
-        limits = {"connect_timeout": seconds, "read_timeout": seconds}
-        return {"config_kwargs": {**limits, **(known.get("config_kwargs") or {})}}
-    if protocol in ("abfs", "abfss", "az") and seconds:
-        return {name: known.get(name, seconds) for name in ("connection_timeout", "read_timeout")}
-    return {}
 
 
 @lru_cache(maxsize=16)

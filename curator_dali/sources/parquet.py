@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +103,7 @@ class ParquetSource(Source):
         self._storage = Storage()
         self._start()
         with ThreadPoolExecutor(16 if remote else 4, thread_name_prefix="curator-dali-parquet") as pool:
-            footers = list(pool.map(self._read_footer, self._urls))
+            footers = list(pool.map(partial(self._read_footer, silent=threading.Event()), self._urls))
         bad = [f"{url}: {footer}" for url, footer in zip(self._urls, footers, strict=True) if isinstance(footer, str)]
         if bad:
             raise SourceError(
@@ -286,8 +287,10 @@ class ParquetSource(Source):
         footer = self._files.get(url, lambda: pq.ParquetFile(file).metadata)
         return pq.ParquetFile(file, metadata=footer), now
 
-    def _read_footer(self, url: str) -> Any:
-        """A `_Footer`, or why it cannot be read."""
+    def _read_footer(self, url: str, silent: threading.Event) -> Any:
+        """A `_Footer`, or why it cannot be read; once a store was silent for too long, no other file is waited for."""
+        if silent.is_set() and is_remote(url):
+            return "not asked for, as the store is silent"
         try:
             file, stat = ask(url, lambda: self._open(url), (ValueError,)) if is_remote(url) else self._open(url)
             groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
@@ -298,6 +301,8 @@ class ParquetSource(Source):
                 stat,
             )
         except Exception as error:  # OSError, ArrowInvalid, and whatever a remote filesystem raises
+            if isinstance(error, TimeoutError):
+                silent.set()
             return one_line(error)
 
     def _is_damaged(self, file: int, error: Exception) -> bool:

@@ -415,9 +415,12 @@ class Storage:
         """One try at each range. Filesystems with an event loop get them all at once, the others from threads."""
         results: dict[int, bytes | BaseException] = {}
         groups: dict[int, tuple[Any, list[int], list[str]]] = {}
+        web: Any = None  # one filesystem serves all web servers; asking fsspec for it costs more than reading a URL
         for number, (url, _, _) in enumerate(ranges):
             try:
-                fs, path = filesystem(url)
+                is_web = url.startswith(("http://", "https://")) and "::" not in url
+                fs, path = (web, url) if is_web and web is not None else filesystem(url)
+                web = fs if is_web and getattr(fs, "takes_etags", False) else web
             except SourceError as error:
                 results[number] = error
                 continue

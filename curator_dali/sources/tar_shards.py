@@ -152,8 +152,9 @@ class Shards:
         bad: dict[str, str] = {}
         summaries: dict[int, Summary] = {}
         told = time.monotonic()
+        silent = threading.Event()
         with ThreadPoolExecutor(32 if self.remote else 8, thread_name_prefix="curator-dali-index") as pool:
-            numbers = {pool.submit(self._open_one, number): number for number in range(len(self.urls))}
+            numbers = {pool.submit(self._open_one, number, silent): number for number in range(len(self.urls))}
             for done, future in enumerate(as_completed(numbers), 1):
                 number = numbers[future]
                 try:
@@ -177,7 +178,23 @@ class Shards:
                 "Shards must be uncompressed tars: repair these or leave them out"
             )
 
-    def _open_one(self, number: int) -> Summary:
+    def _open_one(self, number: int, silent: threading.Event) -> Summary:
+        """Learn what each opening needs of a shard.
+
+        Args:
+            number: The shard.
+            silent: Set once the store was silent for as long as it is waited for: no other shard is waited for then.
+        """
+        url = self.urls[number]
+        if silent.is_set() and is_remote(url):
+            raise TimeoutError("not asked for, as the store is silent")
+        try:
+            return self._open_asked(number)
+        except TimeoutError:
+            silent.set()
+            raise
+
+    def _open_asked(self, number: int) -> Summary:
         url = self.urls[number]
         stat = self.stats[number] = self._storage.stat(url)
         path = index_path(url, self._keep)
