@@ -19,14 +19,14 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:(\d+)|\*)")
 class RangedHTTPFileSystem(HTTPFileSystem):  # type: ignore[misc]
     """fsspec's HTTP filesystem, which would take any answer to the request for a range for that range."""
 
-    takes_etags = True
+    takes_known = True
 
     async def _cat_file(
         self,
         url: str,
         start: int | None = None,
         end: int | None = None,
-        etags: Mapping[str, str] | None = None,
+        known: Mapping[str, tuple[int, str]] | None = None,
         **kwargs: Any,
     ) -> bytes:
         """Fetch a file or a range of it.
@@ -35,7 +35,7 @@ class RangedHTTPFileSystem(HTTPFileSystem):  # type: ignore[misc]
             url: The file.
             start: The first byte of a range.
             end: The byte behind the range.
-            etags: The ETags that files had when they were opened.
+            known: The size and ETag that a file had when it was opened; "" where there was none.
             kwargs: Options of the request.
 
         Raises:
@@ -51,9 +51,7 @@ class RangedHTTPFileSystem(HTTPFileSystem):  # type: ignore[misc]
             if response.status == 416:
                 return b""  # the file ends before the range begins
             self._raise_not_found_for_status(response, url)
-            etag, known = response.headers.get("ETag", ""), (etags or {}).get(url, "")
-            if known != etag and known.startswith('"') and etag.startswith('"'):  # weak ones differ between equal files
-                raise PermanentError(f"{url} changed after it was opened: open the source again")
+            _check_unchanged(response.headers, url, (known or {}).get(url))
             if response.status == 200:
                 return await _read_start(response, url, start, end)
             expected = _check_range(response.headers.get("Content-Range"), url, start, end)
@@ -90,13 +88,26 @@ class _RangedFile(HTTPFile):  # type: ignore[misc]
         self.details = dict(info)
 
     async def async_fetch_range(self, start: int, end: int) -> bytes:
-        etags = {self.url: str(self.details.get("ETag") or "")}
-        return await self.fs._cat_file(self.url, start, end, etags=etags)  # type: ignore[no-any-return]
+        known = {self.url: (self.size, str(self.details.get("ETag") or ""))}
+        return await self.fs._cat_file(self.url, start, end, known=known)  # type: ignore[no-any-return]
 
     _fetch_range = sync_wrapper(async_fetch_range)
 
     def _fetch_all(self) -> None:
         """Read a file in parts, as any other; fsspec reads a large one in one request."""
+
+
+def _check_unchanged(headers: Mapping[str, str], url: str, known: tuple[int, str] | None) -> None:
+    """Check that a file is the one that was opened.
+
+    Raises:
+        PermanentError: The file has another size or ETag. Weak ETags do not count, as they may differ for equal files.
+    """
+    size, etag = known or (None, "")
+    told, now = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip()), headers.get("ETag", "")
+    resized = size is not None and told is not None and told[3] is not None and int(told[3]) != size
+    if resized or (now != etag and now.startswith('"') and etag.startswith('"')):
+        raise PermanentError(f"{url} changed after it was opened: open the source again")
 
 
 async def _read_start(response: Any, url: str, start: int, end: int) -> bytes:

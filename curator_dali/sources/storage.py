@@ -334,8 +334,8 @@ class Storage:
             return self._fill_all_local(requests)
         outcomes = [Outcome(0, "")] * len(requests)
         ranges = [(r.url, r.offset, r.offset + len(r.view)) for r in (requests[number] for number in remote)]
-        etags = {request.url: request.stat.etag for request in requests if request.stat.etag}
-        for number, data in zip(remote, self.cat(ranges, etags), strict=True):
+        known = {request.url: (request.stat.size, request.stat.etag) for request in requests}
+        for number, data in zip(remote, self.cat(ranges, known), strict=True):
             outcomes[number] = _accept(requests[number], data)
         local = sorted(set(range(len(requests))) - set(remote))
         for number, outcome in zip(local, self._fill_all_local([requests[n] for n in local]), strict=True):
@@ -343,19 +343,19 @@ class Storage:
         return outcomes
 
     def cat(
-        self, ranges: Sequence[tuple[str, int | None, int | None]], etags: Mapping[str, str] | None = None
+        self, ranges: Sequence[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None = None
     ) -> list[bytes | BaseException]:
         """Fetch ranges of remote files at the same time.
 
         Args:
             ranges: `(url, start, end)`; (None, None) for the whole file.
-            etags: URL -> ETag that a file of a web server has to have still.
+            known: URL -> size and ETag that a file of a web server has to have still.
         """
         results: list[bytes | BaseException] = [RuntimeError("not fetched")] * len(ranges)
         left = list(range(len(ranges)))
         begun = time.monotonic()
         for delay in (*_RETRY_DELAYS, None):
-            for number, result in zip(left, self._cat_once([ranges[n] for n in left], etags), strict=True):
+            for number, result in zip(left, self._cat_once([ranges[n] for n in left], known), strict=True):
                 results[number] = result
             failures = {n: result for n in left if isinstance(result := results[n], BaseException)}
             found = {n: find_wait(failure, delay, begun, (SourceError,)) for n, failure in failures.items()}
@@ -410,7 +410,7 @@ class Storage:
         return (status.st_size, status.st_mtime_ns) != (stat.size, stat.version)
 
     def _cat_once(
-        self, ranges: list[tuple[str, int | None, int | None]], etags: Mapping[str, str] | None
+        self, ranges: list[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None
     ) -> list[bytes | BaseException]:
         """One try at each range. Filesystems with an event loop get them all at once, the others from threads."""
         results: dict[int, bytes | BaseException] = {}
@@ -420,7 +420,7 @@ class Storage:
             try:
                 is_web = url.startswith(("http://", "https://")) and "::" not in url
                 fs, path = (web, url) if is_web and web is not None else filesystem(url)
-                web = fs if is_web and getattr(fs, "takes_etags", False) else web
+                web = fs if is_web and getattr(fs, "takes_known", False) else web
             except SourceError as error:
                 results[number] = error
                 continue
@@ -429,7 +429,7 @@ class Storage:
             paths.append(path)
         for fs, numbers, paths in groups.values():
             starts, ends = [ranges[n][1] for n in numbers], [ranges[n][2] for n in numbers]
-            for n, result in zip(numbers, self._cat_group(fs, paths, starts, ends, etags), strict=True):
+            for n, result in zip(numbers, self._cat_group(fs, paths, starts, ends, known), strict=True):
                 results[n] = explain(result, ranges[n][0]) if isinstance(result, BaseException) else result
         return [results[number] for number in range(len(ranges))]
 
@@ -439,13 +439,13 @@ class Storage:
         paths: list[str],
         starts: list[int | None],
         ends: list[int | None],
-        etags: Mapping[str, str] | None,
+        known: Mapping[str, tuple[int, str]] | None,
     ) -> list[bytes | BaseException]:
         from fsspec.asyn import AsyncFileSystem
 
         try:
             if isinstance(fs, AsyncFileSystem):
-                options = {"etags": etags} if etags and getattr(fs, "takes_etags", False) else {}
+                options = {"known": known} if known and getattr(fs, "takes_known", False) else {}
                 return list(fs.cat_ranges(paths, starts, ends, on_error="return", **options))
             with self._lock:
                 self._pool = self._pool or ThreadPoolExecutor(_THREADS, thread_name_prefix="curator-dali-remote")

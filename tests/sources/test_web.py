@@ -223,21 +223,18 @@ def test_a_limit_that_is_no_number_is_refused(value: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-@pytest.mark.parametrize(("shift", "honest"), [(100, True), (-512, True), (100, False)])
+@pytest.mark.parametrize(("shift", "short"), [(100, 0), (-512, 0), (0, 10)])
 def test_another_range_than_was_asked_for_is_no_image(
-    server: Server, data: Callable[[str], Any], images: list[bytes], kind: str, shift: int, honest: bool
+    server: Server, data: Callable[[str], Any], images: list[bytes], kind: str, shift: int, short: int
 ) -> None:
     source = open_source(data(kind))
-    if not honest:  # the last bytes of the file, and fewer than the header says
-        server.files = {
-            path: content[: len(content) if path == "/a.parquet" else -8192] for path, content in server.files.items()
-        }
-    server.shift, server.honest = shift, honest
+    server.shift, server.short = shift, short
     last = np.array([COUNT - 1])
     batch = source.read(last)
     assert batch.unread == batch.errors.keys() == {0}
     assert "its server sent" in batch.errors[0]
-    server.shift = 0
+    server.shift = server.short = 0
+    check(source, images)
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
@@ -279,6 +276,17 @@ def test_a_file_that_was_replaced_on_the_server(
     check(again, [images[0][::-1], *images[1:]])
     with ImageLoader(again, device="cpu", batch_size=1) as loader, pytest.raises(ValueError, match="fingerprint"):
         loader.load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_file_of_another_size_is_another_file(
+    server: Server, data: Callable[[str], Any], images: list[bytes], kind: str
+) -> None:
+    source = open_source(data(kind))
+    server.files = {path: b"x" * 512 + content for path, content in server.files.items()}
+    batch = source.read(np.arange(2))
+    assert batch.unread == batch.errors.keys() == {0, 1}
+    assert all("changed after it was opened" in reason for reason in batch.errors.values())
 
 
 def test_weak_etags_and_times_do_not_tell_a_change_while_a_file_is_read(

@@ -24,7 +24,7 @@ class Server(ThreadingHTTPServer):
         headers: Headers of every answer.
         etag: The ETag of every file; "" for none.
         shift: How many bytes further a range is than it was asked for.
-        honest: Whether a shifted range says so.
+        short: How many bytes less of a range are sent than its header says.
         silent: Methods that are never answered.
         stops: Whether the bodies of ranges stop halfway, without an end.
         requests: (method, path and range) of all requests.
@@ -43,7 +43,7 @@ class Server(ThreadingHTTPServer):
         self.headers: Mapping[str, str] = {}
         self.etag = ""
         self.shift = 0
-        self.honest = True
+        self.short = 0
         self.silent: set[str] = set()
         self.stops = False
         self.over = threading.Event()
@@ -92,9 +92,9 @@ class Handler(BaseHTTPRequestHandler):
         told = ""
         if server.ranges and match and status == 200:
             begin, end = int(match[1]), min(int(match[2]) + 1, size)
-            told = f"bytes {begin}-{end - 1}/{size}"
             begin, end = begin + server.shift, min(end + server.shift, size)
-            told = f"bytes {begin}-{end - 1}/{size}" if server.honest else told
+            told = f"bytes {begin}-{end - 1}/{size}"
+            end -= server.short
             data, status = (data[begin:end], 206) if begin < size else (b"", 416)
         self.send_response(status)
         if status == 206:
