@@ -96,6 +96,8 @@ class FolderSource(LearningSource):
         others = sorted(known.difference(paths))
         self._signed = is_http(f"{self._root}/") and any("?" in path for path in paths)
         names = [self._unsign(path) for path in paths] if self._signed else paths
+        if len(set(names)) < len(set(paths)):  # what tells images apart is no signature
+            self._signed, names = False, paths
         stems = [stem_of(name) for name in names]
         self._sidecars, self._spellings = _match_sidecars(stems, others)
         seen: set[str] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from curator_dali import ImageLoader, stores
 from curator_dali.errors import SourceError
@@ -213,6 +215,21 @@ def test_the_limit_is_ten_seconds_unless_told() -> None:
     assert "timeout" not in written.client_kwargs  # the answer to an upload takes its time
 
 
+class RecordedStore(MemoryFileSystem):
+    """A store that takes whatever options S3's filesystem is made with."""
+
+    protocol = ("s3", "s3a")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a.jpg", "filecache::s3://bucket/a.jpg"])
+def test_the_limit_reaches_an_object_store(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules["fsspec.registry"].__dict__["_registry"], "s3", RecordedStore)
+    fs, _ = storage.filesystem(url)
+    fs = fs.fs if "::" in url else fs
+    assert isinstance(fs, RecordedStore)
+    assert fs.storage_options == {"config_kwargs": {"connect_timeout": 10, "read_timeout": 10}}
+
+
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
 def test_a_limit_that_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(stores.TIMEOUT_VARIABLE, value)
@@ -337,6 +354,13 @@ def test_a_new_signature_is_the_same_data_set(server: Server, data: Callable[[st
 
 def test_images_of_one_address_and_several_queries_stay_apart(server: Server, images: list[bytes]) -> None:
     server.files = {f"/photo.jpg?id={n}": image for n, image in enumerate(images)}
+    source = open_source([f"{server.url}{path}" for path in server.files])
+    check(source, images)
+    assert len({item.image_id for item in source.read(np.arange(COUNT)).objects}) == COUNT
+
+
+def test_a_token_that_tells_images_apart_is_no_signature(server: Server, images: list[bytes]) -> None:
+    server.files = {f"/photo.jpg?token={n}": image for n, image in enumerate(images)}
     source = open_source([f"{server.url}{path}" for path in server.files])
     check(source, images)
     assert len({item.image_id for item in source.read(np.arange(COUNT)).objects}) == COUNT
