@@ -209,7 +209,7 @@ def test_an_unknown_protocol_is_not_tried_again(monkeypatch: pytest.MonkeyPatch)
 def test_a_server_without_ranges_says_so(server: Server, tmp_path: Path) -> None:
     server.files["/0.tar"] = tar_bytes(tmp_path, 0, size=2_000_000)
     server.ranges = False
-    with pytest.raises(SourceError, match=r"does not serve byte ranges.*filecache"):
+    with pytest.raises(SourceError, match=r"does not serve byte ranges.*simplecache"):
         open_source(f"{server.url}/0.tar")
     server.ranges = True
     source = open_source(f"{server.url}/0.tar")

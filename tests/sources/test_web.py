@@ -272,6 +272,14 @@ def test_a_server_that_ignores_ranges(server: Server, data: Callable[[str], Any]
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_copy_that_fsspec_keeps_needs_no_ranges(
+    server: Server, data: Callable[[str], Any], images: list[bytes], kind: str
+) -> None:
+    server.ranges = False
+    check(open_source(f"simplecache::{data(kind)}"), images)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_a_file_that_was_replaced_on_the_server(
     server: Server, data: Callable[[str], Any], images: list[bytes], kind: str
 ) -> None:
