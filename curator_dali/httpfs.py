@@ -119,7 +119,8 @@ async def _read_start(response: Any, url: str, start: int, end: int) -> bytes:
     length = response.content_length
     if start > 0 or length is None or length > end:
         raise PermanentError(
-            f"{url}: its server does not serve byte ranges. Download it, or let fsspec keep a copy: 'simplecache::{url}'"
+            f"{url}: its server does not serve byte ranges. Download the file, or let fsspec keep a copy: "
+            f"'simplecache::{url}'"
         )
     return bytes(await response.read())
 

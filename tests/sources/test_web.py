@@ -261,7 +261,7 @@ def test_a_server_that_ignores_ranges(server: Server, data: Callable[[str], Any]
     server.requests.clear()
     batch = source.read(np.arange(COUNT))
     assert batch.unread == batch.errors.keys() == set(range(COUNT))
-    assert all("does not serve byte ranges. Download it" in reason for reason in batch.errors.values())
+    assert all("does not serve byte ranges. Download the file" in reason for reason in batch.errors.values())
     assert len(server.requests) <= 2 * COUNT * 2  # asked once
     if kind == "parquet":  # a small one comes with the first request
         buffer = io.BytesIO()
