@@ -19,9 +19,11 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from curator_dali.stores import filesystem, is_remote, one_line, retry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,35 +42,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 # An object is there when its upload is complete, and not before; renaming would copy it.
 _OBJECT_STORES = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "hf"])
 _LEFTOVER = re.compile(r"\..*\.(?P<host>[\w-]+)\.[0-9a-f]{16}\.partial", re.DOTALL)
 _IDLE = 3600.0  # seconds without a write until another machine's file counts as left behind
 _RETRY_DELAYS = (0.5, 2.0, 8.0)  # of a write
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
+_FINAL = (NotImplementedError, ValueError)  # trying again changes nothing
 _MAX_PARTS = 1024  # IOV_MAX of Linux
-_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
-
-
-def retry(function: Callable[[], T], delays: Sequence[float], final: tuple[type[Exception], ...]) -> T:
-    """What a function that asks a remote filesystem returns; it is called again where it raises.
-
-    Args:
-        function: What to call.
-        delays: Seconds before the 2nd, 3rd, ... call; the last one's exception comes out.
-        final: Exceptions that come out at once: trying again changes nothing.
-    """
-    for delay in delays:
-        try:
-            return function()
-        except final:
-            raise
-        except Exception as error:
-            logger.warning("a remote read or write failed, trying again: %s", one_line(error))
-            time.sleep(delay)
-    return function()
 
 
 class Written(NamedTuple):
@@ -77,32 +57,6 @@ class Written(NamedTuple):
     name: str
     size: int
     blake2b: str = ""
-
-
-def is_remote(url: str) -> bool:
-    """Whether `url` is for fsspec (`s3://...`, `filecache::s3://...`) and not a path of this machine."""
-    return "://" in url or "::" in url
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of `url`, and the path in it.
-
-    Raises:
-        ValueError: fsspec does not know the protocol, or the package that it needs is missing.
-    """
-    import fsspec
-
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"cannot open {url!r}: {error}") from error
-    return fs, path
-
-
-def one_line(error: object) -> str:
-    """An exception, after its type, or a text as one line without addresses of objects, which no two runs share."""
-    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
-    return " ".join(_ADDRESS.sub("", text).split())
 
 
 class AtomicFile:
@@ -357,13 +311,13 @@ def _upload(path: str, url: str) -> None:
     fs, target = filesystem(url)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if protocols & _OBJECT_STORES:
-        retry(lambda: fs.put_file(path, target), _RETRY_DELAYS, _FINAL)
+        retry(lambda: fs.put_file(path, target), _RETRY_DELAYS, _FINAL, url=url)
         return
     folder, _, name = target.rpartition("/")
     partial = f"{folder}/.{name[:150]}.{_host()}.{secrets.token_hex(8)}.partial"
     try:
-        retry(lambda: fs.put_file(path, partial), _RETRY_DELAYS, _FINAL)
-        retry(lambda: fs.mv(partial, target), _RETRY_DELAYS, _FINAL)
+        retry(lambda: fs.put_file(path, partial), _RETRY_DELAYS, _FINAL, url=url)
+        retry(lambda: fs.mv(partial, target), _RETRY_DELAYS, _FINAL, url=url)
     except BaseException:
         with contextlib.suppress(Exception):
             fs.rm_file(partial)

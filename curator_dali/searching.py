@@ -20,6 +20,8 @@ from curator_dali.reopening import reopen_source
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.sources import MemorySource, Subset
+from curator_dali.sources.reading import read_bytes
+from curator_dali.sources.storage import Storage, is_remote, one_line
 from curator_dali.stages.earlier import embedder_lineage
 
 if TYPE_CHECKING:
@@ -239,14 +241,12 @@ def _encoder(run: Any, encoder: ImageEncoder | None, device: str) -> ImageEncode
 
 def _embed(image: Any, encoder: ImageEncoder) -> NDArray[np.float32]:
     if isinstance(image, (str, Path)):
-        import fsspec
-
-        name = str(image)
-        try:
-            with fsspec.open(name, "rb") as file:
-                data = file.read()
-        except (OSError, ValueError) as error:
-            raise SearchError(f"cannot read the image {name!r}: {error}") from error
+        name, storage = str(image), Storage()
+        read = storage.cat([(name, None, None)])[0] if is_remote(name) else read_bytes(os.path.expanduser(name))
+        storage.close()
+        if isinstance(read, BaseException):
+            raise SearchError(f"cannot read the image {name!r}: {one_line(read)}") from read
+        data = read
     else:
         name, data = "query", bytes(image)
     view = tuple(encoder.view)

@@ -68,13 +68,20 @@ LAYERS: dict[str, set[str]] = {
     "lending": {"arrays"},
     "sampling": {"errors"},
     "errors": {"files", "html"},
-    "files": set(),
+    "files": {"stores"},
+    "httpfs": {"stores"},
+    "stores": set(),
 }
 # Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`, a
 # report's call `reporting`.
-MAY_LOOK_UP = {"viewing": {"display", "fields"}, "counts": {"reporting"}, "report": {"reporting"}}
+MAY_LOOK_UP = {
+    "viewing": {"display", "fields"},
+    "counts": {"reporting"},
+    "report": {"reporting"},
+    "stores": {"httpfs"},
+}
 # Modules that exist for the sake of a library may import it when they are imported themselves.
-MAY_BE_HEAVY = {"torch", "ray", "nemo"}
+MAY_BE_HEAVY = {"torch", "ray", "nemo", "httpfs"}
 
 
 def layer(module: str) -> str:

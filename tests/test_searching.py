@@ -81,6 +81,7 @@ def test_blocks_give_what_one_block_gives(out: Path, monkeypatch: pytest.MonkeyP
         ({"embedding": [0, np.nan, 0]}, SearchError, "nothing is like it"),
         ({"image": b"no image"}, SearchError, "cannot be used"),
         ({"image": "/nowhere.jpg"}, SearchError, "cannot read the image"),
+        ({"image": "http://127.0.0.1:9/nowhere.jpg"}, SearchError, "cannot read the image.*Cannot connect to host"),
     ],
 )
 def test_bad_queries(out: Path, options: dict[str, Any], error: type[Exception], match: str) -> None:

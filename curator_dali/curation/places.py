@@ -13,7 +13,7 @@ from curator_dali.errors import OutputError
 from curator_dali.files import is_remote
 from curator_dali.sinks.records import part_name
 from curator_dali.sources import Mixture, Source, Subset
-from curator_dali.sources.opening import expand_braces
+from curator_dali.sources.patterns import expand_braces
 
 __all__ = ["check_file", "check_out"]
 

@@ -29,7 +29,8 @@ from curator_dali.sources.samples import (
     parse_metadata,
     sniff_extension,
 )
-from curator_dali.sources.storage import Storage, fingerprint, is_remote, one_line
+from curator_dali.sources.storage import Storage, fingerprint, is_remote, one_line, strip_query, strip_signature
+from curator_dali.stores import is_http
 from curator_dali.wording import count
 
 __all__ = ["FolderSource"]
@@ -81,7 +82,7 @@ class FolderSource(LearningSource):
         self._named = files is not None
         self._storage = Storage()
         self.read_ahead = 8 if self._remote else 1
-        self.name = name or self._root.partition("?")[0].rpartition("/")[2] or "images"
+        self.name = name or strip_query(self._root).rpartition("/")[2] or "images"
         if files is not None:  # "./a.jpg" is a.jpg
             files = [os.path.normpath(path) if "./" in path and not self._remote else path for path in files]
         if listing is None and files is None:
@@ -93,11 +94,15 @@ class FolderSource(LearningSource):
         known = set(listing.paths)
         self._listed = np.array([path in known for path in paths], bool)
         others = sorted(known.difference(paths))
-        stems = [stem_of(path) for path in paths]
+        self._signed = is_http(f"{self._root}/") and any("?" in path for path in paths)
+        names = [self._unsign(path) for path in paths] if self._signed else paths
+        if len(set(names)) < len(set(paths)):  # what tells images apart is no signature
+            self._signed, names = False, paths
+        stems = [stem_of(name) for name in names]
         self._sidecars, self._spellings = _match_sidecars(stems, others)
         seen: set[str] = set()
         repeated = {stem for stem in stems if stem in seen or seen.add(stem)}  # type: ignore[func-returns-value]
-        repeated |= seen.intersection(paths)  # "a.jpg.jpg" must not be "a.jpg", which may be an id, too
+        repeated |= seen.intersection(names)  # "a.jpg.jpg" must not be "a.jpg", which may be an id, too
         self._repeated = np.array([stem in repeated for stem in stems], bool)
         self._tables = [path for path in others if is_metadata_file(path)]
         self._annotations = Annotations(self._root, self._tables, paths, self._read_table, whole=files is None)
@@ -108,7 +113,7 @@ class FolderSource(LearningSource):
             if label_from_folder:
                 warn_of_split_folders(listing.folders, self._root)
         elif label_from_folder:
-            self._classes, self._labels = number_classes(paths, listing.folders, self._root)
+            self._classes, self._labels = number_classes(names, listing.folders, self._root)
         self._class_fields = [{"label": number, "label_name": name} for number, name in enumerate(self._classes)]
         self._class_sidecars = [make_sidecars(fields) for fields in self._class_fields]
         if files is None:
@@ -149,6 +154,8 @@ class FolderSource(LearningSource):
         replaced, and one of a list of remote files, which are never looked at before they are read.
         """
         files: Iterable[object] = self._all_files()
+        if self._signed:
+            files = [os.fsencode(self._unsign(os.fsdecode(path))) for path in self._all_files()]
         if not self._remote:
             sizes, readable = zip(*_stat_files(self._root, self._all_files()), strict=True) if len(self) else ((), ())
             self._keep_sizes([size if can else -1 for size, can in zip(sizes, readable, strict=True)])
@@ -178,7 +185,8 @@ class FolderSource(LearningSource):
             elif len(result) == 0:
                 batch.errors[row] = "the image has no bytes"
             batch.images.append(result)
-            key = path if self._repeated[number] else stem_of(path)
+            name = self._unsign(path) if self._signed else path
+            key = name if self._repeated[number] else stem_of(name)
             metadata = self._metadata(number, sidecars[row], fetched)
             batch.objects.append(ImageObject(f"{self._root}/{_printable(path)}", _printable(key), metadata))
         if members:
@@ -234,6 +242,10 @@ class FolderSource(LearningSource):
         elif lost or self._classes or self._annotations:
             return add_sidecars(found, batch.objects[row].metadata)
         return found
+
+    def _unsign(self, path: str) -> str:
+        """Return a path below the root without the signature of its URL."""
+        return strip_signature(f"{self._root}/{path}")[len(self._root) + 1 :]
 
     def _keep_sizes(self, sizes: Sequence[int]) -> None:
         """Keep the bytes of `_all_files`, -1 for a file that cannot be read: (N, 4), the image and its sidecars.

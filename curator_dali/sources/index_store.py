@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from curator_dali.files import is_remote, write_file
 from curator_dali.sources.base import HEADER_DTYPE
-from curator_dali.sources.storage import Stat
+from curator_dali.sources.storage import Stat, strip_signature
 from curator_dali.sources.tar_index import Summary, TarIndex
 
 __all__ = ["index_path", "load_headers", "load_index", "peek_index", "save_headers", "save_index"]
@@ -40,7 +40,7 @@ def index_path(url: str, keep: str) -> Path | None:
     """Where the index of a tar is kept; the headers learnt lie beside it, under `.headers`.
 
     Args:
-        url: The tar.
+        url: The tar; a new signature of its URL changes nothing.
         keep: `"beside"` the tar (remote tars: in the cache folder), in the `"cache"` folder ($CURATOR_DALI_CACHE, else
             $XDG_CACHE_HOME/curator_dali, else ~/.cache/curator_dali), or `"none"`: nowhere.
     """
@@ -51,7 +51,7 @@ def index_path(url: str, keep: str) -> Path | None:
     folder = os.environ.get("CURATOR_DALI_CACHE")
     if not folder:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "curator_dali")
-    digest = hashlib.blake2b(url.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(strip_signature(url).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return Path(folder, "tar", digest[:2], f"{digest}.cdindex")  # folders of thousands, not of millions
 
 

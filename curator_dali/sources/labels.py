@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.sources.storage import strip_query
+
 __all__ = ["number_classes", "warn_of_split_files", "warn_of_split_folders"]
 
 logger = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ def warn_of_split_files(urls: Sequence[str], spec: str) -> None:
     """
     splits: dict[str, str] = {}  # split -> a pattern of its files
     for url in urls:
-        folder, _, file = url.partition("?")[0].rpartition("/")
+        folder, _, file = strip_query(url).rpartition("/")
         above = folder.rpartition("/")[2]
         if match := _SPLIT_FILE.fullmatch(file):
             splits.setdefault(match[1], f"{folder}/{match[1]}*.{file.rpartition('.')[2]}")

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from curator_dali.errors import SourceError
 from curator_dali.sources.samples import SIDECARS
-from curator_dali.sources.storage import content_hash, filesystem, is_remote, one_line
+from curator_dali.sources.storage import ask_listing, content_hash, filesystem, is_remote, strip_query
+from curator_dali.stores import is_http
 from curator_dali.wording import count
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "list_folder",
     "list_local",
     "list_right_in",
+    "listing_options",
     "stem_of",
     "version_of",
     "warn_passed_over",
@@ -160,11 +162,7 @@ def list_below(root: str, folder: str, depth: int | None) -> dict[str, tuple[Any
         SourceError: The folder cannot be listed.
     """
     url = f"{root}/{folder}"
-    fs, path = filesystem(url)
-    try:
-        found = fs.find(path, maxdepth=depth, detail=True)
-    except Exception as error:
-        raise SourceError(f"cannot list {url!r}: {one_line(error)}") from error
+    path, found = _find(url, maxdepth=depth)
     skip = len(path.rstrip("/"))
     return {f"{folder}/{name[skip:].lstrip('/')}".lstrip("/"): version_of(info) for name, info in found.items()}
 
@@ -193,7 +191,8 @@ def common_folder(urls: Sequence[str]) -> str:
     """The deepest folder that all these paths or URLs lie in."""
     if not any(map(is_remote, urls)):
         return os.path.commonpath([os.path.dirname(url) for url in urls])
-    return os.path.commonprefix(urls).rpartition("/")[0]  # noqa: RUF071 (commonpath does not know "//")
+    paths = [strip_query(url) for url in urls]
+    return os.path.commonprefix(paths).rpartition("/")[0]  # noqa: RUF071 (commonpath does not know "//")
 
 
 def stem_of(path: str) -> str:
@@ -239,14 +238,37 @@ def _is_usual(path: str, used: Container[str]) -> bool:
     return marker or name.startswith(".") or stem_of(name) in _USUAL_STEMS or name.endswith(_USUAL_ENDINGS)
 
 
+def _find(url: str, **options: Any) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Find all files below a remote folder.
+
+    Args:
+        url: The folder.
+        options: Options of the filesystem's `find`.
+
+    Returns:
+        The path of the folder, and path -> what the store tells of each file.
+
+    Raises:
+        SourceError: The folder cannot be listed.
+    """
+    fs, path = filesystem(url)
+
+    return path, ask_listing(url, lambda: fs.find(path, detail=True, **options, **listing_options(url)))
+
+
+def listing_options(url: str) -> dict[str, Any]:
+    """Make options of `find` and `glob`, by which fsspec tells of a web server that does not answer."""
+    return {"on_error": _check_listed} if is_http(url) else {}
+
+
+def _check_listed(error: Exception) -> None:
+    if not isinstance(error, FileNotFoundError):  # a dead link
+        raise error
+
+
 def _list_remote(root: str) -> Listing:
-    fs, path = filesystem(root)
+    path, found = _find(root, withdirs=True)
     path = path.rstrip("/")
-    try:
-        fs.invalidate_cache(path)  # of what another listing saw, perhaps before the files were written anew
-        found = fs.find(path, withdirs=True, detail=True)
-    except Exception as error:
-        raise SourceError(f"cannot list {root!r}: {one_line(error)}") from error
     below = {name[len(path) :].strip("/"): info for name, info in found.items()}
     visible = {name: info for name, info in below.items() if name and "/." not in f"/{name}"}
     outputs = {name.partition(f"/{OUTPUT}/")[0] for name in visible if f"/{OUTPUT}/" in name}

@@ -6,7 +6,6 @@ import glob
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -28,17 +27,21 @@ from curator_dali.sources.listing import (
     list_folder,
     list_local,
     list_right_in,
+    listing_options,
     stem_of,
     warn_passed_over,
 )
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.parquet import ParquetSource
+from curator_dali.sources.patterns import Pattern, read_patterns
+from curator_dali.sources.refusals import COMPRESSED, advise_on_container, advise_on_missing, advise_on_protocol
 from curator_dali.sources.samples import is_image, sniff_extension
-from curator_dali.sources.storage import Storage, filesystem, is_remote, one_line
+from curator_dali.sources.storage import Storage, ask_listing, filesystem, is_remote, one_line, strip_query
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
+from curator_dali.stores import is_http
 
-__all__ = ["expand_braces", "open_source", "reopen"]
+__all__ = ["open_source", "reopen"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +50,6 @@ _ACCEPTED = (
     "a .tar, .parquet or image file, a URL of any of these that fsspec opens (s3://, gs://, http://, ...), a list of "
     "these of one kind, encoded images (a list of bytes, or a mapping from id to bytes), or a Source"
 )
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
-_GLOB = re.compile(r"[*?\[]")
 _MOST_SHOWN = 5
 _HEAD = 16  # bytes by which images are told
 # kinds of what is no source: a file of another ending, a folder without images, a folder beside shards
@@ -143,7 +142,12 @@ def _open(
         raise SourceError(f"cannot open {wrong[0]!r} ({type(wrong[0]).__name__}) as a source: give {_ACCEPTED}")
 
     texts = [os.fspath(item) for item in items]
-    found = _sniff([match for text in texts for match in _find(text)])
+    for text in texts:
+        _check_text(text)
+    _forget_listings(texts)
+    read = [(text, read_patterns(text)) for text in texts]
+    patterns = [pattern for _, some in read for pattern in some]
+    found = _sniff([match for text, some in read for match in _find(text, some)])
     kinds = {match.kind for match in found} - _NO_DATA
     if not kinds:
         _refuse(spec, found)
@@ -163,27 +167,30 @@ def _open(
         if label_from_folder and len(urls) > len(texts):
             warn_of_split_files(urls, shown)
         if kind == "tar":
-            return TarSource(urls, name=name or _folder_name(items), index=index)
-        return ParquetSource(urls, name=name or _folder_name(items), image_column=image_column)
+            return TarSource(urls, name=name or _folder_name(patterns), index=index)
+        return ParquetSource(urls, name=name or _folder_name(patterns), image_column=image_column)
     if kind == "image":
-        return _open_images(texts, urls, label_from_folder, name)
-    return _open_folders(texts, [match for match in found if match.kind in ("folder", _EMPTY)], label_from_folder, name)
+        return _open_images(patterns, urls, label_from_folder, name)
+    folders_found = [match for match in found if match.kind in ("folder", _EMPTY)]
+    return _open_folders(patterns, folders_found, label_from_folder, name)
 
 
 def _refuse(spec: Any, found: list[_Match]) -> NoReturn:
     """Raise the reason why nothing that was found can be read."""
     others = [match.url for match in found if match.kind == _OTHER]
+    if others and (advice := advise_on_container(others[0])):
+        raise SourceError(f"cannot open {others[0]!r} as a source: it is {advice}")
     if others:
         raise SourceError(f"cannot tell what {others[0]!r} is by its ending: a source is {_ACCEPTED}")
     raise SourceError(f"{spec!r} holds no images, .tar or .parquet files: a source is {_ACCEPTED}")
 
 
-def _open_images(texts: list[str], urls: list[str], label_from_folder: bool, name: str | None) -> Source:
+def _open_images(patterns: list[Pattern], urls: list[str], label_from_folder: bool, name: str | None) -> Source:
     """Image files that were named, or matched by globs, as a source."""
     urls = [
         url if is_remote(url) and not os.path.exists(url) else os.path.abspath(url) for url in urls
     ]  # or "a::b.jpg"
-    root, by_glob = _root(texts, urls)
+    root, by_glob = _root(patterns, urls)
     if not root:
         raise SourceError(
             f"{urls[0]!r} and {urls[-1]!r} lie in different stores: open each, and combine them by a Mixture"
@@ -192,18 +199,18 @@ def _open_images(texts: list[str], urls: list[str], label_from_folder: bool, nam
     files = [url[len(root) :].lstrip("/") for url in urls]
     listing = None
     if by_glob:
-        listing = _list_beside_remote(root, texts, files) if is_remote(root) else list_beside(root, files)
-        if all(_takes_every_folder(pattern, root) for text in texts for pattern in _patterns(text)):
+        listing = _list_beside_remote(root, patterns, files) if is_remote(root) else list_beside(root, files)
+        if all(_takes_every_folder(pattern.url, root) for pattern in patterns):
             listing = listing._replace(folders=_folders_in(root))
     return FolderSource(root, files=files, label_from_folder=label_from_folder, name=name, listing=listing)
 
 
-def _open_folders(texts: list[str], found: list[_Match], label_from_folder: bool, name: str | None) -> Source:
+def _open_folders(patterns: list[Pattern], found: list[_Match], label_from_folder: bool, name: str | None) -> Source:
     """A folder of images, or several, which are class folders of the folder that holds them."""
     urls = [match.url.rstrip("/") if is_remote(match.url) else os.path.abspath(match.url) for match in found]
     if len(urls) == 1 and not found[0].by_glob:
         return FolderSource(urls[0], label_from_folder=label_from_folder, name=name, listing=found[0].listing)
-    root, _ = _root(texts, [f"{url}/" for url in urls])
+    root, _ = _root(patterns, [f"{url}/" for url in urls])
     nested = any(lower.startswith(upper) for upper, lower in pairwise(sorted(f"{url}/" for url in urls)))
     if nested or _is_top(root):
         raise SourceError(
@@ -223,23 +230,16 @@ def _open_folders(texts: list[str], found: list[_Match], label_from_folder: bool
     return FolderSource(root, label_from_folder=label_from_folder, name=name, listing=listing)
 
 
-def _root(texts: list[str], urls: list[str]) -> tuple[str, bool]:
+def _root(patterns: list[Pattern], urls: list[str]) -> tuple[str, bool]:
     """The folder that ids and classes count from: what stands before the wildcards of globs, else the common folder.
 
     Returns:
-        The folder, and whether all texts are globs.
+        The folder, and whether all patterns are globs.
     """
-    patterns = [pattern for text in texts for pattern in _patterns(text)]
-    if not all(map(_is_glob, patterns)):
+    if not all(pattern.is_glob for pattern in patterns):
         return common_folder(urls), False
-    root = common_folder([f"{_head(pattern)}/" for pattern in patterns])
+    root = common_folder([f"{pattern.head}/" for pattern in patterns])
     return (root, True) if all(url.startswith(f"{root.rstrip('/')}/") for url in urls) else (common_folder(urls), True)
-
-
-def _head(pattern: str) -> str:
-    """The folder that stands before the wildcards of a glob."""
-    head = _GLOB.split(pattern, maxsplit=1)[0].rpartition("/")[0]
-    return head if is_remote(pattern) else os.path.abspath(head or ("/" if pattern[0] == "/" else "."))
 
 
 def _is_top(root: str) -> bool:
@@ -265,15 +265,15 @@ def _without_outputs(folders: Sequence[str]) -> list[str]:
     return [url for url in folders if is_remote(url) or not os.path.isdir(f"{url}/{OUTPUT}")]
 
 
-def _list_beside_remote(root: str, texts: list[str], files: list[str]) -> Listing:
+def _list_beside_remote(root: str, patterns: list[Pattern], files: list[str]) -> Listing:
     """List the folders that files matched by remote globs lie in, and those above, up to the root.
 
     Each glob's fixed folder is listed as deep as the glob looks, which is one request to most stores.
     """
     depths: dict[str, float] = {"": 1}
-    for pattern in (pattern for text in texts for pattern in _patterns(text)):
-        head = _head(pattern)
-        depth = math.inf if "**" in pattern else pattern[len(head) :].strip("/").count("/") + 1
+    for pattern in patterns:
+        head = pattern.head
+        depth = math.inf if "**" in pattern.url else pattern.url[len(head) :].strip("/").count("/") + 1
         head = head[len(root) :].strip("/") if head.startswith(root) else ""
         depths |= {folder: max(depths.get(folder, 1), 1) for folder in folders_above([head])}
         depths[head] = max(depths.get(head, 1), depth)
@@ -287,49 +287,34 @@ def _list_beside_remote(root: str, texts: list[str], files: list[str]) -> Listin
     return Listing(sorted(versions), (), versions)
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """Expand `{a,b}` and `{000..099}` (and `{0..8..2}`) as a shell does; other braces stand for themselves."""
-    for match in _BRACES.finditer(pattern):
-        body = match[1]
-        if numbers := _RANGE.fullmatch(body):
-            begin, end, step = int(numbers[1]), int(numbers[2]), abs(int(numbers[3] or 1)) or 1
-            padded = any(len(text) > 1 and text.lstrip("-").startswith("0") for text in (numbers[1], numbers[2]))
-            width = max(len(numbers[1]), len(numbers[2])) if padded else 0
-            step = step if end >= begin else -step
-            choices = [f"{value:0{width}d}" for value in range(begin, end + (1 if step > 0 else -1), step)]
-        elif "," in body:
-            choices = body.split(",")
-        else:
-            continue
-        head, tail = pattern[: match.start()], pattern[match.end() :]
-        return [url for choice in choices for url in expand_braces(f"{head}{choice}{tail}")]
-    return [pattern]
+def _forget_listings(texts: list[str]) -> None:
+    """Let stores be listed anew: fsspec keeps listings, perhaps of a time before files were written."""
+    for text in {text.partition("://")[0]: text for text in texts if is_remote(text)}.values():
+        filesystem(text)[0].invalidate_cache()
 
 
-def _patterns(text: str) -> list[str]:
-    """The paths, URLs and globs that a text stands for."""
-    text = text if is_remote(text) else os.path.expanduser(text)
-    return [text] if not is_remote(text) and os.path.exists(text) else expand_braces(text)
+def _check_text(text: str) -> None:
+    """Refuse what names no files.
 
-
-def _is_glob(url: str) -> bool:
-    if not _GLOB.search(url.partition("?")[0] if url.startswith("http") else url):
-        return False
-    return is_remote(url) or not os.path.exists(url)
-
-
-def _find(text: str) -> list[_Match]:
-    """Find the paths and URLs that one text names."""
+    Raises:
+        SourceError: The text is empty, a command, or names members of an archive.
+    """
     if not text:
         raise SourceError(f"cannot open {text!r} as a source: give {_ACCEPTED}")
-    urls = _patterns(text)
+    if (advice := advise_on_protocol(text)) and not os.path.exists(text):
+        raise SourceError(f"cannot open {text!r} as a source: {advice}")
+
+
+def _find(text: str, patterns: list[Pattern]) -> list[_Match]:
+    """Find the files and folders that the patterns of one text name."""
     found: list[_Match] = []
     missing: list[str] = []
-    for url in urls:
-        if _is_glob(url):
-            matches = _glob(url)
+    for pattern in patterns:
+        url = pattern.url
+        if pattern.is_glob:
+            matches = _glob(pattern)
             missing += [] if matches else [url]
-            found += _match(url, matches)
+            found += _match(pattern, matches)
         elif _is_folder(url):
             found += _in_folder(url) or [_Match(_EMPTY, url)]
         elif is_remote(url) or os.path.exists(url):  # whether a remote file is there shows when it is opened
@@ -338,24 +323,25 @@ def _find(text: str) -> list[_Match]:
             missing.append(url)
     if missing:
         shown = ", ".join(map(repr, missing[:_MOST_SHOWN])) + (", ..." if len(missing) > _MOST_SHOWN else "")
+        advice = advise_on_missing(missing[0])
         raise SourceError(
-            f"nothing there: {shown}{f' (of {text!r})' if urls != [text] else ''}. A source is {_ACCEPTED}; "
-            f"relative paths count from {os.getcwd()!r}"
+            f"nothing there: {shown}{f' (of {text!r})' if missing != [text] else ''}. {advice}{'. ' if advice else ''}"
+            f"A source is {_ACCEPTED}; relative paths count from {os.getcwd()!r}"
         )
     return found
 
 
-def _match(pattern: str, found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
+def _match(pattern: Pattern, found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
     """Sort the matches of a glob by kind. Outputs of curations are left out, unless all data are such."""
     known: dict[str, bool] = {}
-    head = _head(pattern)
+    head = pattern.head
     folders = [path if info.get("type") == "directory" else path.rpartition("/")[0] for path, info in found]
-    outputs = [not is_remote(pattern) and _is_in_output(folder, head, known) for folder in folders]
+    outputs = [not is_remote(pattern.url) and _is_in_output(folder, head, known) for folder in folders]
     if any(outputs):
         kept = [match for match, is_output in zip(found, outputs, strict=True) if not is_output]
         matches = _match_all(kept)
         if any(match.kind not in _NO_DATA for match in matches):
-            logger.info("passing over %d matches of %s in outputs of curations", len(found) - len(kept), pattern)
+            logger.info("passing over %d matches of %s in outputs of curations", len(found) - len(kept), pattern.url)
             return matches
     return _match_all(found)
 
@@ -382,12 +368,12 @@ def _match_all(found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
 
 
 def _kind(url: str) -> str:
-    path = (url.partition("?")[0] if "://" in url else url).lower()
+    path = strip_query(url).lower()
     if path.endswith(".tar"):
         return "tar"
     if path.endswith((".parquet", ".pq")):
         return "parquet"
-    if path.endswith(_COMPRESSED):
+    if path.endswith(COMPRESSED):
         raise SourceError(
             f"{url!r} is a compressed tar, which cannot be read in any order: unpack it first "
             "(gunzip, unxz or zstd -d make a .tar of it; images gain nothing from compression)"
@@ -413,8 +399,13 @@ def _sniff(found: list[_Match]) -> list[_Match]:
         if isinstance(head, FileNotFoundError) and len(found) > 1:
             continue  # a dead link in a list: an error of its sample
         if isinstance(head, BaseException):
-            raise SourceError(f"cannot tell what {url!r} is: {one_line(head)}") from head
+            advice = advise_on_missing(url) if isinstance(head, FileNotFoundError) else ""
+            raise SourceError(
+                f"cannot tell what {url!r} is: {one_line(head)}{'. ' if advice else ''}{advice}"
+            ) from head
         if not sniff_extension(head, ""):
+            if advice := advise_on_container(url):
+                raise SourceError(f"cannot open {url!r} as a source: it is {advice}")
             raise SourceError(
                 f"cannot tell what {url!r} is: no image ends so, and none begins with {head[:_HEAD]!r}. "
                 f"A source is {_ACCEPTED}"
@@ -430,18 +421,17 @@ def _read_head(path: str) -> bytes | BaseException:
         return error
 
 
-def _glob(pattern: str) -> list[tuple[str, Mapping[str, Any]]]:
+def _glob(pattern: Pattern) -> list[tuple[str, Mapping[str, Any]]]:
     """Paths or URLs that match, and what is known of each; of local files only whether those are folders."""
-    if not is_remote(pattern):
-        found = [path.rstrip("/") or "/" for path in sorted(glob.glob(pattern, recursive=True))]
+    url = pattern.url
+    if not is_remote(url):
+        found = [path.rstrip("/") or "/" for path in sorted(glob.glob(url, recursive=True))]
         # asking is only worth it where the ending does not tell
         return [(path, {"type": "directory"} if not is_image(path) and os.path.isdir(path) else {}) for path in found]
-    fs, path = filesystem(pattern)
-    spell = _make_speller(fs, _head(pattern), pattern)
-    try:
-        return sorted((spell(match), info) for match, info in fs.glob(path, detail=True).items())
-    except Exception as error:
-        raise SourceError(f"cannot list {pattern!r}: {one_line(error)}") from error
+    fs, path = filesystem(url)
+    spell = _make_speller(fs, pattern.head, url)
+    matches = ask_listing(url, lambda: fs.glob(path, detail=True, **listing_options(url)))
+    return sorted((spell(match), info) for match, info in matches.items())
 
 
 def _make_speller(fs: Any, folder: str, original: str) -> Callable[[str], str]:
@@ -471,12 +461,9 @@ def _like(url: str, path: str) -> str:
 def _is_folder(url: str) -> bool:
     if not is_remote(url):
         return os.path.isdir(url)
-    if not url.startswith(("http://", "https://")):
+    if not is_http(url):
         fs, path = filesystem(url)
-        try:
-            return bool(fs.isdir(path))
-        except Exception as error:
-            raise SourceError(f"cannot look at {url!r}: {one_line(error)}") from error
+        return bool(ask_listing(url, lambda: fs.isdir(path)))
     return url.endswith("/")  # any page can be listed, and a query costs one request for each shard
 
 
@@ -552,24 +539,25 @@ def _look_into(folder: str) -> tuple[list[str], list[str], bool]:
         Paths or URLs of the files and of the folders, without hidden ones and outputs' own; and whether the folder is
         the output of a curation.
     """
-    try:
-        if not is_remote(folder):
+    if is_remote(folder):
+        fs, path = filesystem(folder)
+        spell = _make_speller(fs, folder, folder)
+        listed = ask_listing(folder, lambda: fs.ls(path, detail=True))
+        entries = [(spell(entry["name"]), entry["type"] == "directory") for entry in listed]
+    else:
+        try:
             with os.scandir(folder) as found:
                 entries = [(entry.path, entry.is_dir()) for entry in found]
-        else:
-            fs, path = filesystem(folder)
-            spell = _make_speller(fs, folder, folder)
-            entries = [(spell(e["name"]), e["type"] == "directory") for e in fs.ls(path, detail=True)]
-    except Exception as error:  # OSError, and whatever a remote filesystem raises
-        raise SourceError(f"cannot list {folder!r}: {one_line(error)}") from error
+        except OSError as error:
+            raise SourceError(f"cannot list {folder!r}: {one_line(error)}") from error
     kept = [(url, is_dir) for url, is_dir in entries if not _name(url).startswith(".") and _name(url) != OUTPUT]
     is_output = any(_name(url) == OUTPUT for url, _ in entries)
     return [url for url, is_dir in kept if not is_dir], [url for url, is_dir in kept if is_dir], is_output
 
 
-def _folder_name(items: Sequence[str | os.PathLike[str]]) -> str | None:
+def _folder_name(patterns: list[Pattern]) -> str | None:
     """A folder that was named itself names the data set, whatever lies in it."""
-    text = os.fspath(items[0])
-    if len(items) > 1 or _GLOB.search(text) or "{" in text or not _is_folder(text):
+    url = patterns[0].url
+    if len(patterns) > 1 or patterns[0].is_glob or not _is_folder(url):
         return None
-    return os.path.basename(os.path.abspath(text) if not is_remote(text) else text.rstrip("/"))
+    return os.path.basename(os.path.abspath(url) if not is_remote(url) else url.rstrip("/"))

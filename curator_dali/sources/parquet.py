@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +25,16 @@ from curator_dali.sources.storage import (
     LRU,
     Stat,
     Storage,
+    ask,
     common_name,
     filesystem,
     fingerprint,
     is_remote,
     one_line,
-    retry,
     stat_of,
     strip_query,
 )
+from curator_dali.stores import PermanentError
 
 __all__ = ["ParquetSource"]
 
@@ -66,7 +68,7 @@ class _Footer(NamedTuple):
     stat: Stat
 
 
-class _Changed(OSError):
+class _Changed(PermanentError):
     """A file is not the one that was opened."""
 
 
@@ -101,7 +103,7 @@ class ParquetSource(Source):
         self._storage = Storage()
         self._start()
         with ThreadPoolExecutor(16 if remote else 4, thread_name_prefix="curator-dali-parquet") as pool:
-            footers = list(pool.map(self._read_footer, self._urls))
+            footers = list(pool.map(partial(self._read_footer, silent=threading.Event()), self._urls))
         bad = [f"{url}: {footer}" for url, footer in zip(self._urls, footers, strict=True) if isinstance(footer, str)]
         if bad:
             raise SourceError(
@@ -281,13 +283,16 @@ class ParquetSource(Source):
         if known is not None and now[: len(known)] != known:
             file.close()
             raise _Changed(f"{url} changed after it was opened: open the source again")
-        footer = self._files.get(url, lambda: pq.read_metadata(path, filesystem=fs))
+        # of the open file: by its path, Arrow takes a server that does not answer for a missing file
+        footer = self._files.get(url, lambda: pq.ParquetFile(file).metadata)
         return pq.ParquetFile(file, metadata=footer), now
 
-    def _read_footer(self, url: str) -> Any:
-        """A `_Footer`, or why it cannot be read."""
+    def _read_footer(self, url: str, silent: threading.Event) -> Any:
+        """A `_Footer`, or why it cannot be read; once a store was silent for too long, no other file is waited for."""
+        if silent.is_set() and is_remote(url):
+            return "not asked for, as the store is silent"
         try:
-            file, stat = self._open(url)
+            file, stat = ask(url, lambda: self._open(url), (ValueError,)) if is_remote(url) else self._open(url)
             groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
             return _Footer(
                 [group.num_rows for group in groups],
@@ -296,6 +301,8 @@ class ParquetSource(Source):
                 stat,
             )
         except Exception as error:  # OSError, ArrowInvalid, and whatever a remote filesystem raises
+            if isinstance(error, TimeoutError):
+                silent.set()
             return one_line(error)
 
     def _is_damaged(self, file: int, error: Exception) -> bool:
@@ -327,7 +334,8 @@ class ParquetSource(Source):
             finally:
                 reader.close(force=True)
 
-        return retry(read, (pa.ArrowException, _Changed)) if is_remote(self._urls[file]) else read()
+        url = self._urls[file]
+        return ask(url, read, (pa.ArrowException, ValueError, LookupError, TypeError)) if is_remote(url) else read()
 
     def _load(self, number: int) -> _RowGroup:
         import pyarrow as pa

@@ -13,9 +13,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from curator_dali import files
+from curator_dali import stores
 from curator_dali.errors import SourceError
-from curator_dali.files import is_remote, one_line
+from curator_dali.stores import explain, find_wait, is_http, is_remote, one_line
 
 __all__ = [
     "LRU",
@@ -23,15 +23,17 @@ __all__ = [
     "Request",
     "Stat",
     "Storage",
+    "ask",
+    "ask_listing",
     "common_name",
     "content_hash",
     "filesystem",
     "fingerprint",
     "is_remote",
     "one_line",
-    "retry",
     "stat_of",
     "strip_query",
+    "strip_signature",
 ]
 
 logger = logging.getLogger(__name__)
@@ -40,43 +42,94 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
-# trying again changes nothing (a `SourceError`: an unknown protocol, or a package that is missing)
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, SourceError)
 _THREADS = 16
-_VERSION_FIELDS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created")
-
+_VERSION_FIELDS = (
+    *("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created"),
+    "Last-Modified",
+)
 _HASH_FIELDS = ("md5Hash", "crc32c", "Content-MD5", "blob_id", "ETag", "etag")
 _HASH_ETAG = re.compile(r'"?[0-9a-fA-F]{32,}(-\d+)?"?')  # S3's; those of web servers and Azure tell a time
 
+# Parameters of signed URLs: of S3, GCS, OSS and COS, CloudFront, Azure; a token. The first pattern tells such a URL.
+_SIGNATURE = re.compile(r"(x-(amz|goog|oss|cos)-)?signature|q-signature|sig|token|access_token")
+_SIGNING = re.compile(
+    r"x-(amz|goog|oss|cos)-.*|q-.*|(aws|oss)accesskeyid|googleaccessid|signature|expires|policy|key-pair-id|"
+    r"hash-algorithm|security-token|sig|s[eiprstv]|spr|srt|sip|sk(oid|tid|[test]|v)|token|access_token"
+)
+
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of `url`, and the path in it.
+    """Make the fsspec filesystem of a URL, to read from; return it and the path in it.
 
     Raises:
         SourceError: fsspec does not know the protocol, or the package that it needs is missing.
     """
     try:
-        return files.filesystem(url)
+        return stores.filesystem(url, only_read=True)
     except ValueError as error:
         raise SourceError(str(error)) from error
 
 
-def retry(function: Callable[[], V], final: tuple[type[Exception], ...] = ()) -> V:
-    """Call a function that reads a remote file, again where it raises anything but `final`."""
-    return files.retry(function, _RETRY_DELAYS, (*_FINAL, *final))
+def ask(url: str, function: Callable[[], V], final: tuple[type[Exception], ...] = ()) -> V:
+    """Call a function that asks a remote filesystem, again where it fails; return its result.
+
+    Args:
+        url: The file or folder that is asked for.
+        function: The function.
+        final: Exceptions that come out at once, as they are.
+
+    Raises:
+        OSError, SourceError: The function fails for good, with whatever exception of the store's own.
+    """
+    try:
+        return stores.retry(function, _RETRY_DELAYS, (SourceError, *final), url=url, patience=stores.PATIENCE)
+    except Exception as error:
+        if isinstance(error, (OSError, SourceError, *final)):
+            raise
+        raise SourceError(f"cannot read {url!r}: {one_line(error)}") from error
+
+
+def ask_listing(url: str, function: Callable[[], V]) -> V:
+    """Call a function that lists a remote folder, again where it fails; return its result.
+
+    Raises:
+        SourceError: The function fails for good.
+    """
+    try:
+        return stores.retry(function, _RETRY_DELAYS, (SourceError,), url=url, patience=stores.PATIENCE)
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(f"cannot list {url!r}: {one_line(error)}") from error
 
 
 def common_name(urls: Sequence[str]) -> str:
     """A data set's name: the stem of its only file, or the folder of the first."""
     if not urls:
         return "images"
-    folder, _, file = urls[0].partition("?")[0].rpartition("/")
+    folder, _, file = strip_query(urls[0]).rpartition("/")
     return (file.partition(".")[0] if len(urls) == 1 else folder.rpartition("/")[2]) or "images"
 
 
 def strip_query(url: str) -> str:
-    """Return a URL without its query, which often is a signature; a path as it is."""
-    return url.partition("?")[0] if is_remote(url) else url
+    """Return a web URL without its query, which often is a signature; paths and names in other stores as they are."""
+    return url.partition("?")[0] if is_http(url) else url
+
+
+def strip_signature(url: str) -> str:
+    """Return a web URL without the parameters that sign it, which change while the file stays; others as they are.
+
+    Parameters that name a content stay: `versionId` of S3, `id`.
+    """
+    if "?" not in url or not is_http(url):
+        return url
+    path, _, query = url.partition("?")
+    parameters = query.split("&")
+    names = [parameter.partition("=")[0].lower() for parameter in parameters]
+    if not any(map(_SIGNATURE.fullmatch, names)):
+        return url
+    kept = [text for text, name in zip(parameters, names, strict=True) if not _SIGNING.fullmatch(name)]
+    return f"{path}?{'&'.join(kept)}" if kept else path
 
 
 def fingerprint(kind: str, parts: Iterable[object]) -> str:
@@ -107,11 +160,13 @@ class Stat(NamedTuple):
         size: Size in bytes.
         version: A number that changes with the content: mtime in ns, or a hash of a remote ETag.
         content: The content hash of a remote file whose store tells one.
+        etag: The ETag of a file of a web server.
     """
 
     size: int
     version: int
     content: str = ""
+    etag: str = ""
 
 
 def stat_of(info: Mapping[str, Any]) -> Stat:
@@ -122,7 +177,8 @@ def stat_of(info: Mapping[str, Any]) -> Stat:
     """
     version = repr([info.get(field) for field in _VERSION_FIELDS])
     digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
-    return Stat(int(info["size"]), int.from_bytes(digest, "little", signed=True), content_hash(info))
+    number = int.from_bytes(digest, "little", signed=True)
+    return Stat(int(info["size"]), number, content_hash(info), str(info.get("ETag") or ""))
 
 
 class Request(NamedTuple):
@@ -246,7 +302,7 @@ class Storage:
             status = os.stat(url)
             return Stat(status.st_size, status.st_mtime_ns)
         fs, path = filesystem(url)
-        info = _ask(url, lambda: fs.info(path))
+        info = ask(url, lambda: fs.info(path))
         if info.get("size") is None:
             raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
         return stat_of(info)
@@ -264,12 +320,9 @@ class Storage:
         fs, path = filesystem(url)
 
         def read(offset: int, length: int) -> bytes:
-            data: bytes = _ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
+            data: bytes = ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
             if len(data) > length:
-                raise SourceError(
-                    f"cannot read {url!r}: its server does not serve byte ranges. "
-                    f"Download it, or let fsspec keep a copy: 'filecache::{url}'"
-                )
+                raise SourceError(f"{url}: its store sent {len(data):,} bytes for a range of {length:,}")
             return data
 
         return read
@@ -281,26 +334,38 @@ class Storage:
             return self._fill_all_local(requests)
         outcomes = [Outcome(0, "")] * len(requests)
         ranges = [(r.url, r.offset, r.offset + len(r.view)) for r in (requests[number] for number in remote)]
-        for number, data in zip(remote, self.cat(ranges), strict=True):
+        known = {request.url: (request.stat.size, request.stat.etag) for request in requests}
+        for number, data in zip(remote, self.cat(ranges, known), strict=True):
             outcomes[number] = _accept(requests[number], data)
         local = sorted(set(range(len(requests))) - set(remote))
         for number, outcome in zip(local, self._fill_all_local([requests[n] for n in local]), strict=True):
             outcomes[number] = outcome
         return outcomes
 
-    def cat(self, ranges: Sequence[tuple[str, int | None, int | None]]) -> list[bytes | BaseException]:
-        """Fetch ranges `(url, start, end)` of remote files (None, None: the whole), at the same time."""
+    def cat(
+        self, ranges: Sequence[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None = None
+    ) -> list[bytes | BaseException]:
+        """Fetch ranges of remote files at the same time.
+
+        Args:
+            ranges: `(url, start, end)`; (None, None) for the whole file.
+            known: URL -> size and ETag that a file of a web server has to have still.
+        """
         results: list[bytes | BaseException] = [RuntimeError("not fetched")] * len(ranges)
         left = list(range(len(ranges)))
+        begun = time.monotonic()
         for delay in (*_RETRY_DELAYS, None):
-            for number, result in zip(left, self._cat_once([ranges[n] for n in left]), strict=True):
+            for number, result in zip(left, self._cat_once([ranges[n] for n in left], known), strict=True):
                 results[number] = result
-            failed = [n for n in left if isinstance(results[n], BaseException) and not isinstance(results[n], _FINAL)]
-            if not failed or delay is None:
+            failures = {n: result for n in left if isinstance(result := results[n], BaseException)}
+            found = {n: find_wait(failure, delay, begun, (SourceError,)) for n, failure in failures.items()}
+            waits = {n: wait for n, wait in found.items() if wait is not None}
+            if not waits:
                 return results
-            logger.warning("%d of %d remote reads failed, trying again: %s", len(failed), len(left), results[failed[0]])
-            time.sleep(delay)
-            left = failed
+            reason = one_line(results[next(iter(waits))])
+            logger.warning("%d of %d remote reads failed, trying again: %s", len(waits), len(left), reason)
+            time.sleep(max(waits.values()))
+            left = list(waits)
         return results
 
     def close(self) -> None:
@@ -344,13 +409,18 @@ class Storage:
             return False
         return (status.st_size, status.st_mtime_ns) != (stat.size, stat.version)
 
-    def _cat_once(self, ranges: list[tuple[str, int | None, int | None]]) -> list[bytes | BaseException]:
+    def _cat_once(
+        self, ranges: list[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None
+    ) -> list[bytes | BaseException]:
         """One try at each range. Filesystems with an event loop get them all at once, the others from threads."""
         results: dict[int, bytes | BaseException] = {}
         groups: dict[int, tuple[Any, list[int], list[str]]] = {}
+        web: Any = None  # one filesystem serves all web servers; asking fsspec for it costs more than reading a URL
         for number, (url, _, _) in enumerate(ranges):
             try:
-                fs, path = filesystem(url)
+                is_web = url.startswith(("http://", "https://")) and "::" not in url
+                fs, path = (web, url) if is_web and web is not None else filesystem(url)
+                web = fs if is_web and getattr(fs, "takes_known", False) else web
             except SourceError as error:
                 results[number] = error
                 continue
@@ -359,37 +429,30 @@ class Storage:
             paths.append(path)
         for fs, numbers, paths in groups.values():
             starts, ends = [ranges[n][1] for n in numbers], [ranges[n][2] for n in numbers]
-            results.update(zip(numbers, self._cat_group(fs, paths, starts, ends), strict=True))
+            for n, result in zip(numbers, self._cat_group(fs, paths, starts, ends, known), strict=True):
+                results[n] = explain(result, ranges[n][0]) if isinstance(result, BaseException) else result
         return [results[number] for number in range(len(ranges))]
 
     def _cat_group(
-        self, fs: Any, paths: list[str], starts: list[int | None], ends: list[int | None]
+        self,
+        fs: Any,
+        paths: list[str],
+        starts: list[int | None],
+        ends: list[int | None],
+        known: Mapping[str, tuple[int, str]] | None,
     ) -> list[bytes | BaseException]:
         from fsspec.asyn import AsyncFileSystem
 
         try:
             if isinstance(fs, AsyncFileSystem):
-                return list(fs.cat_ranges(paths, starts, ends, on_error="return"))
+                options = {"known": known} if known and getattr(fs, "takes_known", False) else {}
+                return list(fs.cat_ranges(paths, starts, ends, on_error="return", **options))
             with self._lock:
                 self._pool = self._pool or ThreadPoolExecutor(_THREADS, thread_name_prefix="curator-dali-remote")
                 pool = self._pool
             return list(pool.map(lambda path, start, end: _caught(fs.cat_file, path, start, end), paths, starts, ends))
         except Exception as error:
             return [error] * len(paths)
-
-
-def _ask(url: str, function: Callable[[], V]) -> V:
-    """Return the answer of a remote filesystem, which is asked again where it fails.
-
-    Raises:
-        OSError, SourceError: It fails for good, with whatever exception of its own.
-    """
-    try:
-        return retry(function)
-    except (OSError, SourceError):
-        raise
-    except Exception as error:
-        raise SourceError(f"cannot read {url!r}: {one_line(error)}") from error
 
 
 def _caught(function: Callable[..., bytes], *args: Any) -> bytes | BaseException:
@@ -408,7 +471,7 @@ def _accept(request: Request, data: bytes | BaseException) -> Outcome:
         return Outcome(0, one_line(data))
     wanted = len(request.view)
     if len(data) > wanted:
-        return Outcome(0, f"{request.url}: its server does not serve byte ranges")
+        return Outcome(0, f"{request.url}: its store sent {len(data):,} bytes for a range of {wanted:,}")
     request.view[: len(data)] = data
     if len(data) < wanted:  # and what is left may be another file's
         return Outcome(0, f"{request.url} was cut at byte {request.offset + len(data)} after it was indexed")

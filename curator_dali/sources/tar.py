@@ -21,6 +21,7 @@ from curator_dali.sources.samples import parse_metadata
 from curator_dali.sources.storage import Request, Storage, common_name, fingerprint, is_remote, one_line, strip_query
 from curator_dali.sources.tar_index import COLUMNS, Status, Summary, TarIndex
 from curator_dali.sources.tar_shards import Shards
+from curator_dali.stores import is_http
 
 __all__ = ["TarSource", "coalesce"]
 
@@ -398,6 +399,8 @@ def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[st
     except (FileNotFoundError, NotADirectoryError):
         return {"": []}
     except Exception as error:  # stores raise kinds of their own
+        if isinstance(error, PermissionError) and is_http(url):  # a signature is of one file; S3 hides what is missing
+            return {"": []}
         logger.warning("cannot read names of classes from %s: %s", url, one_line(error))
         return {"": []}
     return lists  # type: ignore[no-any-return]

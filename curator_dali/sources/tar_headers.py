@@ -15,8 +15,11 @@ __all__ = ["CUT", "DAMAGED", "NotATarError", "Scan", "scan_tar"]
 
 BLOCK = 512
 DAMAGED, CUT = 1, 2
-_MAX_RECORD = 1 << 24  # a longer PAX or longname record is nonsense: damage
+_MAX_RECORD = 1 << 24  # a longer PAX or longname record, or map of holes, is nonsense: damage
+_MAX_SIZE = 1 << 50  # no file is as large; sums of thousands of such sizes fit into int64
+_MOST_DIGITS = 64  # of a size, leading zeros included
 _SMALL_WINDOW = 4096
+_SPARSE_MAP = 64 * BLOCK  # bytes of a map of holes that are read at once
 _LARGE_WINDOW = 1 << 20
 _LARGEST_WINDOW = 8 << 20  # where no header is near
 _SPARSE_STEP = 8192  # members further apart than this are sought, nearer ones are read through
@@ -38,7 +41,7 @@ class Scan:
         names: Regular members in the order of the file. Bytes that are not UTF-8 show as `\xNN`, so that a name can be
             printed and written to Parquet.
         offsets: Where each one's body begins.
-        sizes: Bytes in each one's body; the last body may reach past the end of a cut tar.
+        sizes: Bytes in each one's body, at most 2**50; the last body may reach past the end of a cut tar.
         problems: Number of a member in `names` -> `DAMAGED` or `CUT`: a sparse member, or a stand-in, named after its
             place in the file, for members whose headers cannot be read.
         skipped: How many links, devices and other special members were passed over (directories do not count).
@@ -161,18 +164,16 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
             pending = {}
             path = records.get("path")
             sparse = sparse or "sparse" in records
-            if (text := records.get("size")) is not None:
-                length = int(text) if text.isdigit() else length
+            if (text := records.get("size", b"")).isdigit():
+                length = _MAX_SIZE if len(text) > _MOST_DIGITS else min(int(text), _MAX_SIZE)
         else:
             path = None
         if path is None:
             path = header[:100].partition(b"\0")[0]
             if header[345] and header[257:263] == b"ustar\0":  # GNU tar keeps other things in the prefix field
                 path = header[345:500].partition(b"\0")[0] + b"/" + path
-        if kind == b"S":  # more of the map of holes follows the header
-            more = header[482:483]
-            while more == b"\1":
-                more, body = read_at(body + 504, 1), body + BLOCK
+        if kind == b"S" and header[482] == 1:  # more of the map of holes follows the header
+            body = _find_map_end(read_at, body)
         position = body + -(-length // BLOCK) * BLOCK
         if kind in b"\x0007S":  # '\0', '0', '7' and 'S': regular, regular, contiguous, sparse
             if kind == b"\0" and path.endswith(b"/"):  # how V7 tars write a directory
@@ -218,6 +219,24 @@ def _find_header(buffer: bytes, at: int) -> int:
     return last + 1
 
 
+def _find_map_end(read_at: Callable[[int, int], bytes], start: int) -> int:
+    """Find where the map of holes of a sparse member ends: a map is blocks, each of which says if another follows.
+
+    Returns:
+        The end; a place past the end of a file that ends within the map; `start` for a map that goes on and on.
+    """
+    position = start
+    while position < start + _MAX_RECORD:
+        blocks = read_at(position, _SPARSE_MAP)
+        for at in range(0, len(blocks) - BLOCK + 1, BLOCK):
+            if blocks[at + 504] != 1:
+                return position + at + BLOCK
+        position += _SPARSE_MAP
+        if len(blocks) < _SPARSE_MAP:
+            return position
+    return start
+
+
 def _is_header(header: bytes) -> bool:
     """Whether the checksum fits: the sum of all bytes, its own field counted as spaces.
 
@@ -234,12 +253,16 @@ def _is_header(header: bytes) -> bool:
 
 
 def _number(text: bytes) -> int:
-    """A numeric field: octal digits, or (GNU) big-endian base 256 when the first byte is 0x80; -1 for nonsense."""
+    """Parse a numeric field: octal digits, or (GNU) big-endian base 256 when the first byte is 0x80.
+
+    Returns:
+        The number, at most `_MAX_SIZE`; -1 for nonsense.
+    """
     try:
         return int(text.partition(b"\0")[0], 8)
     except ValueError:
         if text[0] == 0x80:
-            return int.from_bytes(text[1:], "big")
+            return min(int.from_bytes(text[1:], "big"), _MAX_SIZE)
         return -1 if text.partition(b"\0")[0].strip() else 0
 
 
@@ -249,9 +272,9 @@ def _pax(record: bytes) -> dict[str, bytes]:
         return {}
     found: dict[str, bytes] = {}
     position = 0
-    while match := _PAX_RECORD.match(record, position):
+    while position < len(record) and (match := _PAX_RECORD.match(record, position)):
         length = int(match[1])
-        if length <= 0:
+        if position + length <= match.end():  # shorter than its own keyword; each byte is looked at once
             break
         value = record[match.end() : position + length - 1]
         if match[2] in (b"path", b"size"):

@@ -140,15 +140,21 @@ class Shards:
         if stat.size == 0:
             return TarIndex.from_scan(Scan(ended=True), 0)
         window = _REMOTE_WINDOW if is_remote(url) else _LOCAL_WINDOW
-        return TarIndex.from_scan(scan_tar(self._storage.reader(url), stat.size, window=window), stat.size)
+        try:
+            return TarIndex.from_scan(scan_tar(self._storage.reader(url), stat.size, window=window), stat.size)
+        except (OSError, SourceError, NotATarError):
+            raise
+        except Exception as error:
+            raise SourceError(f"{url} cannot be indexed: {one_line(error)}") from error
 
     def _open(self) -> None:
         """Learn how many samples each shard has, from the kept indexes or by making them."""
         bad: dict[str, str] = {}
         summaries: dict[int, Summary] = {}
         told = time.monotonic()
+        silent = threading.Event()
         with ThreadPoolExecutor(32 if self.remote else 8, thread_name_prefix="curator-dali-index") as pool:
-            numbers = {pool.submit(self._open_one, number): number for number in range(len(self.urls))}
+            numbers = {pool.submit(self._open_one, number, silent): number for number in range(len(self.urls))}
             for done, future in enumerate(as_completed(numbers), 1):
                 number = numbers[future]
                 try:
@@ -159,7 +165,7 @@ class Shards:
                         summaries[number] = summary
                 except NotATarError:
                     bad[self.urls[number]] = "not a tar (a compressed one must be unpacked first)"
-                except (OSError, SourceError) as error:
+                except Exception as error:  # whatever a hostile header or a store comes up with costs one shard
                     bad[self.urls[number]] = one_line(error)
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
@@ -172,7 +178,23 @@ class Shards:
                 "Shards must be uncompressed tars: repair these or leave them out"
             )
 
-    def _open_one(self, number: int) -> Summary:
+    def _open_one(self, number: int, silent: threading.Event) -> Summary:
+        """Learn what each opening needs of a shard.
+
+        Args:
+            number: The shard.
+            silent: Set once the store was silent for as long as it is waited for: no other shard is waited for then.
+        """
+        url = self.urls[number]
+        if silent.is_set() and is_remote(url):
+            raise TimeoutError("not asked for, as the store is silent")
+        try:
+            return self._open_asked(number)
+        except TimeoutError:
+            silent.set()
+            raise
+
+    def _open_asked(self, number: int) -> Summary:
         url = self.urls[number]
         stat = self.stats[number] = self._storage.stat(url)
         path = index_path(url, self._keep)

@@ -25,7 +25,7 @@ from curator_dali.sources.hive import partition_fields
         (["/a=1/0.pq"], [{"a": 1}]),
         (["/d/what?/k=1/x.pq", "/d/what?/k=2/x.pq"], [{"k": 1}, {"k": 2}]),
         (["/d/k=why?/x.pq"], [{"k": "why?"}]),
-        (["s3://b/run=7/s/k=1/x.pq?sig=a/b=c", "s3://b/run=7/s/k=12/x.pq?sig=b"], [{"k": 1}, {"k": 12}]),
+        (["https://b/run=7/s/k=1/x.pq?sig=a/b=c", "https://b/run=7/s/k=12/x.pq?sig=b"], [{"k": 1}, {"k": 12}]),
         (["s3://b/k=1/x.pq"], [{"k": 1}]),
         (["/d/k=1/x.pq", "s3://b/k=2/x.pq"], [{"k": 1}, {"k": 2}]),
         ([], []),

@@ -16,7 +16,7 @@ import pytest
 
 from curator_dali.errors import SourceError
 from curator_dali.sources import FolderSource, MemorySource, ParquetSource, Source, TarSource, open_source, reopen
-from curator_dali.sources.opening import expand_braces
+from curator_dali.sources.patterns import expand_braces
 from tests.helpers import write_tar
 
 
@@ -153,7 +153,7 @@ def test_sources_and_memory_are_taken_as_they_are(data: Path) -> None:
         (7, "cannot open 7"),
         (["tree", 7], r"cannot open 7 \(int\)"),
         ("shards/*", "parquet and tar"),
-        ("shards/*.json", "cannot tell what 'shards/00000_stats.json' is"),
+        ("shards/*.json", "cannot open 'shards/00000_stats.json' as a source: it is no image"),
         (["shards/00000.tar", "shards/00000.parquet"], "parquet and tar"),
         (["tree", "tree"], "cannot open 2 folders"),
         ("empty", "holds no images"),

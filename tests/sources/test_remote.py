@@ -4,106 +4,27 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import tarfile
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import curator_dali.sources.storage as storage
 from curator_dali.errors import SourceError
 from curator_dali.sources import FolderSource, ParquetSource, TarSource, open_source
 from tests.helpers import write_tar
+from tests.sources.web_server import Server
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_RETRY_DELAYS", (0.01, 0.01))
-
-
-@pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pseudo_dirs[:] = [""]
-    yield fs
-    fs.store.clear()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files` with byte ranges; misbehaves as told."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.ranges = True
-        self.failures: Counter[str] = Counter()  # path -> how many of the next requests fail
-        self.broken = -1  # requests for this byte fail
-        self.etag = ""
-        self.requests: list[tuple[str, str]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        server, wanted = self.server, self.headers.get("Range")
-        server.requests.append((self.command, f"{self.path} {wanted}"))
-        data = server.files.get(self.path)
-        status = 404 if data is None else 200
-        if body and server.failures[self.path] > 0:
-            server.failures[self.path] -= 1
-            data, status = b"out of order", 500
-        data = data or b""
-        size = len(data)
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted or "")
-        if match and int(match[1]) <= server.broken <= int(match[2]):
-            data, status = b"out of order", 500
-        if server.ranges and match and status == 200:
-            begin, end = int(match[1]), min(int(match[2]) + 1, size)
-            data, status = data[begin:end], 206
-        self.send_response(status)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")
-        if server.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(data)))
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def tar_bytes(tmp_path: Path, shard: int, count: int = 6, size: int = 700) -> bytes:
@@ -144,25 +65,22 @@ def test_tars_in_memory(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> No
         assert file.read() == bytes([1, 1]) * 700
 
 
-def test_large_members_are_passed_over_when_indexing(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
-    memory.pipe("/big.tar", tar_bytes(tmp_path, 0, size=1_500_000))
-    read = []
-    real = memory.cat_file
-
-    def counted(path: str, start: int | None = None, end: int | None = None, **options: object) -> bytes:
-        data: bytes = real(path, start, end, **options)
-        read.append(len(data))
-        return data
-
-    memory.cat_file = counted
-    try:
-        source = open_source("memory://big.tar")
-    finally:
-        del memory.cat_file
+def test_large_members_are_passed_over_when_indexing(server: Server, tmp_path: Path) -> None:
+    data = server.files["/big.tar"] = tar_bytes(tmp_path, 0, size=1_500_000)
+    source = open_source(f"{server.url}/big.tar")
+    indexed = server.ranges_sent("/big.tar")
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        headers = [member.offset_data - 512 for member in tar]
+    assert all(any(begin <= place < end for begin, end in indexed) for place in headers)
+    assert sum(end - begin for begin, end in indexed) <= (len(headers) // 2 + 1) * ((1 << 20) + 1024) < len(data) // 2
+    server.requests.clear()
     check(source, [5, 0], size=1_500_000)
-    assert sum(read) < 9 << 20 < 18_000_000
+    images = [(place + 512, place + 512 + 3_000_000) for place in headers[::2]]
+    read = server.ranges_sent("/big.tar")
+    assert [min(begin for begin, _ in read), max(end for _, end in read)] == [images[0][0], headers[-1] + 512 + 8]
+    assert sum(end - begin for begin, end in read) < 2 * 3_000_000 + 4096  # two images and two sidecars, no third
     with pytest.raises(SourceError, match="1 of 1 shards"):
-        open_source("memory://gone.tar")
+        open_source(f"{server.url}/gone.tar")
 
 
 def test_tars_over_http(server: Server, tmp_path: Path) -> None:
@@ -291,7 +209,7 @@ def test_an_unknown_protocol_is_not_tried_again(monkeypatch: pytest.MonkeyPatch)
 def test_a_server_without_ranges_says_so(server: Server, tmp_path: Path) -> None:
     server.files["/0.tar"] = tar_bytes(tmp_path, 0, size=2_000_000)
     server.ranges = False
-    with pytest.raises(SourceError, match=r"does not serve byte ranges.*filecache"):
+    with pytest.raises(SourceError, match=r"does not serve byte ranges.*simplecache"):
         open_source(f"{server.url}/0.tar")
     server.ranges = True
     source = open_source(f"{server.url}/0.tar")
@@ -427,3 +345,33 @@ def test_a_row_group_of_a_server_that_is_out_of_order(server: Server) -> None:
     server.failures["/0.parquet?sig=a.b"] = 1000
     batch = source.read(np.array([0]))
     assert (list(batch.errors), batch.unread) == ([0], {0})
+
+
+class KeepingStore(MemoryFileSystem):
+    """A store whose listings are kept, as those of S3 and GCS are."""
+
+    protocol = "keepingstore"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.removeprefix("keepingstore://")))
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        path = self._strip_protocol(path)
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail=True, **options)
+        found = self.dircache[path]
+        return found if detail else [info["name"] for info in found]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.dircache.clear()
+
+
+def test_each_opening_lists_a_store_anew(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    fsspec.register_implementation("keepingstore", KeepingStore, clobber=True)
+    for count in (1, 2):
+        memory.pipe({f"/i/{count}.jpg": b"image", f"/t/{count}.tar": tar_bytes(tmp_path, 0)})
+        for spec in ("keepingstore://i", "keepingstore://i/*.jpg"):
+            assert len(open_source(spec)) == count
+        for spec in ("keepingstore://t", "keepingstore://t/*.tar"):
+            assert len(open_source(spec)) == 6 * count
