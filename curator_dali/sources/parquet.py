@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
+from curator_dali.files import open_regular
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
 from curator_dali.sources.hive import partition_fields
 from curator_dali.sources.listing import common_folder
-from curator_dali.sources.reading import is_unread, read_file
+from curator_dali.sources.named import NamedFiles, read_named
 from curator_dali.sources.samples import IMAGE_EXTENSIONS, make_sidecars, sniff_extension
 from curator_dali.sources.storage import (
     LRU,
@@ -81,23 +82,33 @@ class ParquetSource(Source):
     `__key__`, `image_id` or `id`, else the struct's path without its extension, else `<file stem>-<row>`; where files
     of one stem lie in several folders, with the path below their common folder instead of the stem. `image_path` is
     `<file>#row=<row>`: it tells every sample apart, but no filesystem opens it. Where a struct has a path and no bytes,
-    that file is read; a relative path counts from the Parquet file's folder.
+    that file is read if it lies in the Parquet file's folder (`NamedFiles`), which relative paths count from.
 
     Args:
         urls: The files; the order of the samples is theirs.
         image_column: The column with the images; found by its type and name if left out.
         name: The data set's name; by default that of the folder.
+        allow_outside: Whether images are also read that rows name by paths or URLs outside the Parquet file's folder.
+            Whoever made the file then chooses what this process reads: give it only for files that you trust.
 
     Raises:
         SourceError: A file cannot be read, or the column is missing or not clear.
     """
 
-    def __init__(self, urls: str | Sequence[str], *, image_column: str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        image_column: str | None = None,
+        name: str | None = None,
+        allow_outside: bool = False,
+    ) -> None:
         urls = [urls] if isinstance(urls, str) else list(urls)
         self._urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
         self.name = name or common_name(self._urls)
         remote = any(map(is_remote, self._urls))
         self.read_ahead = 4 if remote else 1
+        self._named = [NamedFiles(url, allow_outside) for url in self._urls]
         self._storage = Storage()
         self._start()
         with ThreadPoolExecutor(16 if remote else 4, thread_name_prefix="curator-dali-parquet") as pool:
@@ -174,7 +185,7 @@ class ParquetSource(Source):
         images = [np.empty(0, np.uint8)] * count
         errors: dict[int, str] = {}
         unread: set[int] = set()
-        elsewhere: dict[int, str] = {}  # row -> file that the image lies in
+        named: dict[int, tuple[NamedFiles, str]] = {}  # row -> the file that the image lies in
         for number in np.unique(group_of).tolist():
             rows = np.flatnonzero(group_of == number).tolist()
             file = self._groups[number][0]
@@ -210,12 +221,17 @@ class ParquetSource(Source):
                         if len(images[row]) == 0:
                             errors[row] = "the image has no bytes"
                     elif file_path:
-                        elsewhere[row] = _beside(url, file_path)
+                        named[row] = self._named[file], file_path
                     else:
                         errors[row] = f"no image bytes: column {self._column!r} is null in row {in_file}"
                 objects[row] = ImageObject(path, key, metadata)
         self._copy(images)
-        self._read_elsewhere(elsewhere, images, errors, unread)
+        for row, (data, is_unread) in read_named(named, self._storage).items():
+            if isinstance(data, str):
+                errors[row] = data
+                unread.update([row] if is_unread else ())
+            else:
+                images[row] = data
         batch = EncodedBatch(
             indices,
             objects,
@@ -276,13 +292,17 @@ class ParquetSource(Source):
         import pyarrow.parquet as pq
 
         fs, path = filesystem(url)
-        file = fs.open(path, "rb")
+        file = fs.open(path, "rb") if is_remote(url) else os.fdopen(open_regular(path), "rb")
         now = _stat(url, file, fs, path)
         if known is not None and now[: len(known)] != known:
             file.close()
             raise _Changed(f"{url} changed after it was opened: open the source again")
-        footer = self._files.get(url, lambda: pq.read_metadata(path, filesystem=fs))
-        return pq.ParquetFile(file, metadata=footer), now
+        try:
+            footer = self._files.get(url, lambda: pq.read_metadata(file))
+            return pq.ParquetFile(file, metadata=footer), now
+        except BaseException:
+            file.close()
+            raise
 
     def _read_footer(self, url: str) -> Any:
         """A `_Footer`, or why it cannot be read."""
@@ -368,24 +388,6 @@ class ParquetSource(Source):
             images[row] = arena[begin : begin + len(image)]
             begin += len(image)
 
-    def _read_elsewhere(
-        self, files: Mapping[int, str], images: list[NDArray[np.uint8]], errors: dict[int, str], unread: set[int]
-    ) -> None:
-        remote = {row: url for row, url in files.items() if is_remote(url)}
-        found: dict[int, bytes | BaseException] = {}
-        if remote:
-            found.update(zip(remote, self._storage.cat([(url, None, None) for url in remote.values()]), strict=True))
-        for row, path in files.items():
-            data = found[row] if row in found else read_file(path)
-            if isinstance(data, BaseException):
-                errors[row] = f"no image bytes, and its file cannot be read: {one_line(data)}"
-                if is_unread(data, path, listed=False):
-                    unread.add(row)
-            else:
-                images[row] = data if isinstance(data, np.ndarray) else np.frombuffer(bytearray(data), np.uint8)
-                if len(images[row]) == 0:
-                    errors[row] = "the image has no bytes"
-
     def _members(self, image: NDArray[np.uint8], item: ImageObject) -> dict[str, memoryview]:
         if len(image) == 0:
             return {}
@@ -457,12 +459,6 @@ def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
         return Stat(status.st_size, status.st_mtime_ns)
     details = getattr(file, "details", None)  # most remote files know, so that this costs no request
     return stat_of(details if isinstance(details, Mapping) else fs.info(path))
-
-
-def _beside(url: str, path: str) -> str:
-    if is_remote(path) or path.startswith("/"):
-        return path
-    return f"{url.rpartition('/')[0]}/{path}"
 
 
 def _is_binary(kind: Any) -> bool:
