@@ -19,6 +19,7 @@ from curator_dali.reporting.cards import cards_of
 from curator_dali.reporting.reasons import Kinds, thresholds
 from curator_dali.reporting.scan import Row, Scan, scan
 from curator_dali.sinks import Manifest, Part, RowFiles, store
+from curator_dali.sinks.card import leave_card
 from curator_dali.sinks.explain import join
 
 __all__ = ["NAME", "leave_report", "load_report", "write_report"]
@@ -167,7 +168,7 @@ def leave_report(
     data: Any = None,
     page: bool = True,
 ) -> Report:
-    """Leave the report of a run that has ended in its folder, as `report.json` and `report.html`.
+    """Leave the report of a run that has ended in its folder, as `report.json` and `report.html`, and its card.
 
     The page is not made again where the run had nothing to do. If it cannot be made a warning says so, and the run does
     not fail for it: what was curated is there and finished.
@@ -190,6 +191,7 @@ def leave_report(
     write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
     if page and (earlier < report.samples or NAME not in store.names(manifest.folder)):
         _leave_page(manifest.folder, data, device)
+    leave_card(manifest)
     return report
 
 
