@@ -42,13 +42,13 @@ LAYERS: dict[str, set[str]] = {
     "survey": {"headers", "sources"},
     "stages": {"batch", "indexing", "models", "sources.samples", "transforms"},
     "indexing": {"callbacks", "similarity", "sinks"},
-    "sinks": {"batch"},
+    "sinks": {"batch", "documents"},
     "display": {"batch", "html", "similarity"},
     "report": {"batch", "counts", "html"},
     "counts": set(),
-    "sources": {"sources.base", "sources.samples", "batch"},
+    "sources": {"sources.base", "sources.samples", "batch", "documents"},
     "sources.base": {"batch"},
-    "sources.samples": set(),
+    "sources.samples": {"documents"},
     "batch": {"arrays", "checks", "errors", "fields", "image"},
     "fields": {"image"},
     "checks": {"errors", "image"},
@@ -69,6 +69,7 @@ LAYERS: dict[str, set[str]] = {
     "sampling": {"errors"},
     "errors": {"files", "html"},
     "files": set(),
+    "documents": set(),
 }
 # Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`, a
 # report's call `reporting`.

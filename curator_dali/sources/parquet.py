@@ -18,6 +18,7 @@ from curator_dali.errors import SourceError
 from curator_dali.files import open_regular
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
 from curator_dali.sources.hive import partition_fields
+from curator_dali.sources.labels import ClassNames, add_class_names, read_class_names
 from curator_dali.sources.listing import common_folder
 from curator_dali.sources.named import NamedFiles, read_named
 from curator_dali.sources.samples import IMAGE_EXTENSIONS, make_sidecars, sniff_extension
@@ -78,7 +79,8 @@ class ParquetSource(Source):
     sample thus costs a row group: shuffle by windows of row groups (which `shard_sizes` counts), not over everything.
 
     The other columns become metadata under their names, except binary ones, and so do the fields that partitioned files
-    have in their folders' names (`partition_fields`), unless a column has the name. `image_id` is the column `key`,
+    have in their folders' names (`partition_fields`), unless a column has the name. A column that Hugging Face's
+    `datasets` wrote as a `ClassLabel` has the class's name beside it, as `label_name`. `image_id` is the column `key`,
     `__key__`, `image_id` or `id`, else the struct's path without its extension, else `<file stem>-<row>`; where files
     of one stem lie in several folders, with the path below their common folder instead of the stem. `image_path` is
     `<file>#row=<row>`: it tells every sample apart, but no filesystem opens it. Where a struct has a path and no bytes,
@@ -137,9 +139,15 @@ class ParquetSource(Source):
         self._bytes = [(footer.stat.size, footer.stat.content, *footer.bytes) for footer in footers]
         self._stats: list[tuple[Any, ...]] = [footer.stat for footer in footers]
         self._partitions = partition_fields(self._urls)
+        cache: dict[Any, dict[str, list[str]]] = {}
+        self._classes = [cache.setdefault(repr(classes), classes) for classes in map(read_class_names, schemas)]
         self._fields = merge_schemas(
-            {**_types_of(partition), **_fields_of(schema, self._column)}
-            for schema, partition in zip(schemas, self._partitions, strict=True)
+            {
+                **{f"{column}_name": "string" for column in classes},
+                **_types_of(partition),
+                **_fields_of(schema, self._column),
+            }
+            for schema, partition, classes in zip(schemas, self._partitions, self._classes, strict=True)
         )
         self._stems = _unique_stems(self._urls)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
@@ -159,6 +167,16 @@ class ParquetSource(Source):
     def fields(self) -> Mapping[str, str]:
         """The columns and partitions' fields that become metadata; types as `merge_types` has them for all files."""
         return self._fields
+
+    @property
+    def class_lists(self) -> Mapping[str, Sequence[str]]:
+        """Names of the classes in the column `label`; of each file, where these differ."""
+        lists = [classes.get("label", []) for classes in self._classes]
+        return (
+            dict(zip(self._urls, lists, strict=True))
+            if any(names != lists[0] for names in lists)
+            else {self.name: lists[0] if lists else []}
+        )
 
     @property
     def locations(self) -> Sequence[str]:
@@ -190,6 +208,7 @@ class ParquetSource(Source):
             rows = np.flatnonzero(group_of == number).tolist()
             file = self._groups[number][0]
             url, stem, partition = self._urls[file], self._stems[file], self._partitions[file]
+            classes = self._classes[file]
             try:
                 group: _RowGroup | None = self._loaded.get(number, lambda number=number: self._load(number))  # type: ignore[misc]
             except Exception as error:  # Arrow raises OSError, ArrowInvalid and more for a damaged row group
@@ -214,7 +233,9 @@ class ParquetSource(Source):
                     elif file_path:
                         key = file_path.rpartition(".")[0] or file_path
                     metadata = (
-                        {**partition, **fields[place]} if members else partial(_metadata, group.rest, partition, at)
+                        add_class_names({**partition, **fields[place]}, classes)
+                        if members
+                        else partial(_metadata, group.rest, partition, classes, at)
                     )
                     if group.present[at]:
                         images[row] = group.data[group.begins[at] : group.ends[at]]
@@ -401,10 +422,10 @@ def _rows(table: Any, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     try:
         return table.take(rows).to_pylist() if table.num_columns else [{} for _ in rows]
     except Exception:  # Arrow has no `take` of some types, and Python no value for some dates
-        return [_metadata(table, {}, row) for row in rows.tolist()]
+        return [_metadata(table, {}, {}, row) for row in rows.tolist()]
 
 
-def _metadata(table: Any, partition: Mapping[str, Any], row: int) -> dict[str, Any]:
+def _metadata(table: Any, partition: Mapping[str, Any], classes: ClassNames, row: int) -> dict[str, Any]:
     """A row as a dict. The table has no images in it, so that metadata that is not read yet keeps none.
 
     A value that Python cannot hold (a date in the year 29349) is a text.
@@ -419,7 +440,7 @@ def _metadata(table: Any, partition: Mapping[str, Any], row: int) -> dict[str, A
                 found[name] = column.slice(row, 1).cast("string")[0].as_py()
             except Exception:
                 problems.append(f"column {name!r}: {one_line(error)}")
-    return found | ({"metadata_error": "; ".join(problems)} if problems else {})
+    return add_class_names(found, classes) | ({"metadata_error": "; ".join(problems)} if problems else {})
 
 
 def _warn_of_binary(schemas: Sequence[Any], image_column: str, name: str) -> None:
