@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
+from curator_dali.sources.row_groups import read_row_group
 from curator_dali.sources.storage import one_line
 
 __all__ = ["Annotations"]
@@ -199,10 +200,14 @@ def _convert(column: Any) -> Any:
 
 
 def _parse_parquet(where: str, data: bytes) -> tuple[list[str], _Fields]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
+        file = pq.ParquetFile(io.BytesIO(data))
+        names = file.schema_arrow.names
+        parts = [read_row_group(file, group, names) for group in range(file.num_row_groups)]
+        table = pa.concat_tables([file.schema_arrow.empty_table(), *parts])
     except Exception as error:  # ArrowInvalid, OSError and more
         raise SourceError(f"{where} is damaged: {one_line(error)}: {_FIX}") from error
     _check_columns(where, table.column_names)

@@ -21,6 +21,14 @@ from curator_dali.sources.hive import partition_fields
 from curator_dali.sources.labels import ClassNames, add_class_names, read_class_names
 from curator_dali.sources.listing import common_folder
 from curator_dali.sources.named import NamedFiles, read_named
+from curator_dali.sources.row_groups import (
+    RowGroupTooLarge,
+    check_sizes,
+    combine,
+    holds_binary,
+    is_binary,
+    read_row_group,
+)
 from curator_dali.sources.samples import IMAGE_EXTENSIONS, make_sidecars, sniff_extension
 from curator_dali.sources.storage import (
     LRU,
@@ -124,13 +132,13 @@ class ParquetSource(Source):
         schemas = [footer.schema for footer in footers]
         self._column = image_column or (_find_image_column(schemas[0], self._urls[0]) if schemas else "")
         for url, schema in zip(self._urls, schemas, strict=True):
+            if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise SourceError(f"{url} has several columns of the name {repeated[0]!r}: give each a name of its own")
             if self._column not in schema.names or not _is_image_type(schema.field(self._column).type):
                 raise SourceError(
                     f"{url} has no image column {self._column!r} (binary, or a struct with binary 'bytes'); it "
                     f"has {', '.join(schema.names)}: name the right one with image_column="
                 )
-            if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
-                raise SourceError(f"{url} has several columns of the name {repeated[0]!r}: give each a name of its own")
         _warn_of_binary(schemas, self._column, self.name)
         self._groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.rows))]
         self._sizes = np.array([size for footer in footers for size in footer.rows], np.int64)
@@ -291,7 +299,7 @@ class ParquetSource(Source):
         self._storage.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name not in ("_loaded", "_files")}
+        state = {name: value for name, value in vars(self).items() if name not in ("_loaded", "_files", "_refused")}
         # Another machine may have a copy of local files, with times of its own.
         stats = zip(self._urls, self._stats, strict=True)
         return {**state, "_stats": [stat if is_remote(url) else stat[:1] for url, stat in stats]}
@@ -302,6 +310,7 @@ class ParquetSource(Source):
 
     def _start(self) -> None:
         self._loaded: LRU[int, _RowGroup] = LRU(_MEMORY, lambda group: group.nbytes)
+        self._refused: dict[int, str] = {}  # row group -> reason, so that it is unpacked once
         self._files: LRU[str, Any] = LRU(64)  # footers; a reader of its own for every read, as these are not shared
 
     def _open(self, url: str, known: tuple[Any, ...] | None = None) -> tuple[Any, Stat]:
@@ -330,12 +339,11 @@ class ParquetSource(Source):
         try:
             file, stat = self._open(url)
             groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
-            return _Footer(
-                [group.num_rows for group in groups],
-                [group.total_byte_size for group in groups],
-                file.schema_arrow,
-                stat,
-            )
+            rows, sizes = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
+            if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows:
+                return f"damaged: its row groups have {sum(rows):,} rows, and the file {file.metadata.num_rows:,}"
+            check_sizes(rows, sizes)
+            return _Footer(rows, sizes, file.schema_arrow, stat)
         except Exception as error:  # OSError, ArrowInvalid, and whatever a remote filesystem raises
             return one_line(error)
 
@@ -364,31 +372,36 @@ class ParquetSource(Source):
         def read() -> Any:
             reader, _ = self._open(self._urls[file], self._stats[file])
             try:
-                return reader.read_row_group(group)
+                return read_row_group(reader, group, (self._column, *_ID_COLUMNS))
             finally:
                 reader.close(force=True)
 
-        return retry(read, (pa.ArrowException, _Changed)) if is_remote(self._urls[file]) else read()
+        return retry(read, (pa.ArrowException, _Changed, RowGroupTooLarge)) if is_remote(self._urls[file]) else read()
 
     def _load(self, number: int) -> _RowGroup:
         import pyarrow as pa
 
-        table = self._read_group(number)
-        column = table.column(self._column)
+        if (refused := self._refused.get(number)) is not None:
+            raise RowGroupTooLarge(refused)
+        try:
+            table = self._read_group(number)
+        except RowGroupTooLarge as error:
+            self._refused[number] = str(error)  # not itself: its traceback would keep what was unpacked
+            raise
+        chunks = table.column(self._column).chunks
         paths = None
-        if pa.types.is_struct(column.type):
-            names = [field.name for field in column.type]
-            parts = column.combine_chunks()
-            parts = parts.flatten() if isinstance(parts, pa.StructArray) else pa.concat_arrays(parts.chunks).flatten()
-            column, paths = parts[names.index("bytes")], parts[names.index("path")] if "path" in names else None
-        else:
-            column = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in column.chunks])
-        column = column.cast(pa.large_binary())
+        if pa.types.is_struct(chunks[0].type):
+            names = [field.name for field in chunks[0].type]
+            parts = [chunk.flatten() for chunk in chunks]
+            chunks = [part[names.index("bytes")] for part in parts]
+            paths = pa.chunked_array([part[names.index("path")] for part in parts]) if "path" in names else None
+            paths = None if paths is None else paths.combine_chunks()
+        column = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in chunks])
         _, offsets, data = column.buffers()
         bounds = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
         names = [name for name in table.column_names if name != self._column]
         ids = next((table.column(name).combine_chunks() for name in _ID_COLUMNS if name in names), None)
-        rest = table.select([name for name in names if not _holds_binary(table.schema.field(name).type)])
+        rest = combine(table.select([name for name in names if not holds_binary(table.schema.field(name).type)]))
         return _RowGroup(
             data=np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8),
             begins=bounds[:-1],
@@ -451,7 +464,7 @@ def _warn_of_binary(schemas: Sequence[Any], image_column: str, name: str) -> Non
     for schema in schemas:
         for field in schema:
             if field.name != image_column:
-                found |= {field.name: None} if _holds_binary(field.type) else {}
+                found |= {field.name: None} if holds_binary(field.type) else {}
             elif pa.types.is_struct(field.type):
                 found |= {f"{field.name}.{inner.name}": None for inner in field.type if inner.name not in _IMAGE_PARTS}
     found = {column: None for column in found if column not in _ID_COLUMNS}
@@ -482,17 +495,6 @@ def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
     return stat_of(details if isinstance(details, Mapping) else fs.info(path))
 
 
-def _is_binary(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or getattr(pa.types, "is_binary_view", lambda _: False)(kind)
-    )
-
-
 def _types_of(partition: Mapping[str, Any]) -> dict[str, str]:
     """Types of the fields of a partition, without those that are null."""
     return {
@@ -511,21 +513,16 @@ def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
             return "float64" if pa.types.is_uint64(arrow) else "int64"
         return "float64" if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) else "string"
 
-    beside = [field for field in schema if field.name != image_column and not _holds_binary(field.type)]
+    beside = [field for field in schema if field.name != image_column and not holds_binary(field.type)]
     return {field.name: kind(field.type) for field in beside if not pa.types.is_null(field.type)}
-
-
-def _holds_binary(kind: Any) -> bool:
-    """Whether a type is binary, or a list, struct or map with a binary one in it."""
-    return _is_binary(kind) or any(_holds_binary(kind.field(n).type) for n in range(kind.num_fields))
 
 
 def _is_image_type(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
-    return _is_binary(kind)
+        return any(field.name == "bytes" and is_binary(field.type) for field in kind)
+    return is_binary(kind)
 
 
 def _find_image_column(schema: Any, url: str) -> str:
