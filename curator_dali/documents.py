@@ -1,14 +1,16 @@
-"""JSON of unknown origin: parsed, or refused in words."""
+"""JSON and the like of unknown origin: parsed, or refused in words."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-__all__ = ["MAX_DEPTH", "parse_json"]
+__all__ = ["DEEP", "MAX_DEPTH", "check_depth", "parse_json"]
 
 MAX_DEPTH = 100
 """Levels that lists and objects may lie in each other. Python compares and writes some hundreds at the most."""
+
+DEEP = f"lists and objects lie in each other deeper than {MAX_DEPTH} levels"
 
 
 def parse_json(data: str | bytes | bytearray) -> Any:
@@ -20,17 +22,22 @@ def parse_json(data: str | bytes | bytearray) -> Any:
     try:
         value = json.loads(data)
     except RecursionError:
-        raise ValueError(_DEEP) from None
+        raise ValueError(DEEP) from None
     brackets = (b"[", b"{") if isinstance(data, (bytes, bytearray)) else ("[", "{")
     if sum(map(data.count, brackets)) > MAX_DEPTH:  # type: ignore[arg-type]
-        _check_depth(value)
+        check_depth(value)
     return value
 
 
-_DEEP = f"lists and objects lie in each other deeper than {MAX_DEPTH} levels"
+def check_depth(value: Any) -> None:
+    """Refuse lists and dicts that lie in each other deeper than `MAX_DEPTH`.
 
+    Args:
+        value: What a document says. No list is in it twice, as aliases of YAML may be.
 
-def _check_depth(value: Any) -> None:
+    Raises:
+        ValueError: They do.
+    """
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [
@@ -41,4 +48,4 @@ def _check_depth(value: Any) -> None:
         ]
         if not level:
             return
-    raise ValueError(_DEEP)
+    raise ValueError(DEEP)

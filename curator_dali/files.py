@@ -143,10 +143,11 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> int:
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     """Read a whole regular file; see `open_regular`. At most `limit` bytes come, also of a file that grows."""
     with os.fdopen(open_regular(path, limit), "rb", buffering=0) as file:
+        left = min(os.fstat(file.fileno()).st_size, limit)
         parts = []
-        while limit > 0 and (part := file.read(min(limit, 1 << 24))):
+        while left > 0 and (part := file.read(left)):
             parts.append(part)
-            limit -= len(part)
+            left -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

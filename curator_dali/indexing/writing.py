@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from curator_dali import __version__
 from curator_dali.arrays import resolve_device
 from curator_dali.callbacks import ignore
+from curator_dali.documents import parse_json
 from curator_dali.errors import OutputError
 from curator_dali.fields import objects
-from curator_dali.files import AtomicFile, is_remote, write_file
+from curator_dali.files import AtomicFile, is_remote, read_regular, write_file
 from curator_dali.indexing.digests import DigestIndex
 from curator_dali.indexing.hashes import HashIndex
-from curator_dali.indexing.index import FOLDER, FORMAT, IDS, NAME, Index, digests_of, identity
+from curator_dali.indexing.index import FOLDER, FORMAT, IDS, MOST, NAME, Index, digests_of, identity
 from curator_dali.indexing.vectors import VectorIndex
 from curator_dali.similarity import bad_rows, find_comparable
 from curator_dali.similarity.vectors import check_threshold
@@ -181,7 +182,6 @@ def _is_named(folder: str) -> bool:
     """Whether index.json says that the index is in this folder."""
     above, name = os.path.split(folder)
     try:
-        with open(os.path.join(above, NAME), "rb") as file:
-            return bool(json.load(file)["folder"] == name)
+        return bool(parse_json(read_regular(os.path.join(above, NAME), MOST))["folder"] == name)
     except (OSError, ValueError, KeyError, TypeError):
         return False

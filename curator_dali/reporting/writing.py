@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from curator_dali import __version__, html
-from curator_dali.errors import CuratorDaliError, SourceError
-from curator_dali.files import write_file
+from curator_dali.documents import parse_json
+from curator_dali.errors import CuratorDaliError, OutputError, SourceError
+from curator_dali.files import one_line, write_file
 from curator_dali.reopening import reopen_source
 from curator_dali.report import Report, add_up
 from curator_dali.reporting import pictures, sections
@@ -79,13 +80,23 @@ def write_report(
 
 
 def _report(manifest: Manifest, out: str) -> Report:
-    told = json.loads(store.read(join(manifest.folder, "report.json")) or b"{}")
+    told = _read_report(join(manifest.folder, "report.json"))
     parts = manifest.parts()
     timed = [name for part in parts[:1] for name in part.info.get("seconds", {})]
     labels = [name for name in dict.fromkeys([*timed, *told.get("dropped", {})]) if name not in ("decode", "write")]
     known = {name: told.get(name, "not known") for name in ("source", "device")}
     took = {name: told.get(name, 0) for name in ("earlier", "seconds")}
     return _counted(manifest, parts, labels, out=out, version=manifest.run.get("version", ""), **known, **took)
+
+
+def _read_report(url: str) -> dict[str, Any]:
+    """What `report.json` says; nothing where it is gone or damaged, as the parts say most."""
+    try:
+        told = parse_json(store.read(url) or b"{}")
+    except (ValueError, OutputError) as error:
+        logger.warning("%s cannot be read: %s", url, one_line(error))
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _counted(manifest: Manifest, parts: Sequence[Part], labels: Sequence[str], **about: Any) -> Report:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.documents import parse_json
 from curator_dali.errors import OutputError
 from curator_dali.fields import objects
 from curator_dali.files import is_remote
@@ -48,7 +48,7 @@ class RowFiles:
             raise OutputError(f"{url} has no rows: it is no output of a curation, or of one that has finished no part")
         with store.open_input(self.files[0]) as file:
             self.schema = _spelt_schema(_checked(self.files[0], pq, file).schema_arrow)
-        about = json.loads((self.schema.metadata or {})[METADATA_KEY])
+        about = parse_json((self.schema.metadata or {})[METADATA_KEY])
         self.lineage: dict[str, Any] = about["lineage"]
         kind = self.schema.field(EMBEDDING).type if EMBEDDING in self.schema.names else None
         self.embedding_dim: int = 0 if kind is None else kind.list_size
@@ -250,10 +250,14 @@ def _checked(url: str, pq: Any, file: Any) -> Any:
     about = (parquet.schema_arrow.metadata or {}).get(METADATA_KEY)
     if about is None:
         raise OutputError(f"{url} was not written by a curation: its metadata has no {METADATA_KEY.decode()!r}")
-    found = json.loads(about)
-    if found.get("format") != FORMAT:
+    try:
+        found = parse_json(about)
+        version, format = found.get("version"), found["format"]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise OutputError(f"{url} is damaged: its metadata {METADATA_KEY.decode()!r}: {error!r}") from error
+    if format != FORMAT:
         raise OutputError(
-            f"{url} was written in format {found.get('format')} by curator_dali {found.get('version')}; this version "
+            f"{url} was written in format {format} by curator_dali {version}; this version "
             f"reads format {FORMAT}: use that version, or curate again"
         )
     return parquet
