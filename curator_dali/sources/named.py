@@ -76,10 +76,9 @@ class NamedFiles:
 
     def _resolve_remote(self, name: str) -> str | None:
         folder = self._below("")
-        if is_remote(name):
-            if not name.startswith(folder):
-                return None
-            name = name[len(folder) :]
+        name = name[len(folder) :] if name.startswith(folder) else name
+        if is_remote(name):  # elsewhere, or a chain ("x::http://host") that would lead there
+            return None
         for spelt in (name, unquote(name)):  # a server may take "%2e%2e" for "..", and a backslash for a slash
             if f"{posixpath.normpath(spelt.replace(chr(92), '/'))}/".startswith(("../", "/")):
                 return None

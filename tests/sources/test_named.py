@@ -182,6 +182,8 @@ def test_files_of_a_remote_parquet(tmp_path: Path) -> None:
         ("https://host/d/a.parquet", "https://user@host/d/x.jpg", None),
         ("https://host/d/a.parquet", "http://host/d/x.jpg", None),
         ("https://host/d/a.parquet", "%2e%2e/x.jpg", None),
+        ("s3://b/d/a.parquet", "s3://b/d/x.jpg::http://evil/y.jpg", None),
+        ("s3://b/d/a.parquet", "x.jpg::http://evil/y.jpg", None),
         ("https://host/d/a.parquet", "..\\x.jpg", None),
         ("https://host/d/a.parquet", "//evil/x.jpg", None),
         ("https://host/a.parquet", "..x.jpg", "https://host/..x.jpg"),

@@ -74,6 +74,46 @@ def test_honest_files_that_pack_well_are_read(tmp_path: Path) -> None:
     assert {item.metadata["caption"] for item in batch.objects} == {"the same"}
 
 
+def varint(number: int) -> bytes:
+    """A number as Thrift's compact protocol has it: zigzag, seven bits a byte."""
+    number, found = number << 1, bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def forge(path: str, size: int, rows: int) -> None:
+    """Let a footer say another size and number of rows of its only row group."""
+    data, group = Path(path).read_bytes(), pq.read_metadata(path).row_group(0)
+    length = int.from_bytes(data[-8:-4], "little")
+    footer, body = data[-8 - length : -8], data[: -8 - length]
+    said, says = (
+        (b"\x16" + varint(a) + b"\x16" + varint(b)) for a, b in ((group.total_byte_size, group.num_rows), (size, rows))
+    )
+    assert footer.count(said) == 1
+    footer = footer.replace(said, says)
+    Path(path).write_bytes(body + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "message"),
+    [
+        (1 << 40, 3, f"forged.parquet: .*unpacks to 1,099,511,627,776 bytes by the footer.*{FIX}"),
+        (100, 1 << 40, "forged.parquet: damaged: its row groups have 1,099,511,627,776 rows, and the file 3"),
+        (1, 3, ""),
+    ],
+)
+def test_a_forged_footer(tmp_path: Path, size: int, rows: int, message: str) -> None:
+    path = write(tmp_path / "forged.parquet", {"jpg": [PHOTO] * 3})
+    forge(path, size, rows)
+    if message:
+        with pytest.raises(SourceError, match=message):
+            ParquetSource(path)
+    else:
+        assert ParquetSource(path).read(np.arange(3)).errors == {}
+
+
 def test_a_footer_that_says_very_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for rows, sizes in (([1], [1 << 40]), ([1 << 40], [0]), ([1, 1 << 31], [100, 100])):
         with pytest.raises(RowGroupTooLarge, match=FIX):
