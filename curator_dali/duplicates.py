@@ -141,7 +141,7 @@ def leaks(
     check_earlier("leaks", [out], comparing.ways, 0, {})
     check_earlier("leaks", [other], comparing.ways, dim, embedder_lineage(run))
     status = files.columns(["status"])["status"]
-    columns = {way.column: "uint64" if way.kind == "near" else "string" for way in comparing.ways}
+    columns = dict.fromkeys((way.column for way in comparing.ways), "string")
     kept = Candidates(files, np.flatnonzero(status == "kept"), columns)
     if not len(kept):
         return []

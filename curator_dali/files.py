@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ __all__ = [
     "is_remote",
     "make_folder",
     "one_line",
+    "open_regular",
+    "read_regular",
     "remove_leftovers",
     "retry",
     "write_file",
@@ -57,6 +60,49 @@ class Written(NamedTuple):
     name: str
     size: int
     blake2b: str = ""
+
+
+def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> int:
+    """Open a regular file for reading, and nothing else: no pipe is waited for, and no device is read.
+
+    Args:
+        path: The file; links are followed.
+        limit: The most bytes that it may have; None for any number.
+
+    Returns:
+        A descriptor, for the caller to close.
+
+    Raises:
+        OSError: The file cannot be opened, is no regular file, or is larger than the limit.
+    """
+    path = os.fspath(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except ValueError as error:  # a null character
+        raise FileNotFoundError(errno.ENOENT, str(error), path) from error
+    try:
+        status = os.fstat(fd)  # of what was opened: the path may lead elsewhere by now
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ENXIO, "a device, pipe or socket, and no regular file", path)
+        if limit is not None and status.st_size > limit:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are over the limit of {limit:,}", path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a whole regular file; see `open_regular`. At most `limit` bytes come, also of a file that grows."""
+    with os.fdopen(open_regular(path, limit), "rb", buffering=0) as file:
+        left = min(os.fstat(file.fileno()).st_size, limit)
+        parts = []
+        while left > 0 and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class AtomicFile:
@@ -276,7 +322,7 @@ def remove_leftovers(folder: str) -> list[str]:
 def _unlink_left(path: str, host: str) -> bool:
     """Unlink a file that nobody writes any more; returns whether that was so."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe of such a name is not waited for
     except OSError:
         return False
     try:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import reprlib
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
@@ -25,13 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from curator_dali.curation.settings import Settings
+from curator_dali.documents import DEEP, check_depth
 from curator_dali.errors import CuratorDaliError
+from curator_dali.files import read_regular
 from curator_dali.stages import STAGES, Stage
 
 __all__ = ["OPTIONS", "ConfigError", "make_stage", "read_config"]
 
 OPTIONS = ("source", "out", "stages", "device", "executor", *(field.name for field in fields(Settings)))
 """What a file may say: the arguments of `curate`."""
+
+_MOST_BYTES, _MOST_NODES = 1 << 20, 100_000
 
 
 class ConfigError(CuratorDaliError, ValueError):
@@ -77,16 +82,16 @@ def make_stage(settings: Any, where: str) -> Stage:
     """
     if not isinstance(settings, Mapping) or "type" not in settings:
         raise ConfigError(
-            f"{where} is {settings!r}; give its type and its settings, as type = 'Filter', field = 'width'"
+            f"{where} is {reprlib.repr(settings)}; give its type and its settings, as type = 'Filter', field = 'width'"
         )
     name = settings["type"]
-    own = _function(name, f"{where}.type") if isinstance(name, str) and ":" in name else None
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: its type is a {type(name).__name__}; allowed: {', '.join(STAGES)}")
+    own = _function(name, f"{where}.type") if ":" in name else None
     if own is not None and not (isinstance(own, type) and issubclass(own, Stage)):
         raise ConfigError(f"{where}: {name} is {own!r}, which is no kind of stage")
     if own is None and name not in STAGES:
-        raise ConfigError(
-            f"{where}: there is no stage {name!r}{_close(str(name), STAGES)}; allowed: {', '.join(STAGES)}"
-        )
+        raise ConfigError(f"{where}: there is no stage {name!r}{_close(name, STAGES)}; allowed: {', '.join(STAGES)}")
     kind = own or STAGES[name]
     arguments = {key: value for key, value in settings.items() if key != "type"}
     known = [field for field in fields(kind) if field.init]
@@ -105,23 +110,71 @@ def _parse(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in (".toml", ".yaml", ".yml"):
         raise ConfigError(f"cannot read {str(path)!r}: the name must end in .toml, .yaml or .yml")
-    text = path.read_text("utf-8")
-    if suffix == ".toml":
-        tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-        try:
-            return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is no TOML: {error}") from error
+    kind = "TOML" if suffix == ".toml" else "YAML"
+    data = read_regular(path, _MOST_BYTES)
+    try:
+        content = (_parse_toml if kind == "TOML" else _parse_yaml)(data.decode("utf-8"))
+        check_depth(content)
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read: {DEEP}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no UTF-8 text ({error}): save it as UTF-8") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no {kind} of a curation: {' '.join(str(error).split())}") from error
+    return content
+
+
+def _parse_toml(text: str) -> Any:
+    tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    return tomllib.loads(text)  # its error is a ValueError
+
+
+def _parse_yaml(text: str) -> Any:
+    """Parse YAML, once it is known that aliases make no more of it than it looks.
+
+    Raises:
+        ValueError: It is no YAML, or its aliases make too much of it.
+    """
     try:
         import yaml
     except ImportError as error:
         raise ImportError(
             "reading YAML needs PyYAML, which is not installed: pip install 'curator-dali[curate]', or write TOML"
         ) from error
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text) or {}
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if _count_nodes(node, {}) > _MOST_NODES:
+            raise ValueError(
+                f"its aliases (*name) make more than {_MOST_NODES:,} values of it: write out what is meant"
+            )
+        return loader.construct_document(node) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(str(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _count_nodes(node: Any, known: dict[int, int]) -> int:
+    """Count the values of a YAML node, those behind an alias each time that it is used.
+
+    Args:
+        node: The node.
+        known: Node -> its count, of nodes that are counted.
+
+    Raises:
+        ValueError: It is in itself.
+    """
+    if id(node) not in known:
+        known[id(node)] = -1
+        inner = node.value if isinstance(node.value, list) else []
+        flat = [part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_count_nodes(part, known) for part in flat)
+    if known[id(node)] < 0:
+        raise ValueError("an alias (*name) is in the value that it stands for")
+    return known[id(node)]
 
 
 def _refuse_unknown(given: Mapping[str, Any], allowed: Collection[str], where: str) -> None:

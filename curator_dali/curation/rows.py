@@ -130,10 +130,16 @@ class Rows:
 
 
 def scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str, Any]]:
-    """What `curation.json` says of some rows: where the image came from, its size, and every score that it has."""
+    """What `curation.json` says of some rows: where the image came from, its size, and every score that it has.
+
+    What is not known (None, NaN) is left out. Hugging Face's `datasets` takes a field that begins with null for null.
+    """
     names = [name for name in columns if name not in ("image_id", "index", "status", "stage", "reason")]
     picked = {name: np.asarray(columns[name])[list(rows)].tolist() for name in names}
-    return [dict(zip(names, values, strict=True)) for values in zip(*picked.values(), strict=True)]
+    return [
+        {name: value for name, value in zip(names, values, strict=True) if value is not None and value == value}
+        for values in zip(*picked.values(), strict=True)
+    ]
 
 
 def _nothing(n: int, kind: str) -> NDArray[Any]:

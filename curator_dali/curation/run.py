@@ -246,7 +246,8 @@ def curate(
     In the folder there will be tars with the original bytes of every member of the samples that stay, each with a
     `KEY.curation.json` of its scores; Parquet files with a row for every sample (id, path, size, kept, dropped or
     failed, by which stage and why, every score, embeddings if asked for); `report.json`; `report.html`,
-    which shows all this with pictures; and `_manifest/`, which knows what is finished. A call with the same source,
+    which shows all this with pictures; `README.md`, by which Hugging Face's `load_dataset` reads the folder, unless one
+    is there; and `_manifest/`, which knows what is finished. A call with the same source,
     stages and outputs goes on where an earlier one was interrupted or killed; how it is done (device, batches, parts,
     threads) may change.
 

@@ -15,8 +15,12 @@ import numpy as np
 from curator_dali.curation.loading import Range
 from curator_dali.curation.metadata import Misfits, add_misfits
 from curator_dali.curation.rows import Rows, scores_of
+from curator_dali.errors import OutputError
 from curator_dali.interrupts import Background
 from curator_dali.sinks import Manifest, Part, PartWriter, RowSchema
+from curator_dali.sinks.explain import join
+from curator_dali.sinks.records import part_name
+from curator_dali.sinks.rows import read_types
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,6 +40,9 @@ class Output:
         tars: Whether kept samples are written to tars.
         max_samples: Samples in a tar.
         max_bytes: Bytes in a tar.
+
+    Raises:
+        OutputError: The folder holds finished parts with other columns, as an earlier version left them.
     """
 
     manifest: Manifest
@@ -43,6 +50,21 @@ class Output:
     tars: bool = True
     max_samples: int | None = None
     max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        ranges = self.manifest.ranges()
+        if not ranges or not self.manifest.missing():
+            return
+        folder = self.manifest.folder
+        found = read_types(join(folder, f"{part_name(*ranges[0])}.parquet"))
+        wanted = {field.name: str(field.type) for field in self.schema.to_arrow()}
+        if differing := sorted(dict(found.items() ^ wanted.items())):
+            name = differing[0]
+            raise OutputError(
+                f"{folder} holds finished parts with other columns ({name!r} is {found.get(name, 'missing')} there and "
+                f"{wanted.get(name, 'missing')} now), as another version of curator_dali writes them: go on with that "
+                "version, choose another folder, or delete this one"
+            )
 
     def open(self, part: Range) -> PartWriter:
         """Begin to write a part."""

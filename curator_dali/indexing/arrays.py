@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from curator_dali.files import AtomicFile
+from curator_dali.files import AtomicFile, open_regular
 
-__all__ = ["load", "save", "save_blocks"]
+__all__ = ["check_regular", "load", "save", "save_blocks"]
 
 
 def save_blocks(
@@ -31,7 +31,18 @@ def save(folder: str, name: str, array: NDArray[Any]) -> None:
     save_blocks(folder, name, array.dtype, array.shape, [array])
 
 
+def check_regular(path: str) -> None:
+    """Refuse what is no regular file: a pipe would be waited for.
+
+    Raises:
+        OSError: It is none, or cannot be opened.
+    """
+    os.close(open_regular(path))
+
+
 def load(folder: str, name: str) -> NDArray[Any]:
     """FOLDER/NAME.npy, mapped: what is not looked at is not read."""
-    array: NDArray[Any] = np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r")
+    path = os.path.join(folder, f"{name}.npy")
+    check_regular(path)
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
     return array

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.files import is_remote
+from curator_dali.documents import parse_json
+from curator_dali.files import is_remote, read_regular
+from curator_dali.indexing import arrays
 from curator_dali.indexing.digests import DigestIndex
 from curator_dali.indexing.hashes import HashIndex
 from curator_dali.indexing.vectors import VectorIndex
@@ -35,6 +37,7 @@ FORMAT = 1
 FOLDER = "_index"
 NAME = "index.json"
 IDS = "ids.arrow"
+MOST = 1 << 26  # bytes of `index.json`
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Index:
 
         folder = os.path.join(out, FOLDER, about["folder"])
         embedding = about["embedding"]
+        arrays.check_regular(os.path.join(folder, IDS))
         ids = pa.ipc.open_file(pa.memory_map(os.path.join(folder, IDS))).read_all().column(0)
         if len(ids) != about["rows"]:
             raise ValueError(f"{len(ids)} ids of {about['rows']} rows")
@@ -155,8 +159,7 @@ def open_index(out: str | os.PathLike[str]) -> Index | None:
         return None
     path = os.path.join(out, FOLDER, NAME)
     try:
-        with open(path, "rb") as file:
-            about = json.load(file)
+        about = parse_json(read_regular(path, MOST))
         if about["format"] != FORMAT:
             why = f"is of format {about['format']}, and this version reads {FORMAT}"
         elif about["output"] != identity(Manifest.load(out)):

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from curator_dali import __version__
 from curator_dali.arrays import resolve_device
 from curator_dali.callbacks import ignore
+from curator_dali.documents import parse_json
 from curator_dali.errors import OutputError
-from curator_dali.files import AtomicFile, is_remote, write_file
+from curator_dali.fields import objects
+from curator_dali.files import AtomicFile, is_remote, read_regular, write_file
 from curator_dali.indexing.digests import DigestIndex
 from curator_dali.indexing.hashes import HashIndex
-from curator_dali.indexing.index import FOLDER, FORMAT, IDS, NAME, Index, digests_of, identity
+from curator_dali.indexing.index import FOLDER, FORMAT, IDS, MOST, NAME, Index, digests_of, identity
 from curator_dali.indexing.vectors import VectorIndex
 from curator_dali.similarity import bad_rows, find_comparable
 from curator_dali.similarity.vectors import check_threshold
@@ -127,15 +129,13 @@ def _read(
             ids.write_batch(batch.select(["image_id"]).cast(schema))
             for name in names:
                 column = batch.column(name)
-                there = rows + np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-                column = column.drop_null()
+                values: NDArray[Any]
                 if name in _DIGESTS:
-                    values: NDArray[Any] = digests_of(column.to_pylist())
+                    known = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+                    values = digests_of(column.drop_null().to_pylist())
                 else:
-                    values = column.to_numpy(zero_copy_only=False)
-                    known = find_comparable(values, name)
-                    values, there = values[known], there[known]
-                found[name].rows.append(there)
+                    known, values = find_comparable(objects(column.to_pylist()), name)
+                found[name].rows.append(rows + known)
                 found[name].values.append(values)
             if files.embedding_dim:
                 column = batch.column(EMBEDDING)
@@ -182,7 +182,6 @@ def _is_named(folder: str) -> bool:
     """Whether index.json says that the index is in this folder."""
     above, name = os.path.split(folder)
     try:
-        with open(os.path.join(above, NAME), "rb") as file:
-            return bool(json.load(file)["folder"] == name)
+        return bool(parse_json(read_regular(os.path.join(above, NAME), MOST))["folder"] == name)
     except (OSError, ValueError, KeyError, TypeError):
         return False

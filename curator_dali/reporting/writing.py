@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from curator_dali import __version__, html
-from curator_dali.errors import CuratorDaliError, SourceError
-from curator_dali.files import write_file
+from curator_dali.documents import parse_json
+from curator_dali.errors import CuratorDaliError, OutputError, SourceError
+from curator_dali.files import one_line, write_file
 from curator_dali.reopening import reopen_source
 from curator_dali.report import Report, add_up
 from curator_dali.reporting import pictures, sections
@@ -19,6 +20,7 @@ from curator_dali.reporting.cards import cards_of
 from curator_dali.reporting.reasons import Kinds, thresholds
 from curator_dali.reporting.scan import Row, Scan, scan
 from curator_dali.sinks import Manifest, Part, RowFiles, store
+from curator_dali.sinks.card import leave_card
 from curator_dali.sinks.explain import join
 
 __all__ = ["NAME", "leave_report", "load_report", "write_report"]
@@ -78,13 +80,23 @@ def write_report(
 
 
 def _report(manifest: Manifest, out: str) -> Report:
-    told = json.loads(store.read(join(manifest.folder, "report.json")) or b"{}")
+    told = _read_report(join(manifest.folder, "report.json"))
     parts = manifest.parts()
     timed = [name for part in parts[:1] for name in part.info.get("seconds", {})]
     labels = [name for name in dict.fromkeys([*timed, *told.get("dropped", {})]) if name not in ("decode", "write")]
     known = {name: told.get(name, "not known") for name in ("source", "device")}
     took = {name: told.get(name, 0) for name in ("earlier", "seconds")}
     return _counted(manifest, parts, labels, out=out, version=manifest.run.get("version", ""), **known, **took)
+
+
+def _read_report(url: str) -> dict[str, Any]:
+    """What `report.json` says; nothing where it is gone or damaged, as the parts say most."""
+    try:
+        told = parse_json(store.read(url) or b"{}")
+    except (ValueError, OutputError) as error:
+        logger.warning("%s cannot be read: %s", url, one_line(error))
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _counted(manifest: Manifest, parts: Sequence[Part], labels: Sequence[str], **about: Any) -> Report:
@@ -167,7 +179,7 @@ def leave_report(
     data: Any = None,
     page: bool = True,
 ) -> Report:
-    """Leave the report of a run that has ended in its folder, as `report.json` and `report.html`.
+    """Leave the report of a run that has ended in its folder, as `report.json` and `report.html`, and its card.
 
     The page is not made again where the run had nothing to do. If it cannot be made a warning says so, and the run does
     not fail for it: what was curated is there and finished.
@@ -190,6 +202,7 @@ def leave_report(
     write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
     if page and (earlier < report.samples or NAME not in store.names(manifest.folder)):
         _leave_page(manifest.folder, data, device)
+    leave_card(manifest)
     return report
 
 

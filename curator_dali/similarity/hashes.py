@@ -9,6 +9,7 @@ a ramp that rises to the right. `hash_images` flags such images, so that they ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,6 +51,7 @@ _AT_ONCE = 1024  # images; 8 MB as float64
 _UNSURE = 1e-6  # coefficients go up to 10^6; float64 matrix products are off by less than 10^-8
 # Images of one colour with noise of 2 levels reach 5 and 1; of 3,000 crops of photographs 4 lie below.
 _FLAT_32, _FLAT_9 = 4, 1
+_HEX = re.compile("[0-9a-fA-F]{16}")
 _FEWEST_BITS = 16  # of a pHash: the median leaves 32 set where most frequencies differ
 
 
@@ -129,24 +131,28 @@ def hash_images(images: Any, kind: Literal["phash", "dhash"]) -> tuple[NDArray[n
     return (_hash_frequencies if kind == "phash" else _hash_steps)(images)
 
 
-def find_comparable(values: NDArray[Any], kind: str) -> NDArray[np.int64]:
-    """Rows whose hash may be compared: it is there, and none of those that blank images share.
+def find_comparable(values: NDArray[Any], kind: str) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Find the hashes that may be compared: those that are there, and none that blank images share.
 
     Earlier versions stored the hashes of blank images, too.
 
     Args:
-        values: (N,) uint64, or objects with None where there is no hash.
+        values: (N,) uint64, or objects: 16 hexadecimal digits, or None where there is no hash.
         kind: "phash" or "dhash".
 
     Returns:
-        (M,) int64, ascending.
+        (M,) int64 rows, ascending, and their (M,) hashes.
+
+    Raises:
+        ValueError: A text is no hash.
     """
     if values.dtype == object:
         rows = np.flatnonzero(values != None)  # noqa: E711 - element by element
-        values = values[rows].astype(np.uint64)
+        hashes = from_hex(values[rows].tolist())
     else:
-        rows = np.arange(len(values))
-    return rows[~_tells_little(values, kind)]
+        rows, hashes = np.arange(len(values)), values
+    told = ~_tells_little(hashes, kind)
+    return rows[told], hashes[told]
 
 
 def _tells_little(hashes: NDArray[np.uint64], kind: str) -> NDArray[np.bool_]:
@@ -208,12 +214,11 @@ def from_hex(texts: Iterable[str]) -> NDArray[np.uint64]:
     Raises:
         ValueError: A text is not 16 hexadecimal digits.
     """
-    values = []
+    texts = list(texts)
     for text in texts:
-        if len(text) != 16 or not set(text) <= set("0123456789abcdefABCDEF"):
+        if not _HEX.fullmatch(text):
             raise ValueError(f"{text!r} is no 64-bit hash; 16 hexadecimal digits are needed")
-        values.append(int(text, 16))
-    return np.array(values, np.uint64)
+    return np.frombuffer(bytes.fromhex("".join(texts)), ">u8").astype(np.uint64)
 
 
 def _reduced(images: Any, size: tuple[int, int]) -> torch.Tensor:

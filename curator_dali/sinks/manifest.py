@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from curator_dali import __version__
+from curator_dali.documents import parse_json
 from curator_dali.errors import OutputError
 from curator_dali.files import is_remote, write_file
 from curator_dali.sinks import store
@@ -266,7 +267,7 @@ def _read_run(folder: str) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        run = json.loads(data)
+        run = parse_json(data)
         found = run["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{url} is damaged ({error!r}): choose another folder") from error

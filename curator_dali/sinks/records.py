@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from curator_dali.documents import parse_json
 from curator_dali.errors import OutputError
 from curator_dali.files import Written, write_file
 from curator_dali.sinks import store
@@ -79,7 +80,7 @@ class Part:
             ValueError: It is none.
         """
         try:
-            record = json.loads(data)
+            record = parse_json(data)
             files = tuple(Written(file["name"], file["size"], file["blake2b"]) for file in record["files"])
             return cls(record["start"], record["stop"], files, record["counts"], record["info"])
         except (KeyError, TypeError, AttributeError) as error:

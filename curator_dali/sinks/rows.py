@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.documents import parse_json
 from curator_dali.errors import OutputError
 from curator_dali.fields import objects
 from curator_dali.files import is_remote
@@ -17,7 +17,9 @@ from curator_dali.sinks.explain import join
 from curator_dali.sinks.manifest import Manifest
 from curator_dali.sinks.parquet import EMBEDDING, FORMAT, METADATA_KEY
 
-__all__ = ["RowFiles", "read_embeddings"]
+__all__ = ["RowFiles", "read_embeddings", "read_types"]
+
+_HASHES = ("phash", "dhash")
 
 
 class RowFiles:
@@ -25,6 +27,8 @@ class RowFiles:
 
     Args:
         url: An output folder (its finished parts, in order; without a manifest all `*.parquet` by name), or one file.
+
+    Perceptual hashes are 16 hexadecimal digits, also those of earlier versions, which stored 64-bit integers.
 
     Attributes:
         files: Their paths or URLs.
@@ -43,8 +47,8 @@ class RowFiles:
         if not self.files:
             raise OutputError(f"{url} has no rows: it is no output of a curation, or of one that has finished no part")
         with store.open_input(self.files[0]) as file:
-            self.schema = _checked(self.files[0], pq, file).schema_arrow
-        about = json.loads((self.schema.metadata or {})[METADATA_KEY])
+            self.schema = _spelt_schema(_checked(self.files[0], pq, file).schema_arrow)
+        about = parse_json((self.schema.metadata or {})[METADATA_KEY])
         self.lineage: dict[str, Any] = about["lineage"]
         kind = self.schema.field(EMBEDDING).type if EMBEDDING in self.schema.names else None
         self.embedding_dim: int = 0 if kind is None else kind.list_size
@@ -90,10 +94,11 @@ class RowFiles:
         for url in self.files:
             with store.open_input(url) as file:
                 parquet = _checked(url, pq, file)
-                if not parquet.schema_arrow.equals(self.schema):
+                if not _spelt_schema(parquet.schema_arrow).equals(self.schema):
                     raise OutputError(f"{url} has other columns than {self.files[0]}: they are of different runs")
                 try:
-                    yield from parquet.iter_batches(rows, columns=None if columns is None else list(columns))
+                    found = parquet.iter_batches(rows, columns=None if columns is None else list(columns))
+                    yield from map(_spell_hashes, found)
                 except (pa.ArrowInvalid, OSError) as error:
                     raise OutputError(f"{url} is damaged: {error}") from error
 
@@ -131,6 +136,18 @@ class RowFiles:
             at += len(batch)
             values = column.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
             yield there, values.reshape(-1, self.embedding_dim).astype(dtype, copy=False)
+
+
+def read_types(url: str) -> dict[str, str]:
+    """Read the columns of a Parquet file of an output, with the types that they have in the file.
+
+    Raises:
+        OutputError: It is damaged, or of another format.
+    """
+    import pyarrow.parquet as pq
+
+    with store.open_input(url) as file:
+        return {field.name: str(field.type) for field in _checked(url, pq, file).schema_arrow}
 
 
 def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -183,6 +200,33 @@ def to_numpy(column: Any) -> NDArray[Any]:
     return array
 
 
+def _spelt_schema(schema: Any) -> Any:
+    """A schema in which perceptual hashes are text."""
+    import pyarrow as pa
+
+    for place in _places_of_integers(schema):
+        schema = schema.set(place, schema.field(place).with_type(pa.string()))
+    return schema
+
+
+def _spell_hashes(batch: Any) -> Any:
+    """A `pyarrow.RecordBatch` in which perceptual hashes are text: 16 hexadecimal digits, the highest bits first."""
+    import pyarrow as pa
+
+    for place in _places_of_integers(batch.schema):
+        column = batch.column(place)
+        digits = column.fill_null(0).to_numpy(zero_copy_only=False).astype(">u8").tobytes().hex()
+        texts = [digits[start : start + 16] for start in range(0, len(digits), 16)]
+        spelt = pa.array(texts, pa.string(), mask=column.is_null().to_numpy(zero_copy_only=False))
+        batch = batch.set_column(place, batch.schema.field(place).with_type(pa.string()), spelt)
+    return batch
+
+
+def _places_of_integers(schema: Any) -> list[int]:
+    """Places of the perceptual hashes that are integers, as earlier versions wrote them."""
+    return [place for place, field in enumerate(schema) if field.name in _HASHES and str(field.type) == "uint64"]
+
+
 def _find(url: str) -> list[str]:
     if url.endswith(".parquet"):
         return [url]
@@ -206,10 +250,14 @@ def _checked(url: str, pq: Any, file: Any) -> Any:
     about = (parquet.schema_arrow.metadata or {}).get(METADATA_KEY)
     if about is None:
         raise OutputError(f"{url} was not written by a curation: its metadata has no {METADATA_KEY.decode()!r}")
-    found = json.loads(about)
-    if found.get("format") != FORMAT:
+    try:
+        found = parse_json(about)
+        version, format = found.get("version"), found["format"]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise OutputError(f"{url} is damaged: its metadata {METADATA_KEY.decode()!r}: {error!r}") from error
+    if format != FORMAT:
         raise OutputError(
-            f"{url} was written in format {found.get('format')} by curator_dali {found.get('version')}; this version "
+            f"{url} was written in format {format} by curator_dali {version}; this version "
             f"reads format {FORMAT}: use that version, or curate again"
         )
     return parquet

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from curator_dali.errors import OutputError
-from curator_dali.files import Written, filesystem, is_remote, one_line
+from curator_dali.files import Written, filesystem, is_remote, one_line, open_regular, read_regular
 from curator_dali.sinks.explain import join
 
 __all__ = ["compare", "listing", "names", "open_input", "read", "read_many", "remove", "remove_folder"]
 
 _AT_ONCE = 1000  # remote files
+_MOST = 1 << 30  # bytes of a file that is read as a whole: records of a million parts have less
 
 
 def listing(folder: str) -> dict[str, int]:
@@ -57,7 +58,7 @@ def open_input(url: str) -> IO[bytes]:
         if is_remote(url):
             fs, path = filesystem(url)
             return fs.open(path, "rb")  # type: ignore[no-any-return]
-        return open(url, "rb")
+        return os.fdopen(open_regular(url), "rb")
     except Exception as error:
         raise OutputError(f"cannot read {url}: {one_line(error)}") from error
 
@@ -68,8 +69,7 @@ def read(url: str) -> bytes | None:
         if is_remote(url):
             fs, path = filesystem(url)
             return fs.cat_file(path)  # type: ignore[no-any-return]
-        with open(url, "rb") as file:
-            return file.read()
+        return read_regular(url, _MOST)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.documents import parse_json
 from curator_dali.errors import SourceError
+from curator_dali.sources.row_groups import read_row_group
 from curator_dali.sources.storage import one_line
 
 __all__ = ["Annotations"]
@@ -138,8 +140,8 @@ def _parse_lines(where: str, data: bytes) -> tuple[list[str], _Fields]:
         end = len(data) if end < 0 else end
         if line := data[begin:end].strip():
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                value = parse_json(line)
+            except ValueError as error:
                 raise SourceError(f"{where}, line {number}: {line[:80]!r} is no JSON ({error}): {_FIX}") from error
             name = value.get(_NAME) if isinstance(value, dict) else None
             if not isinstance(name, str):
@@ -153,7 +155,7 @@ def _parse_lines(where: str, data: bytes) -> tuple[list[str], _Fields]:
 
 
 def _fields_of_line(data: bytes, bounds: NDArray[np.int64], row: int) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(data[bounds[row, 0] : bounds[row, 1]])
+    fields: dict[str, Any] = parse_json(data[bounds[row, 0] : bounds[row, 1]])
     del fields[_NAME]
     return fields
 
@@ -199,10 +201,14 @@ def _convert(column: Any) -> Any:
 
 
 def _parse_parquet(where: str, data: bytes) -> tuple[list[str], _Fields]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
+        file = pq.ParquetFile(io.BytesIO(data))
+        names = file.schema_arrow.names
+        parts = [read_row_group(file, group, names) for group in range(file.num_row_groups)]
+        table = pa.concat_tables([file.schema_arrow.empty_table(), *parts])
     except Exception as error:  # ArrowInvalid, OSError and more
         raise SourceError(f"{where} is damaged: {one_line(error)}: {_FIX}") from error
     _check_columns(where, table.column_names)

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.files import is_remote, write_file
+from curator_dali.documents import parse_json
+from curator_dali.files import is_remote, open_regular, read_regular, write_file
 from curator_dali.sources.base import HEADER_DTYPE
 from curator_dali.sources.storage import Stat, strip_signature
 from curator_dali.sources.tar_index import Summary, TarIndex
@@ -33,6 +34,7 @@ _MAGIC, _VERSION = 0x4344_5441_5258, 2
 _HEAD = 10
 _HEAD_BYTES = 128 + 8 * _HEAD  # np.save writes 128 bytes before a small array
 _PEEK = 4096  # the head with all usual warnings
+_SLACK = 1 << 20
 _NPY_START = b"\x93NUMPY\x01\x00"
 
 
@@ -75,10 +77,10 @@ def peek_index(path: Path | None, stat: Stat) -> Summary | None:
     if path is None:
         return None
     try:
-        with open(path, "rb", buffering=0) as file:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
             data = file.read(_PEEK)
             head = _parse_head(data, stat)
-            if head is not None and (missing := _HEAD_BYTES + head[8] - len(data)) > 0:
+            if head is not None and 0 < (missing := _HEAD_BYTES + head[8] - len(data)) <= _SLACK:
                 data += file.read(missing)
         return None if head is None else _parse_summary(data, head)
     except (OSError, ValueError, TypeError):
@@ -90,7 +92,7 @@ def load_index(path: Path | None, stat: Stat) -> TarIndex | None:
     if path is None:
         return None
     try:
-        data = path.read_bytes()
+        data = _read(path, stat)
         head = _parse_head(data, stat)
         if head is None or zlib.crc32(memoryview(data)[_HEAD_BYTES:]) != head[6]:
             return None
@@ -98,7 +100,7 @@ def load_index(path: Path | None, stat: Stat) -> TarIndex | None:
         body = io.BytesIO(data)
         body.seek(_HEAD_BYTES + head[8])
         table, names, first, members = (np.load(body, allow_pickle=False) for _ in range(4))
-    except (OSError, ValueError, TypeError, EOFError):
+    except (OSError, ValueError, TypeError, EOFError, MemoryError):
         return None
     return TarIndex(table, names.tobytes(), first, members, summary)
 
@@ -121,14 +123,19 @@ def load_headers(path: Path | None, stat: Stat, samples: int) -> NDArray[np.void
     if path is None:
         return None
     try:
-        data = path.with_suffix(".headers").read_bytes()
+        data = _read(path.with_suffix(".headers"), stat)
         head = _parse_head(data, stat)
         if head is None or head[4] != samples or zlib.crc32(memoryview(data)[_HEAD_BYTES:]) != head[6]:
             return None
         headers: NDArray[np.void] = np.load(io.BytesIO(data[_HEAD_BYTES:]), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, MemoryError):
         return None
     return headers if headers.dtype == HEADER_DTYPE and headers.shape == (samples,) else None
+
+
+def _read(path: Path, stat: Stat) -> bytes:
+    """A kept file, which is smaller than its tar but for the warnings: 512 bytes of a header make fewer here."""
+    return read_regular(path, stat.size + _SLACK)
 
 
 def _make_head(stat: Stat, *numbers: int) -> bytes:
@@ -154,7 +161,7 @@ def _parse_summary(data: bytes, head: list[int]) -> Summary:
     Raises:
         ValueError, TypeError: It is damaged.
     """
-    warnings, note = json.loads(data[_HEAD_BYTES : _HEAD_BYTES + head[8]]) if head[8] else ((), "")
+    warnings, note = parse_json(data[_HEAD_BYTES : _HEAD_BYTES + head[8]]) if head[8] else ((), "")
     return Summary(head[4], head[5], head[7], tuple(warnings), note)
 
 

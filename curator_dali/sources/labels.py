@@ -1,17 +1,26 @@
-"""Labels by folders: which class folders there are, what is odd about them, and which folders are splits."""
+"""Labels by folders and by schemas: which classes there are, what is odd about them, and which folders are splits."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.documents import parse_json
 from curator_dali.sources.storage import strip_query
 
-__all__ = ["number_classes", "warn_of_split_files", "warn_of_split_folders"]
+__all__ = [
+    "ClassNames",
+    "add_class_names",
+    "number_classes",
+    "read_class_names",
+    "warn_of_split_files",
+    "warn_of_split_folders",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +29,10 @@ SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "
 
 _SPLIT_FILE = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:[-_.]?\d[^/]*)?\.\w+", re.IGNORECASE)
 _MOST_NAMES = 5
+_KEY = b"huggingface"  # of the metadata of a schema
+
+ClassNames = Mapping[str, Sequence[str]]
+"""Column of integers -> names, by integer."""
 
 
 def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> tuple[list[str], NDArray[np.int32]]:
@@ -100,6 +113,49 @@ def warn_of_split_files(urls: Sequence[str], spec: str) -> None:
             _list_names(splits),
             next(iter(splits.values())),
         )
+
+
+def read_class_names(schema: Any) -> dict[str, list[str]]:
+    """Read which columns of a file are numbers of classes, and how the classes are called.
+
+    Args:
+        schema: The `pyarrow.Schema`. What in its metadata is damaged counts as absent.
+
+    Returns:
+        Column -> names, by number.
+    """
+    import pyarrow as pa
+
+    found: dict[str, list[str]] = {}
+    try:
+        features: dict[str, Any] = parse_json((schema.metadata or {}).get(_KEY, b"{}"))["info"]["features"]
+        for column, feature in features.items():
+            if not isinstance(feature, dict):  # a list is a sequence
+                continue
+            names: Any = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+            known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            if known and column in schema.names and pa.types.is_integer(schema.field(column).type):
+                found[column] = names
+    except (ValueError, KeyError, TypeError, AttributeError):  # of another tool, or damaged
+        return {}
+    return found
+
+
+def add_class_names(fields: dict[str, Any], classes: ClassNames) -> dict[str, Any]:
+    """Put the name of each class beside its number, as `COLUMN_name`; a field of that name stays.
+
+    Args:
+        fields: A row. It is changed.
+        classes: The names, by column.
+
+    Returns:
+        The row.
+    """
+    for column, names in classes.items():
+        number = fields.get(column)
+        if isinstance(number, int) and 0 <= number < len(names):  # -1 is no class: of test data, say
+            fields.setdefault(f"{column}_name", names[number])
+    return fields
 
 
 def _list_names(names: Iterable[str]) -> str:

@@ -73,6 +73,7 @@ def open_source(
     image_column: str | None = None,
     index: Literal["cache", "beside", "none"] = "cache",
     name: str | None = None,
+    allow_outside: bool = False,
 ) -> Source:
     """Open whatever holds encoded images.
 
@@ -89,18 +90,20 @@ def open_source(
         image_column: For Parquet: see `ParquetSource`.
         index: For tars: see `TarSource`.
         name: The data set's name, instead of one made of the files' names.
+        allow_outside: For Parquet: see `ParquetSource`.
 
     Raises:
         SourceError: There is nothing of that name, or it is nothing that can be read.
     """
     if isinstance(spec, Source):
         return spec
-    source = _open(spec, label_from_folder, image_column, index, name)
+    source = _open(spec, label_from_folder, image_column, index, name, allow_outside)
     specs = [spec] if isinstance(spec, (str, os.PathLike)) else spec
     if isinstance(specs, Sequence) and all(isinstance(item, (str, os.PathLike)) for item in specs):
         found = [_absolute(os.fspath(item)) for item in specs]
         options = {"label_from_folder": label_from_folder, "image_column": image_column, "index": index, "name": name}
-        source.origin = {"spec": found, **options}
+        outside = {"allow_outside": True} if allow_outside else {}
+        source.origin = {"spec": found, **options, **outside}
     return source
 
 
@@ -127,6 +130,7 @@ def _open(
     image_column: str | None,
     index: Literal["cache", "beside", "none"],
     name: str | None,
+    allow_outside: bool,
 ) -> Source:
     if isinstance(spec, Mapping):
         return MemorySource(spec, name=name or "memory")
@@ -168,7 +172,8 @@ def _open(
             warn_of_split_files(urls, shown)
         if kind == "tar":
             return TarSource(urls, name=name or _folder_name(patterns), index=index)
-        return ParquetSource(urls, name=name or _folder_name(patterns), image_column=image_column)
+        name = name or _folder_name(patterns)
+        return ParquetSource(urls, name=name, image_column=image_column, allow_outside=allow_outside)
     if kind == "image":
         return _open_images(patterns, urls, label_from_folder, name)
     folders_found = [match for match in found if match.kind in ("folder", _EMPTY)]

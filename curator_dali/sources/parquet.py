@@ -16,10 +16,20 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
+from curator_dali.files import open_regular
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
 from curator_dali.sources.hive import partition_fields
+from curator_dali.sources.labels import ClassNames, add_class_names, read_class_names
 from curator_dali.sources.listing import common_folder
-from curator_dali.sources.reading import is_unread, read_file
+from curator_dali.sources.named import NamedFiles, read_named
+from curator_dali.sources.row_groups import (
+    RowGroupTooLarge,
+    check_sizes,
+    combine,
+    holds_binary,
+    is_binary,
+    read_row_group,
+)
 from curator_dali.sources.samples import IMAGE_EXTENSIONS, make_sidecars, sniff_extension
 from curator_dali.sources.storage import (
     LRU,
@@ -79,27 +89,38 @@ class ParquetSource(Source):
     sample thus costs a row group: shuffle by windows of row groups (which `shard_sizes` counts), not over everything.
 
     The other columns become metadata under their names, except binary ones, and so do the fields that partitioned files
-    have in their folders' names (`partition_fields`), unless a column has the name. `image_id` is the column `key`,
+    have in their folders' names (`partition_fields`), unless a column has the name. A column that Hugging Face's
+    `datasets` wrote as a `ClassLabel` has the class's name beside it, as `label_name`. `image_id` is the column `key`,
     `__key__`, `image_id` or `id`, else the struct's path without its extension, else `<file stem>-<row>`; where files
     of one stem lie in several folders, with the path below their common folder instead of the stem. `image_path` is
     `<file>#row=<row>`: it tells every sample apart, but no filesystem opens it. Where a struct has a path and no bytes,
-    that file is read; a relative path counts from the Parquet file's folder.
+    that file is read if it lies in the Parquet file's folder (`NamedFiles`), which relative paths count from.
 
     Args:
         urls: The files; the order of the samples is theirs.
         image_column: The column with the images; found by its type and name if left out.
         name: The data set's name; by default that of the folder.
+        allow_outside: Whether images are also read that rows name by paths or URLs outside the Parquet file's folder.
+            Whoever made the file then chooses what this process reads: give it only for files that you trust.
 
     Raises:
         SourceError: A file cannot be read, or the column is missing or not clear.
     """
 
-    def __init__(self, urls: str | Sequence[str], *, image_column: str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        image_column: str | None = None,
+        name: str | None = None,
+        allow_outside: bool = False,
+    ) -> None:
         urls = [urls] if isinstance(urls, str) else list(urls)
         self._urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
         self.name = name or common_name(self._urls)
         remote = any(map(is_remote, self._urls))
         self.read_ahead = 4 if remote else 1
+        self._named = [NamedFiles(url, allow_outside) for url in self._urls]
         self._storage = Storage()
         self._start()
         with ThreadPoolExecutor(16 if remote else 4, thread_name_prefix="curator-dali-parquet") as pool:
@@ -113,13 +134,13 @@ class ParquetSource(Source):
         schemas = [footer.schema for footer in footers]
         self._column = image_column or (_find_image_column(schemas[0], self._urls[0]) if schemas else "")
         for url, schema in zip(self._urls, schemas, strict=True):
+            if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise SourceError(f"{url} has several columns of the name {repeated[0]!r}: give each a name of its own")
             if self._column not in schema.names or not _is_image_type(schema.field(self._column).type):
                 raise SourceError(
                     f"{url} has no image column {self._column!r} (binary, or a struct with binary 'bytes'); it "
                     f"has {', '.join(schema.names)}: name the right one with image_column="
                 )
-            if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
-                raise SourceError(f"{url} has several columns of the name {repeated[0]!r}: give each a name of its own")
         _warn_of_binary(schemas, self._column, self.name)
         self._groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.rows))]
         self._sizes = np.array([size for footer in footers for size in footer.rows], np.int64)
@@ -128,9 +149,15 @@ class ParquetSource(Source):
         self._bytes = [(footer.stat.size, footer.stat.content, *footer.bytes) for footer in footers]
         self._stats: list[tuple[Any, ...]] = [footer.stat for footer in footers]
         self._partitions = partition_fields(self._urls)
+        cache: dict[Any, dict[str, list[str]]] = {}
+        self._classes = [cache.setdefault(repr(classes), classes) for classes in map(read_class_names, schemas)]
         self._fields = merge_schemas(
-            {**_types_of(partition), **_fields_of(schema, self._column)}
-            for schema, partition in zip(schemas, self._partitions, strict=True)
+            {
+                **{f"{column}_name": "string" for column in classes},
+                **_types_of(partition),
+                **_fields_of(schema, self._column),
+            }
+            for schema, partition, classes in zip(schemas, self._partitions, self._classes, strict=True)
         )
         self._stems = _unique_stems(self._urls)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
@@ -150,6 +177,16 @@ class ParquetSource(Source):
     def fields(self) -> Mapping[str, str]:
         """The columns and partitions' fields that become metadata; types as `merge_types` has them for all files."""
         return self._fields
+
+    @property
+    def class_lists(self) -> Mapping[str, Sequence[str]]:
+        """Names of the classes in the column `label`; of each file, where these differ."""
+        lists = [classes.get("label", []) for classes in self._classes]
+        return (
+            dict(zip(self._urls, lists, strict=True))
+            if any(names != lists[0] for names in lists)
+            else {self.name: lists[0] if lists else []}
+        )
 
     @property
     def locations(self) -> Sequence[str]:
@@ -176,11 +213,12 @@ class ParquetSource(Source):
         images = [np.empty(0, np.uint8)] * count
         errors: dict[int, str] = {}
         unread: set[int] = set()
-        elsewhere: dict[int, str] = {}  # row -> file that the image lies in
+        named: dict[int, tuple[NamedFiles, str]] = {}  # row -> the file that the image lies in
         for number in np.unique(group_of).tolist():
             rows = np.flatnonzero(group_of == number).tolist()
             file = self._groups[number][0]
             url, stem, partition = self._urls[file], self._stems[file], self._partitions[file]
+            classes = self._classes[file]
             try:
                 group: _RowGroup | None = self._loaded.get(number, lambda number=number: self._load(number))  # type: ignore[misc]
             except Exception as error:  # Arrow raises OSError, ArrowInvalid and more for a damaged row group
@@ -205,19 +243,26 @@ class ParquetSource(Source):
                     elif file_path:
                         key = file_path.rpartition(".")[0] or file_path
                     metadata = (
-                        {**partition, **fields[place]} if members else partial(_metadata, group.rest, partition, at)
+                        add_class_names({**partition, **fields[place]}, classes)
+                        if members
+                        else partial(_metadata, group.rest, partition, classes, at)
                     )
                     if group.present[at]:
                         images[row] = group.data[group.begins[at] : group.ends[at]]
                         if len(images[row]) == 0:
                             errors[row] = "the image has no bytes"
                     elif file_path:
-                        elsewhere[row] = _beside(url, file_path)
+                        named[row] = self._named[file], file_path
                     else:
                         errors[row] = f"no image bytes: column {self._column!r} is null in row {in_file}"
                 objects[row] = ImageObject(path, key, metadata)
         self._copy(images)
-        self._read_elsewhere(elsewhere, images, errors, unread)
+        for row, (data, is_unread) in read_named(named, self._storage).items():
+            if isinstance(data, str):
+                errors[row] = data
+                unread.update([row] if is_unread else ())
+            else:
+                images[row] = data
         batch = EncodedBatch(
             indices,
             objects,
@@ -256,7 +301,7 @@ class ParquetSource(Source):
         self._storage.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name not in ("_loaded", "_files")}
+        state = {name: value for name, value in vars(self).items() if name not in ("_loaded", "_files", "_refused")}
         # Another machine may have a copy of local files, with times of its own.
         stats = zip(self._urls, self._stats, strict=True)
         return {**state, "_stats": [stat if is_remote(url) else stat[:1] for url, stat in stats]}
@@ -267,6 +312,7 @@ class ParquetSource(Source):
 
     def _start(self) -> None:
         self._loaded: LRU[int, _RowGroup] = LRU(_MEMORY, lambda group: group.nbytes)
+        self._refused: dict[int, str] = {}  # row group -> reason, so that it is unpacked once
         self._files: LRU[str, Any] = LRU(64)  # footers; a reader of its own for every read, as these are not shared
 
     def _open(self, url: str, known: tuple[Any, ...] | None = None) -> tuple[Any, Stat]:
@@ -278,14 +324,18 @@ class ParquetSource(Source):
         import pyarrow.parquet as pq
 
         fs, path = filesystem(url)
-        file = fs.open(path, "rb")
+        file = fs.open(path, "rb") if is_remote(url) else os.fdopen(open_regular(path), "rb")
         now = _stat(url, file, fs, path)
         if known is not None and now[: len(known)] != known:
             file.close()
             raise _Changed(f"{url} changed after it was opened: open the source again")
-        # of the open file: by its path, Arrow takes a server that does not answer for a missing file
-        footer = self._files.get(url, lambda: pq.ParquetFile(file).metadata)
-        return pq.ParquetFile(file, metadata=footer), now
+        try:
+            # of the open file: by its path, Arrow takes a server that does not answer for a missing file
+            footer = self._files.get(url, lambda: pq.ParquetFile(file).metadata)
+            return pq.ParquetFile(file, metadata=footer), now
+        except BaseException:
+            file.close()
+            raise
 
     def _read_footer(self, url: str, silent: threading.Event) -> Any:
         """A `_Footer`, or why it cannot be read; once a store was silent for too long, no other file is waited for."""
@@ -294,12 +344,11 @@ class ParquetSource(Source):
         try:
             file, stat = ask(url, lambda: self._open(url), (ValueError,)) if is_remote(url) else self._open(url)
             groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
-            return _Footer(
-                [group.num_rows for group in groups],
-                [group.total_byte_size for group in groups],
-                file.schema_arrow,
-                stat,
-            )
+            rows, sizes = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
+            if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows:
+                return f"damaged: its row groups have {sum(rows):,} rows, and the file {file.metadata.num_rows:,}"
+            check_sizes(rows, sizes)
+            return _Footer(rows, sizes, file.schema_arrow, stat)
         except Exception as error:  # OSError, ArrowInvalid, and whatever a remote filesystem raises
             if isinstance(error, TimeoutError):
                 silent.set()
@@ -330,32 +379,38 @@ class ParquetSource(Source):
         def read() -> Any:
             reader, _ = self._open(self._urls[file], self._stats[file])
             try:
-                return reader.read_row_group(group)
+                return read_row_group(reader, group, (self._column, *_ID_COLUMNS))
             finally:
                 reader.close(force=True)
 
         url = self._urls[file]
-        return ask(url, read, (pa.ArrowException, ValueError, LookupError, TypeError)) if is_remote(url) else read()
+        final = (pa.ArrowException, ValueError, LookupError, TypeError, RowGroupTooLarge)
+        return ask(url, read, final) if is_remote(url) else read()
 
     def _load(self, number: int) -> _RowGroup:
         import pyarrow as pa
 
-        table = self._read_group(number)
-        column = table.column(self._column)
+        if (refused := self._refused.get(number)) is not None:
+            raise RowGroupTooLarge(refused)
+        try:
+            table = self._read_group(number)
+        except RowGroupTooLarge as error:
+            self._refused[number] = str(error)  # not itself: its traceback would keep what was unpacked
+            raise
+        chunks = table.column(self._column).chunks
         paths = None
-        if pa.types.is_struct(column.type):
-            names = [field.name for field in column.type]
-            parts = column.combine_chunks()
-            parts = parts.flatten() if isinstance(parts, pa.StructArray) else pa.concat_arrays(parts.chunks).flatten()
-            column, paths = parts[names.index("bytes")], parts[names.index("path")] if "path" in names else None
-        else:
-            column = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in column.chunks])
-        column = column.cast(pa.large_binary())
+        if pa.types.is_struct(chunks[0].type):
+            names = [field.name for field in chunks[0].type]
+            parts = [chunk.flatten() for chunk in chunks]
+            chunks = [part[names.index("bytes")] for part in parts]
+            paths = pa.chunked_array([part[names.index("path")] for part in parts]) if "path" in names else None
+            paths = None if paths is None else paths.combine_chunks()
+        column = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in chunks])
         _, offsets, data = column.buffers()
         bounds = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
         names = [name for name in table.column_names if name != self._column]
         ids = next((table.column(name).combine_chunks() for name in _ID_COLUMNS if name in names), None)
-        rest = table.select([name for name in names if not _holds_binary(table.schema.field(name).type)])
+        rest = combine(table.select([name for name in names if not holds_binary(table.schema.field(name).type)]))
         return _RowGroup(
             data=np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8),
             begins=bounds[:-1],
@@ -376,24 +431,6 @@ class ParquetSource(Source):
             images[row] = arena[begin : begin + len(image)]
             begin += len(image)
 
-    def _read_elsewhere(
-        self, files: Mapping[int, str], images: list[NDArray[np.uint8]], errors: dict[int, str], unread: set[int]
-    ) -> None:
-        remote = {row: url for row, url in files.items() if is_remote(url)}
-        found: dict[int, bytes | BaseException] = {}
-        if remote:
-            found.update(zip(remote, self._storage.cat([(url, None, None) for url in remote.values()]), strict=True))
-        for row, path in files.items():
-            data = found[row] if row in found else read_file(path)
-            if isinstance(data, BaseException):
-                errors[row] = f"no image bytes, and its file cannot be read: {one_line(data)}"
-                if is_unread(data, path, listed=False):
-                    unread.add(row)
-            else:
-                images[row] = data if isinstance(data, np.ndarray) else np.frombuffer(bytearray(data), np.uint8)
-                if len(images[row]) == 0:
-                    errors[row] = "the image has no bytes"
-
     def _members(self, image: NDArray[np.uint8], item: ImageObject) -> dict[str, memoryview]:
         if len(image) == 0:
             return {}
@@ -407,10 +444,10 @@ def _rows(table: Any, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     try:
         return table.take(rows).to_pylist() if table.num_columns else [{} for _ in rows]
     except Exception:  # Arrow has no `take` of some types, and Python no value for some dates
-        return [_metadata(table, {}, row) for row in rows.tolist()]
+        return [_metadata(table, {}, {}, row) for row in rows.tolist()]
 
 
-def _metadata(table: Any, partition: Mapping[str, Any], row: int) -> dict[str, Any]:
+def _metadata(table: Any, partition: Mapping[str, Any], classes: ClassNames, row: int) -> dict[str, Any]:
     """A row as a dict. The table has no images in it, so that metadata that is not read yet keeps none.
 
     A value that Python cannot hold (a date in the year 29349) is a text.
@@ -425,7 +462,7 @@ def _metadata(table: Any, partition: Mapping[str, Any], row: int) -> dict[str, A
                 found[name] = column.slice(row, 1).cast("string")[0].as_py()
             except Exception:
                 problems.append(f"column {name!r}: {one_line(error)}")
-    return found | ({"metadata_error": "; ".join(problems)} if problems else {})
+    return add_class_names(found, classes) | ({"metadata_error": "; ".join(problems)} if problems else {})
 
 
 def _warn_of_binary(schemas: Sequence[Any], image_column: str, name: str) -> None:
@@ -436,7 +473,7 @@ def _warn_of_binary(schemas: Sequence[Any], image_column: str, name: str) -> Non
     for schema in schemas:
         for field in schema:
             if field.name != image_column:
-                found |= {field.name: None} if _holds_binary(field.type) else {}
+                found |= {field.name: None} if holds_binary(field.type) else {}
             elif pa.types.is_struct(field.type):
                 found |= {f"{field.name}.{inner.name}": None for inner in field.type if inner.name not in _IMAGE_PARTS}
     found = {column: None for column in found if column not in _ID_COLUMNS}
@@ -467,23 +504,6 @@ def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
     return stat_of(details if isinstance(details, Mapping) else fs.info(path))
 
 
-def _beside(url: str, path: str) -> str:
-    if is_remote(path) or path.startswith("/"):
-        return path
-    return f"{url.rpartition('/')[0]}/{path}"
-
-
-def _is_binary(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or getattr(pa.types, "is_binary_view", lambda _: False)(kind)
-    )
-
-
 def _types_of(partition: Mapping[str, Any]) -> dict[str, str]:
     """Types of the fields of a partition, without those that are null."""
     return {
@@ -502,21 +522,16 @@ def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
             return "float64" if pa.types.is_uint64(arrow) else "int64"
         return "float64" if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) else "string"
 
-    beside = [field for field in schema if field.name != image_column and not _holds_binary(field.type)]
+    beside = [field for field in schema if field.name != image_column and not holds_binary(field.type)]
     return {field.name: kind(field.type) for field in beside if not pa.types.is_null(field.type)}
-
-
-def _holds_binary(kind: Any) -> bool:
-    """Whether a type is binary, or a list, struct or map with a binary one in it."""
-    return _is_binary(kind) or any(_holds_binary(kind.field(n).type) for n in range(kind.num_fields))
 
 
 def _is_image_type(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
-    return _is_binary(kind)
+        return any(field.name == "bytes" and is_binary(field.type) for field in kind)
+    return is_binary(kind)
 
 
 def _find_image_column(schema: Any, url: str) -> str:

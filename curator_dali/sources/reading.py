@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.files import open_regular
 from curator_dali.sources.storage import is_remote
 
-__all__ = ["is_unread", "read_bytes", "read_file"]
+__all__ = ["OutsideError", "is_unread", "read_bytes", "read_file"]
 
-# Failures that the next read of an unchanged file meets again: it may not be read, or is a folder, a socket, a loop.
-_LASTING = frozenset([errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO])
+# Failures that the next read of an unchanged file meets again: it may not be read, is too large, a folder, a device.
+_LASTING = frozenset(
+    [errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EFBIG]
+)
 
 
-def read_file(path: str) -> NDArray[np.uint8] | BaseException:
-    """Read a local file into a writable array of its own; a failure is returned, not raised."""
+class OutsideError(ValueError):
+    """A file that a data set names lies outside the data set."""
+
+
+def read_file(path: str, *, inside: Sequence[str] = (), limit: int | None = None) -> NDArray[np.uint8] | BaseException:
+    """Read a local regular file into a writable array of its own; a failure is returned, not raised.
+
+    Args:
+        path: The file; links are followed.
+        inside: Real paths of folders. If there are any, the file must lie in one of these, links resolved.
+        limit: The most bytes that the file may have; None for any number.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a named pipe does not wait
+        fd = open_regular(path, limit)
         try:
+            if inside:
+                real = os.readlink(f"/proc/self/fd/{fd}")  # of what was opened, so that nobody can swap a link
+                if not any(real.startswith(f"{folder.rstrip('/')}/") for folder in inside):
+                    return OutsideError(f"{path} is a link to {real}")
             size = os.fstat(fd).st_size
             data = np.empty(size, np.uint8)
             view, done = data.data, 0
@@ -51,8 +69,10 @@ def is_unread(error: BaseException, url: str, *, listed: bool = True, readable: 
         listed: Whether the file was there once. A file that nobody has seen may well not exist.
         readable: Whether the file could be read earlier in this process; None where nobody has tried.
     """
+    if isinstance(error, OutsideError):
+        return False
     if readable is not None:
         return readable
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return listed and (is_remote(url) or not os.path.islink(url))  # a dangling link is as it was
     return is_remote(url) or not (isinstance(error, OSError) and error.errno in _LASTING)

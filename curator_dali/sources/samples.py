@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from curator_dali.documents import parse_json
+
 __all__ = [
     "IMAGE_EXTENSIONS",
     "SIDECARS",
@@ -139,8 +141,8 @@ def parse_metadata(
     problems = [problem] if problem else []
     if json_bytes is not None:
         try:
-            value = json.loads(json_bytes)
-        except (ValueError, RecursionError) as error:  # RecursionError: hostile nesting
+            value = parse_json(json_bytes)
+        except ValueError as error:
             problems.append(f"invalid .json: {error}")
         else:
             metadata = value if isinstance(value, dict) else {"json": value}
@@ -212,12 +214,12 @@ def _is_broken(extension: str, data: bytes) -> bool:
     """Whether a sidecar cannot be parsed."""
     try:
         if extension == "json":
-            json.loads(data)
+            parse_json(data)
         elif extension == "cls":
             int(_decode_text(data))
         else:
             data.decode(json.detect_encoding(data))
-    except (ValueError, RecursionError):
+    except ValueError:
         return True
     return False
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
+from curator_dali.documents import parse_json
 from curator_dali.errors import SourceError
+from curator_dali.files import read_regular
 from curator_dali.sources.arenas import Arenas
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.sources.samples import parse_metadata
@@ -26,6 +26,8 @@ from curator_dali.stores import is_http
 __all__ = ["TarSource", "coalesce"]
 
 logger = logging.getLogger(__name__)
+
+_RUN_BYTES = 1 << 26  # of a `run.json`, at the most
 
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
 _NO_INDEX = TarIndex(
@@ -391,8 +393,8 @@ def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[st
             if isinstance(data, BaseException):
                 raise data
         else:
-            data = Path(url).read_bytes()
-        run = json.loads(data)
+            data = read_regular(url, _RUN_BYTES)
+        run = parse_json(data)
         lists = run.get("class_lists", {"": run.get("class_names", [])})
         if any(isinstance(names, str) or not all(isinstance(name, str) for name in names) for names in lists.values()):
             raise TypeError("names of classes must be lists of texts")

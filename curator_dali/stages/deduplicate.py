@@ -37,10 +37,10 @@ class Deduplicate(GlobalSelector):
 
     While images come by it writes what they are compared by: `content_hash` (BLAKE2b-128 of the image's encoded
     bytes), `pixel_hash` (128 bits of the decoded pixels, on the device), `phash` or `dhash` (as imagehash has them, on
-    the device), `image_bytes`. A blank image (of one colour, a ramp: see `similarity.hash_images`) has no perceptual
-    hash, is a near duplicate of nothing, and says so in `phash_blank` or `dhash_blank`. Its decision adds
-    `duplicate_group` (a number that all images of a group share, -1 for an image that is like no other) and
-    `duplicate_of` (the `image_id` that was kept for a dropped one).
+    the device), `image_bytes`. Hashes are text, of 32 or 16 hexadecimal digits. A blank image (of one colour, a ramp:
+    see `similarity.hash_images`) has no perceptual hash, is a near duplicate of nothing, and says so in `phash_blank`
+    or `dhash_blank`. Its decision adds `duplicate_group` (a number that all images of a group share, -1 for an image
+    that is like no other) and `duplicate_of` (the `image_id` that was kept for a dropped one).
 
     An image whose embedding is NaN, infinite or zero is no semantic duplicate of anything; the log says how many.
 
@@ -146,8 +146,7 @@ class Deduplicate(GlobalSelector):
     @property
     def writes(self) -> Mapping[str, str]:
         """What it compares by."""
-        kinds = {"same": "string", "near": "uint64"}
-        columns = {way.column: kinds[way.kind] for way in self.ways if way.kind in kinds}
+        columns = {way.column: "string" for way in self.ways if way.kind != "similar"}
         columns |= {} if self.near is None else {f"{self.hash}_blank": "bool"}
         return columns | ({"image_bytes": "int64"} if self.keep == "largest" else {})
 
@@ -200,7 +199,7 @@ class Deduplicate(GlobalSelector):
         if self.near is not None:
             hashes, blank = similarity.hash_images(batch.to_torch(similarity.HASH_VIEW), self.hash)
             batch.columns[f"{self.hash}_blank"] = blank
-            batch.columns[self.hash] = hashes.astype(object)
+            batch.columns[self.hash] = objects(similarity.to_hex(hashes))
             batch.columns[self.hash][blank] = None
         return batch
 
@@ -257,8 +256,9 @@ class Deduplicate(GlobalSelector):
             none = np.empty(0, np.int64)
             found = Pairs(none, none, np.empty(0, np.float32), similarity.same_digests(digests))
         elif way.kind == "near":
-            rows = rows[similarity.find_comparable(values[rows], way.column)]
-            found = similarity.near_pairs(values[rows].astype(np.uint64), int(way.limit), max_pairs=self.max_pairs)
+            comparable, hashes = similarity.find_comparable(values[rows], way.column)
+            rows = rows[comparable]
+            found = similarity.near_pairs(hashes, int(way.limit), max_pairs=self.max_pairs)
         elif isinstance(values, SpreadEmbeddings):
             found = values.similar_pairs(rows, way.limit, device, max_pairs=self.max_pairs)
         else:

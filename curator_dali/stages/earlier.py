@@ -205,7 +205,7 @@ def match_earlier(
         folders: The outputs; of equally close images the earlier folder's counts.
         ways: How to compare, the surest first.
         count: N, the number of new rows.
-        new: Column -> (N,) values: digests as text, hashes as uint64 (None for blank images); "embedding" -> (G, D)
+        new: Column -> (N,) values: digests and hashes as text (None where an image has none); "embedding" -> (G, D)
             rows of `good`.
         good: (G,) the new rows whose embeddings are of use.
         device: Where to compute cosines.
@@ -247,8 +247,8 @@ def _look_up(index: Index, way: Way, new: Any, good: NDArray[np.int64], device: 
     if way.kind == "same":
         found = index.equal(way.column, new.tolist())
     elif way.kind == "near":
-        rows = similarity.find_comparable(new, way.column)
-        found = index.near(way.column, new[rows].astype(np.uint64), int(way.limit), max_pairs=max_pairs)
+        rows, hashes = similarity.find_comparable(new, way.column)
+        found = index.near(way.column, hashes, int(way.limit), max_pairs=max_pairs)
         return rows[found.first], found.second, found.value
     elif not len(new):
         return good, good, np.empty(0, np.float32)
@@ -297,8 +297,7 @@ class _Finder:
                 if value is not None:
                     self._rows.setdefault(value, []).append(row)
         elif way.kind == "near":
-            self._comparable = similarity.find_comparable(new, way.column)
-            self._hashes = new[self._comparable].astype(np.uint64)
+            self._comparable, self._hashes = similarity.find_comparable(new, way.column)
         elif way.kind == "similar" and len(new) > clustered:
             self._clusters = similarity.divide(new, way.limit, device=device)
 
@@ -314,10 +313,9 @@ class _Finder:
                 rows, others = np.array(pairs, np.int64).T
                 yield rows, others, np.zeros(len(rows), np.float32)
         elif self.way.kind == "near":
-            hashes = column.drop_null().to_numpy(zero_copy_only=False).astype(np.uint64)
-            known = similarity.find_comparable(hashes, self.way.column)
-            found = similarity.near_between(self._hashes, hashes[known], int(self.way.limit), max_pairs=self._max_pairs)
-            yield self._comparable[found.first], there[known[found.second]], found.value
+            known, hashes = similarity.find_comparable(objects(column.to_pylist()), self.way.column)
+            found = similarity.near_between(self._hashes, hashes, int(self.way.limit), max_pairs=self._max_pairs)
+            yield self._comparable[found.first], known[found.second], found.value
         elif len(self._new):
             block = (
                 column.flatten().to_numpy(zero_copy_only=False).reshape(len(there), -1).astype(np.float32, copy=False)

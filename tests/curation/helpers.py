@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
+from curator_dali.files import Written
 from curator_dali.sinks import Manifest, PartWriter, RowSchema
 from curator_dali.stages import Filter, GlobalSelector, Quality, Scored, Stage
 
@@ -43,6 +44,23 @@ def read_members(out: Path) -> dict[tuple[str, str], dict[str, bytes]]:
 def content(out: Path) -> dict[str, bytes]:
     """Name -> bytes of every tar and Parquet file of an output."""
     return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.suffix in (".tar", ".parquet")}
+
+
+def make_older(out: Path) -> None:
+    """Let an output be as earlier versions wrote it, with perceptual hashes as integers of 64 bits."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    manifest = Manifest.load(str(out))
+    for part in manifest.parts():
+        (path,) = (out / file.name for file in part.files if file.name.endswith(".parquet"))
+        table = pq.read_table(path)
+        for name in {"phash", "dhash"} & set(table.column_names):
+            values = [None if text is None else int(text, 16) for text in table[name].to_pylist()]
+            table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.uint64()))
+        pq.write_table(table, path)
+        files = [Written(f.name, (out / f.name).stat().st_size, "") for f in part.files]
+        manifest.commit(replace(part, files=tuple(files)))
 
 
 def cheap_stages() -> list[Stage]:

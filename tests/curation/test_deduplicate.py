@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 import curator_dali as cd
 from curator_dali.batch import ImageBatch
+from curator_dali.similarity import dhash, from_hex, phash, to_hex
 from curator_dali.stages import Deduplicate, Embed, Filter, StageError
 from tests import helpers
-from tests.curation.helpers import read_members, read_rows
+from tests.curation.helpers import make_older, read_members, read_rows
 from tests.indexing.outputs import write_output
 from tests.stages.helpers import BlindEncoder, ColourEncoder
 
@@ -105,6 +108,77 @@ def test_near_duplicates(hash: Any, corpus: dict[str, bytes], tmp_path: Path) ->
     assert report["dropped"] == {"Deduplicate": {f"duplicate: {label} distance <= 6": len(told)}}
 
 
+@pytest.mark.parametrize("hash", ["phash", "dhash"])
+def test_hashes_are_text_wherever_they_are_written(hash: Any, corpus: dict[str, bytes], tmp_path: Path) -> None:
+    """As integers, most would arrive as other numbers in pandas, and overflow the readers of JSON."""
+    images = corpus | {"blank": helpers.encode(Image.new("RGB", (90, 90)), "PNG")}
+    report = cd.curate(images, tmp_path / "out", stages=[Deduplicate(False, near=6, hash=hash)], device="cpu")
+    ours = {"phash": phash, "dhash": dhash}[hash]
+    wanted = {
+        key: None if key in ("blank", "broken") else to_hex(ours([np.asarray(Image.open(io.BytesIO(data)))]))[0]
+        for key, data in images.items()
+    }
+    assert {row["image_id"]: row[hash] for row in read_rows(tmp_path / "out")} == wanted
+    for (_, key), members in read_members(tmp_path / "out").items():
+        assert json.loads(members["curation.json"]).get(hash) == wanted[key]
+    frame = report.kept().to_pandas()
+    for key, text in zip(frame["image_id"], frame[hash], strict=True):
+        assert (None if pandas.isna(text) else text) == wanted[key]
+    for name in ("index", "width", "height", "image_bytes", "duplicate_group"):
+        assert frame[name].dtype.kind == "i", name
+    batch = report.dropped().load(3, images=False)
+    assert batch.columns[hash].tolist() == [wanted[item.image_id] for item in batch.data]
+
+
+@pytest.mark.parametrize("hash", ["phash", "dhash"])
+def test_an_output_with_hashes_of_an_earlier_version(hash: Any, corpus: dict[str, bytes], tmp_path: Path) -> None:
+    near = Deduplicate(False, near=6, keep="first", hash=hash)
+    old, new = tmp_path / "old", tmp_path / "new"
+    images = corpus | {"blank": helpers.encode(Image.new("RGB", (90, 90)), "PNG")}
+    rows = run(images, new, near)
+    shutil.copytree(new, old)
+    make_older(old)
+    assert {row[hash] for row in read_rows(old)} == {
+        None if row[hash] is None else int(row[hash], 16) for row in rows.values()
+    }
+    assert (
+        cd.Report.load(old).kept().to_table()[hash].to_pylist()
+        == cd.Report.load(new).kept().to_table()[hash].to_pylist()
+    )
+    cd.write_report(old, source=images)
+    assert cd.duplicate_groups(old) == cd.duplicate_groups(new)
+    found = []
+    for name in ("read", "indexed"):
+        found.append([(leak.image_id, leak.other, leak.why) for leak in cd.leaks(new, old, near=2)])
+        assert found[-1] == [(leak.image_id, leak.other, leak.why) for leak in cd.leaks(old, new, near=2)]
+        again = run(images, tmp_path / name, Deduplicate(False, near=6, keep="first", hash=hash, against=str(old)))
+        assert {key for key, row in again.items() if row["status"] == "kept"} == {"blank"}
+        cd.write_index(old)
+    assert found[0] == found[1]
+    assert len(found[0]) == sum(row["status"] == "kept" and row[hash] is not None for row in rows.values())
+    cd.rethreshold(old, tmp_path / "again", stages=[near], tars=False)
+    assert {row["image_id"]: (row["status"], row["reason"], row[hash]) for row in read_rows(tmp_path / "again")} == {
+        key: (row["status"], row["reason"], row[hash]) for key, row in rows.items()
+    }
+
+
+def test_a_half_done_output_with_hashes_of_an_earlier_version_is_refused(
+    corpus: dict[str, bytes], tmp_path: Path
+) -> None:
+    near = Deduplicate(False, near=6, keep="first")
+    run(corpus, tmp_path / "out", near)
+    make_older(tmp_path / "out")
+    run(corpus, tmp_path / "out", near)  # whole: nothing is to be done
+    last = sorted((tmp_path / "out" / "_manifest" / "parts").iterdir())[-1]
+    last.unlink()
+    with pytest.raises(cd.OutputError, match="'phash' is uint64 there and string now"):
+        run(corpus, tmp_path / "out", near)
+    shutil.copytree(tmp_path / "out", tmp_path / "half")
+    run(corpus, tmp_path / "new", near)
+    with pytest.raises(cd.OutputError, match=r"holds the output of another run|'phash' is uint64 there and string now"):
+        cd.rethreshold(tmp_path / "new", tmp_path / "half", stages=[near], tars=False)
+
+
 @pytest.fixture(scope="module")
 def blanks(photos: dict[str, NDArray[np.uint8]]) -> dict[str, bytes]:
     """Images of one colour, one as a JPEG, and a photograph."""
@@ -152,10 +226,13 @@ def test_hashes_of_blank_images_in_an_older_output_are_compared_with_nothing(
     hash: Any, constants: list[int], indexed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = {hash: np.array([*constants, *constants, 0x5A5A5A5A00003039, 0x5A5A5A5A00003038], np.uint64)}
-    write_output(tmp_path / "old", old)
+    write_output(tmp_path / "old", old, older=True)
     if indexed:
         with monkeypatch.context() as patch:  # as that version did
-            patch.setattr("curator_dali.indexing.writing.find_comparable", lambda values, name: np.arange(len(values)))
+            patch.setattr(
+                "curator_dali.indexing.writing.find_comparable",
+                lambda values, name: (np.arange(len(values)), from_hex(values)),
+            )
             cd.write_index(tmp_path / "old")
     write_output(tmp_path / "new", {hash: np.array([*constants, constants[0] ^ 1, 0x5A5A5A5A0000303B], np.uint64)})
     leaked = cd.leaks(tmp_path / "new", tmp_path / "old", near=4)

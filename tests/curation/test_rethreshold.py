@@ -207,7 +207,7 @@ def test_a_file_says_what_is_written_and_flags_over_it(
     config, new = tmp_path / "new.toml", tmp_path / "new"
     config.write_text('tars = false\nhtml = false\n\n[[stages]]\ntype = "Filter"\nfield = "sharpness"\nmin = 250\n')
     assert main(["rethreshold", str(out), str(new), "--config", str(config)]) == 0
-    assert {path.suffix for path in new.iterdir() if path.is_file()} == {".parquet", ".json"}
+    assert {path.suffix for path in new.iterdir() if path.is_file()} == {".parquet", ".json", ".md"}
     config.write_text(f"shard_samples = 3\nshard_bytes = 100_000\nsource = {[str(shard) for shard in shards]}\n")
     flags = ["--config", str(config), "--shard-samples", "4", "--no-html"]
     assert main(["rethreshold", str(out), str(tmp_path / "other"), *flags]) == 0  # the stages are those of `out`

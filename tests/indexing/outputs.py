@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.fields import objects
+from curator_dali.similarity import to_hex
 from curator_dali.sinks import Manifest, PartWriter, RowSchema
 from tests.similarity.planted import planted
 
 Rows = dict[str, Any]
 """Column -> (N,) values; "embedding" -> (N, D)."""
 
-TYPES = {"content_hash": "string", "pixel_hash": "string", "phash": "uint64", "dhash": "uint64"}
+HASHES = ("phash", "dhash")
 
 
 def made_up(old: int, new: int, dim: int, threshold: float, *, seed: int = 0) -> tuple[Rows, Rows]:
@@ -58,6 +60,7 @@ def write_output(
     embedded: NDArray[np.bool_] | None = None,
     part: int = 50_000,
     upto: int | None = None,
+    older: bool = False,
 ) -> None:
     """Write rows as a curation would: a manifest, and Parquet files of `part` rows.
 
@@ -69,10 +72,13 @@ def write_output(
         embedded: Which rows have an embedding; by default all.
         part: Rows of a file.
         upto: Rows that are written, of those that there will be.
+        older: Whether hashes are integers, as earlier versions stored them.
     """
     count = len(next(iter(rows.values())))
     dim = rows["embedding"].shape[1] if "embedding" in rows else 0
-    columns = {name: TYPES[name] for name in rows if name != "embedding"}
+    columns = {name: "uint64" if older and name in HASHES else "string" for name in rows if name != "embedding"}
+    if not older:
+        rows = {name: objects(to_hex(values)) if name in HASHES else values for name, values in rows.items()}
     schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=dtype)
     with Manifest.open(str(folder), source="made up", samples=count, settings={"stages": []}) as manifest:
         for start, stop in manifest.missing(part):

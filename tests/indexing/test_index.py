@@ -62,7 +62,7 @@ def test_finds_what_a_scan_finds(seed: int, dtype: str, tmp_path: Path, caplog: 
     new["embedding"][rng.integers(0, 600, 5)] = 0
     status = rng.choice(["kept", "kept", "kept", "dropped", "failed"], count).tolist()
     embedded = rng.random(count) < 0.9
-    write_output(tmp_path, old, dtype=dtype, status=status, embedded=embedded, part=700)
+    write_output(tmp_path, old, dtype=dtype, status=status, embedded=embedded, part=700, older=seed == 1)
     sets = [(SAME,), (PIXELS, SAME), *((Way("dhash", "near", bits, "{}"),) for bits in (0, 3, 6, 9, 16))]
     sets += [(SIMILAR,), (Way("embedding", "similar", 0.92, "{}"),), ALL]
     scanned = [match(tmp_path, ways, new) for ways in sets]

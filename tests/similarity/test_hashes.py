@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from curator_dali import transforms
+from curator_dali.fields import objects
 from curator_dali.similarity import (
     HASH_VIEW,
     dhash,
@@ -266,10 +267,15 @@ def test_blank_as_rgb_grey_and_small(photo: Image.Image) -> None:
         assert [len(part) for part in hash_images([], kind)] == [0, 0]  # type: ignore[arg-type]
 
 
-def test_hashes_that_may_be_compared() -> None:
+@pytest.mark.parametrize("as_text", [False, True])
+def test_hashes_that_may_be_compared(as_text: bool) -> None:
     values = np.array([5, 0, 1 << 63, 2**64 - 1, 0xE7989A656192A6D9], np.uint64)
-    assert find_comparable(values, "phash").tolist() == [3, 4]
-    assert find_comparable(values, "dhash").tolist() == [0, 2, 4]
-    assert find_comparable(np.array([None, 5, None, 0], object), "dhash").tolist() == [1]
-    assert find_comparable(np.array([None], object), "phash").tolist() == []
-    assert find_comparable(np.empty(0, np.uint64), "phash").tolist() == []
+    for kind, wanted in {"phash": [3, 4], "dhash": [0, 2, 4]}.items():
+        rows, hashes = find_comparable(objects(to_hex(values)) if as_text else values, kind)
+        assert rows.tolist() == wanted
+        assert hashes.dtype == np.uint64
+        assert hashes.tolist() == values[wanted].tolist()
+    rows, hashes = find_comparable(np.array([None, to_hex(values)[0], None, to_hex(values)[1]], object), "dhash")
+    assert (rows.tolist(), hashes.tolist()) == ([1], [5])
+    for nothing in (np.array([None], object), np.empty(0, np.uint64), np.empty(0, object)):
+        assert [len(found) for found in find_comparable(nothing, "phash")] == [0, 0]

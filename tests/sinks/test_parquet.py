@@ -22,7 +22,7 @@ from curator_dali.sinks.rows import read_embeddings
 
 COLUMNS = {
     "aesthetic_score": "float32",
-    "phash": "uint64",
+    "serial": "uint64",
     "content_hash": "binary[16]",
     "tags": "list<string>",
     "blurred": "bool",
@@ -45,7 +45,7 @@ def rows(start: int, stop: int) -> tuple[dict[str, Any], np.ndarray[Any, Any], n
         "status": statuses,
         "stage": [None if status == "kept" else "quality" for status in statuses],
         "aesthetic_score": np.where(good, numbers / 7, math.nan),
-        "phash": [2**64 - 1 - int(n) if ok else None for n, ok in zip(numbers, good, strict=True)],
+        "serial": [2**64 - 1 - int(n) if ok else None for n, ok in zip(numbers, good, strict=True)],
         "content_hash": [int(n).to_bytes(16, "little") if ok else None for n, ok in zip(numbers, good, strict=True)],
         "tags": [["a", "b"][: n % 3] for n in numbers],
         "blurred": numbers % 2 == 0,
@@ -76,7 +76,7 @@ def test_a_file_is_what_its_schema_says(tmp_path: Path) -> None:
     table = file.read()
     columns, embeddings, good = rows(0, 1000)
     assert table["index"].to_pylist() == list(range(1000))
-    assert table["phash"].to_pylist() == columns["phash"]
+    assert table["serial"].to_pylist() == columns["serial"]
     assert table["content_hash"].to_pylist() == columns["content_hash"]
     assert table["tags"].to_pylist() == columns["tags"]
     assert table["caption"].to_pylist()[:4] == ["ünï", "lone \\ud800", "bytes \\xff", None]
@@ -114,7 +114,8 @@ def test_row_groups_are_bounded_in_bytes(tmp_path: Path) -> None:
 
 def test_hugging_face_pandas_and_pyarrow_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
+    import datasets  # only now, as it asks for the variable when it is imported
+
     pandas = pytest.importorskip("pandas")
     for part in range(2):
         write(tmp_path / f"{part}.parquet", 20, 20, start=20 * part)
@@ -141,9 +142,9 @@ def test_rows_of_a_folder(tmp_path: Path) -> None:
     assert files.lineage == {"model": {"sha256": "ab"}}
     assert files.embedding_dim == 8
     columns, embeddings, good = rows(0, 150)
-    found = files.columns(["index", "phash", "aesthetic_score", "status", "blurred"])
+    found = files.columns(["index", "serial", "aesthetic_score", "status", "blurred"])
     assert found["index"].tolist() == list(range(150))
-    assert found["phash"].tolist() == columns["phash"]  # exact: a hash as a float would be another one
+    assert found["serial"].tolist() == columns["serial"]  # exact: a hash as a float would be another one
     assert np.array_equal(found["aesthetic_score"], columns["aesthetic_score"].astype(np.float32), equal_nan=True)
     assert found["status"].tolist() == columns["status"].tolist()
     pieces = list(files.embeddings(rows=7))
@@ -204,7 +205,7 @@ def test_remote() -> None:
         ({"width": [1, 2]}, "column 'width' has 2 values for 1 rows"),
         ({"aesthetic_score": ["high"]}, "column 'aesthetic_score' is of type float"),
         ({"content_hash": [b"short"]}, "column 'content_hash' is of type fixed_size_binary"),
-        ({"phash": [-1]}, "column 'phash' is of type uint64"),
+        ({"serial": [-1]}, "column 'serial' is of type uint64"),
         ({"status": ["lost"]}, "must be one of kept, dropped, failed, not 'lost'"),
         ({"index": None}, r"rows need the columns \['index'\]"),
     ],

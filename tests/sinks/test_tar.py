@@ -88,7 +88,8 @@ def test_webdataset_reads_them(tmp_path: Path, samples: list[Sample]) -> None:
 
 def test_hugging_face_reads_them(tmp_path: Path, photos: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
+    import datasets  # only now, as it asks for the variable when it is imported
+
     samples = photo_samples(photos, 3)
     write(tmp_path / "x.tar", samples, {"score": 1.5})
     loaded = datasets.load_dataset(

@@ -286,3 +286,14 @@ def test_a_remote_glob_looks_where_its_images_lie() -> None:
     fs.pipe("/h/cat/metadata.jsonl", b'{"file_name": "a.jpg", "n": 10}')
     assert open_source("memory://h/*/*.jpg").fingerprint != before
     fs.store.clear()
+
+
+def test_a_metadata_file_names_nothing_outside_its_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "outside.jpg").write_bytes(b"\xff\xd8 outside")
+    (tmp_path / "set" / "a.jpg").write_bytes(b"\xff\xd8 inside")
+    names = ["a.jpg", "../outside.jpg", str(tmp_path / "outside.jpg"), "http://localhost/b.jpg", "/dev/zero"]
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,caption\n" + "".join(f"{n},text\n" for n in names))
+    batch = FolderSource(str(tmp_path / "set")).read(np.arange(1))
+    assert [bytes(image) for image in batch.images] == [b"\xff\xd8 inside"]
+    assert "4 rows of the metadata files" in caplog.text

@@ -75,7 +75,7 @@ def test_img2dataset(img2dataset: list[str]) -> None:
 
 
 def test_hugging_face(tmp_path: Path) -> None:
-    (tmp_path / "beside.jpg").write_bytes(b"from a file")
+    (tmp_path / "beside.jpg").write_bytes(b"\xff\xd8from a file")
     images = [
         {"bytes": b"\x89PNG1", "path": "cats/1.png"},
         {"bytes": None, "path": "beside.jpg"},
@@ -93,7 +93,15 @@ def test_hugging_face(tmp_path: Path) -> None:
         schema=pa.schema([("image", kind), ("label", pa.int64())]),
     )
     batch = ParquetSource(path).read(np.arange(7), members=True)
-    assert [bytes(image) for image in batch.images] == [b"\x89PNG1", b"from a file", b"", b"", b"", b"\xff\xd86", b""]
+    assert [bytes(image) for image in batch.images] == [
+        b"\x89PNG1",
+        b"\xff\xd8from a file",
+        b"",
+        b"",
+        b"",
+        b"\xff\xd86",
+        b"",
+    ]
     assert [obj.image_id for obj in batch.objects[:2]] == ["cats/1", "beside"]
     assert [obj.image_id for obj in batch.objects[3:]] == [f"train-0-{n}" for n in range(3, 7)]
     assert [obj.metadata for obj in batch.objects] == [{"label": n} for n in range(7)]

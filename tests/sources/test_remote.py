@@ -254,12 +254,12 @@ def test_parquet_in_memory(memory: fsspec.AbstractFileSystem) -> None:
     buffer = io.BytesIO()
     rows = [{"bytes": b"\xff\xd8%d" % n, "path": None} for n in range(5)] + [{"bytes": None, "path": "x/side.jpg"}]
     pq.write_table(pa.table({"image": rows, "n": list(range(6))}), buffer, row_group_size=2)
-    memory.pipe({"/p/0.parquet": buffer.getvalue(), "/p/x/side.jpg": b"beside"})
+    memory.pipe({"/p/0.parquet": buffer.getvalue(), "/p/x/side.jpg": b"\xff\xd8beside"})
     source = open_source("memory://p/*.parquet")
     assert isinstance(source, ParquetSource)
     batch = source.read(np.array([5, 4, 0]))
     assert batch.errors == {}
-    assert [bytes(data) for data in batch.images] == [b"beside", b"\xff\xd84", b"\xff\xd80"]
+    assert [bytes(data) for data in batch.images] == [b"\xff\xd8beside", b"\xff\xd84", b"\xff\xd80"]
     assert batch.objects[1].metadata == {"n": 4}
 
 

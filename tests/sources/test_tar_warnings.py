@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import logging
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def test_a_peek_is_one_small_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     index = load_index(index_path(url := tar(tmp_path / "a.tar", "a.jpg"), "cache"), TarSource(url)._shards.stats[0])
     assert index is not None
     reads: list[int] = []
-    real = builtins.open
+    real = os.fdopen
 
     class Counted:
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -74,12 +74,16 @@ def test_a_peek_is_one_small_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         def __exit__(self, *_: object) -> None:
             self.file.close()
 
+        def fileno(self) -> int:
+            number: int = self.file.fileno()
+            return number
+
         def read(self, size: int) -> bytes:
             reads.append(size)
             data: bytes = self.file.read(size)
             return data
 
-    monkeypatch.setattr(builtins, "open", Counted)
+    monkeypatch.setattr(os, "fdopen", Counted)
     path, stat = tmp_path / "x.cdindex", Stat(10, -5)
     for warnings, expected in (((), 1), (("short",), 1), (("é" * 3000, "x"), 2)):
         summary = index.summary._replace(warnings=warnings)
