@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
+from curator_dali.arguments import Limits, Natural, checked
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.decoding import Decoded
 from curator_dali.errors import ImageError, PassEndedError
@@ -67,6 +68,7 @@ class TorchImageLoader:
         TypeError: Options together with an `ImageLoader`.
     """
 
+    @checked
     def __init__(
         self,
         source: Any,
@@ -75,19 +77,13 @@ class TorchImageLoader:
         classes: Sequence[Any] | None = None,
         target_dtype: torch.dtype | None = None,
         layout: Layout | None = None,
-        pad: bool | int = False,
+        pad: bool | Annotated[int, Limits("the number of pixels that sizes are a multiple of", 0)] = False,
         as_dict: bool = False,
         on_bad: Literal["refill", "shorten"] = "refill",
         **options: Any,
     ) -> None:
-        if on_bad not in ("refill", "shorten"):
-            raise ValueError(f'on_bad is {on_bad!r}; allowed: "refill", "shorten"')
-        if layout not in (None, "NCHW", "NHWC"):
-            raise ValueError(f'layout is {layout!r}; allowed: "NCHW", "NHWC", None')
         if target_dtype not in (None, torch.int64, torch.float32):
             raise ValueError(f"target_dtype is {target_dtype}; allowed: torch.int64, torch.float32, None")
-        if pad < 0:
-            raise ValueError(f"pad is {pad}; give True, or the number of pixels that sizes are a multiple of")
         if isinstance(source, ImageLoader) and options:
             raise TypeError(f"{', '.join(sorted(options))}: give these to the ImageLoader, not beside it")
         floats = None if target_dtype is None else target_dtype == torch.float32
@@ -155,14 +151,13 @@ class TorchImageLoader:
         """Steps of a whole epoch; the same on all ranks."""
         return len(self.loader)
 
-    def set_epoch(self, epoch: int) -> None:
+    @checked
+    def set_epoch(self, epoch: Natural) -> None:
         """Choose the epoch of the next pass. The one that `load_state_dict` restored goes on where it was left.
 
         A pass of which batches were taken goes on, as with a `DistributedSampler`.
         """
         if self._begun and self._current is not None:
-            if epoch < 0:
-                raise ValueError(f"epoch is {epoch}; give a number of at least 0")
             self._wanted = epoch
         else:
             self._move_to(epoch)
@@ -261,7 +256,7 @@ class TorchImageLoader:
             return
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         shard = self.loader.shard
-        if shard.world_size == 1 and world > 1:
+        if shard.world_size == 1 and world > 1 and not self.loader.follows_torch:
             if not self._warned:
                 logger.warning(
                     'this is one of %d processes, and each will see all samples: give shard="torch" to divide them',

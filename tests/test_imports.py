@@ -49,7 +49,8 @@ LAYERS: dict[str, set[str]] = {
     "sources": {"sources.base", "sources.samples", "batch"},
     "sources.base": {"batch"},
     "sources.samples": set(),
-    "batch": {"arrays", "checks", "errors", "fields", "image"},
+    "batch": {"arrays", "checks", "columns", "errors", "fields", "image"},
+    "columns": {"arrays", "fields"},
     "fields": {"image"},
     "checks": {"errors", "image"},
     "image": {"viewing"},
@@ -68,7 +69,8 @@ LAYERS: dict[str, set[str]] = {
     "lending": {"arrays"},
     "sampling": {"errors"},
     "errors": {"files", "html"},
-    "files": set(),
+    "files": {"arguments"},
+    "arguments": set(),
 }
 # Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`, a
 # report's call `reporting`.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import Count, checked
 from curator_dali.batch import ImageObject
 from curator_dali.image import clone
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
@@ -39,20 +40,21 @@ class Mixture(Source):
         SourceError: A source cannot be opened.
     """
 
+    @checked
     def __init__(
         self,
         sources: Mapping[str, Any],
         weights: Mapping[str, float] | None = None,
         *,
-        samples: int | None = None,
+        samples: Count | None = None,
         name: str = "mixture",
     ) -> None:
         if not isinstance(sources, Mapping) or not sources:
             raise ValueError(f'a mixture takes sources by name, as {{"a": "a/*.tar", "b": source_b}}, not {sources!r}')
         if weights is not None and set(weights) != set(sources):
             raise ValueError(f"weights are of {sorted(weights)}, sources are {sorted(sources)}: give each its own")
-        if samples is not None and (samples < 1 or weights is None):
-            raise ValueError(f"samples is {samples}; give the draws of an epoch, at least 1, together with weights")
+        if samples is not None and weights is None:
+            raise ValueError(f"samples is {samples}; give the draws of an epoch together with weights")
         self.name = name
         self.sources = {key: open_source(source) for key, source in sources.items()}
         self._owned = [self.sources[key] for key, source in sources.items() if self.sources[key] is not source]
