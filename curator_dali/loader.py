@@ -25,7 +25,7 @@ from curator_dali.joining import concat
 from curator_dali.ordering import order_of
 from curator_dali.prefetching import Pass
 from curator_dali.sampling import Buckets, Position, Shard, Shuffle
-from curator_dali.sources import Source, open_source
+from curator_dali.sources import EncodedBatch, Source, open_source
 from curator_dali.state import check_state, make_state
 from curator_dali.stats import LoaderStats
 from curator_dali.transforms import Transform, output_size
@@ -205,6 +205,32 @@ class ImageLoader:
             self._stop_pass()
             raise
         return self._batches(running, ends)
+
+    def indices(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """Return the sample indices of each step of the next pass, and the position behind it; nothing is read."""
+        self._order.prepare(self._epoch)
+        return self._order.steps(self._epoch, self._resume, self.batch_size, self.shard, self.drop_last)
+
+    def walk(self) -> Iterator[NDArray[np.int64]]:
+        """Begin a pass whose samples somebody else reads, for `decode`; yield the sample indices of each step."""
+        self._stop_pass()
+        steps = self.indices()
+        self._position, self._resume = self._resume, 0
+        self.errors, self.stats = ErrorList(), LoaderStats()
+        for indices, end in steps:
+            self._position = end
+            yield indices
+
+    def decode(self, encoded: EncodedBatch) -> tuple[Decoded, ImageBatch | None]:
+        """Decode a step that was read outside of the loader; the batch is None where every image is bad."""
+        if self._decoder is None:
+            self._decoder = self._make_decoder()
+        self._decoder.submit(gate(encoded, self._max_pixels), self._key)
+        decoded = self._decoder.collect()
+        self.stats.samples += len(decoded.rows)
+        self.stats.failed += len(decoded.errors)
+        self._record(decoded, self.errors)
+        return decoded, self._batch(decoded, 0) if len(decoded.rows) else None
 
     @property
     def _outputs(self) -> list[tuple[Transform, ...]]:

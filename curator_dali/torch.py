@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from types import TracebackType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from curator_dali.arguments import Limits, Natural, checked
 from curator_dali.batch import ImageBatch, ImageObject
@@ -16,12 +18,12 @@ from curator_dali.decoding import Decoded
 from curator_dali.errors import ImageError, PassEndedError
 from curator_dali.loader import ImageLoader
 from curator_dali.padding import Padded, pad_images
-from curator_dali.sources import Source
+from curator_dali.sources import EncodedBatch, Source
 from curator_dali.stats import LoaderStats
 from curator_dali.targets import TargetError, Targets
 from curator_dali.transforms import Normalize
 
-__all__ = ["Padded", "TargetError", "TorchImageLoader", "pad_images"]
+__all__ = ["EpochSampler", "Padded", "StepSampler", "TargetError", "TorchImageLoader", "pad_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,10 @@ class TorchImageLoader:
         ValueError: The shard is not this process's in torch.distributed, or an option is wrong.
         TypeError: Options together with an `ImageLoader`.
     """
+
+    # DataLoader's own, for what makes a DataLoader of this loader; see `StepSampler`.
+    num_workers: ClassVar[int] = 0
+    prefetch_factor: ClassVar[int | None] = None
 
     @checked
     def __init__(
@@ -123,9 +129,29 @@ class TorchImageLoader:
         return self.loader.source
 
     @property
-    def sampler(self) -> TorchImageLoader:
-        """This loader: `loader.sampler.set_epoch(epoch)` works as with a `DistributedSampler`."""
-        return self
+    def sampler(self) -> EpochSampler:
+        """This rank's indices of the epoch: `loader.sampler.set_epoch(epoch)` works as with a `DistributedSampler`."""
+        return EpochSampler(self)
+
+    @property
+    def batch_sampler(self) -> StepSampler:
+        """The indices of each step: what accelerate's `skip_first_batches` and Lightning look at."""
+        return StepSampler(self)
+
+    def collate_fn(self, encoded: EncodedBatch) -> Any:
+        """Make of a step that a `DataLoader` read what the loader itself yields; see `StepSampler`."""
+        batch = self._fill(*self.loader.decode(encoded))
+        self._begun = True
+        return self._out(batch)
+
+    def walk(self) -> Iterator[list[int]]:
+        """Begin a pass as `iter(loader)`, and yield the indices of its steps for a `DataLoader` to read."""
+        running = self._begin()
+        for indices in self.loader.walk():
+            if running is not self._current:
+                raise PassEndedError
+            yield indices.tolist()
+        self._end(running)
 
     @property
     def class_names(self) -> list[str]:
@@ -172,6 +198,10 @@ class TorchImageLoader:
         self._current, self._wanted, self._begun = None, None, False
 
     def __iter__(self) -> Iterator[Any]:
+        return self._batches(self._begin())
+
+    def _begin(self) -> object:
+        """Choose the epoch of a pass that begins, and end the one that is under way."""
         self._check_ranks()
         if self.drop_last and self.loader.num_samples and not len(self):
             world = self.loader.shard.world_size
@@ -184,7 +214,14 @@ class TorchImageLoader:
         elif self._begun:
             self._move_to(self.epoch + 1)
         self._current = running = object()
-        return self._batches(running)
+        return running
+
+    def _end(self, running: object) -> None:
+        """Move on to the next epoch, where a pass has come to its own end and nobody stopped it."""
+        if running is self._current:
+            done, wanted = self.epoch, self._wanted
+            self._move_to(done + 1 if wanted is None or wanted == done else wanted)
+            self._current = None
 
     def _batches(self, running: object) -> Iterator[Any]:
         if running is not self._current:  # another iterator was made before this one was used
@@ -194,9 +231,7 @@ class TorchImageLoader:
                 batch = self._fill(decoded, found)
                 self._begun = True
                 yield self._out(batch)
-            if running is self._current:  # it ended by itself: nobody stopped it
-                done, wanted = self.epoch, self._wanted
-                self._move_to(done + 1 if wanted is None or wanted == done else wanted)
+            self._end(running)
         finally:
             if running is self._current:
                 self._current = None
@@ -285,3 +320,52 @@ class TorchImageLoader:
 
     def __repr__(self) -> str:
         return f"TorchImageLoader({self.loader!r})"
+
+
+class EpochSampler(SequentialSampler):
+    """This rank's sample indices of the loader's epoch, with the methods of a `DistributedSampler`.
+
+    It is a `SequentialSampler` so that Lightning leaves the loader's order to the loader.
+
+    Args:
+        loader: The loader whose order it tells.
+    """
+
+    def __init__(self, loader: TorchImageLoader) -> None:
+        super().__init__(loader.dataset)
+        self._loader = loader
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the loader's next pass."""
+        self._loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(indices.tolist() for indices, _ in self._loader.loader.indices())
+
+    def __len__(self) -> int:
+        return self._loader.loader.shard.num_samples(self._loader.loader.num_samples)
+
+
+class StepSampler(BatchSampler):
+    """The sample indices of each step of a pass over the loader.
+
+    `DataLoader(loader.dataset, batch_sampler=StepSampler(loader), collate_fn=loader.collate_fn)` gives the loader's own
+    batches, each decoded when it is asked for. accelerate's `skip_first_batches` makes such a `DataLoader`.
+
+    Args:
+        loader: The loader; a pass over the steps is a pass over it.
+    """
+
+    def __init__(self, loader: TorchImageLoader) -> None:
+        super().__init__(loader.sampler, loader.batch_size, loader.drop_last)
+        self._loader = loader
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the loader's next pass."""
+        self._loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._loader.walk()
+
+    def __len__(self) -> int:
+        return len(self._loader)
