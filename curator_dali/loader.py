@@ -63,7 +63,7 @@ class ImageLoader:
         keep_encoded: Whether batches keep their members' original bytes in `encoded`.
         max_pixels: Larger images are refused by their header.
         buckets: Bring images to the nearest of some sizes, and make batches of one size each: see `Buckets` and
-            `BucketedOrder`. Reads every header of the source once, when the order is first needed.
+            `BucketedOrder`. Reads every image of the source once, for its size, when the order is first needed.
         drop_last: Leave out the steps at the end of the epoch (of each bucket) that are not full on every rank.
 
     Attributes:
