@@ -25,7 +25,7 @@ AT_ONCE = 2
 ELSEWHERE = {
     "nemo_curator": "NeMo Curator lives in an environment of its own: make test-nemo",
     "s3://bucket": "needs a store and a cluster; tests/test_ray.py and tests/sources/test_s3.py run the like",
-    "ray.train": "needs a cluster of 16 GPUs; tests/training/test_machines.py runs the like",
+    "ray.train": "needs a cluster of 16 GPUs; tests/training/test_machines.py runs it on two workers",
     "pip install": "changes the environment",
     "git clone": "changes the environment",
     "make ": "the targets of the Makefile; CI runs them",
