@@ -110,6 +110,7 @@ class ImageLoader:
         if buckets is not None:
             transforms = bring_to(buckets, transforms)
         self.transforms = None if transforms is None else tuple(transforms)
+        views = tuple(views)
         for sequence in views:
             if not isinstance(sequence, (list, tuple)):
                 raise TypeError(f"views has {sequence!r}; give sequences of transforms, as [(Resize(224),)]")

@@ -147,11 +147,15 @@ class TorchImageLoader:
     def walk(self) -> Iterator[list[int]]:
         """Begin a pass as `iter(loader)`, and yield the indices of its steps for a `DataLoader` to read."""
         running = self._begin()
-        for indices in self.loader.walk():
-            if running is not self._current:
-                raise PassEndedError
-            yield indices.tolist()
-        self._end(running)
+        try:
+            for indices in self.loader.walk():
+                if running is not self._current:
+                    raise PassEndedError
+                yield indices.tolist()
+            self._end(running)
+        finally:
+            if running is self._current:
+                self._current = None
 
     @property
     def class_names(self) -> list[str]:
@@ -221,7 +225,6 @@ class TorchImageLoader:
         if running is self._current:
             done, wanted = self.epoch, self._wanted
             self._move_to(done + 1 if wanted is None or wanted == done else wanted)
-            self._current = None
 
     def _batches(self, running: object) -> Iterator[Any]:
         if running is not self._current:  # another iterator was made before this one was used

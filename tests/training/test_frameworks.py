@@ -223,6 +223,23 @@ def test_the_state_is_right_behind_skipped_batches(make: Make, accelerator: Any)
         assert_same(tensors(other), first[number:])
 
 
+def test_skipped_batches_that_are_left_early_are_an_epoch(make: Make, accelerator: Any) -> None:
+    """As a pass over the loader that is left early; another pass ends one over its steps."""
+    from accelerate import skip_first_batches
+
+    whole = epochs(make(), 2)
+    loader = make()
+    rest = iter(skip_first_batches(loader, 2))
+    assert next(rest)[1].tolist() == whole[0][2]
+    assert epochs(loader, 1)[0] == whole[1]
+    with pytest.raises(cd.PassEndedError):
+        next(rest)
+    loader.set_epoch(1)
+    assert next(iter(skip_first_batches(loader, 1)))[1].tolist() == whole[1][1]
+    loader.set_epoch(0)
+    assert epochs(loader, 1)[0] == whole[0]
+
+
 @pytest.mark.parametrize("bad", [[1], [4, 5, 6, 7]])
 def test_skipped_batches_leave_bad_images_out_as_the_loader_does(
     encoded: dict[str, bytes], bad: list[int], accelerator: Any
