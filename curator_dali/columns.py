@@ -63,7 +63,7 @@ class Columns(dict[str, NDArray[Any]]):
 
 def _to_column(values: Any) -> NDArray[Any]:
     """An array of values that are none yet; a scalar becomes an array without dimensions."""
-    if hasattr(values, "__cuda_array_interface__") or hasattr(values, "device"):
+    if hasattr(values, "device") and not isinstance(values, np.generic):
         return np.asarray(arrays.to_host(values))
     if isinstance(values, (list, tuple)) and not all(
         isinstance(value, (bool, int, float, np.generic)) for value in values
