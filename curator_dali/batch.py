@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays, checks, fields
+from curator_dali.columns import Columns
 from curator_dali.image import ImageObject, clone
 from curator_dali.viewing import Viewable
 
@@ -78,7 +79,8 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
         views: Further versions of the same images, each under the sequence of transforms that made it:
             `views[transforms.clip(224)]` is (N, 224, 224, 3). Arrays as `images`, made by the same decode.
         columns: What is known of the images, one value each: name -> (N,) numpy. The loader gives `width` and
-            `height` (int32, pixels of the upright original); stages add their scores.
+            `height` (int32, pixels of the upright original); stages add their scores. A column of another length is
+            refused when it is put in.
 
     Raises:
         ValueError: `images`, `embeddings`, `encoded`, a view or a column does not have a row an image.
@@ -91,7 +93,7 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
     embeddings: Any = field(default=None, kw_only=True)
     encoded: Sequence[Mapping[str, memoryview]] | None = field(default=None, kw_only=True)
     views: dict[Any, Any] = field(default_factory=dict, kw_only=True)
-    columns: dict[str, NDArray[Any]] = field(default_factory=dict, kw_only=True)
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict, kw_only=True)  # a `Columns` once it is assigned
     # Of what `data` has the rows: "images" or "embeddings" -> weak references to those rows.
     _hosted: dict[str, list[Any]] = field(default_factory=dict, init=False)
     # Bytes that `images` keep alive, where they are views of a larger batch; else 0.
@@ -105,6 +107,10 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
         if name in _ROWS and "_hosted" in self.__dict__:  # other arrays: what was known of the old ones is void
             self._hosted.pop(name, None)
             self._held = 0 if name == "images" else self._held
+        if name == "columns":
+            value = Columns(self.data, value)
+        elif name == "data" and isinstance(columns := self.__dict__.get("columns"), Columns):
+            columns.data = value
         super().__setattr__(name, value)
 
     @property
@@ -278,7 +284,7 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
         return self.copy()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"encoded": None, "_hosted": {}, "_held": 0}
+        state = self.__dict__ | {"encoded": None, "_hosted": {}, "_held": 0, "columns": dict(self.columns)}
         again = [name for name in _ROWS if self._is_hosted(name, unchanged=True)]
         state["views"] = {view: arrays.to_host(rows) for view, rows in self.views.items()}
         for name in _ROWS:
@@ -292,8 +298,9 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
         return state | {"_again": again}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        again = state.pop("_again")
+        again, columns = state.pop("_again"), state.pop("columns")
         self.__dict__.update(state)
+        self.columns = columns
         for name in again:
             self._point(name, getattr(self, name))
 
@@ -312,7 +319,7 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
             rows = slice(int(rows[0]), int(rows[-1]) + 1)  # a mask that keeps a run is a slice, so a view
         picked = np.arange(n)[rows].tolist()
         new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
+        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "columns"})
         new._stage_perf, new._metadata, new._hosted = list(self._stage_perf), dict(self._metadata), {}
         new.data = [clone(self.data[row], {}) if copy else self.data[row] for row in picked]
         own = copy or 2 * len(picked) < n

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from curator_dali import html
+from curator_dali.arguments import checked
 from curator_dali.curation.candidates import Candidates
 from curator_dali.errors import OutputError
 from curator_dali.sinks import Manifest, RowFiles
@@ -98,6 +99,7 @@ def duplicate_groups(out: str | os.PathLike[str]) -> list[DuplicateGroup]:
     return sorted(found, key=lambda group: (-len(group.members), group.number))
 
 
+@checked
 def leaks(
     out: str | os.PathLike[str],
     other: str | os.PathLike[str],

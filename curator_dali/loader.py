@@ -8,12 +8,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays, pipelines
+from curator_dali.arguments import Count, Natural, Share, checked
 from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded, Decoder, gate
 from curator_dali.display.loaders import loader_html
@@ -24,11 +25,14 @@ from curator_dali.joining import concat
 from curator_dali.ordering import order_of
 from curator_dali.prefetching import Pass
 from curator_dali.sampling import Buckets, Position, Shard, Shuffle
-from curator_dali.sources import Source, open_source
+from curator_dali.sources import EncodedBatch, Source, open_source
 from curator_dali.state import check_state, make_state
 from curator_dali.stats import LoaderStats
 from curator_dali.transforms import Transform, output_size
 from curator_dali.transforms.bucketing import bring_to
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ImageLoader", "LoaderStats"]
 
@@ -50,7 +54,7 @@ class ImageLoader:
             None makes no `images`, only `views`.
         views: Further sequences of transforms, made by the same decode: `batch.views[sequence]`.
         shuffle: A seed or a `Shuffle`; None keeps the source's order.
-        shard: `Shard(rank, world_size)`, or "torch" for torch.distributed's or torchrun's.
+        shard: `Shard(rank, world_size)`, or "torch" for torch.distributed's or torchrun's; alone, 0 of 1.
         on_error: "skip" leaves bad images out and records them in `errors`; "raise" raises the first.
         max_error_rate: With "skip", the share of bad images (0 to 1) above which `TooManyErrors` is raised, judged
             from the 100th sample on and at the end.
@@ -59,16 +63,18 @@ class ImageLoader:
         keep_encoded: Whether batches keep their members' original bytes in `encoded`.
         max_pixels: Larger images are refused by their header.
         buckets: Bring images to the nearest of some sizes, and make batches of one size each: see `Buckets` and
-            `BucketedOrder`. Reads every header of the source once, when the order is first needed.
+            `BucketedOrder`. Reads every image of the source once, for its size, when the order is first needed.
         drop_last: Leave out the steps at the end of the epoch (of each bucket) that are not full on every rank.
 
     Attributes:
         errors: The first `max_errors` bad images of the pass, as `ImageError`s; `stats.failed` counts all.
         max_errors: 10,000; may be set. All those of a large data set would fill the memory.
         stats: What the pass did so far, and how long it took.
+        follows_torch: Whether `shard` was "torch".
 
     Raises:
-        ValueError: An argument is out of its range; before anything is read.
+        ValueError: An argument is out of its range or of another type; before anything is read.
+        TypeError: A keyword that there is not; `DataLoader`'s are answered with the word used here.
         SourceError: The source cannot be opened.
 
     `iter(loader)` starts a pass over the current epoch, from its beginning or, once after `load_state_dict`, from
@@ -79,40 +85,35 @@ class ImageLoader:
 
     max_errors = 10_000
 
+    @checked
     def __init__(
         self,
         source: Any,
         *,
-        batch_size: int = 256,
-        device: str = "auto",
+        batch_size: Count = 256,
+        device: str | torch.device = "auto",
         transforms: Transform | Sequence[Transform] | None = (),
         views: Sequence[Sequence[Transform]] = (),
-        shuffle: int | Shuffle | None = None,
+        shuffle: bool | int | Shuffle | None = None,
         shard: Shard | Literal["torch"] | None = None,
         on_error: Literal["skip", "raise"] = "skip",
-        max_error_rate: float | None = None,
-        prefetch: int = 2,
-        num_threads: int | None = None,
+        max_error_rate: Share | None = None,
+        prefetch: Count = 2,
+        num_threads: Count | None = None,
         keep_encoded: bool = False,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: Count = MAX_PIXELS,
         buckets: Buckets | None = None,
         drop_last: bool = False,
     ) -> None:
-        if batch_size < 1 or prefetch < 1 or (num_threads is not None and num_threads < 1):
-            raise ValueError(
-                f"batch_size={batch_size}, prefetch={prefetch}, num_threads={num_threads}: each must be at least 1"
-            )
-        if on_error not in ("skip", "raise"):
-            raise ValueError(f'on_error is {on_error!r}; allowed: "skip", "raise"')
-        if max_error_rate is not None and not 0 <= max_error_rate <= 1:
-            raise ValueError(f"max_error_rate is {max_error_rate}; give a share from 0 to 1")
-        if isinstance(shard, str) and shard != "torch":
-            raise ValueError(f'shard is {shard!r}; give Shard(rank, world_size), "torch" or None')
         if isinstance(transforms, Transform):
             transforms = (transforms,)
         if buckets is not None:
             transforms = bring_to(buckets, transforms)
         self.transforms = None if transforms is None else tuple(transforms)
+        views = tuple(views)
+        for sequence in views:
+            if not isinstance(sequence, (list, tuple)):
+                raise TypeError(f"views has {sequence!r}; give sequences of transforms, as [(Resize(224),)]")
         self.views = tuple(dict.fromkeys(map(tuple, views)))
         if not self._outputs:
             raise ValueError("transforms=None makes no images: name what to make in views=, or leave it out")
@@ -124,6 +125,7 @@ class ImageLoader:
             shuffle = Shuffle() if shuffle else None
         self.shuffle = Shuffle(shuffle) if isinstance(shuffle, int) else shuffle
         self.shard = Shard.from_torch() if shard == "torch" else shard or Shard()
+        self.follows_torch = shard == "torch"
         self.buckets, self.drop_last = buckets, drop_last
         self.source: Source = open_source(source)
         self._owns_source = self.source is not source
@@ -153,13 +155,12 @@ class ImageLoader:
         """Where the consumer stands, counted over all ranks."""
         return Position(self.shuffle.seed if self.shuffle else None, self._epoch, self._position)
 
-    def set_epoch(self, epoch: int) -> None:
+    @checked
+    def set_epoch(self, epoch: Natural) -> None:
         """Choose the epoch of the next pass, and so its order.
 
         The epoch that `load_state_dict` restored is resumed where it was left; any other starts at its beginning.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch is {epoch}; give a number of at least 0")
         self._stop_pass()
         if epoch != self._epoch:
             self._epoch, self._resume = epoch, 0
@@ -206,6 +207,32 @@ class ImageLoader:
             self._stop_pass()
             raise
         return self._batches(running, ends)
+
+    def indices(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """Return the sample indices of each step of the next pass, and the position behind it; nothing is read."""
+        self._order.prepare(self._epoch)
+        return self._order.steps(self._epoch, self._resume, self.batch_size, self.shard, self.drop_last)
+
+    def walk(self) -> Iterator[NDArray[np.int64]]:
+        """Begin a pass whose samples somebody else reads, for `decode`; yield the sample indices of each step."""
+        self._stop_pass()
+        steps = self.indices()
+        self._position, self._resume = self._resume, 0
+        self.errors, self.stats = ErrorList(), LoaderStats()
+        for indices, end in steps:
+            self._position = end
+            yield indices
+
+    def decode(self, encoded: EncodedBatch) -> tuple[Decoded, ImageBatch | None]:
+        """Decode a step that was read outside of the loader; the batch is None where every image is bad."""
+        if self._decoder is None:
+            self._decoder = self._make_decoder()
+        self._decoder.submit(gate(encoded, self._max_pixels), self._key)
+        decoded = self._decoder.collect()
+        self.stats.samples += len(decoded.rows)
+        self.stats.failed += len(decoded.errors)
+        self._record(decoded, self.errors)
+        return decoded, self._batch(decoded, 0) if len(decoded.rows) else None
 
     @property
     def _outputs(self) -> list[tuple[Transform, ...]]:
@@ -308,6 +335,7 @@ class ImageLoader:
             },
         )
 
+    @checked
     def peek(self, n: int = 16) -> ImageBatch:
         """The first `n` samples of the epoch's order, decoded; consumes nothing and records no errors."""
         positions = np.arange(min(max(n, 0), self.num_samples), dtype=np.int64)

@@ -134,7 +134,7 @@ def search(
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
         raise SearchError(f"give one of {', '.join(given)} to search by, not {' and '.join(names) or 'none'}")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise SearchError(f"k is {k!r}; give a whole number of at least 1")
     out = os.fspath(out)
     run = Manifest.load(out).run

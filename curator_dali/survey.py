@@ -1,4 +1,4 @@
-"""What a source holds, from the headers of its images alone: nothing is decoded."""
+"""Survey a source by the headers of its images: each image is read once, and none is decoded."""
 
 from __future__ import annotations
 

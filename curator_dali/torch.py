@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from types import TracebackType
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from torch.utils.data import BatchSampler, SequentialSampler
 
+from curator_dali.arguments import Limits, Natural, checked
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.decoding import Decoded
 from curator_dali.errors import ImageError, PassEndedError
 from curator_dali.loader import ImageLoader
 from curator_dali.padding import Padded, pad_images
-from curator_dali.sources import Source
+from curator_dali.sources import EncodedBatch, Source
 from curator_dali.stats import LoaderStats
 from curator_dali.targets import TargetError, Targets
 from curator_dali.transforms import Normalize
 
-__all__ = ["Padded", "TargetError", "TorchImageLoader", "pad_images"]
+__all__ = ["EpochSampler", "Padded", "StepSampler", "TargetError", "TorchImageLoader", "pad_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,11 @@ class TorchImageLoader:
         TypeError: Options together with an `ImageLoader`.
     """
 
+    # DataLoader's own, for what makes a DataLoader of this loader; see `StepSampler`.
+    num_workers: ClassVar[int] = 0
+    prefetch_factor: ClassVar[int | None] = None
+
+    @checked
     def __init__(
         self,
         source: Any,
@@ -75,19 +83,13 @@ class TorchImageLoader:
         classes: Sequence[Any] | None = None,
         target_dtype: torch.dtype | None = None,
         layout: Layout | None = None,
-        pad: bool | int = False,
+        pad: bool | Annotated[int, Limits("the number of pixels that sizes are a multiple of", 0)] = False,
         as_dict: bool = False,
         on_bad: Literal["refill", "shorten"] = "refill",
         **options: Any,
     ) -> None:
-        if on_bad not in ("refill", "shorten"):
-            raise ValueError(f'on_bad is {on_bad!r}; allowed: "refill", "shorten"')
-        if layout not in (None, "NCHW", "NHWC"):
-            raise ValueError(f'layout is {layout!r}; allowed: "NCHW", "NHWC", None')
         if target_dtype not in (None, torch.int64, torch.float32):
             raise ValueError(f"target_dtype is {target_dtype}; allowed: torch.int64, torch.float32, None")
-        if pad < 0:
-            raise ValueError(f"pad is {pad}; give True, or the number of pixels that sizes are a multiple of")
         if isinstance(source, ImageLoader) and options:
             raise TypeError(f"{', '.join(sorted(options))}: give these to the ImageLoader, not beside it")
         floats = None if target_dtype is None else target_dtype == torch.float32
@@ -127,9 +129,33 @@ class TorchImageLoader:
         return self.loader.source
 
     @property
-    def sampler(self) -> TorchImageLoader:
-        """This loader: `loader.sampler.set_epoch(epoch)` works as with a `DistributedSampler`."""
-        return self
+    def sampler(self) -> EpochSampler:
+        """This rank's indices of the epoch: `loader.sampler.set_epoch(epoch)` works as with a `DistributedSampler`."""
+        return EpochSampler(self)
+
+    @property
+    def batch_sampler(self) -> StepSampler:
+        """The indices of each step: what accelerate's `skip_first_batches` and Lightning look at."""
+        return StepSampler(self)
+
+    def collate_fn(self, encoded: EncodedBatch) -> Any:
+        """Make of a step that a `DataLoader` read what the loader itself yields; see `StepSampler`."""
+        batch = self._fill(*self.loader.decode(encoded))
+        self._begun = True
+        return self._out(batch)
+
+    def walk(self) -> Iterator[list[int]]:
+        """Begin a pass as `iter(loader)`, and yield the indices of its steps for a `DataLoader` to read."""
+        running = self._begin()
+        try:
+            for indices in self.loader.walk():
+                if running is not self._current:
+                    raise PassEndedError
+                yield indices.tolist()
+            self._end(running)
+        finally:
+            if running is self._current:
+                self._current = None
 
     @property
     def class_names(self) -> list[str]:
@@ -155,14 +181,13 @@ class TorchImageLoader:
         """Steps of a whole epoch; the same on all ranks."""
         return len(self.loader)
 
-    def set_epoch(self, epoch: int) -> None:
+    @checked
+    def set_epoch(self, epoch: Natural) -> None:
         """Choose the epoch of the next pass. The one that `load_state_dict` restored goes on where it was left.
 
         A pass of which batches were taken goes on, as with a `DistributedSampler`.
         """
         if self._begun and self._current is not None:
-            if epoch < 0:
-                raise ValueError(f"epoch is {epoch}; give a number of at least 0")
             self._wanted = epoch
         else:
             self._move_to(epoch)
@@ -177,6 +202,10 @@ class TorchImageLoader:
         self._current, self._wanted, self._begun = None, None, False
 
     def __iter__(self) -> Iterator[Any]:
+        return self._batches(self._begin())
+
+    def _begin(self) -> object:
+        """Choose the epoch of a pass that begins, and end the one that is under way."""
         self._check_ranks()
         if self.drop_last and self.loader.num_samples and not len(self):
             world = self.loader.shard.world_size
@@ -189,7 +218,13 @@ class TorchImageLoader:
         elif self._begun:
             self._move_to(self.epoch + 1)
         self._current = running = object()
-        return self._batches(running)
+        return running
+
+    def _end(self, running: object) -> None:
+        """Move on to the next epoch, where a pass has come to its own end and nobody stopped it."""
+        if running is self._current:
+            done, wanted = self.epoch, self._wanted
+            self._move_to(done + 1 if wanted is None or wanted == done else wanted)
 
     def _batches(self, running: object) -> Iterator[Any]:
         if running is not self._current:  # another iterator was made before this one was used
@@ -199,9 +234,7 @@ class TorchImageLoader:
                 batch = self._fill(decoded, found)
                 self._begun = True
                 yield self._out(batch)
-            if running is self._current:  # it ended by itself: nobody stopped it
-                done, wanted = self.epoch, self._wanted
-                self._move_to(done + 1 if wanted is None or wanted == done else wanted)
+            self._end(running)
         finally:
             if running is self._current:
                 self._current = None
@@ -261,7 +294,7 @@ class TorchImageLoader:
             return
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         shard = self.loader.shard
-        if shard.world_size == 1 and world > 1:
+        if shard.world_size == 1 and world > 1 and not self.loader.follows_torch:
             if not self._warned:
                 logger.warning(
                     'this is one of %d processes, and each will see all samples: give shard="torch" to divide them',
@@ -290,3 +323,52 @@ class TorchImageLoader:
 
     def __repr__(self) -> str:
         return f"TorchImageLoader({self.loader!r})"
+
+
+class EpochSampler(SequentialSampler):
+    """This rank's sample indices of the loader's epoch, with the methods of a `DistributedSampler`.
+
+    It is a `SequentialSampler` so that Lightning leaves the loader's order to the loader.
+
+    Args:
+        loader: The loader whose order it tells.
+    """
+
+    def __init__(self, loader: TorchImageLoader) -> None:
+        super().__init__(loader.dataset)
+        self._loader = loader
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the loader's next pass."""
+        self._loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(indices.tolist() for indices, _ in self._loader.loader.indices())
+
+    def __len__(self) -> int:
+        return self._loader.loader.shard.num_samples(self._loader.loader.num_samples)
+
+
+class StepSampler(BatchSampler):
+    """The sample indices of each step of a pass over the loader.
+
+    `DataLoader(loader.dataset, batch_sampler=StepSampler(loader), collate_fn=loader.collate_fn)` gives the loader's own
+    batches, each decoded when it is asked for. accelerate's `skip_first_batches` makes such a `DataLoader`.
+
+    Args:
+        loader: The loader; a pass over the steps is a pass over it.
+    """
+
+    def __init__(self, loader: TorchImageLoader) -> None:
+        super().__init__(loader.sampler, loader.batch_size, loader.drop_last)
+        self._loader = loader
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the loader's next pass."""
+        self._loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._loader.walk()
+
+    def __len__(self) -> int:
+        return len(self._loader)

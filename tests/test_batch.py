@@ -616,10 +616,61 @@ def test_copy_and_pickle_keep_views_and_columns() -> None:
 
 
 def test_views_and_columns_have_a_row_an_image() -> None:
-    with pytest.raises(ValueError, match="2 rows of column 'score' for 1 images"):
+    with pytest.raises(ValueError, match="column 'score': 2 values for 1 images"):
         ImageBatch(data=[ImageObject("a")], columns={"score": np.zeros(2)})
     with pytest.raises(ValueError, match="3 rows of view"):
         ImageBatch(data=[ImageObject("a")], views={(): np.zeros((3, 1, 1, 3), np.uint8)})
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ([1, 2], "column 'x': 2 values for 4 images; give one value an image"),
+        (np.zeros(5), "5 values for 4"),
+        (np.zeros((1, 4)), "1 values for 4"),
+        (3.5, "one float, 3.5, for 4 images"),
+        ("text", "one str, 'text', for 4 images"),
+        (None, "one NoneType, None, for 4 images"),
+        (np.float32(3), "for 4 images"),
+        (np.array(3), "one ndarray, array.3., for 4 images"),
+        (torch.zeros(()), "one Tensor"),
+        (torch.zeros(3), "3 values for 4"),
+        ({1, 2, 3, 4}, "one set"),
+    ],
+)
+def test_a_column_of_another_length_is_refused_at_once(values: Any, match: str) -> None:
+    batch = with_views(4)
+    puts = [
+        lambda columns: columns.__setitem__("x", values),
+        lambda columns: columns.update(x=values),
+        lambda columns: columns.update([("x", values)]),
+        lambda columns: columns.setdefault("x", values),
+        lambda columns: columns.__ior__({"x": values}),
+        lambda columns: setattr(batch, "columns", {"x": values}),
+    ]
+    for put in puts:
+        with pytest.raises(ValueError, match=match):
+            put(batch.columns)
+    for other in (pickle.loads(pickle.dumps(batch)), batch.copy(), batch[:], copy.copy(batch), copy.deepcopy(batch)):
+        with pytest.raises(ValueError, match=match):
+            other.columns["x"] = values
+        assert sorted(other.columns) == ["tag", "width"]
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2, 3, 4], (0.5, 1, 2, 3), ["a", None, "c", "d"], [[1], [1, 2], [], [3]], torch.arange(4)]
+)
+def test_a_column_is_an_array_whatever_was_put_in(values: Any) -> None:
+    batch = with_views(4)
+    batch.columns["x"] = values
+    assert isinstance(batch.columns["x"], np.ndarray)
+    assert batch.columns["x"].shape == (4,)
+    expected = list(values) if isinstance(values, tuple) else list(getattr(values, "tolist", lambda: values)())
+    assert batch.columns["x"].tolist() == expected
+    assert batch[2:].columns["x"].tolist() == expected[2:]
+    batch.data = batch.data[:2]
+    with pytest.raises(ValueError, match="for 2 images"):
+        batch.columns["y"] = values
 
 
 def test_values_finds_a_field_wherever_it_is() -> None:

@@ -125,5 +125,5 @@ def test_wrong_arrays_are_named(image: np.ndarray) -> None:
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="2 captions for 1 images"):
         contact_sheet([plain(4, 4)], captions=["a", "b"])
-    with pytest.raises(ValueError, match="columns=0"):
+    with pytest.raises(ValueError, match="columns is 0"):
         contact_sheet([plain(4, 4)], columns=0)

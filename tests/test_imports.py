@@ -49,7 +49,8 @@ LAYERS: dict[str, set[str]] = {
     "sources": {"sources.base", "sources.samples", "batch", "documents"},
     "sources.base": {"batch"},
     "sources.samples": {"documents"},
-    "batch": {"arrays", "checks", "errors", "fields", "image"},
+    "batch": {"arrays", "checks", "columns", "errors", "fields", "image"},
+    "columns": {"arrays", "fields"},
     "fields": {"image"},
     "checks": {"errors", "image"},
     "image": {"viewing"},
@@ -70,9 +71,10 @@ LAYERS: dict[str, set[str]] = {
     "sampling": {"errors"},
     "errors": {"files", "html"},
     "documents": set(),
-    "files": {"stores"},
+    "files": {"arguments", "stores"},
     "httpfs": {"stores"},
     "stores": set(),
+    "arguments": set(),
 }
 # Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`, a
 # report's call `reporting`.

@@ -161,9 +161,9 @@ def test_a_wrong_state_is_refused_with_its_reason(numbered: MemorySource) -> Non
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"prefetch": 0}, "prefetch=0"),
-        ({"num_threads": 0}, "num_threads=0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"prefetch": 0}, "prefetch is 0"),
+        ({"num_threads": 0}, "num_threads is 0"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"max_error_rate": 2}, "max_error_rate is 2"),
         ({"shard": "ray"}, "shard is 'ray'"),

@@ -202,7 +202,7 @@ def test_autoaugment_keeps_its_pairs_and_probabilities() -> None:
         (lambda: T.TrivialAugmentWide(num_magnitude_bins=1), "TrivialAugmentWide.num_magnitude_bins is 1"),
         (
             lambda: T.AutoAugment(interpolation="cubic"),
-            "AutoAugment.interpolation is 'cubic'; allowed: nearest, linear",
+            'AutoAugment.interpolation is \'cubic\'; allowed: "nearest", "linear"',
         ),
         (lambda: T.AutoAugment(fill=300), "0 to 255"),
     ],

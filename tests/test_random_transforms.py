@@ -204,7 +204,7 @@ def test_probabilities_are_kept() -> None:
         (lambda: T.GaussianBlur(0), "GaussianBlur.sigma"),
         (lambda: T.GaussianBlur(kernel_size=4), "odd positive"),
         (lambda: T.Rotate(400), "Rotate.degrees is 400"),
-        (lambda: T.Rotate(1, "cubic"), "allowed: linear, nearest"),  # type: ignore[arg-type]
+        (lambda: T.Rotate(1, "cubic"), 'allowed: "linear", "nearest"'),  # type: ignore[arg-type]
         (lambda: T.Rotate(1, fill=256), "0 to 255"),
         (lambda: T.RandomErasing(scale=(0.5, 0.1)), "RandomErasing.scale"),
         (lambda: T.RandomResizedCrop(0), "RandomResizedCrop.size is 0"),

@@ -145,12 +145,37 @@ def test_a_wrong_rank_is_refused(rank: int, world: int) -> None:
         Shard(rank, world)
 
 
+def set_environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
 def test_rank_and_world_size_come_from_torchruns_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    set_environment(monkeypatch, RANK="1", WORLD_SIZE="4")
     assert Shard.from_torch() == Shard(1, 4)
-    monkeypatch.delenv("RANK")
-    with pytest.raises(ValueError, match="torchrun"):
+
+
+def test_without_torchrun_a_process_is_rank_0_of_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in torch and accelerate: the same script runs under torchrun and alone."""
+    set_environment(monkeypatch)
+    assert Shard.from_torch() == Shard(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"RANK": "1"}, "RANK is '1', WORLD_SIZE is None; set both"),
+        ({"WORLD_SIZE": "2"}, "RANK is None, WORLD_SIZE is '2'; set both"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one'"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "RANK is ''"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of world size 2"),
+    ],
+)
+def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch, values: dict[str, str], match: str) -> None:
+    set_environment(monkeypatch, **values)
+    with pytest.raises(ValueError, match=match):
         Shard.from_torch()
 
 

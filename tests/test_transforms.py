@@ -128,10 +128,10 @@ def test_output_size_says_what_comes_out() -> None:
     [
         (lambda: transforms.Resize(0), "Resize.size is 0"),
         (lambda: transforms.Resize((3, -1)), "Resize.size"),
-        (lambda: transforms.Resize(3, "bicubic"), "allowed: nearest, linear, cubic, lanczos"),  # type: ignore[arg-type]
+        (lambda: transforms.Resize(3, "bicubic"), 'allowed: "nearest", "linear", "cubic", "lanczos"'),  # type: ignore[arg-type]
         (lambda: transforms.Pad(3, fill=256), "0 to 255"),
-        (lambda: transforms.Normalize(std=(1, 1, 0)), "positive stds"),
-        (lambda: transforms.Normalize(dtype="int8"), "float32 or float16"),  # type: ignore[arg-type]
+        (lambda: transforms.Normalize(std=(1, 1, 0)), "three positive"),
+        (lambda: transforms.Normalize(dtype="int8"), 'allowed: "float32", "float16"'),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_values_are_refused(make: object, words: str) -> None:

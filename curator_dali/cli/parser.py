@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         added.set_defaults(command=run)
         return added
 
-    command("info", inspecting.info, "say what a source holds, from headers alone", source, as_json)
+    command("info", inspecting.info, "say what a source holds; reads every image, decodes none", source, as_json)
     verify = command(
         "verify", inspecting.verify, "decode everything and list what is broken", source, decoding, as_json
     )

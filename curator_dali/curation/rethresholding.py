@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import Count, checked
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.callbacks import ignore
 from curator_dali.curation.candidates import Candidates, Workroom, workroom
@@ -48,6 +49,7 @@ _FIXED = (*LOADED, "status", "stage", "reason", "tar", "key", EMBEDDING)
 _DECIDED = tuple(Deduplicate().decides)  # what an earlier decision left: of no use to the next
 
 
+@checked
 def rethreshold(
     out: str | os.PathLike[str],
     new: str | os.PathLike[str],
@@ -56,8 +58,8 @@ def rethreshold(
     executor: Literal["local", "ray"] | Executor = "local",
     source: Any = None,
     tars: bool = True,
-    shard_samples: int | None = None,
-    shard_bytes: int | None = None,
+    shard_samples: Count | None = None,
+    shard_bytes: Count | None = None,
     embeddings: bool | Literal["float32", "float16"] | None = None,
     html: bool = True,
     progress: Callable[[int], object] | None = None,

@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.arrays import resolve_device
 from curator_dali.callbacks import ignore
 from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.finishing import finish
 from curator_dali.curation.metadata import LOOKED_AT, field_types
 from curator_dali.curation.places import check_out
-from curator_dali.curation.settings import Settings
+from curator_dali.curation.settings import FieldTypes, Settings
 from curator_dali.curation.working import Worker
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError
@@ -29,6 +30,7 @@ from curator_dali.sources import Source, open_source
 from curator_dali.stages import LOADED, STAGES, Plan, Stage, StageError, make_plan
 
 if TYPE_CHECKING:
+    import torch
     from typing_extensions import Self
 
 __all__ = ["Curation", "curate"]
@@ -50,20 +52,19 @@ class Curation:
         device: "cpu" or "cuda:N".
     """
 
+    @checked
     def __init__(
         self,
         source: Any,
         out: str | os.PathLike[str],
         *,
-        stages: Sequence[Stage],
-        device: str = "auto",
+        stages: Annotated[Sequence[Stage], Limits("a list of stages, as [Quality()]")],
+        device: str | torch.device = "auto",
         executor: Literal["local", "ray"] | Executor = "local",
         **settings: Any,
     ) -> None:
         self._executor = executor_of(executor)
         self._settings = Settings(**settings)
-        if not isinstance(stages, (list, tuple)):
-            raise StageError(f"stages is {stages!r}; give a list of stages, as [Quality()]")
         self.out = os.fspath(out)
         self.device = resolve_device(device)
         self.source: Source = open_source(source)
@@ -220,24 +221,25 @@ class Curation:
         store.remove_folder(folder)
 
 
+@checked
 def curate(
     source: Any,
     out: str | os.PathLike[str],
     *,
-    stages: Sequence[Stage],
-    device: str = "auto",
+    stages: Annotated[Sequence[Stage], Limits("a list of stages, as [Quality()]")],
+    device: str | torch.device = "auto",
     executor: Literal["local", "ray"] | Executor = "local",
-    batch_size: int = 64,
-    part_size: int = 8192,
+    batch_size: Count = 64,
+    part_size: Count = 8192,
     tars: bool = True,
-    shard_samples: int | None = None,
-    shard_bytes: int | None = None,
+    shard_samples: Count | None = None,
+    shard_bytes: Count | None = None,
     embeddings: bool | Literal["float32", "float16"] = False,
-    num_threads: int | None = None,
-    prefetch: int = 2,
-    max_pixels: int = MAX_PIXELS,
-    max_error_rate: float | None = None,
-    metadata: Mapping[str, str] | None = None,
+    num_threads: Count | None = None,
+    prefetch: Count = 2,
+    max_pixels: Count = MAX_PIXELS,
+    max_error_rate: Share | None = None,
+    metadata: FieldTypes | None = None,
     html: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> Report:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import Count, checked
 from curator_dali.batch import ImageBatch
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ _FONT_SIZE = 12
 _LINE = 16
 
 
+@checked
 def contact_sheet(
     images: ImageBatch | Sequence[NDArray[Any] | Image.Image],
     captions: Sequence[str] | None = None,
-    columns: int | None = None,
+    columns: Count | None = None,
     thumb: int = 160,
 ) -> Image.Image:
     """Draw images as a grid of letterboxed thumbnails with a caption under each.
@@ -56,8 +58,8 @@ def contact_sheet(
         raise ValueError("a contact sheet needs at least one image, got none")
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"got {len(captions)} captions for {len(images)} images: give one an image")
-    if thumb < 16 or (columns is not None and columns < 1):
-        raise ValueError(f"thumb must be at least 16 and columns at least 1, got thumb={thumb}, columns={columns}")
+    if thumb < 16:
+        raise ValueError(f"thumb is {thumb}; give the side of a cell in pixels, at least 16")
 
     texts = [caption.split("\n") for caption in captions or [""] * len(images)]
     font = _font("".join(captions or ""))

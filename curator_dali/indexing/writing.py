@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import __version__
+from curator_dali.arguments import checked
 from curator_dali.arrays import resolve_device
 from curator_dali.callbacks import ignore
 from curator_dali.documents import parse_json
@@ -41,6 +42,7 @@ _DIGESTS, _HASHES = ("content_hash", "pixel_hash"), ("phash", "dhash")
 Told = Callable[[str, int, int], object]
 
 
+@checked
 def write_index(
     out: str | os.PathLike[str], *, similarity: float = 0.9, device: str = "cpu", progress: Told | None = None
 ) -> Index:

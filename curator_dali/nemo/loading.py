@@ -19,12 +19,11 @@ from curator_dali.errors import ImageError, SourceError
 from curator_dali.nemo.split import range_of
 from curator_dali.sources import Source, open_source
 
-__all__ = ["ID_FORMS", "Errors", "TaskLoader", "wants_gpu"]
+__all__ = ["Errors", "TaskLoader", "wants_gpu"]
 
 logger = logging.getLogger(__name__)
 
 Errors = list[dict[str, Any]]
-ID_FORMS = ("key", "shard/key")
 
 _MOST_THREADS = 8  # NeMo Curator's reader takes that many; several readers share a machine
 

@@ -12,11 +12,12 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import FileGroupTask, ImageBatch
 
+from curator_dali.arguments import Count, checked
 from curator_dali.arrays import resolve_device
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.nemo.convert import DROPPED, ERRORS
 from curator_dali.nemo.emit import emit
-from curator_dali.nemo.loading import ID_FORMS, TaskLoader, wants_gpu
+from curator_dali.nemo.loading import TaskLoader, wants_gpu
 
 __all__ = ["DaliImageReaderStage", "check", "report"]
 
@@ -109,18 +110,18 @@ class DaliImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):  # type:
         return self.__dict__ | {"_loader": None}  # threads and pipelines stay behind
 
 
-def check(batch_size: int, num_threads: int | None, image_ids: str, on_error: str) -> None:
+@checked
+def check(
+    dali_batch_size: Count,
+    num_threads: Count | None,
+    image_ids: Literal["key", "shard/key"],
+    on_error: Literal["skip", "raise"],
+) -> None:
     """Refuse what the stages cannot take, when they are made and not in a worker.
 
     Raises:
-        ValueError: Says which argument, and what is allowed.
+        ValueError: The argument is named, with the values that are allowed.
     """
-    if batch_size < 1 or (num_threads is not None and num_threads < 1):
-        raise ValueError(f"dali_batch_size={batch_size}, num_threads={num_threads}: each must be at least 1")
-    if image_ids not in ID_FORMS:
-        raise ValueError(f"image_ids is {image_ids!r}; allowed: {', '.join(map(repr, ID_FORMS))}")
-    if on_error not in ("skip", "raise"):
-        raise ValueError(f'on_error is {on_error!r}; allowed: "skip", "raise"')
 
 
 def report(stage: ProcessingStage, batches: list[ImageBatch], verbose: bool) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import ray
 
+from curator_dali.arguments import Count, Limits, checked
 from curator_dali.curation.executors import Mapper
 from curator_dali.curation.loading import Range
 from curator_dali.curation.working import Worker
@@ -20,6 +22,7 @@ from curator_dali.sinks import Part
 __all__ = ["RayExecutor"]
 
 
+@checked
 @dataclass(frozen=True)
 class RayExecutor:
     """Has the parts of a run done by actors of a Ray cluster.
@@ -42,18 +45,10 @@ class RayExecutor:
     """
 
     address: str | None = None
-    num_workers: int | None = None
-    cpus_per_worker: int = 1
-    gpus_per_worker: float | None = None
-    max_deaths: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("num_workers", "cpus_per_worker", "max_deaths"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"RayExecutor.{name} is {value}; give a number of at least 1")
-        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            raise ValueError(f"RayExecutor.gpus_per_worker is {self.gpus_per_worker}; give 0, 1, or a share of one")
+    num_workers: Count | None = None
+    cpus_per_worker: Count = 1
+    gpus_per_worker: Annotated[float, Limits("0, 1, or a share of one", 0)] | None = None
+    max_deaths: Count = 2
 
     def run(
         self,

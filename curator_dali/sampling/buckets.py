@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import Count, checked
+
 __all__ = ["UNKNOWN", "Buckets"]
 
 UNKNOWN = 255
 """Stands for the bucket of an image whose size is not known. A sample's bucket is one byte."""
 
 
+@checked
 @dataclass(frozen=True)
 class Buckets:
     """Sizes that images are brought to, each to the one nearest in shape.
@@ -29,17 +32,19 @@ class Buckets:
     _logs: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        sizes = tuple(tuple(size) if isinstance(size, (tuple, list)) else size for size in self.sizes)
-        for size in sizes:
-            if not (isinstance(size, tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+        for size in self.sizes:
+            pair = isinstance(size, (tuple, list)) and len(size) == 2
+            if not (pair and all(isinstance(n, (int, np.integer)) and n > 0 and n is not True for n in size)):
                 raise ValueError(f"Buckets: {size!r} is no size; give (height, width) in pixels, as (512, 768)")
+        sizes = tuple((int(height), int(width)) for height, width in self.sizes)
         if not 0 < len(set(sizes)) == len(sizes) <= UNKNOWN:
             raise ValueError(f"Buckets needs 1 to {UNKNOWN} different sizes, not {list(sizes)}")
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "_logs", tuple(float(np.log(width / height)) for height, width in sizes))
 
     @classmethod
-    def from_ratios(cls, ratios: Sequence[float], *, pixels: int, multiple: int = 1) -> Buckets:
+    @checked
+    def from_ratios(cls, ratios: Sequence[float], *, pixels: Count, multiple: Count = 1) -> Buckets:
         """Buckets of about the same number of pixels.
 
         Args:
@@ -47,8 +52,9 @@ class Buckets:
             pixels: Height times width that each comes near to.
             multiple: Both are rounded to a multiple of this, in pixels; 64 is usual for latent diffusion.
         """
-        if pixels < 1 or multiple < 1 or not all(0 < ratio < float("inf") for ratio in ratios):
-            raise ValueError(f"ratios {ratios}, pixels={pixels}, multiple={multiple}: all must be positive")
+        wrong = [ratio for ratio in ratios if not (isinstance(ratio, (int, float)) and 0 < ratio < float("inf"))]
+        if wrong:
+            raise ValueError(f"ratios has {wrong[0]!r}; give positive numbers, width over height, as 4 / 3")
 
         def rounded(length: float) -> int:
             return max(1, round(length / multiple)) * multiple

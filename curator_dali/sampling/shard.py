@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import checked
+
 __all__ = ["Position", "Shard"]
 
 
+@checked
 @dataclass(frozen=True)
 class Shard:
     """A rank's part of every epoch: the positions p with p % world_size == rank.
@@ -32,22 +35,27 @@ class Shard:
 
     @classmethod
     def from_torch(cls) -> Shard:
-        """Rank and world size of `torch.distributed` if it is initialised, else of torchrun's RANK and WORLD_SIZE.
+        """Return rank and world size of `torch.distributed`, else of torchrun's RANK and WORLD_SIZE, else 0 of 1.
 
         Raises:
-            ValueError: Neither is there.
+            ValueError: Only one of RANK and WORLD_SIZE is set, or one is no whole number.
         """
         import sys
 
         distributed = sys.modules.get("torch.distributed")
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size())
+        found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+        if all(value is None for value in found.values()):
+            return cls()
         try:
-            return cls(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-        except KeyError as error:
+            return cls(*(int(value or "") for value in found.values()))
+        except ValueError as error:
+            told = ", ".join(f"{name} is {value!r}" for name, value in found.items())
             raise ValueError(
-                f'shard="torch": torch.distributed is not initialised and {error} is not set; start with torchrun, '
-                f"call torch.distributed.init_process_group first, or give Shard(rank, world_size)"
+                f'shard="torch": torch.distributed is not initialised, and of the environment {told}; set both as '
+                "torchrun does, or neither (rank 0 of 1); call torch.distributed.init_process_group first; or give "
+                f"Shard(rank, world_size) ({error})"
             ) from None
 
     def num_samples(self, remaining: int) -> int:

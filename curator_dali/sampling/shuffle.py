@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import Count, checked
 from curator_dali.sampling.permutation import permute
 
 __all__ = ["Shuffle"]
 
 
+@checked
 @dataclass(frozen=True)
 class Shuffle:
     """A seeded order, another one each epoch.
@@ -26,11 +28,7 @@ class Shuffle:
     """
 
     seed: int = 0
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window is {self.window}; give a number of samples of at least 1, or None")
+    window: Count | None = None
 
     def indices(self, positions: NDArray[np.int64], epoch: int, shard_sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample indices at positions of an epoch.

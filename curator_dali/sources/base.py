@@ -148,6 +148,10 @@ class Source(ABC):
         """Encoded bytes of samples' images, (N,) int64; -1 where only reading would tell."""
         return np.full(len(indices), -1, np.int64)
 
+    def __getitems__(self, indices: Sequence[int]) -> EncodedBatch:
+        """Read samples for torch's `DataLoader`, as `read`."""
+        return self.read(np.asarray(indices, np.int64))
+
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:  # noqa: B027 - an option, not a duty
         """Keep what was learnt of samples' headers for this and later runs. May do nothing."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch import ImageObject
 from curator_dali.image import clone
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
@@ -17,6 +18,8 @@ from curator_dali.sources.samples import add_sidecars
 from curator_dali.sources.storage import fingerprint
 
 __all__ = ["Mixture"]
+
+_BY_NAME = 'sources by name, as {"a": "a/*.tar", "b": source_b}'
 
 
 class Mixture(Source):
@@ -39,20 +42,21 @@ class Mixture(Source):
         SourceError: A source cannot be opened.
     """
 
+    @checked
     def __init__(
         self,
-        sources: Mapping[str, Any],
+        sources: Annotated[Mapping[str, Any], Limits(_BY_NAME)],
         weights: Mapping[str, float] | None = None,
         *,
-        samples: int | None = None,
+        samples: Count | None = None,
         name: str = "mixture",
     ) -> None:
-        if not isinstance(sources, Mapping) or not sources:
-            raise ValueError(f'a mixture takes sources by name, as {{"a": "a/*.tar", "b": source_b}}, not {sources!r}')
+        if not sources:
+            raise ValueError(f"a mixture of no sources: give {_BY_NAME}")
         if weights is not None and set(weights) != set(sources):
             raise ValueError(f"weights are of {sorted(weights)}, sources are {sorted(sources)}: give each its own")
-        if samples is not None and (samples < 1 or weights is None):
-            raise ValueError(f"samples is {samples}; give the draws of an epoch, at least 1, together with weights")
+        if samples is not None and weights is None:
+            raise ValueError(f"samples is {samples}; give the draws of an epoch together with weights")
         self.name = name
         self.sources = {key: open_source(source) for key, source in sources.items()}
         self._owned = [self.sources[key] for key, source in sources.items() if self.sources[key] is not source]

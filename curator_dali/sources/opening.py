@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
+from curator_dali.arguments import checked
 from curator_dali.errors import SourceError
 from curator_dali.sources.base import Source
 from curator_dali.sources.folder import FolderSource
@@ -66,6 +67,7 @@ class _Match(NamedTuple):
     listing: Listing | None = None
 
 
+@checked
 def open_source(
     spec: Any,
     *,

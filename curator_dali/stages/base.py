@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import checked
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import CuratorDaliError
 from curator_dali.stages.scored import Scored
 from curator_dali.stages.settings import plain
 from curator_dali.transforms import Transform
 
-__all__ = ["DTYPES", "GlobalSelector", "Selector", "Stage", "StageError", "View"]
+__all__ = ["DTYPES", "GlobalSelector", "Selector", "Stage", "StageError", "View", "checked_stage"]
 
+F = TypeVar("F", bound=Callable[..., Any])
 View = tuple[Transform, ...]
 
 DTYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
@@ -26,6 +28,11 @@ DTYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
 
 class StageError(CuratorDaliError, ValueError):
     """Stages that do not fit together, or a setting that a stage cannot take; raised before work starts."""
+
+
+def checked_stage(stage: F) -> F:
+    """Decorate a stage so that `StageError` refuses settings of other types than its fields have."""
+    return checked(stage, StageError)
 
 
 @dataclass(frozen=True)

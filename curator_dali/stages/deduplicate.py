@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import similarity
+from curator_dali.arguments import Count, Limits
 from curator_dali.batch import ImageBatch
 from curator_dali.fields import objects
 from curator_dali.similarity import MAX_PAIRS, Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
 from curator_dali.sources.samples import image_member
-from curator_dali.stages.base import GlobalSelector, Stage, StageError, View
+from curator_dali.stages.base import GlobalSelector, Stage, StageError, View, checked_stage
 from curator_dali.stages.earlier import Matches, Way, check_earlier, match_earlier
 from curator_dali.stages.embed import embedder_of
 from curator_dali.stages.scored import Scored
@@ -31,6 +33,7 @@ _NAMES = {"phash": "pHash", "dhash": "dHash"}
 _PIXELS: View = ()
 
 
+@checked_stage
 @dataclass(frozen=True)
 class Deduplicate(GlobalSelector):
     """Keep one image of those that are alike. It decides once all images are scored, so put it last.
@@ -63,37 +66,18 @@ class Deduplicate(GlobalSelector):
     """
 
     exact: bool | Literal["bytes", "pixels"] = True
-    near: int | None = None
-    similarity: float | None = None
+    near: Annotated[int, Limits("0 to 16 bits, 4 to 6 is usual", 0, 16)] | None = None
+    similarity: Annotated[float, Limits("a cosine above 0, at most 1, as 0.95", 0, 1)] | None = None
     keep: Keep = "largest"
     score: str | None = None
     linkage: Linkage = "star"
     hash: Literal["phash", "dhash"] = "phash"
-    against: str | Sequence[str] | None = None
-    max_pairs: int = MAX_PAIRS
+    against: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    max_pairs: Count = MAX_PAIRS
 
     def __post_init__(self) -> None:
-        allowed: dict[str, tuple[Any, ...]] = {
-            "exact": (True, False, "bytes", "pixels"),
-            "keep": ("largest", "best", "first"),
-            "linkage": ("star", "components"),
-            "hash": ("phash", "dhash"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values or (
-                isinstance(getattr(self, name), (int, float)) and not isinstance(getattr(self, name), bool)
-            ):
-                raise StageError(
-                    f"Deduplicate.{name} is {getattr(self, name)!r}; allowed: {', '.join(map(repr, values))}"
-                )
-        if self.near is not None and not (_is_number(self.near, int) and 0 <= self.near <= 16):
-            raise StageError(f"Deduplicate.near is {self.near!r}; give 0 to 16 bits, 4 to 6 is usual")
-        if self.similarity is not None and not (_is_number(self.similarity, int, float) and 0 < self.similarity <= 1):
-            raise StageError(
-                f"Deduplicate.similarity is {self.similarity!r}; give a cosine above 0, at most 1, as 0.95"
-            )
-        if not (_is_number(self.max_pairs, int) and self.max_pairs > 0):
-            raise StageError(f"Deduplicate.max_pairs is {self.max_pairs!r}; give a number of pairs, as 50_000_000")
+        if self.similarity == 0:
+            raise StageError("Deduplicate.similarity is 0; give a cosine above 0, at most 1, as 0.95")
         if not self.ways:
             raise StageError("Deduplicate compares nothing; give exact=, near= or similarity=")
         if (self.keep == "best") != (self.score is not None):
@@ -101,9 +85,7 @@ class Deduplicate(GlobalSelector):
                 f"Deduplicate: keep={self.keep!r} with score={self.score!r}; keep='best' needs the column that says "
                 "what is best, as score='aesthetic_score', and nothing else does"
             )
-        folders = (
-            [self.against] if hasattr(self.against, "__fspath__") or isinstance(self.against, str) else self.against
-        )
+        folders = [self.against] if isinstance(self.against, (str, os.PathLike)) else self.against
         object.__setattr__(self, "against", tuple(str(folder) for folder in folders or ()))
 
     @property
@@ -126,6 +108,11 @@ class Deduplicate(GlobalSelector):
         size = ("width", "height", "image_bytes") if self.keep == "largest" else ()
         columns = (*(way.column for way in self.ways if way.kind != "similar"), *size, *self._score)
         return (*columns, *(["embeddings"] if self.similarity is not None else []))
+
+    @property
+    def _earlier(self) -> tuple[str, ...]:
+        assert isinstance(self.against, tuple)  # made so by __post_init__
+        return self.against
 
     @property
     def _score(self) -> tuple[str, ...]:
@@ -170,7 +157,7 @@ class Deduplicate(GlobalSelector):
         """Nothing to load; the earlier outputs must be there."""
         if not self._is_set_up(device):
             ways = [way for way in self.ways if way.kind != "similar"]
-            self._keep((device, check_earlier(self.name, self.against or (), ways, 0, {})))
+            self._keep((device, check_earlier(self.name, self._earlier, ways, 0, {})))
 
     def connect(self, before: Sequence[Stage]) -> None:
         """Refuse earlier outputs whose embeddings are of another model."""
@@ -180,7 +167,7 @@ class Deduplicate(GlobalSelector):
 
     def check_embeddings(self, dim: int, lineage: Mapping[str, Any]) -> None:
         """The same, for embeddings of this width and lineage."""
-        check_earlier(self.name, self.against or (), self.ways, dim, lineage)
+        check_earlier(self.name, self._earlier, self.ways, dim, lineage)
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """Add what it compares by."""
@@ -230,7 +217,7 @@ class Deduplicate(GlobalSelector):
                     )  # fmt: skip
             try:
                 earlier = (
-                    match_earlier(self.against, self.ways, count, new, good, device=device, max_pairs=self.max_pairs)
+                    match_earlier(self._earlier, self.ways, count, new, good, device=device, max_pairs=self.max_pairs)
                     if self.against and count
                     else Matches.none(count)
                 )
@@ -315,10 +302,6 @@ class Deduplicate(GlobalSelector):
         elif "distance" in why:
             why = f"{_NAMES[self.hash]} distance <= {self.near}"
         return f"duplicate: {why}" if "duplicate of " in reason else reason
-
-
-def _is_number(value: Any, *kinds: type) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _numbers(values: NDArray[Any], name: str) -> NDArray[np.float64]:

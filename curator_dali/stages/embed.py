@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from curator_dali import arrays
 from curator_dali.batch import ImageBatch
-from curator_dali.stages.base import Stage, StageError, View
+from curator_dali.stages.base import Stage, StageError, View, checked_stage
 
 if TYPE_CHECKING:
     from curator_dali.models import ImageEncoder
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Embed", "embedder_of", "refuse_width"]
 
 
+@checked_stage
 @dataclass(frozen=True)
 class Embed(Stage):
     """Fill `batch.embeddings`: (N, D) float32, each of length 1.

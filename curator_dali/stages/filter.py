@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
 from curator_dali.sources.samples import to_text
-from curator_dali.stages.base import Selector, StageError
+from curator_dali.stages.base import Selector, StageError, checked_stage
 
 __all__ = ["Filter"]
 
@@ -19,6 +19,7 @@ _KINDS = {bool: "bool", int: "float64", float: "float64", str: "string"}
 _NO_NUMBER, _OTHER_TYPE = "not a number", "of another type than its column"
 
 
+@checked_stage
 @dataclass(frozen=True)
 class Filter(Selector):
     """Keep the images whose field passes every condition that is given.
@@ -45,7 +46,7 @@ class Filter(Selector):
     missing: Literal["drop", "keep"] = "drop"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.field, str) or not self.field:
+        if not self.field:
             raise StageError(f"Filter.field is {self.field!r}; give a field's name, as 'aesthetic_score'")
         if isinstance(self.equals, list):  # as configuration files have it
             object.__setattr__(self, "equals", tuple(self.equals))
@@ -53,8 +54,8 @@ class Filter(Selector):
             raise StageError(f"Filter({self.field!r}) has no condition; give min=, max=, equals= or where=")
         for name in ("min", "max"):
             limit = getattr(self, name)
-            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit != limit):
-                raise StageError(f"Filter({self.field!r}).{name} is {limit!r}; give a number")
+            if limit is not None and limit != limit:
+                raise StageError(f"Filter({self.field!r}).{name} is {limit!r}; allowed: a number")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise StageError(f"Filter({self.field!r}) keeps nothing: min={self.min} is above max={self.max}")
         if self.where is not None and not callable(self.where):

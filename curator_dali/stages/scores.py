@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curator_dali.batch import ImageBatch
-from curator_dali.stages.base import Stage, View
+from curator_dali.stages.base import Stage, View, checked_stage
 from curator_dali.stages.embed import refuse_width
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = ["NSFW", "OPEN_NSFW", "Aesthetic"]
 OPEN_NSFW = "open-nsfw"
 
 
+@checked_stage
 @dataclass(frozen=True)
 class Aesthetic(Stage):
     """Write `aesthetic_score` (float32): LAION's improved aesthetic predictor, about 1 to 10.
@@ -64,6 +65,7 @@ class Aesthetic(Stage):
         return _add(batch, "aesthetic_score", self.state[1](batch.to_torch("embeddings")))
 
 
+@checked_stage
 @dataclass(frozen=True)
 class NSFW(Stage):
     """Write `nsfw_score` (float32): the probability, 0 to 1, that an image is not safe for work.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from curator_dali.arguments import Limits
 from curator_dali.batch import ImageBatch
-from curator_dali.stages.base import Stage, StageError
+from curator_dali.stages.base import Stage, StageError, checked_stage
 from curator_dali.stages.embed import Embed, embedder_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["CLIPScore", "ZeroShotTags"]
 
 
+@checked_stage
 @dataclass(frozen=True)
 class CLIPScore(Stage):
     """Write `clip_score` (float32): the cosine between an image and its caption, -1 to 1.
@@ -65,6 +67,7 @@ class CLIPScore(Stage):
         return batch
 
 
+@checked_stage
 @dataclass(frozen=True)
 class ZeroShotTags(Stage):
     """Write `tag` (string), the best of some tags for each image, and `tag_score` (float32), its probability.
@@ -83,15 +86,15 @@ class ZeroShotTags(Stage):
         StageError: Fewer than two tags, one twice, or a prompt without exactly one `{}`.
     """
 
-    tags: Sequence[str]
-    prompts: Sequence[str] = ("a photo of a {}.",)
+    tags: Annotated[Sequence[str], Limits("a list of texts")]
+    prompts: Annotated[Sequence[str], Limits("a list of texts")] = ("a photo of a {}.",)
     scale: float = 100.0
     all_scores: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tags", "prompts"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(text, str) and text for text in value):
+            if not all(isinstance(text, str) and text for text in value):
                 raise StageError(f"ZeroShotTags.{name} is {value!r}; give a list of texts")
             object.__setattr__(self, name, tuple(value))
         if len(self.tags) < 2 or len(set(self.tags)) < len(self.tags):

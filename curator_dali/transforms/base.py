@@ -9,26 +9,19 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Crop", "RandomTransform", "Transform", "check_probability", "check_range", "output_size", "pair"]
+from curator_dali.arguments import Size
+
+__all__ = ["Crop", "RandomTransform", "Transform", "check_range", "output_size", "pair"]
 
 
-def pair(size: int | tuple[int, int], what: str) -> tuple[int, int]:
-    """(height, width) from a side or a pair; `what` names the argument in the error."""
-    both = (size, size) if isinstance(size, int) else tuple(size)
-    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
-        raise ValueError(f"{what} is {size!r}; give one positive number of pixels or (height, width)")
-    return both[0], both[1]
-
-
-def check_probability(p: float, what: str) -> None:
-    """Refuse what is no probability."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"{what} is {p!r}; give a probability from 0 to 1")
+def pair(size: Size) -> tuple[int, int]:
+    """Return (height, width) of a side or a pair."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def check_range(values: tuple[float, float], what: str) -> None:
     """Refuse what is no range of positive numbers."""
-    if len(values) != 2 or not 0 < values[0] <= values[1]:
+    if not 0 < values[0] <= values[1] < float("inf"):
         raise ValueError(f"{what} is {values!r}; give (lowest, highest), both positive")
 
 

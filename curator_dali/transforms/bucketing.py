@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import checked
 from curator_dali.sampling import Buckets
 from curator_dali.transforms.base import RandomTransform, Transform
-from curator_dali.transforms.geometry import Interpolation, check_interpolation, lower_resize
+from curator_dali.transforms.geometry import Interpolation, lower_resize
 
 __all__ = ["ToBucket", "bring_to"]
 
 
+@checked
 @dataclass(frozen=True)
 class ToBucket(RandomTransform):
     """Cut an image to the shape of the nearest bucket, around its centre, and scale it to the bucket's size.
@@ -30,11 +32,6 @@ class ToBucket(RandomTransform):
 
     buckets: Buckets
     interpolation: Interpolation = "cubic"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.buckets, Buckets):
-            raise TypeError(f"ToBucket.buckets is {self.buckets!r}; give Buckets([(height, width), ...])")
-        check_interpolation(self.interpolation, "ToBucket.interpolation")
 
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
         targets = self.output_sizes(sizes)

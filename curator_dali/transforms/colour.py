@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.transforms.base import RandomTransform, check_probability
+from curator_dali.arguments import Probability, checked
+from curator_dali.transforms.base import RandomTransform
 from curator_dali.transforms.branching import lower_some, some
 
 __all__ = ["LUMA", "ColorJitter", "RandomGrayscale", "lower_colours", "saturation_matrices"]
@@ -24,6 +25,7 @@ _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 Matrices = NDArray[np.float64]
 
 
+@checked
 @dataclass(frozen=True)
 class ColorJitter(RandomTransform):
     """Change brightness, contrast, saturation and hue by random factors, in a random order.
@@ -48,7 +50,7 @@ class ColorJitter(RandomTransform):
     contrast: float | tuple[float, float] = 0.0
     saturation: float | tuple[float, float] = 0.0
     hue: float | tuple[float, float] = 0.0
-    p: float = 1.0
+    p: Probability = 1.0
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
@@ -60,7 +62,6 @@ class ColorJitter(RandomTransform):
         low, high = _angles(self.hue)
         if not -0.5 <= low <= high <= 0.5:
             raise ValueError(f"ColorJitter.hue is {self.hue!r}; give a number from 0 to 0.5, or a range in -0.5 to 0.5")
-        check_probability(self.p, "ColorJitter.p")
 
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
         n = uniforms.shape[1]
@@ -88,6 +89,7 @@ class ColorJitter(RandomTransform):
         return lower_some(images, lower_colours, parameters)
 
 
+@checked
 @dataclass(frozen=True)
 class RandomGrayscale(RandomTransform):
     """Replace colours by their grey with probability `p`, as torchvision's `RandomGrayscale`: within 1/255.
@@ -99,10 +101,7 @@ class RandomGrayscale(RandomTransform):
 
     draws: ClassVar[int] = 1
 
-    p: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_probability(self.p, "RandomGrayscale.p")
+    p: Probability = 0.1
 
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
         return some(uniforms[0], self.p)

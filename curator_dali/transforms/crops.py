@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.transforms.base import Crop, RandomTransform, check_probability, check_range, pair
-from curator_dali.transforms.geometry import Interpolation, check_interpolation, filter_arguments
+from curator_dali.arguments import Probability, Size, checked
+from curator_dali.transforms.base import Crop, RandomTransform, check_range, pair
+from curator_dali.transforms.geometry import Interpolation, filter_arguments
 
 __all__ = ["HorizontalFlip", "RandomResizedCrop"]
 
 _ATTEMPTS = 10  # as torchvision's and DALI's own
 
 
+@checked
 @dataclass(frozen=True)
 class RandomResizedCrop(Crop):
     """Cut out a window of random area and aspect ratio, and scale it to one size.
@@ -38,16 +40,14 @@ class RandomResizedCrop(Crop):
 
     draws: ClassVar[int] = 2 * _ATTEMPTS + 2
 
-    size: int | tuple[int, int]
+    size: Size
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "linear"
 
     def __post_init__(self) -> None:
-        pair(self.size, "RandomResizedCrop.size")
         check_range(self.scale, "RandomResizedCrop.scale")
         check_range(self.ratio, "RandomResizedCrop.ratio")
-        check_interpolation(self.interpolation, "RandomResizedCrop.interpolation")
 
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
         heights, widths = np.ascontiguousarray(sizes.T)
@@ -77,13 +77,14 @@ class RandomResizedCrop(Crop):
     def lower_cut(self, images: Any) -> Any:  # noqa: D102
         from nvidia.dali import fn
 
-        height, width = pair(self.size, "RandomResizedCrop.size")
+        height, width = pair(self.size)
         return fn.resize(images, resize_x=float(width), resize_y=float(height), **filter_arguments(self.interpolation))
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
-        return pair(self.size, "RandomResizedCrop.size")
+        return pair(self.size)
 
 
+@checked
 @dataclass(frozen=True)
 class HorizontalFlip(RandomTransform):
     """Mirror left and right with probability `p`, as torchvision's `RandomHorizontalFlip`.
@@ -97,10 +98,7 @@ class HorizontalFlip(RandomTransform):
 
     draws: ClassVar[int] = 1
 
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_probability(self.p, "HorizontalFlip.p")
+    p: Probability = 0.5
 
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
         return {"mirror": (uniforms[0] < self.p).astype(np.int32)}

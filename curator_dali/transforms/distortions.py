@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.transforms.base import RandomTransform, check_probability, check_range
+from curator_dali.arguments import Count, Level, Probability, checked
+from curator_dali.transforms.base import RandomTransform, check_range
 from curator_dali.transforms.branching import lower_some, some
 
 __all__ = ["GaussianBlur", "RandomErasing", "Rotate"]
@@ -17,6 +18,7 @@ __all__ = ["GaussianBlur", "RandomErasing", "Rotate"]
 _ATTEMPTS = 10  # as torchvision's
 
 
+@checked
 @dataclass(frozen=True)
 class GaussianBlur(RandomTransform):
     """Blur with a Gaussian of random width; the border is reflected.
@@ -34,14 +36,13 @@ class GaussianBlur(RandomTransform):
     draws: ClassVar[int] = 2
 
     sigma: float | tuple[float, float] = (0.1, 2.0)
-    kernel_size: int | None = None
-    p: float = 1.0
+    kernel_size: Count | None = None
+    p: Probability = 1.0
 
     def __post_init__(self) -> None:
         check_range(self._sigmas, "GaussianBlur.sigma")
-        if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
+        if self.kernel_size is not None and self.kernel_size % 2 == 0:
             raise ValueError(f"GaussianBlur.kernel_size is {self.kernel_size!r}; give None or an odd positive number")
-        check_probability(self.p, "GaussianBlur.p")
 
     @property
     def _sigmas(self) -> tuple[float, float]:
@@ -63,6 +64,7 @@ class GaussianBlur(RandomTransform):
         return lower_some(images, blur, parameters)
 
 
+@checked
 @dataclass(frozen=True)
 class Rotate(RandomTransform):
     """Turn about the centre by a random angle; the size stays, and corners are cut off.
@@ -81,18 +83,13 @@ class Rotate(RandomTransform):
 
     degrees: float | tuple[float, float]
     interpolation: Literal["linear", "nearest"] = "linear"
-    fill: int = 0
-    p: float = 1.0
+    fill: Level = 0
+    p: Probability = 1.0
 
     def __post_init__(self) -> None:
         low, high = self._range
         if not -360 <= low <= high <= 360:
             raise ValueError(f"Rotate.degrees is {self.degrees!r}; give a positive number or (lowest, highest), to 360")
-        if self.interpolation not in ("linear", "nearest"):
-            raise ValueError(f"Rotate.interpolation is {self.interpolation!r}; allowed: linear, nearest")
-        if not 0 <= self.fill <= 255:
-            raise ValueError(f"Rotate.fill is {self.fill}; give a value from 0 to 255")
-        check_probability(self.p, "Rotate.p")
 
     @property
     def _range(self) -> tuple[float, float]:
@@ -116,6 +113,7 @@ class Rotate(RandomTransform):
         return lower_some(images, turn, parameters)
 
 
+@checked
 @dataclass(frozen=True)
 class RandomErasing(RandomTransform):
     """Overwrite a random rectangle with one value (Zhong et al. 2017), before or behind `Normalize`.
@@ -135,13 +133,12 @@ class RandomErasing(RandomTransform):
     takes_floats: ClassVar[bool] = True
     draws: ClassVar[int] = 2 * _ATTEMPTS + 3
 
-    p: float = 0.5
+    p: Probability = 0.5
     scale: tuple[float, float] = (0.02, 0.33)
     ratio: tuple[float, float] = (0.3, 3.3)
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        check_probability(self.p, "RandomErasing.p")
         check_range(self.scale, "RandomErasing.scale")
         check_range(self.ratio, "RandomErasing.ratio")
 

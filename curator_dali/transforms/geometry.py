@@ -9,18 +9,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import Level, Size, checked
 from curator_dali.transforms.base import Transform, pair
 from curator_dali.transforms.borders import lower_borders
 from curator_dali.transforms.branching import either
 
-__all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "check_interpolation", "filter_arguments"]
+__all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "filter_arguments"]
 
 Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
-INTERPOLATIONS = ("nearest", "linear", "cubic", "lanczos")
 _SUPPORT = 3  # pixels on each side that the widest kernel, Lanczos, sees
 _LONG = 8  # a side that is more times as long as the centre crop behind it is never scaled whole
 
 
+@checked
 @dataclass(frozen=True)
 class Resize(Transform):
     """Scale to a size, antialiased when reducing.
@@ -35,12 +36,8 @@ class Resize(Transform):
         interpolation: "cubic" (default), "linear", "nearest" or "lanczos".
     """
 
-    size: int | tuple[int, int]
+    size: Size
     interpolation: Interpolation = "cubic"
-
-    def __post_init__(self) -> None:
-        pair(self.size, "Resize.size")
-        check_interpolation(self.interpolation, "Resize.interpolation")
 
     def lower(self, images: Any) -> Any:  # noqa: D102
         return lower_resize(images, *self._lower_size(images), self.interpolation)
@@ -61,7 +58,7 @@ class Resize(Transform):
             return crop.lower(self.lower(images))
         scale = filter_arguments(self.interpolation)
         height, width = self._lower_size(images)
-        kept_height, kept_width = pair(crop.size, "CenterCrop.size")
+        kept_height, kept_width = pair(crop.size)
 
         def whole(images: Any, own: Mapping[str, Any]) -> Any:
             return self.lower(images)
@@ -198,12 +195,6 @@ def filter_arguments(interpolation: Interpolation) -> dict[str, Any]:
     return {"interp_type": kernel, "antialias": interpolation != "nearest"}
 
 
-def check_interpolation(interpolation: str, what: str) -> None:
-    """Refuse an unknown interpolation; `what` names the argument in the error."""
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"{what} is {interpolation!r}; allowed: {', '.join(INTERPOLATIONS)}")
-
-
 def _to_float(value: Any) -> Any:
     from nvidia.dali import fn, types
 
@@ -218,6 +209,7 @@ def _columns(images: Any) -> Any:
     return _to_float(images.shape()[1])
 
 
+@checked
 @dataclass(frozen=True)
 class CenterCrop(Transform):
     """Cut the middle out; what reaches beyond the image is black.
@@ -228,18 +220,13 @@ class CenterCrop(Transform):
             "even" takes the even one of them, as torchvision (and so timm) does.
     """
 
-    size: int | tuple[int, int]
+    size: Size
     rounding: Literal["down", "even"] = "down"
-
-    def __post_init__(self) -> None:
-        pair(self.size, "CenterCrop.size")
-        if self.rounding not in ("down", "even"):
-            raise ValueError(f"CenterCrop.rounding is {self.rounding!r}; allowed: down, even")
 
     def lower(self, images: Any) -> Any:  # noqa: D102
         from nvidia.dali import fn, types
 
-        height, width = pair(self.size, "CenterCrop.size")
+        height, width = pair(self.size)
         shape = images.shape(dtype=types.INT32)
         top, left = self.lower_corner(shape[0], height), self.lower_corner(shape[1], width)
         start = fn.stack(fn.cast(top, dtype=types.INT32), fn.cast(left, dtype=types.INT32))
@@ -252,7 +239,7 @@ class CenterCrop(Transform):
         return (_half_down if self.rounding == "down" else _half_even)(length - kept, kept)
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
-        return pair(self.size, "CenterCrop.size")
+        return pair(self.size)
 
 
 def _half_down(room: Any, crop: int) -> Any:
@@ -264,6 +251,7 @@ def _half_even(room: Any, crop: int) -> Any:
     return (room + ((room & 3) == 3) * (room > 0)) // 2
 
 
+@checked
 @dataclass(frozen=True)
 class Pad(Transform):
     """Grow to at least a size with one grey value on the right and below; larger images stay as they are.
@@ -273,18 +261,13 @@ class Pad(Transform):
         fill: Value of the new pixels, 0 to 255.
     """
 
-    size: int | tuple[int, int]
-    fill: int = 0
-
-    def __post_init__(self) -> None:
-        pair(self.size, "Pad.size")
-        if not 0 <= self.fill <= 255:
-            raise ValueError(f"Pad.fill is {self.fill}; give a value from 0 to 255")
+    size: Size
+    fill: Level = 0
 
     def lower(self, images: Any) -> Any:  # noqa: D102
         from nvidia.dali import fn, types
 
-        height, width = pair(self.size, "Pad.size")
+        height, width = pair(self.size)
         shape = images.shape(dtype=types.INT32)
         new_height = shape[0] * (shape[0] > height) + height * (shape[0] <= height)
         new_width = shape[1] * (shape[1] > width) + width * (shape[1] <= width)
@@ -294,8 +277,8 @@ class Pad(Transform):
         )
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
-        height, width = pair(self.size, "Pad.size")
+        height, width = pair(self.size)
         return size and (max(size[0], height), max(size[1], width))
 
     def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: D102
-        return np.maximum(sizes, pair(self.size, "Pad.size"))
+        return np.maximum(sizes, pair(self.size))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from curator_dali.arguments import Count, checked
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,12 +29,12 @@ class _Mix:
         alpha: Of the share's distribution Beta(alpha, alpha).
     """
 
-    num_classes: int
+    num_classes: Count
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1 or not self.alpha > 0:
-            raise ValueError(f"{self}: num_classes must be at least 1 and alpha positive")
+        if not self.alpha > 0:
+            raise ValueError(f"{type(self).__name__}.alpha is {self.alpha}; give a positive number")
 
     def __call__(
         self, images: torch.Tensor, targets: torch.Tensor, key: Sequence[int]
@@ -82,6 +84,7 @@ class _Mix:
         raise NotImplementedError
 
 
+@checked
 @dataclass(frozen=True)
 class MixUp(_Mix):
     """Weighted sums of images and of their targets (Zhang et al. 2018); see `CutMix` for rectangles instead."""
@@ -92,6 +95,7 @@ class MixUp(_Mix):
         return images * share + others * (1 - share), share
 
 
+@checked
 @dataclass(frozen=True)
 class CutMix(_Mix):
     """A rectangle of another image in each image, targets by area (Yun et al. 2019)."""

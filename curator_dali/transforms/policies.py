@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import Count, Level, checked
 from curator_dali.transforms.base import RandomTransform
 from curator_dali.transforms.operations import OPERATIONS, SIGNED, lower_operation, number, operation
 
@@ -60,14 +61,7 @@ class _Policy(RandomTransform):
     """
 
     interpolation: Literal["nearest", "linear"] = field(default="nearest", kw_only=True)
-    fill: int = field(default=0, kw_only=True)
-
-    def __post_init__(self) -> None:
-        name = type(self).__name__
-        if self.interpolation not in ("nearest", "linear"):
-            raise ValueError(f"{name}.interpolation is {self.interpolation!r}; allowed: nearest, linear")
-        if not 0 <= self.fill <= 255:
-            raise ValueError(f"{name}.fill is {self.fill}; give a value from 0 to 255")
+    fill: Level = field(default=0, kw_only=True)
 
     @property
     def _rounds(self) -> int:
@@ -94,6 +88,7 @@ class _Policy(RandomTransform):
         return images
 
 
+@checked
 @dataclass(frozen=True)
 class RandAugment(_Policy):
     """A few operations in a row, each any of 14, all of one strength (Cubuk et al. 2020).
@@ -113,10 +108,9 @@ class RandAugment(_Policy):
 
     num_ops: int = 2
     magnitude: int = 9
-    num_magnitude_bins: int = 31
+    num_magnitude_bins: Count = 31
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 1 <= self.num_ops <= _MOST_OPERATIONS:
             raise ValueError(f"RandAugment.num_ops is {self.num_ops}; give 1 to {_MOST_OPERATIONS}")
         if self.num_magnitude_bins < 2 or not 0 <= self.magnitude < self.num_magnitude_bins:
@@ -141,6 +135,7 @@ class RandAugment(_Policy):
         return chosen
 
 
+@checked
 @dataclass(frozen=True)
 class TrivialAugmentWide(_Policy):
     """One operation, any of 14, of a random strength (Müller and Hutter 2021, its wide space).
@@ -157,10 +152,9 @@ class TrivialAugmentWide(_Policy):
 
     draws: ClassVar[int] = 3
 
-    num_magnitude_bins: int = 31
+    num_magnitude_bins: Count = 31
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.num_magnitude_bins < 2:
             raise ValueError(f"TrivialAugmentWide.num_magnitude_bins is {self.num_magnitude_bins}; give at least 2")
 
@@ -176,6 +170,7 @@ class TrivialAugmentWide(_Policy):
         return [(which, _magnitude(which, strengths, self.num_magnitude_bins, _WIDE), uniforms[2])]
 
 
+@checked
 @dataclass(frozen=True)
 class AutoAugment(_Policy):
     """One of the 25 pairs of operations that were learnt on ImageNet, each with its probability (Cubuk et al. 2019).

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from curator_dali.transforms.base import Transform, pair
+from curator_dali.arguments import Count, checked
+from curator_dali.transforms.base import Transform
 from curator_dali.transforms.crops import HorizontalFlip, RandomResizedCrop
 from curator_dali.transforms.geometry import CenterCrop, Interpolation, Resize
 from curator_dali.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
@@ -25,7 +26,8 @@ _HARMLESS = {*_STEPS, "do_convert_rgb"}
 _OWN_WAYS = ("preprocess", "_preprocess", "resize", "center_crop", "rescale", "normalize", "rescale_and_normalize")
 
 
-def clip(size: int = 224, *, normalize: bool = False) -> tuple[Transform, ...]:
+@checked
+def clip(size: Count = 224, *, normalize: bool = False) -> tuple[Transform, ...]:
     """CLIP's evaluation preprocessing: bicubic resize of the shorter side, centre crop, and (if wanted) normalise.
 
     Equals transformers' `CLIPImageProcessor` within 2/255, within 4/255 for images that are enlarged; on a GPU but for
@@ -50,7 +52,8 @@ def imagenet_train(
     return (RandomResizedCrop(size), HorizontalFlip(), Normalize(IMAGENET_MEAN, IMAGENET_STD, dtype))
 
 
-def imagenet_eval(size: int = 224, *, dtype: Literal["float32", "float16"] = "float32") -> tuple[Transform, ...]:
+@checked
+def imagenet_eval(size: Count = 224, *, dtype: Literal["float32", "float16"] = "float32") -> tuple[Transform, ...]:
     """Bilinear resize to 8/7 of the size (256 for 224), centre crop, normalise: (N, 3, H, W).
 
     As torchvision's `ImageClassification(crop_size=size)` on Pillow images, within 2/255 but for the border.
@@ -59,7 +62,6 @@ def imagenet_eval(size: int = 224, *, dtype: Literal["float32", "float16"] = "fl
         size: Side of the square.
         dtype: Of what comes out.
     """
-    pair(size, "imagenet_eval's size")
     return (
         Resize(size * 8 // 7, "linear"),
         CenterCrop(size, rounding="even"),

@@ -311,7 +311,7 @@ def test_a_stage_that_loses_images_is_refused(shards: list[Path], tmp_path: Path
         ({"max_error_rate": 2}, "max_error_rate is 2"),
         ({"executor": "dask"}, "executor is 'dask'"),
         ({"stages": [Filter("nsfw_score", max=1)]}, "put NSFW before it"),
-        ({"stages": Quality()}, "give a list of stages"),
+        ({"stages": Quality()}, "allowed: a list of stages"),
         ({"device": "tpu"}, "tpu"),
     ],
 )

@@ -111,7 +111,7 @@ def test_a_field_that_nobody_has_is_refused_before_work(image: bytes, tmp_path: 
         kept(path, tmp_path / "out", Filter("scores", min=0.1), metadata={"scores": "int64"})
     with pytest.raises(ValueError, match=r"metadata\['a'\] is 'int'; allowed: bool, int64, float64, string"):
         kept(path, tmp_path / "new", Filter("a", min=0.1), metadata={"a": "int"})
-    with pytest.raises(ValueError, match="metadata is 'a'; give fields"):
+    with pytest.raises(ValueError, match="metadata is 'a'; allowed: fields"):
         kept(path, tmp_path / "new", Filter("a", min=0.1), metadata="a")
 
 

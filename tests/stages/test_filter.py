@@ -127,9 +127,9 @@ def test_an_empty_batch_stays_empty() -> None:
     [
         ({}, "has no condition"),
         ({"min": 3, "max": 2}, "keeps nothing: min=3 is above max=2"),
-        ({"min": "5"}, "give a number"),
-        ({"max": float("nan")}, "give a number"),
-        ({"where": "even"}, "give a function"),
+        ({"min": "5"}, "allowed: a number"),
+        ({"max": float("nan")}, "allowed: a number"),
+        ({"where": "even"}, "allowed: a function"),
         ({"min": 1, "missing": "ignore"}, 'allowed: "drop", "keep"'),
     ],
 )

@@ -182,7 +182,7 @@ def test_texts_need_a_text_tower(stage: Stage) -> None:
     [
         ({"tags": ["a"]}, "two or more, each once"),
         ({"tags": ["a", "a"]}, "two or more, each once"),
-        ({"tags": "cats"}, "give a list of texts"),
+        ({"tags": "cats"}, "a list of texts"),
         ({"tags": ["a", "b"], "prompts": ["a photo"]}, "one {} in the tag's place"),
         ({"tags": ["a", "b"], "prompts": ["{} and {"]}, "one {} in the tag's place"),
         ({"tags": ["a", "b"], "prompts": []}, "one {} in the tag's place"),

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests import helpers
+from tests.test_snippets import SNIPPETS
 from tests.training.conftest import CLASSES
 from tests.training.run_ranks import make
-from tests.training.test_docs import snippets
 from tests.training.test_ranks import ROOT, steps, torchrun
 
 RANKS = 4
@@ -93,18 +93,12 @@ def test_ray_train(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_train")
 def test_the_snippet_for_ray_train_runs(shards: Path, tmp_path: Path) -> None:
-    (code,) = [code for code in snippets() if "ray.train" in code]
-    for old, new in {"/shared/train/": str(shards), "num_workers=16, use_gpu=True": "num_workers=2"}.items():
+    (code,) = [snippet.code for snippet in SNIPPETS if "ray.train" in snippet.code]
+    small = {"/shared/train/": str(shards), "num_workers=16, use_gpu=True": "num_workers=2", "224": "32"}
+    for old, new in small.items():
         assert old in code
         code = code.replace(old, new)
-    lines = [
-        "import ray, torch",
-        "from curator_dali import transforms as T",
-        "from curator_dali.torch import TorchImageLoader",
-        "from tests.training.test_docs import make_model",
-        "augment = [T.RandomResizedCrop(32), T.Normalize()]",
-        "ray.init('local', num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)",
-    ]
+    start = "import ray\n\nray.init('local', num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)\n"
     script = tmp_path / "script.py"
-    script.write_text("\n".join([*lines, code]))
+    script.write_text(start + code)
     run(str(script), home=tmp_path)

@@ -136,3 +136,28 @@ def test_a_world_that_is_not_torchs_is_refused(tmp_path: Path, folder: Path) -> 
         [sys.executable, "-c", code, str(folder)], env=env, capture_output=True, text=True, timeout=120
     )
     assert "the loader is rank 0 of 2, this process rank 0 of 1 in torch.distributed" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_loader_made_before_the_process_group_is_refused(tmp_path: Path, folder: Path) -> None:
+    """Alone, "torch" is rank 0 of 1; two processes that join later would both see everything."""
+    code = (
+        "import os, sys, torch.distributed as d; from curator_dali.torch import TorchImageLoader; "
+        "loader = TorchImageLoader(sys.argv[1], shard='torch', device='cpu', batch_size=8); "
+        "print(loader.loader.shard); "
+        "d.init_process_group('gloo', init_method='file://' + sys.argv[2], rank=int(sys.argv[3]), world_size=2); "
+        "iter(loader)"
+    )
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), str(tmp_path / "store"), str(rank)],
+            env=env | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for rank, done in enumerate(runs):
+        out, error = done.communicate(timeout=120)
+        assert out == "Shard(rank=0, world_size=1)\n"
+        assert f"the loader is rank 0 of 1, this process rank {rank} of 2 in torch.distributed" in error
+        assert "make the loader after init_process_group" in error

@@ -239,8 +239,8 @@ def test_a_state_of_another_mixture_is_refused(encoded: dict[str, bytes]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (({},), "a mixture takes sources by name"),
-        (([b"x"],), "a mixture takes sources by name"),
+        (({},), "sources by name"),
+        (([b"x"],), "sources by name"),
         (({"a": [b"x"]}, {"b": 1.0}), r"weights are of \['b'\], sources are \['a'\]"),
         (({"a": [b"x"], "b": [b"y"]}, {"a": 1.0, "b": 0.0}), "the weight of 'b' is 0.0"),
         (({"a": MemorySource([])},), "the source 'a' is empty"),

@@ -291,7 +291,7 @@ def test_a_wrong_target_of_a_later_sample_names_it(encoded: dict[str, bytes]) ->
         ({"target_dtype": torch.int32}, "target_dtype is torch.int32"),
         ({"pad": -1}, "pad is -1"),
         ({"classes": "cat"}, "classes is 'cat'"),
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
 def test_a_wrong_option_is_refused(encoded: dict[str, bytes], options: dict[str, Any], words: str) -> None:

@@ -1,0 +1,191 @@
+"""Check arguments against their annotations, before any work; refuse words of other loaders with the word used here."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, wraps
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+
+__all__ = ["Count", "Level", "Limits", "Natural", "Probability", "Share", "Size", "checked"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The words for what an annotation allows, and bounds of a number or of each number of a tuple.
+
+    Attributes:
+        words: The values that are allowed, as an error names them.
+        least: The smallest of them.
+        most: The largest of them.
+    """
+
+    words: str
+    least: float = -math.inf
+    most: float = math.inf
+
+
+Count = Annotated[int, Limits("a whole number of at least 1", 1)]
+Natural = Annotated[int, Limits("a whole number of at least 0", 0)]
+Share = Annotated[float, Limits("a share from 0 to 1", 0, 1)]
+Probability = Annotated[float, Limits("a probability from 0 to 1", 0, 1)]
+Level = Annotated[int, Limits("a value from 0 to 255 (int)", 0, 255)]
+Size = Annotated[int | tuple[int, int], Limits("one positive number of pixels (int) or (height, width)", 1)]
+
+_THREADS = "num_threads= is the number of decoding threads; they are threads of this process"
+_ORDER = "shuffle= and shard= say in which order samples come, and on which rank"
+_SEEDED = "it is not needed: what is random follows from (seed, epoch, sample), and the seed is shuffle=SEED"
+_FOREIGN = {
+    "num_workers": _THREADS,
+    "persistent_workers": "it is not needed: the threads stay until close(), or the end of a with block",
+    "multiprocessing_context": "it is not needed: there are no worker processes",
+    "worker_init_fn": _SEEDED,
+    "generator": _SEEDED,
+    "seed": "give the seed as shuffle=SEED",
+    "prefetch_factor": "prefetch= is the number of batches that are in work or ready",
+    "pin_memory": "it is not needed: encoded bytes go to the device, and pixels are made there",
+    "pin_memory_device": "it is not needed: device= is where pixels are made",
+    "non_blocking": "it is not needed: pixels are made on the device",
+    "transform": "transforms= takes curator_dali.transforms, as [Resize(224)]",
+    "target_transform": "target= of TorchImageLoader takes a function of the ImageObject",
+    "collate_fn": "it is not needed: a batch is one array where sizes agree; pad= and buckets= are for others",
+    "sampler": _ORDER,
+    "batch_sampler": f"{_ORDER}; batch_size= and drop_last= say in which batches",
+    "rank": "give shard=Shard(rank, world_size), or shard='torch'",
+    "world_size": "give shard=Shard(rank, world_size), or shard='torch'",
+    "dataset": "the source is the first argument, without a name",
+}
+_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool, np.bool_), "True or False"),
+    int: ((int, np.integer), "a whole number (int)"),
+    float: ((int, float, np.integer, np.floating), "a number"),
+    str: ((str,), "a text"),
+}
+_UNFIT = object()
+
+
+def checked(target: F, error: type[ValueError] = ValueError) -> F:
+    """Decorate a function, or a class, so that its arguments are checked against their annotations.
+
+    Numbers of numpy become Python's; lists become tuples where the annotation is a tuple. An annotation whose names
+    are imported for type checkers alone is not checked.
+
+    Args:
+        target: The function, or the class whose `__init__` is meant; a class is changed in place.
+        error: Raised for a value that is not allowed.
+
+    Raises:
+        TypeError: On the call: a keyword that DataLoader or DALI has and curator_dali has not.
+    """
+    if isinstance(target, type):
+        target.__init__ = _checked(target.__init__, target.__name__, f"{target.__name__}.", error)  # type: ignore[misc]
+        return target
+    owner, _, method = target.__qualname__.rpartition(".")
+    return _checked(target, owner if method == "__init__" else target.__qualname__, "", error)
+
+
+def _checked(function: F, owner: str, prefix: str, error: type[ValueError]) -> F:
+    """Wrap a function; `prefix` comes before an argument's name in an error."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        hints = _hints(function)
+        for name in kwargs.keys() & _FOREIGN.keys() - hints.keys():
+            raise TypeError(f"{owner} has no {name}=: {_FOREIGN[name]}")
+
+        def fit(name: str, value: Any) -> Any:
+            hint = hints.get(name, Any)
+            fitted = _fit(value, hint)
+            if fitted is _UNFIT:
+                raise error(f"{prefix}{name} is {value!r}; allowed: {', '.join(dict.fromkeys(_words(hint)))}")
+            return fitted
+
+        places = [fit(name, value) for name, value in zip(hints, args, strict=False)]
+        names = {name: fit(name, value) for name, value in kwargs.items()}
+        return function(*places, *args[len(places) :], **names)
+
+    return wrapper  # type: ignore[return-value]
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function's parameters, in order; `Any` for one that cannot be evaluated here."""
+    names = vars(typing) | function.__globals__
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        hint = parameter.annotation
+        try:
+            found[name] = eval(hint, names) if isinstance(hint, str) else hint
+        except NameError:
+            found[name] = Any
+        if found[name] is parameter.empty:
+            found[name] = Any
+    return found
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """The value as the annotation has it, or `_UNFIT`."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if hint is None or hint is type(None):
+        return value if value is None else _UNFIT
+    if hint in _PLAIN:
+        is_truth = isinstance(value, (bool, np.bool_))
+        fits = isinstance(value, _PLAIN[hint][0]) and is_truth == (hint is bool)
+        return (value if type(value) in _PLAIN else hint(value)) if fits else _UNFIT
+    if origin is Annotated:
+        fitted = _fit(value, parts[0])
+        numbers = fitted if isinstance(fitted, tuple) else (fitted,) if isinstance(fitted, (int, float)) else ()
+        return fitted if all(parts[1].least <= number <= parts[1].most for number in numbers) else _UNFIT
+    if origin in (Union, UnionType):
+        return next((fitted for part in parts if (fitted := _fit(value, part)) is not _UNFIT), _UNFIT)
+    if origin is Literal:
+        return next((part for part in parts if isinstance(value, type(part)) and value == part), _UNFIT)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list, np.ndarray)) or (parts[-1] is not ... and len(value) != len(parts)):
+            return _UNFIT
+        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
+        fitted = tuple(_fit(item, kind) for item, kind in zip(value, kinds, strict=True))
+        return _UNFIT if any(item is _UNFIT for item in fitted) else fitted
+    if origin is not None and issubclass(origin, Iterable) and not issubclass(origin, Mapping):
+        fits = isinstance(value, Iterable) and not isinstance(value, (str, bytes, os.PathLike, Mapping))
+        return value if fits else _UNFIT
+    kind = origin or hint
+    try:
+        return value if isinstance(value, kind) else _UNFIT
+    except TypeError:  # a protocol that cannot be looked for
+        return value
+
+
+def _words(hint: Any) -> list[str]:
+    """The values that an annotation allows, in words."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint in _PLAIN:
+        return [_PLAIN[hint][1]]
+    if hint is type(None) or hint is None:
+        return ["None"]
+    if origin is Annotated:
+        return [parts[1].words]
+    if origin in (Union, UnionType):
+        return [word for part in parts for word in _words(part)]
+    if origin is Literal:
+        return [f'"{part}"' if isinstance(part, str) else repr(part) for part in parts]
+    if origin is tuple:
+        inner = " or ".join(_words(parts[0]))
+        return [f"a tuple, each {inner}" if parts[-1] is ... else f"({', '.join([inner] * len(parts))})"]
+    if origin is not None and issubclass(origin, Iterable):
+        return ["a mapping" if issubclass(origin, Mapping) else "a list"]
+    name = getattr(origin or hint, "__name__", str(hint))
+    return [{"Callable": "a function", "PathLike": "a path"}.get(name, f"a {name}")]

@@ -1,0 +1,215 @@
+"""Sources and outputs in S3: s3fs against a server on this machine that speaks S3 (moto's)."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+import curator_dali as cd
+from curator_dali.errors import OutputError, SourceError
+from curator_dali.sources import storage
+from tests import helpers
+
+moto = pytest.importorskip("moto.server", reason="moto is in the extra [test]")
+pytest.importorskip("s3fs", reason="s3fs is in the extra [remote]")
+
+COUNT = 6  # images of a shard
+ODD = ["a b", "plus+sign", "hash#1", "per%20cent", "uni-é", "star*", "br[1]", "{curly}", "col:on", "deep er/x", "a.b"]
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """The server's URL; s3fs finds it and the credentials in the environment."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_ENDPOINT_URL=url)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield url
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
+
+
+def use(patch: pytest.MonkeyPatch, **environment: str) -> None:
+    """Change the environment; a filesystem that fsspec keeps would go on with the old one."""
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_RETRY_DELAYS", (0.01, 0.01))
+
+
+@pytest.fixture(scope="module")
+def images(photos: dict[str, NDArray[np.uint8]]) -> list[bytes]:
+    return [helpers.encode(pixels) for _, pixels in helpers.crops(photos, 2 * COUNT, shortest=24, longest=64)]
+
+
+@pytest.fixture(scope="module")
+def bucket(endpoint: str, images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A bucket with tars, a folder of odd names and a Parquet file."""
+    fs = fsspec.filesystem("s3")
+    fs.mkdir("photos")
+    made = tmp_path_factory.mktemp("tars") / "made.tar"
+    for shard in range(2):
+        members = []
+        for n in range(shard * COUNT, (shard + 1) * COUNT):
+            members += [(f"{n:03d}.jpg", images[n]), (f"{n:03d}.json", json.dumps({"n": n}).encode())]
+        fs.pipe(f"photos/shards/{shard}.tar", helpers.write_tar(made, members).read_bytes())
+    for name, image in zip(ODD, images, strict=False):
+        fs.pipe(f"photos/odd/cats/{name}.jpg", image)
+    fs.pipe("photos/odd/dogs/one.jpg", images[-1])
+    table = io.BytesIO()
+    pq.write_table(pa.table({"jpg": images[:COUNT], "key": [f"k{n}" for n in range(COUNT)]}), table)
+    fs.pipe("photos/rows/part-0.parquet", table.getvalue())
+    return fs
+
+
+def load(spec: Any) -> dict[str, Any]:
+    """Id -> metadata of every image; none may fail."""
+    with cd.ImageLoader(spec, batch_size=4, device="cpu", num_threads=1) as loader:
+        found = {item.image_id: item.metadata for batch in loader for item in batch.data}
+        assert list(loader.errors) == []
+    return found
+
+
+TARS = [f"{n:03d}" for n in range(2 * COUNT)]
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("s3://photos/shards/*.tar", TARS),
+        ("s3://photos/shards/{0..1}.tar", TARS),
+        ("s3://photos/shards/", TARS),
+        ("s3://photos/shards", TARS),
+        ("s3://photos/shards/1.tar", TARS[COUNT:]),
+        (["s3://photos/shards/1.tar", "s3://photos/shards/0.tar"], TARS[COUNT:] + TARS[:COUNT]),
+        ("s3://photos/rows/*.parquet", [f"k{n}" for n in range(COUNT)]),
+        ("s3://photos/rows/part-0.parquet", [f"k{n}" for n in range(COUNT)]),
+    ],
+)
+def test_shards_and_parquet_open(spec: Any, expected: list[str]) -> None:
+    found = load(spec)
+    assert list(found) == expected
+    assert all(found[key]["n"] == int(key) for key in expected if key in TARS)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_names_of_a_folder_may_have_odd_characters(images: list[bytes]) -> None:
+    found = load("s3://photos/odd")
+    assert set(found) == {*(f"cats/{name}" for name in ODD), "dogs/one"}
+    assert found["cats/a b"]["label_name"] == "cats"
+    assert found["dogs/one"]["label"] == 1
+    source = cd.open_source("s3://photos/odd")
+    batch = source.read(np.arange(len(source)), members=True)
+    read = {item.image_id: bytes(data) for item, data in zip(batch.objects, batch.images, strict=True)}
+    assert read == {f"cats/{name}": image for name, image in zip(ODD, images, strict=False)} | {"dogs/one": images[-1]}
+    assert set(load("s3://photos/odd/cats/*.jpg")) == {name for name in ODD if "/" not in name}
+
+
+def test_an_image_path_opens_by_fsspec(bucket: Any, images: list[bytes]) -> None:
+    source = cd.open_source("s3://photos/shards/*.tar")
+    path = source.read(np.array([COUNT])).objects[0].image_path
+    assert path == "tar://006.jpg::s3://photos/shards/1.tar"
+    with fsspec.open(path) as file:
+        assert file.read() == images[COUNT]
+
+
+def curate(out: str, **options: Any) -> cd.Report:
+    stages = [cd.Quality(), cd.Filter("width", min=1)]
+    return cd.curate(
+        "s3://photos/shards/*.tar", out, stages=stages, device="cpu", num_threads=1, part_size=4, **options
+    )
+
+
+@pytest.mark.slow
+def test_a_curation_writes_to_s3_resumes_and_opens_again(bucket: Any) -> None:
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    whole = curate("s3://photos/whole")
+    assert whole.kept == 2 * COUNT
+    with pytest.raises(KeyboardInterrupt):
+        curate("s3://photos/out", progress=stop)
+    assert not bucket.exists("photos/out/report.json")
+    curate("s3://photos/out")
+    times = {path: facts["LastModified"] for path, facts in bucket.find("photos/out", detail=True).items()}
+    assert {path.removeprefix("photos/out") for path in times} == {
+        path.removeprefix("photos/whole") for path in bucket.find("photos/whole")
+    }
+    assert set(load("s3://photos/out")) == set(TARS)
+    curate("s3://photos/out")  # nothing is left to do: no part is written again
+    bucket.invalidate_cache()
+    again = bucket.find("photos/out", detail=True)
+    assert {path for path in times if again[path]["LastModified"] != times[path]} <= {
+        "photos/out/report.json", "photos/out/report.html",
+    }  # fmt: skip
+    new = cd.rethreshold("s3://photos/out", "s3://photos/new", stages=[cd.Filter("width", max=40)])
+    assert 0 < new.kept < 2 * COUNT
+    assert len(load("s3://photos/new")) == new.kept
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("s3://photos/nothing/*.tar", "nothing there: 's3://photos/nothing/[*].tar'"),
+        ("s3://photos/shards/9.tar", "s3://photos/shards/9.tar: FileNotFoundError"),
+        ("s3://nowhere/shards", "'s3://nowhere/shards' is: FileNotFoundError: The specified bucket does not exist"),
+        ("s3://nowhere/shards/0.tar", "s3://nowhere/shards/0.tar: FileNotFoundError"),
+        ("s3://nowhere/*.tar", "nothing there: 's3://nowhere/[*].tar'"),
+    ],
+)
+def test_a_missing_key_or_bucket_is_told(spec: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        cd.open_source(spec)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_wrong_credentials_are_told(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import requests
+
+    def count_free(number: str) -> None:  # requests that the server answers whoever asks
+        requests.post(f"{endpoint}/moto-api/reset-auth", data=number, timeout=10).raise_for_status()
+
+    count_free("0")
+    use(monkeypatch, AWS_ACCESS_KEY_ID="nobody")
+    wrong = "PermissionError: The AWS Access Key Id you provided does not exist"
+    try:
+        for spec in ("s3://photos/shards/*.tar", "s3://photos/shards/0.tar", "s3://photos/odd", "s3://photos/rows"):
+            with pytest.raises(SourceError, match=f"{spec[:20]}.*{wrong}"):
+                cd.open_source(spec)
+        with pytest.raises(OutputError, match=f"cannot write s3://photos/refused: {wrong}"):
+            cd.curate({"a": b"x"}, "s3://photos/refused", stages=[cd.Quality()], device="cpu")
+    finally:
+        count_free("inf")
+        use(monkeypatch, AWS_ACCESS_KEY_ID="testing")
+
+
+@pytest.mark.usefixtures("bucket")
+def test_no_credentials_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    use(monkeypatch, AWS_EC2_METADATA_DISABLED="true")
+    with pytest.raises(SourceError, match="Unable to locate credentials"):
+        cd.open_source("s3://photos/shards/0.tar")
+    monkeypatch.undo()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
