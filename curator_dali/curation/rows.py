@@ -130,7 +130,7 @@ class Rows:
 
 
 def scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str, Any]]:
-    """What `curation.json` says of some rows: where the image came from, its size, and every score that it has.
+    """Make `curation.json` of some rows: where the image came from, its size, and every score that it has.
 
     What is not known (None, NaN) is left out. Hugging Face's `datasets` takes a field that begins with null for null.
     """

@@ -90,7 +90,7 @@ def _report(manifest: Manifest, out: str) -> Report:
 
 
 def _read_report(url: str) -> dict[str, Any]:
-    """What `report.json` says; nothing where it is gone or damaged, as the parts say most."""
+    """Read `report.json`; nothing where it is gone or damaged, as the parts say most."""
     try:
         told = parse_json(store.read(url) or b"{}")
     except (ValueError, OutputError) as error:

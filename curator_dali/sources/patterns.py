@@ -1,4 +1,4 @@
-"""What a user's text stands for: paths and URLs of files, and globs."""
+"""Patterns: the paths, URLs and globs that a user's text stands for."""
 
 from __future__ import annotations
 
