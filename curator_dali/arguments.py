@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-__all__ = ["Count", "Level", "Limits", "Natural", "Probability", "Share", "Size", "checked", "list_items"]
+__all__ = ["Count", "Level", "Limits", "Natural", "Probability", "Share", "Size", "checked", "list_items", "list_paths"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,6 +51,8 @@ _FOREIGN = {
     "multiprocessing_context": "it is not needed: there are no worker processes",
     "worker_init_fn": _SEEDED,
     "generator": _SEEDED,
+    "timeout": "$CURATOR_DALI_TIMEOUT is how long a store may be silent, in seconds",
+    "in_order": "it is not needed: batches come in the order of the epoch",
     "seed": "give the seed as shuffle=SEED",
     "prefetch_factor": "prefetch= is the number of batches that are in work or ready",
     "pin_memory": "it is not needed: encoded bytes go to the device, and pixels are made there",
@@ -183,6 +185,19 @@ def list_items(value: Iterable[Any]) -> Sequence[Any]:
     if isinstance(value, Sequence):
         return value
     return tuple(value.tolist() if hasattr(value, "tolist") else value)
+
+
+def list_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Texts of one path or URL, or of several.
+
+    Raises:
+        ValueError: One is no path.
+    """
+    items = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    for item in items:
+        if not isinstance(item, (str, os.PathLike)):
+            raise ValueError(f"{item!r} is no path; allowed: a text, a path")
+    return [str(item) if isinstance(item, str) else os.fspath(item) for item in items]  # as Python's own, also of numpy
 
 
 def _words(hint: Any) -> list[str]:

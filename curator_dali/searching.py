@@ -202,7 +202,10 @@ def _query(
 ) -> NDArray[np.float32]:
     """The embedding to search by, (D,)."""
     if name == "embedding":
-        query: NDArray[np.float32] = np.asarray(value, np.float32)
+        try:
+            query: NDArray[np.float32] = np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            raise SearchError(f"embedding is {value!r:.60}; give numbers, (D,)") from None
         return query.reshape(-1) if query.ndim == 2 and len(query) == 1 else query
     if name == "id":
         return _by_id(files, value)

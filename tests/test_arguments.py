@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable
 from fractions import Fraction
@@ -162,6 +163,15 @@ def test_a_device_of_another_name_is_refused(device: Any, tmp_path: Path) -> Non
         (lambda: cd.search(NOWHERE, id=5), "id is 5; allowed: a text, None"),
         (lambda: cd.search(NOWHERE, image=5), "image is 5; give a path, a URL, or the encoded bytes of an image"),
         (lambda: cd.write_errors(None, "bad.json"), "errors is None; allowed: a list"),
+        (lambda: cd.search(NOWHERE, image=np, k=1), "image is <module 'numpy'"),
+        (lambda: cd.TarSource(5), "urls is 5; allowed: a text, a path, a list"),
+        (lambda: cd.TarSource([5]), "5 is no path; allowed: a text, a path"),
+        (lambda: cd.ParquetSource(None), "urls is None; allowed: a text, a path, a list"),
+        (lambda: cd.FolderSource(None), "root is None; allowed: a text, a path"),
+        (lambda: T.MixUp(3)(torch.zeros(1, 3, 4, 4), torch.tensor([0]), key=5), "key is 5; allowed: a list"),
+        (lambda: T.MixUp(3)(torch.zeros(1, 3, 4, 4), torch.tensor([0]), key=["a"]), "key is ['a']; give integers"),
+        (lambda: cd.ImageBatch("t", "d", []).show("5"), "n is '5'; allowed: a whole number (int)"),
+        (lambda: cd.curate(NOWHERE, "o", stages=[], executor=cd.Report), "executor is <class"),
         (lambda: cd.concat([None]), "batches has None; give a list of ImageBatch"),
         (lambda: cd.Subset(NOWHERE, [0]), f"source is {NOWHERE!r}; give a Source, as open_source() returns it"),
         (lambda: cd.Subset(cd.MemorySource([b"x"]), ["0"]), "rows is ['0']; allowed: a slice, sample indices (int)"),
@@ -263,9 +273,17 @@ FOREIGN = {
     "collate_fn": "not needed",
     "worker_init_fn": "not needed",
     "generator": "not needed",
+    "timeout": "CURATOR_DALI_TIMEOUT",
+    "in_order": "not needed",
     "multiprocessing_context": "not needed",
     "seed": "shuffle=SEED",
 }
+
+
+def test_every_keyword_of_dataloader_is_answered_or_taken() -> None:
+    ours = set(inspect.signature(cd.ImageLoader).parameters)
+    theirs = set(inspect.signature(torch.utils.data.DataLoader).parameters) - {"dataset", "pin_memory_device"}
+    assert theirs <= ours | FOREIGN.keys()
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -286,7 +304,5 @@ def test_other_unknown_keywords_are_pythons_to_refuse() -> None:
 
 
 def test_help_shows_the_arguments() -> None:
-    import inspect
-
     assert list(inspect.signature(cd.ImageLoader).parameters)[:2] == ["source", "batch_size"]
     assert "size" in inspect.signature(T.Resize).parameters
