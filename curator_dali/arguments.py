@@ -6,15 +6,16 @@ import inspect
 import math
 import os
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, wraps
+from numbers import Real
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-__all__ = ["Count", "Level", "Limits", "Natural", "Probability", "Share", "Size", "checked"]
+__all__ = ["Count", "Level", "Limits", "Natural", "Probability", "Share", "Size", "checked", "list_items", "list_paths"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,6 +51,8 @@ _FOREIGN = {
     "multiprocessing_context": "it is not needed: there are no worker processes",
     "worker_init_fn": _SEEDED,
     "generator": _SEEDED,
+    "timeout": "$CURATOR_DALI_TIMEOUT is how long a store may be silent, in seconds",
+    "in_order": "it is not needed: batches come in the order of the epoch",
     "seed": "give the seed as shuffle=SEED",
     "prefetch_factor": "prefetch= is the number of batches that are in work or ready",
     "pin_memory": "it is not needed: encoded bytes go to the device, and pixels are made there",
@@ -67,7 +70,7 @@ _FOREIGN = {
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool, np.bool_), "True or False"),
     int: ((int, np.integer), "a whole number (int)"),
-    float: ((int, float, np.integer, np.floating), "a number"),
+    float: ((Real,), "a number"),
     str: ((str,), "a text"),
 }
 _UNFIT = object()
@@ -147,26 +150,54 @@ def _fit(value: Any, hint: Any) -> Any:
         return (value if type(value) in _PLAIN else hint(value)) if fits else _UNFIT
     if origin is Annotated:
         fitted = _fit(value, parts[0])
-        numbers = fitted if isinstance(fitted, tuple) else (fitted,) if isinstance(fitted, (int, float)) else ()
+        numbers = [item for item in (fitted if isinstance(fitted, tuple) else [fitted]) if isinstance(item, Real)]
         return fitted if all(parts[1].least <= number <= parts[1].most for number in numbers) else _UNFIT
     if origin in (Union, UnionType):
         return next((fitted for part in parts if (fitted := _fit(value, part)) is not _UNFIT), _UNFIT)
     if origin is Literal:
         return next((part for part in parts if isinstance(value, type(part)) and value == part), _UNFIT)
     if origin is tuple:
-        if not isinstance(value, (tuple, list, np.ndarray)) or (parts[-1] is not ... and len(value) != len(parts)):
+        items = list_items(value) if _is_list(value) else None
+        if items is None or (parts[-1] is not ... and len(items) != len(parts)):
             return _UNFIT
-        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
-        fitted = tuple(_fit(item, kind) for item, kind in zip(value, kinds, strict=True))
+        kinds = parts[:1] * len(items) if parts[-1] is ... else parts
+        fitted = tuple(_fit(item, kind) for item, kind in zip(items, kinds, strict=True))
         return _UNFIT if any(item is _UNFIT for item in fitted) else fitted
     if origin is not None and issubclass(origin, Iterable) and not issubclass(origin, Mapping):
-        fits = isinstance(value, Iterable) and not isinstance(value, (str, bytes, os.PathLike, Mapping))
-        return value if fits else _UNFIT
+        if not _is_list(value):
+            return _UNFIT
+        return list_items(value) if issubclass(origin, Sequence) else value
     kind = origin or hint
     try:
         return value if isinstance(value, kind) else _UNFIT
     except TypeError:  # a protocol that cannot be looked for
         return value
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value has items in an order; the order of a set of texts differs between processes."""
+    no_list = (str, bytes, os.PathLike, Mapping, Set)
+    return isinstance(value, Iterable) and not isinstance(value, no_list) and getattr(value, "ndim", 1) > 0
+
+
+def list_items(value: Iterable[Any]) -> Sequence[Any]:
+    """Make a sequence of an array, a tensor or a generator, which is used up; a sequence stays as it is."""
+    if isinstance(value, Sequence):
+        return value
+    return tuple(value.tolist() if hasattr(value, "tolist") else value)
+
+
+def list_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Texts of one path or URL, or of several.
+
+    Raises:
+        ValueError: One is no path.
+    """
+    items = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    for item in items:
+        if not isinstance(item, (str, os.PathLike)):
+            raise ValueError(f"{item!r} is no path; allowed: a text, a path")
+    return [str(item) if isinstance(item, str) else os.fspath(item) for item in items]  # as Python's own, also of numpy
 
 
 def _words(hint: Any) -> list[str]:

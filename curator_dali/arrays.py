@@ -53,7 +53,7 @@ def resolve_device(device: str | torch.device) -> str:
     """
     name = str(device)
     kind, _, index = name.partition(":")
-    if name == "cpu" or (name == "auto" and _gpu_trouble()):
+    if name in ("cpu", "cpu:0") or (name == "auto" and _gpu_trouble()):
         return "cpu"
     if name not in ("auto", "cuda") and not (kind == "cuda" and index.isdecimal()):
         raise ValueError(f"device is {name!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.stages import Deduplicate, StageError
 from curator_dali.stages.deduplicate import embeddings_of
 from curator_dali.stages.earlier import check_earlier, embedder_lineage, match_earlier
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["DuplicateGroup", "Leak", "Member", "duplicate_groups", "leaks"]
 
@@ -75,6 +78,7 @@ class Leak:
     why: str
 
 
+@checked
 def duplicate_groups(out: str | os.PathLike[str]) -> list[DuplicateGroup]:
     """The groups of duplicates that a `Deduplicate` found, the largest first.
 
@@ -107,7 +111,7 @@ def leaks(
     exact: bool | Literal["bytes", "pixels"] | None = None,
     near: int | None = None,
     similarity: float | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> list[Leak]:
     """Kept images of one output that are like a kept image of another: of a test set that were trained on.
 
@@ -126,7 +130,7 @@ def leaks(
         StageError: A hash or the embeddings are missing, or of another model; or nothing is compared.
         OutputError: One is no output, or of another version.
     """
-    out, other = os.fspath(out), os.fspath(other)
+    out, other, device = os.fspath(out), os.fspath(other), str(device)
     files, run = RowFiles(out), Manifest.load(out).run
     names = set(files.schema.names) & set(RowFiles(other).schema.names)
     hashes = next((name for name in ("phash", "dhash") if name in names), "phash")

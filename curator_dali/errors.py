@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from curator_dali.arguments import checked
 from curator_dali.files import AtomicFile
 
 __all__ = [
@@ -131,6 +132,7 @@ def kind_of_failure(reason: str) -> str:
     return reason.partition(":")[0]
 
 
+@checked
 def write_errors(errors: Iterable[ImageError], path: str | Path) -> None:
     """Write bad images to `path`, one row each: `.parquet`, `.jsonl` or `.json` by its ending.
 

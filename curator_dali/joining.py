@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from curator_dali import arrays
+from curator_dali.arguments import checked
 from curator_dali.batch import ImageBatch
 
 __all__ = ["concat"]
 
 
+@checked
 def concat(batches: Sequence[ImageBatch]) -> ImageBatch:
     """One batch with the rows of all, in order; task, data set and what a batch lacks are the first one's.
 
@@ -26,6 +28,9 @@ def concat(batches: Sequence[ImageBatch]) -> ImageBatch:
     Raises:
         ValueError: There are none, or they lie on different devices.
     """
+    wrong = [batch for batch in batches if not isinstance(batch, ImageBatch)]
+    if wrong:
+        raise ValueError(f"batches has {wrong[0]!r:.60}; give a list of ImageBatch")
     if not batches:
         raise ValueError("concat() needs at least one batch")
     parts = [batch for batch in batches if len(batch)] or [batches[0]]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import similarity
+from curator_dali.arguments import Count, checked
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.joining import concat
@@ -25,6 +26,8 @@ from curator_dali.sources.storage import Storage, is_remote, one_line
 from curator_dali.stages.earlier import embedder_lineage
 
 if TYPE_CHECKING:
+    import torch
+
     from curator_dali.models import ImageEncoder
 
 __all__ = ["Found", "SearchError", "search"]
@@ -94,6 +97,7 @@ class Found:
                 source.close()
 
 
+@partial(checked, error=SearchError)
 def search(
     out: str | os.PathLike[str],
     *,
@@ -101,10 +105,10 @@ def search(
     text: str | None = None,
     embedding: Any = None,
     id: str | None = None,
-    k: int = 20,
+    k: Count = 20,
     dropped: bool = False,
     encoder: ImageEncoder | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     source: Any = None,
 ) -> Found:
     """Find the images of an output that are most like something: one of `image`, `text`, `embedding` or `id`.
@@ -134,9 +138,11 @@ def search(
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
         raise SearchError(f"give one of {', '.join(given)} to search by, not {' and '.join(names) or 'none'}")
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise SearchError(f"k is {k!r}; give a whole number of at least 1")
-    out = os.fspath(out)
+    if image is not None and not isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray)):
+        raise SearchError(
+            f"image is {image!r:.60}; give a path, a URL, or the encoded bytes of an image (JPEG, PNG, ...)"
+        )
+    out, device = os.fspath(out), str(device)
     run = Manifest.load(out).run
     if not run["samples"]:
         return Found([], [], np.empty(0, np.float32), np.empty(0, np.int64), out, source)
@@ -196,7 +202,10 @@ def _query(
 ) -> NDArray[np.float32]:
     """The embedding to search by, (D,)."""
     if name == "embedding":
-        query: NDArray[np.float32] = np.asarray(value, np.float32)
+        try:
+            query: NDArray[np.float32] = np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            raise SearchError(f"embedding is {value!r:.60}; give numbers, (D,)") from None
         return query.reshape(-1) if query.ndim == 2 and len(query) == 1 else query
     if name == "id":
         return _by_id(files, value)
@@ -240,15 +249,15 @@ def _encoder(run: Any, encoder: ImageEncoder | None, device: str) -> ImageEncode
 
 
 def _embed(image: Any, encoder: ImageEncoder) -> NDArray[np.float32]:
-    if isinstance(image, (str, Path)):
-        name, storage = str(image), Storage()
+    if isinstance(image, (str, os.PathLike)):
+        name, storage = os.fspath(image), Storage()
         read = storage.cat([(name, None, None)])[0] if is_remote(name) else read_bytes(os.path.expanduser(name))
         storage.close()
         if isinstance(read, BaseException):
             raise SearchError(f"cannot read the image {name!r}: {one_line(read)}") from read
         data = read
     else:
-        name, data = "query", bytes(image)
+        name, data = "query", image
     view = tuple(encoder.view)
     with ImageLoader(
         MemorySource({name: data}), batch_size=1, device=encoder.device, transforms=None, views=[view], num_threads=1

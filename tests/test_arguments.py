@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import curator_dali as cd
 from curator_dali import transforms as T
 from curator_dali.stages import StageError
 from curator_dali.torch import TorchImageLoader
+from tests import helpers
 
 NOWHERE = "/nowhere/that/is/read"  # a source that cannot be opened: nothing looks for it before arguments are checked
 
@@ -116,6 +119,9 @@ def test_a_device_of_another_name_is_refused(device: Any, tmp_path: Path) -> Non
         (lambda: T.RandomErasing(value="mean"), "RandomErasing.value is 'mean'"),
         (lambda: T.Normalize((0.5, 0.5)), "Normalize.mean is (0.5, 0.5)"),
         (lambda: T.Normalize("imagenet"), "Normalize.mean is 'imagenet'"),
+        (lambda: T.Normalize((0.5, float("nan"), 0.5)), "Normalize.mean is (0.5, nan, 0.5); give three finite numbers"),
+        (lambda: T.Normalize(std=(1, float("inf"), 1)), "Normalize.std is (1, inf, 1); give three positive numbers"),
+        (lambda: T.Resize(np.array(8)), "Resize.size is array(8); allowed: one positive number of pixels"),  # type: ignore[arg-type]
         (lambda: T.RandAugment("2"), "RandAugment.num_ops is '2'"),
         (lambda: T.TrivialAugmentWide(31.0), "TrivialAugmentWide.num_magnitude_bins is 31.0"),
         (lambda: T.MixUp(3.0), "MixUp.num_classes is 3.0"),
@@ -147,10 +153,40 @@ def test_a_device_of_another_name_is_refused(device: Any, tmp_path: Path) -> Non
         (lambda: cd.write_index(NOWHERE, similarity="0.9"), "similarity is '0.9'; allowed: a number"),
         (lambda: cd.leaks(NOWHERE, NOWHERE, near="4"), "near is '4'"),
         (lambda: cd.rethreshold(NOWHERE, "new", stages=[], tars="no"), "tars is 'no'; allowed: True or False"),
+        (lambda: cd.rethreshold(NOWHERE, "new", stages=cd.Quality()), "allowed: a list of stages, as [Filter('width'"),
+        (lambda: cd.duplicate_groups(None), "out is None; allowed: a text, a path"),
+        (lambda: cd.write_report(None), "out is None; allowed: a text, a path"),
+        (lambda: cd.Report.load(5), "out is 5; allowed: a text, a path"),
+        (lambda: cd.open_index(None), "out is None; allowed: a text, a path"),
+        (lambda: cd.stages_of(None), "out is None; allowed: a text, a path"),
+        (lambda: cd.search(None, id="a"), "out is None; allowed: a text, a path"),
+        (lambda: cd.search(NOWHERE, id=5), "id is 5; allowed: a text, None"),
+        (lambda: cd.search(NOWHERE, image=5), "image is 5; give a path, a URL, or the encoded bytes of an image"),
+        (lambda: cd.write_errors(None, "bad.json"), "errors is None; allowed: a list"),
+        (lambda: cd.search(NOWHERE, image=np, k=1), "image is <module 'numpy'"),
+        (lambda: cd.TarSource(5), "urls is 5; allowed: a text, a path, a list"),
+        (lambda: cd.TarSource([5]), "5 is no path; allowed: a text, a path"),
+        (lambda: cd.ParquetSource(None), "urls is None; allowed: a text, a path, a list"),
+        (lambda: cd.FolderSource(None), "root is None; allowed: a text, a path"),
+        (lambda: T.MixUp(3)(torch.zeros(1, 3, 4, 4), torch.tensor([0]), key=5), "key is 5; allowed: a list"),
+        (lambda: T.MixUp(3)(torch.zeros(1, 3, 4, 4), torch.tensor([0]), key=["a"]), "key is ['a']; give integers"),
+        (lambda: cd.ImageBatch("t", "d", []).show("5"), "n is '5'; allowed: a whole number (int)"),
+        (lambda: cd.curate(NOWHERE, "o", stages=[], executor=cd.Report), "executor is <class"),
+        (lambda: cd.concat([None]), "batches has None; give a list of ImageBatch"),
+        (lambda: cd.Subset(NOWHERE, [0]), f"source is {NOWHERE!r}; give a Source, as open_source() returns it"),
+        (lambda: cd.Subset(cd.MemorySource([b"x"]), ["0"]), "rows is ['0']; allowed: a slice, sample indices (int)"),
+        (lambda: cd.Subset(cd.MemorySource([b"x"]), None), "rows is None; allowed: a slice, sample indices (int)"),
+        (lambda: TorchImageLoader(NOWHERE, classes={"b", "a"}), "; allowed: a list, None"),  # a set has no order
     ],
 )
 def test_values_refuse_settings_of_other_types(make: Callable[[], object], message: str) -> None:
     refused(make, message)
+
+
+def test_images_in_memory_are_refused_as_a_source_is() -> None:
+    refused(lambda: cd.MemorySource(None), "images is None; give encoded images (bytes) in a list", cd.SourceError)  # type: ignore[arg-type]
+    refused(lambda: cd.MemorySource(b"a"), "images is b'a'; give encoded images", cd.SourceError)
+    refused(lambda: cd.MemorySource({"a": b"x"}, {"a": 5}), "metadata of image 'a' is 5; give", cd.SourceError)  # type: ignore[dict-item]
 
 
 def test_a_stage_refuses_with_its_own_error() -> None:
@@ -181,6 +217,51 @@ def test_numbers_of_numpy_and_lists_become_pythons() -> None:
     assert cd.Deduplicate(against=Path("earlier")).against == ("earlier",)
 
 
+ITEMS: list[Callable[[list[Any]], Any]] = [
+    list,
+    tuple,
+    iter,
+    np.array,
+    lambda items: np.array(items) if isinstance(items[0], str) else torch.tensor(items),
+]
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_lists_may_be_tuples_arrays_tensors_and_generators(kind: Callable[[list[Any]], Any]) -> None:
+    assert T.Resize(kind([8, 9])) == T.Resize((8, 9))
+    assert T.Normalize(kind([0.5, 0.5, 0.25])) == T.Normalize((0.5, 0.5, 0.25))
+    assert T.RandomResizedCrop(8, scale=kind([0.5, 1.0])) == T.RandomResizedCrop(8, scale=(0.5, 1.0))
+    assert cd.Buckets(kind([[8, 9], [9, 8]])).sizes == ((8, 9), (9, 8))
+    assert cd.Buckets.from_ratios(kind([1.0, 4.0]), pixels=64).sizes == ((8, 8), (4, 16))
+    tags = cd.ZeroShotTags(kind(["cat", "dog"]), prompts=kind(["a {}"]))
+    assert (tags.tags, tags.prompts) == (("cat", "dog"), ("a {}",))
+    assert cd.Deduplicate(against=kind(["a", "b"])).against == ("a", "b")
+    for values in ([1, 2], [0.5, 2.0], ["a", "b"]):
+        assert cd.Filter("field", equals=kind(values)).equals == tuple(values)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter])
+def test_stages_and_transforms_may_be_any_list(kind: Callable[[list[Any]], Any], tmp_path: Path) -> None:
+    files = {f"{n}": helpers.encode(np.full((20 + n, 30, 3), 40 * n, np.uint8)) for n in range(4)}
+    report = cd.curate(files, tmp_path / "out", stages=kind([cd.Filter("width", min=1)]), device="cpu", html=False)
+    assert int(report.kept) == 4
+    new = cd.rethreshold(
+        tmp_path / "out", tmp_path / "new", stages=kind([cd.Filter("width", min=1)]), source=files, html=False
+    )
+    assert int(new.kept) == 4
+    source = cd.MemorySource(kind(list(files.values())), kind([{"label": "ab"[n % 2]} for n in range(4)]))
+    options = {"transforms": kind([T.Resize((8, 8))]), "classes": kind(["a", "b"]), "device": torch.device("cpu", 0)}
+    with TorchImageLoader(source, **options) as loader:
+        assert next(iter(loader))[1].tolist() == [0, 1, 0, 1]
+
+
+def test_numbers_of_other_kinds_are_taken() -> None:
+    assert cd.Buckets.from_ratios([Fraction(1, 4)], pixels=6.4e1).sizes == ((16, 4),)  # type: ignore[list-item]
+    assert cd.Filter("field", equals={"b", "a"}).equals == ("a", "b")
+    assert cd.Filter("field", equals=np.float64(0.5)).equals == 0.5
+    assert cd.Filter("field", equals=torch.tensor(4)).equals == 4
+
+
 FOREIGN = {
     "num_workers": "num_threads=",
     "prefetch_factor": "prefetch=",
@@ -192,9 +273,17 @@ FOREIGN = {
     "collate_fn": "not needed",
     "worker_init_fn": "not needed",
     "generator": "not needed",
+    "timeout": "CURATOR_DALI_TIMEOUT",
+    "in_order": "not needed",
     "multiprocessing_context": "not needed",
     "seed": "shuffle=SEED",
 }
+
+
+def test_every_keyword_of_dataloader_is_answered_or_taken() -> None:
+    ours = set(inspect.signature(cd.ImageLoader).parameters)
+    theirs = set(inspect.signature(torch.utils.data.DataLoader).parameters) - {"dataset", "pin_memory_device"}
+    assert theirs <= ours | FOREIGN.keys()
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -215,7 +304,5 @@ def test_other_unknown_keywords_are_pythons_to_refuse() -> None:
 
 
 def test_help_shows_the_arguments() -> None:
-    import inspect
-
     assert list(inspect.signature(cd.ImageLoader).parameters)[:2] == ["source", "batch_size"]
     assert "size" in inspect.signature(T.Resize).parameters

@@ -42,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
     "survey": {"headers", "sources"},
     "stages": {"batch", "indexing", "models", "sources.samples", "transforms"},
     "indexing": {"callbacks", "similarity", "sinks"},
-    "sinks": {"batch", "documents"},
+    "sinks": {"batch", "documents", "sources.samples"},
     "display": {"batch", "html", "similarity"},
     "report": {"batch", "counts", "html"},
     "counts": set(),

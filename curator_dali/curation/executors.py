@@ -95,6 +95,8 @@ def executor_of(executor: str | Executor) -> Executor:
     if executor == "ray":
         # by name, as the only step upwards: the module lies above, because it knows what is here
         return importlib.import_module("curator_dali.ray").RayExecutor()  # type: ignore[no-any-return]
-    if isinstance(executor, str) or not all(callable(getattr(executor, name, None)) for name in ("run", "mapper")):
+    if isinstance(executor, (str, type)) or not all(
+        callable(getattr(executor, name, None)) for name in ("run", "mapper")
+    ):
         raise ValueError(f'executor is {executor!r}; allowed: "local", "ray", or a curator_dali.ray.RayExecutor(...)')
     return executor

@@ -6,12 +6,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.arguments import Count, checked
+from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.callbacks import ignore
 from curator_dali.curation.candidates import Candidates, Workroom, workroom
@@ -54,7 +54,7 @@ def rethreshold(
     out: str | os.PathLike[str],
     new: str | os.PathLike[str],
     *,
-    stages: Sequence[Stage],
+    stages: Annotated[Sequence[Stage], Limits("a list of stages, as [Filter('width', min=256)]")],
     executor: Literal["local", "ray"] | Executor = "local",
     source: Any = None,
     tars: bool = True,
@@ -161,6 +161,7 @@ def rethreshold(
             opened.close()
 
 
+@checked
 def stages_of(out: str | os.PathLike[str]) -> list[Stage]:
     """The stages of an output that decided who stays, as new objects.
 

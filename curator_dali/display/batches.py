@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from curator_dali import arrays, checks, html
+from curator_dali.arguments import checked
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.display import thumbnails
 from curator_dali.wording import terminal_safe
@@ -46,6 +47,7 @@ class Sheet:
         return self.text
 
 
+@checked
 def show(
     batch: ImageBatch,
     n: int = 24,

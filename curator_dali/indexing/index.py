@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import checked
 from curator_dali.documents import parse_json
 from curator_dali.files import is_remote, read_regular
 from curator_dali.indexing import arrays
@@ -148,6 +149,7 @@ class Index:
         return {name: getattr(self, name) for name in names} | {"columns": list(self.columns)}
 
 
+@checked
 def open_index(out: str | os.PathLike[str]) -> Index | None:
     """The index of an output, if it has one that is of the output as it is now. Of another one a warning tells.
 

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ from curator_dali.sinks.explain import explained
 from curator_dali.sinks.locking import lock
 from curator_dali.sinks.parquet import EMBEDDING
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["write_index"]
 
 
@@ -44,7 +47,11 @@ Told = Callable[[str, int, int], object]
 
 @checked
 def write_index(
-    out: str | os.PathLike[str], *, similarity: float = 0.9, device: str = "cpu", progress: Told | None = None
+    out: str | os.PathLike[str],
+    *,
+    similarity: float = 0.9,
+    device: str | torch.device = "cpu",
+    progress: Told | None = None,
 ) -> Index:
     """Make the index of an output, with which later runs look new images up in it: `Deduplicate(against=out)`, `leaks`.
 
@@ -62,7 +69,7 @@ def write_index(
         OutputError: There is no output, or it has no rows, is behind a URL, or cannot be written to.
         ValueError: `similarity` is out of its range.
     """
-    out = os.fspath(out)
+    out, device = os.fspath(out), str(device)
     check_threshold(similarity)
     if is_remote(out):
         raise OutputError(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import html
+from curator_dali.arguments import checked
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.display import Sheet
 from curator_dali.errors import SourceError
@@ -30,6 +31,7 @@ from curator_dali.wording import terminal_safe
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    import torch
 
 __all__ = ["Selection", "select"]
 
@@ -86,8 +88,15 @@ class Selection:
         frame: pd.DataFrame = self.to_table().to_pandas()
         return frame
 
+    @checked
     def show(
-        self, n: int = 24, *, sort_by: str | None = None, descending: bool = False, device: str = "auto", seed: int = 0
+        self,
+        n: int = 24,
+        *,
+        sort_by: str | None = None,
+        descending: bool = False,
+        device: str | torch.device = "auto",
+        seed: int = 0,
     ) -> Sheet:
         """A contact sheet of some of them, from the data set that the output is of; a table of text in a terminal.
 
@@ -106,7 +115,7 @@ class Selection:
         problem = ""
         if rows and self.status != "failed":
             try:
-                shots = self._pictures([row["index"] for row in rows], device)
+                shots = self._pictures([row["index"] for row in rows], str(device))
             except SourceError as error:
                 if self.source is not None:
                     raise
@@ -130,6 +139,7 @@ class Selection:
             (*parts, *([html.note(hidden)] if hidden else [])), "\n".join([head, *plain, *([hidden] * bool(hidden))])
         )
 
+    @checked
     def load(
         self,
         n: int | None = None,
@@ -138,7 +148,7 @@ class Selection:
         descending: bool = False,
         images: bool = True,
         transforms: Sequence[Any] = (),
-        device: str = "auto",
+        device: str | torch.device = "auto",
         seed: int = 0,
     ) -> ImageBatch:
         """A batch of them, with every column of the output, and the embeddings if it stores them.
@@ -165,7 +175,7 @@ class Selection:
         pairs = zip(table["image_path"].to_pylist(), table["image_id"].to_pylist(), strict=True)
         data = [ImageObject(path, key) for path, key in pairs]
         told = ImageBatch(self.title, self.out, data, embeddings=embeddings, columns=columns)
-        return self._decoded(told, indices, transforms, device) if images and len(told) else told
+        return self._decoded(told, indices, transforms, str(device)) if images and len(told) else told
 
     def _decoded(
         self, told: ImageBatch, indices: NDArray[np.int64], transforms: Sequence[Any], device: str

@@ -7,9 +7,10 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curator_dali import __version__, html
+from curator_dali.arguments import checked
 from curator_dali.documents import parse_json
 from curator_dali.errors import CuratorDaliError, OutputError, SourceError
 from curator_dali.files import one_line, write_file
@@ -23,6 +24,9 @@ from curator_dali.sinks import Manifest, Part, RowFiles, store
 from curator_dali.sinks.card import leave_card
 from curator_dali.sinks.explain import join
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["NAME", "leave_report", "load_report", "write_report"]
 
 logger = logging.getLogger(__name__)
@@ -32,6 +36,7 @@ _BUDGET = 1_000_000  # bytes of all thumbnails; a third more as base64
 _MOST_SAMPLES = 24  # reasons with pictures
 
 
+@checked
 def load_report(out: str | os.PathLike[str]) -> Report:
     """The report of an output that is there, finished or not: the counts of its parts, the rest of its `report.json`.
 
@@ -42,8 +47,13 @@ def load_report(out: str | os.PathLike[str]) -> Report:
     return _report(manifest, os.fspath(out))
 
 
+@checked
 def write_report(
-    out: str | os.PathLike[str], *, source: Any = None, to: str | os.PathLike[str] | None = None, device: str = "auto"
+    out: str | os.PathLike[str],
+    *,
+    source: Any = None,
+    to: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
 ) -> str:
     """Write `report.html` for an output that is there, from what lies in its folder and some pictures of its data set.
 
@@ -69,7 +79,7 @@ def write_report(
     missing = ""
     shots: dict[int, pictures.Picture] = {}
     try:
-        shots = _pictures(manifest, found, source, device)
+        shots = _pictures(manifest, found, source, str(device))
     except SourceError as error:
         if source is not None:
             raise

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.arguments import Count, checked
+from curator_dali.arguments import Count, Limits, checked
 
 __all__ = ["UNKNOWN", "Buckets"]
 
@@ -44,7 +46,13 @@ class Buckets:
 
     @classmethod
     @checked
-    def from_ratios(cls, ratios: Sequence[float], *, pixels: Count, multiple: Count = 1) -> Buckets:
+    def from_ratios(
+        cls,
+        ratios: Sequence[float],
+        *,
+        pixels: Annotated[float, Limits("a number of at least 1", 1)],
+        multiple: Count = 1,
+    ) -> Buckets:
         """Buckets of about the same number of pixels.
 
         Args:
@@ -52,7 +60,8 @@ class Buckets:
             pixels: Height times width that each comes near to.
             multiple: Both are rounded to a multiple of this, in pixels; 64 is usual for latent diffusion.
         """
-        wrong = [ratio for ratio in ratios if not (isinstance(ratio, (int, float)) and 0 < ratio < float("inf"))]
+        given: list[Any] = list(ratios)
+        wrong = [ratio for ratio in given if not (isinstance(ratio, Real) and 0 < float(ratio) < float("inf"))]
         if wrong:
             raise ValueError(f"ratios has {wrong[0]!r}; give positive numbers, width over height, as 4 / 3")
 

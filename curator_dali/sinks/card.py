@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 from curator_dali.errors import OutputError
 from curator_dali.files import write_file
 from curator_dali.sinks import store
 from curator_dali.sinks.explain import explained, join
 from curator_dali.sinks.manifest import Manifest
+from curator_dali.sinks.records import Part
+from curator_dali.sinks.tar import CURATION
+from curator_dali.sources.samples import IMAGE_EXTENSIONS
 
 __all__ = ["CARD", "leave_card"]
 
@@ -19,18 +27,23 @@ configs:
 - config_name: {config}
   data_files:
   - split: train
-    path: "{pattern}"
----
+    path: "*{ending}"
+{info}---
 
 # An output of curator_dali
 
 `load_dataset("parquet", data_files="PATH/*.parquet")` reads a row for every sample: what became of it, why, and its
 scores. `load_dataset("PATH")` reads {about}.
 """
-_CARDS = {
-    "*.tar": _TEXT.format(config="samples", pattern="*.tar", about="the samples that were kept, from the tars"),
-    "*.parquet": _TEXT.format(config="rows", pattern="*.parquet", about="these rows, too"),
+_CONFIGS = {
+    ".tar": ("samples", "the samples that were kept, from the tars"),
+    ".parquet": ("rows", "these rows, too"),
 }
+_MARK = "\n<!-- as written: {digest} -->\n"  # a card that was changed since is the user's own
+
+# Types of the members that `datasets` decodes by their extensions. A JSON member is `json`, since fields of samples
+# differ; an extension that is neither here nor an image's leaves all types to `datasets`.
+_TYPES = {"txt": "string", "text": "string", "cls": "int64", "json": "json"}
 
 
 def leave_card(manifest: Manifest) -> None:
@@ -39,18 +52,66 @@ def leave_card(manifest: Manifest) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    names = [file.name for part in manifest.parts() for file in part.files]
-    pattern = next((pattern for pattern in _CARDS if any(name.endswith(pattern[1:]) for name in names)), None)
+    parts = manifest.parts()
+    names = [file.name for part in parts for file in part.files]
+    ending = next((ending for ending in _CONFIGS if any(name.endswith(ending) for name in names)), None)
     url = join(manifest.folder, CARD)
-    if pattern is None or (CARD in store.names(manifest.folder) and not _is_ours(url)):
+    if ending is None or (CARD in store.names(manifest.folder) and not _is_ours(url)):
         return
     with explained(url):
-        write_file(url, _CARDS[pattern].encode())
+        write_file(url, _make_card(ending, _features(parts) if ending == ".tar" else {}))
+
+
+def _make_card(ending: str, features: Mapping[str, str]) -> bytes:
+    """The card of an output with tars, or with Parquet files alone; `features` are column -> type."""
+    config, about = _CONFIGS[ending]
+    lines = [f"  - name: {json.dumps(name)}\n    dtype: {kind}\n" for name, kind in features.items()]
+    info = "".join([f"dataset_info:\n  config_name: {config}\n  features:\n", *lines]) if features else ""
+    text = _TEXT.format(config=config, ending=ending, info=info, about=about)
+    return (text + (_MARK.format(digest=_digest(text)) if info else "")).encode()
+
+
+def _features(parts: Sequence[Part]) -> dict[str, str]:
+    """The columns that `datasets` makes of the tars, with their types; none where it finds these itself, or must.
+
+    `datasets` goes by the first five samples. Where others have other members, it leaves images of another format out
+    without a word, and fails where only some samples have a caption.
+    """
+    with_tars = [part for part in parts if any(file.name.endswith(".tar") for file in part.files)]
+    if not all("members" in part.info for part in with_tars):  # of an earlier version
+        return {}
+    counts: Counter[str] = Counter()
+    for part in with_tars:
+        counts.update(part.info["members"])
+    if set(counts.values()) <= {sum(part.counts.get("kept", 0) for part in with_tars)}:
+        return {}
+    kinds = {name: _type_of(name) for name in sorted(counts, key=_place)}
+    return {**kinds, "__key__": "string", "__url__": "string"} if all(kinds.values()) else {}
+
+
+def _type_of(name: str) -> str:
+    """The type of the members with an extension; empty for an unknown one."""
+    ending = name.rpartition(".")[2].lower()
+    return "image" if ending in IMAGE_EXTENSIONS else _TYPES.get(ending, "")
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Images come first, what the curation wrote comes last."""
+    return 2 if name == CURATION else 0 if _type_of(name) == "image" else 1, name
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _is_ours(url: str) -> bool:
     """Whether a card is as it was written here, so that nothing of the user's is lost with it."""
     try:
-        return store.read(url) in [card.encode() for card in _CARDS.values()]
+        card = store.read(url)
     except OutputError:  # a folder, or one that may not be read
         return False
+    if card in [_make_card(ending, {}) for ending in _CONFIGS]:
+        return True
+    text = (card or b"").decode("utf-8", "replace")
+    body, mark, _ = text.rpartition(_MARK.partition("{")[0])
+    return bool(mark) and text == body + _MARK.format(digest=_digest(body))

@@ -113,7 +113,7 @@ class PartWriter:
         """Finish the files, and record the part.
 
         Args:
-            info: Goes into the record.
+            info: Goes into the record, with extension -> number of the tars' members as `members`.
 
         Raises:
             ValueError: A sample of the range is missing.
@@ -126,7 +126,8 @@ class PartWriter:
         written = [] if self._tars is None else self._tars.close()
         self._written = [*written, self._parquet.close()]
         files = tuple(Written(file.name.rpartition("/")[2], file.size, file.blake2b) for file in self._written)
-        part = Part(self.start, self.stop, files, dict(self._counts), dict(info or {}))
+        members = {"members": dict(sorted(self._tars.extensions.items()))} if self._tars is not None else {}
+        part = Part(self.start, self.stop, files, dict(self._counts), {**(info or {}), **members})
         self._manifest.commit(part)
         self._done = True
         return part

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,10 @@ class TarWriter:
     Args:
         url: Path or URL.
 
+    Attributes:
+        samples: Samples written so far.
+        extensions: Extension of members -> samples with such a member.
+
     Raises:
         OutputError: It cannot be written. All methods raise it too.
     """
@@ -88,6 +93,7 @@ class TarWriter:
             self._file = AtomicFile(url, digest=True)
         self.url = url
         self.samples = 0
+        self.extensions: Counter[str] = Counter()
         self._keys: set[str] = set()
 
     @property
@@ -118,9 +124,11 @@ class TarWriter:
                 raise ValueError(f"sample {key!r}: {extension!r} is no extension of a member")
             if curation is None or extension.lower() != CURATION:
                 _append(parts, f"{written}.{extension}", data)
+                self.extensions[extension] += 1
         if curation is not None:
             fields = {"image_id": key} | ({"key": written} if written != key else {}) | dict(curation)
             _append(parts, f"{written}.{CURATION}", to_json(fields))
+            self.extensions[CURATION] += 1
         with explained(self.url):
             self._file.writev(parts)
         self._keys.add(written)
@@ -165,6 +173,10 @@ class ShardedTarWriter:
         max_samples: Samples in a tar.
         max_bytes: Bytes in a tar; a sample that would pass it begins the next one. A larger sample has one of its own.
 
+    Attributes:
+        written: The tars that have appeared.
+        extensions: Extension of members -> samples with such a member in these tars.
+
     Raises:
         ValueError: The pattern has no field `shard`, or a limit is not positive.
         OutputError: A tar cannot be written. All methods raise it too.
@@ -193,6 +205,7 @@ class ShardedTarWriter:
         self._tar: TarWriter | None = None
         self._count = 0
         self.written: list[Written] = []
+        self.extensions: Counter[str] = Counter()
 
     def write(self, key: str, members: Mapping[str, Any], curation: Mapping[str, Any] | None = None) -> tuple[str, str]:
         """Append a sample; see `TarWriter.write`.
@@ -234,6 +247,7 @@ class ShardedTarWriter:
         if self._tar is not None:
             tar, self._tar = self._tar, None
             self.written.append(tar.close())
+            self.extensions += tar.extensions
 
 
 def to_json(fields: Mapping[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import checked
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.sources.annotations import Annotations
@@ -66,15 +67,17 @@ class FolderSource(LearningSource):
         SourceError: The folder, or one in it, is missing or cannot be listed; a metadata file is damaged.
     """
 
+    @checked
     def __init__(
         self,
-        root: str,
+        root: str | os.PathLike[str],
         *,
         files: Sequence[str] | None = None,
         label_from_folder: bool = True,
         name: str | None = None,
         listing: Listing | None = None,
     ) -> None:
+        root = os.fspath(root)
         self._remote = is_remote(f"{root}/")  # "s3:/" holds all buckets, and "file://" all paths
         self._root = root.rstrip("/") if self._remote else os.path.abspath(root)
         if self._root.endswith(":"):

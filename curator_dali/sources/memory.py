@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -28,24 +28,27 @@ class MemorySource(LearningSource):
     opens.
 
     Args:
-        images: Encoded images, in a sequence, or by key.
+        images: Encoded images, in a list, or by key.
         metadata: A mapping for each image, in the same order, or by the same keys (some may be missing).
         name: The data set's name.
 
     Raises:
-        SourceError: An image is not bytes, or there is not as much metadata as images.
+        SourceError: An image is not bytes, metadata is no mapping, or there is not as much metadata as images.
     """
 
     def __init__(
         self,
-        images: Sequence[Encoded] | Mapping[str, Encoded],
-        metadata: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None = None,
+        images: Iterable[Encoded] | Mapping[str, Encoded],
+        metadata: Iterable[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]] | None = None,
         name: str = "memory",
     ) -> None:
         self.name = name
+        given: object = images
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+            raise SourceError(f"images is {given!r:.60}; give encoded images (bytes) in a list, or by key")
         keyed = isinstance(images, Mapping)
-        self._keys = list(images) if isinstance(images, Mapping) else [str(number) for number in range(len(images))]
         values = list(images.values()) if isinstance(images, Mapping) else list(images)
+        self._keys = list(images) if isinstance(images, Mapping) else [str(number) for number in range(len(values))]
         self._images = [_to_bytes(value, key) for key, value in zip(self._keys, values, strict=True)]
         if metadata is None:
             self._metadata: list[Mapping[str, Any]] = [{}] * len(self._images)
@@ -57,6 +60,10 @@ class MemorySource(LearningSource):
             self._metadata = list(metadata)
         if len(self._metadata) != len(self._images):
             raise SourceError(f"{len(self._images)} images need as many metadata, not {len(self._metadata)}")
+        wrong = [key for key, about in zip(self._keys, self._metadata, strict=True) if not isinstance(about, Mapping)]
+        if wrong:
+            about = self._metadata[self._keys.index(wrong[0])]
+            raise SourceError(f"metadata of image {wrong[0]!r} is {about!r:.60}; give a mapping, as {{'label': 1}}")
         self._headers = np.zeros(len(self._images), HEADER_DTYPE)
 
     def __len__(self) -> int:

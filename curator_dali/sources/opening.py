@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
-from curator_dali.arguments import checked
+from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError
 from curator_dali.sources.base import Source
 from curator_dali.sources.folder import FolderSource
@@ -99,10 +99,12 @@ def open_source(
     """
     if isinstance(spec, Source):
         return spec
+    if hasattr(spec, "dtype") and spec.dtype != np.uint8:  # an array, or a column of pandas, of paths
+        spec = spec.tolist()
     source = _open(spec, label_from_folder, image_column, index, name, allow_outside)
     specs = [spec] if isinstance(spec, (str, os.PathLike)) else spec
     if isinstance(specs, Sequence) and all(isinstance(item, (str, os.PathLike)) for item in specs):
-        found = [_absolute(os.fspath(item)) for item in specs]
+        found = [_absolute(item) for item in list_paths(specs)]
         options = {"label_from_folder": label_from_folder, "image_column": image_column, "index": index, "name": name}
         outside = {"allow_outside": True} if allow_outside else {}
         source.origin = {"spec": found, **options, **outside}
@@ -147,7 +149,7 @@ def _open(
     if wrong:
         raise SourceError(f"cannot open {wrong[0]!r} ({type(wrong[0]).__name__}) as a source: give {_ACCEPTED}")
 
-    texts = [os.fspath(item) for item in items]
+    texts = list_paths(items)
     for text in texts:
         _check_text(text)
     _forget_listings(texts)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import checked, list_paths
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.files import open_regular
@@ -107,16 +108,16 @@ class ParquetSource(Source):
         SourceError: A file cannot be read, or the column is missing or not clear.
     """
 
+    @checked
     def __init__(
         self,
-        urls: str | Sequence[str],
+        urls: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         image_column: str | None = None,
         name: str | None = None,
         allow_outside: bool = False,
     ) -> None:
-        urls = [urls] if isinstance(urls, str) else list(urls)
-        self._urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
+        self._urls = [url if is_remote(url) else os.path.abspath(url) for url in list_paths(urls)]
         self.name = name or common_name(self._urls)
         remote = any(map(is_remote, self._urls))
         self.read_ahead = 4 if remote else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -24,18 +24,19 @@ class Subset(Source):
 
     Args:
         source: The whole.
-        rows: A slice, or sample indices of the whole (repeats allowed, negative ones not).
+        rows: A slice, sample indices of the whole (repeats allowed, negative ones not), or a boolean for each sample.
 
     Raises:
-        IndexError: An index is outside of the source.
+        IndexError: An index is outside of the source, or there are more or fewer booleans than samples.
+        ValueError: `source` is no source, or `rows` are no whole numbers.
     """
 
-    def __init__(self, source: Source, rows: slice | Sequence[int] | NDArray[Any]) -> None:
+    def __init__(self, source: Source, rows: slice | Iterable[int] | NDArray[Any]) -> None:
+        if not isinstance(source, Source):
+            raise ValueError(f"source is {source!r}; give a Source, as open_source() returns it")
         n = len(source)
         # a range takes no memory, however large the source is
-        self._rows: range | NDArray[np.int64] = (
-            range(n)[rows] if isinstance(rows, slice) else np.array(rows, np.int64).reshape(-1)
-        )
+        self._rows: range | NDArray[np.int64] = range(n)[rows] if isinstance(rows, slice) else _number_rows(rows, n)
         if isinstance(self._rows, np.ndarray) and len(self._rows):
             low, high = int(self._rows.min()), int(self._rows.max())
             if low < 0 or high >= n:
@@ -110,3 +111,15 @@ class Subset(Source):
             raise IndexError(f"indices must be in [0, {len(self)}), not {indices.min()} to {indices.max()}")
         rows = self._rows
         return rows.start + rows.step * indices if isinstance(rows, range) else rows[indices]
+
+
+def _number_rows(rows: Iterable[int] | NDArray[Any], n: int) -> NDArray[np.int64]:
+    """Sample indices, (M,) int64, of indices or of a mask over `n` samples."""
+    found = np.asarray(list(rows) if isinstance(rows, (Iterator, Set)) else rows).reshape(-1)
+    if found.dtype == bool:
+        if len(found) != n:
+            raise IndexError(f"rows are {len(found)} booleans for {n} samples: give one a sample, or sample indices")
+        return np.flatnonzero(found)
+    if len(found) and found.dtype.kind not in "iu":
+        raise ValueError(f"rows is {rows!r}; allowed: a slice, sample indices (int), one boolean a sample")
+    return found.astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import checked, list_paths
 from curator_dali.batch import ImageObject
 from curator_dali.documents import parse_json
 from curator_dali.errors import SourceError
@@ -75,17 +77,16 @@ class TarSource(Source):
         SourceError: A tar is missing, unreadable or no tar; all of these are named.
     """
 
+    @checked
     def __init__(
         self,
-        urls: str | Sequence[str],
+        urls: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         name: str | None = None,
         index: Literal["cache", "beside", "none"] = "cache",
     ) -> None:
-        if index not in ("cache", "beside", "none"):
-            raise ValueError(f"index must be 'cache', 'beside' or 'none', not {index!r}")
         self._storage, self._arenas = Storage(), Arenas()
-        self._shards = Shards([urls] if isinstance(urls, str) else urls, self._storage, index)
+        self._shards = Shards(list_paths(urls), self._storage, index)
         self._starts = np.concatenate([[0], np.cumsum(self._shards.sizes)])
         self.name = name or common_name(self._shards.urls)
         self.read_ahead = 8 if self._shards.remote else 1

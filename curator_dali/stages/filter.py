@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arguments import list_items
 from curator_dali.batch import ImageBatch
 from curator_dali.sources.samples import to_text
 from curator_dali.stages.base import Selector, StageError, checked_stage
@@ -29,7 +30,7 @@ class Filter(Selector):
             numbers are compared as float64: whole ones are exact up to 2**53.
         min: Smallest value that stays.
         max: Largest value that stays.
-        equals: The value that stays, or a tuple of them.
+        equals: The value that stays, or several: a tuple, a list, a set or an array of them.
         where: A function from the (N,) values of a batch to N booleans, true for what stays.
         missing: What becomes of an image whose value is None, NaN, or of another type than its column (a text among
             numbers): "drop" (the reason says so) or "keep".
@@ -48,8 +49,7 @@ class Filter(Selector):
     def __post_init__(self) -> None:
         if not self.field:
             raise StageError(f"Filter.field is {self.field!r}; give a field's name, as 'aesthetic_score'")
-        if isinstance(self.equals, list):  # as configuration files have it
-            object.__setattr__(self, "equals", tuple(self.equals))
+        object.__setattr__(self, "equals", _wanted(self.equals))
         if all(condition is None for condition in (self.min, self.max, self.equals, self.where)):
             raise StageError(f"Filter({self.field!r}) has no condition; give min=, max=, equals= or where=")
         for name in ("min", "max"):
@@ -164,6 +164,17 @@ class Filter(Selector):
             wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
             passes.append(np.logical_or.reduce([_equal(values, value) for value in wanted]))
         return list(zip(passes, self._texts(), strict=True))
+
+
+def _wanted(equals: Any) -> Any:
+    """One value of Python, or a tuple of them, in the same order in every process."""
+    if isinstance(equals, Set):
+        return tuple(sorted(equals, key=repr))
+    if getattr(equals, "ndim", None) == 0:  # a number of numpy or torch
+        return equals.item()
+    if isinstance(equals, Iterable) and not isinstance(equals, (str, bytes, Mapping)):
+        return tuple(map(_wanted, list_items(equals)))
+    return equals
 
 
 def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:

@@ -36,6 +36,7 @@ class _Mix:
         if not self.alpha > 0:
             raise ValueError(f"{type(self).__name__}.alpha is {self.alpha}; give a positive number")
 
+    @checked
     def __call__(
         self, images: torch.Tensor, targets: torch.Tensor, key: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,11 +51,17 @@ class _Mix:
             (N, C, H, W) of the same dtype, and (N, num_classes) float32.
 
         Raises:
-            ValueError: Shapes or classes do not fit.
+            ValueError: Shapes or classes do not fit, or the key has no integers.
             TypeError: Images that are no floats.
         """
         import torch
 
+        if not all(isinstance(number, (int, np.integer)) for number in key):
+            raise ValueError(f"key is {key!r}; give integers, as (seed, epoch, step)")
+        if not isinstance(images, torch.Tensor) or not isinstance(targets, torch.Tensor):
+            raise TypeError(
+                f"images and targets are {type(images).__name__} and {type(targets).__name__}; give tensors"
+            )
         if images.ndim != 4 or len(targets) != len(images):
             raise ValueError(
                 f"images of shape {tuple(images.shape)} and targets of shape {tuple(targets.shape)} do not fit: give "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -38,7 +39,9 @@ class Normalize(Transform):
     layout: Literal["CHW", "HWC"] = "CHW"
 
     def __post_init__(self) -> None:
-        if not all(s > 0 for s in self.std):
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"Normalize.mean is {self.mean}; give three finite numbers")
+        if not all(0 < s < math.inf for s in self.std):
             raise ValueError(f"Normalize.std is {self.std}; give three positive numbers")
 
     def lower(self, images: Any) -> Any:  # noqa: D102

@@ -89,6 +89,50 @@ def test_what_is_not_known_of_the_first_images_does_not_stop_load_dataset(
     assert len(load(str(tmp_path / "out"))["train"]) == len(members)
 
 
+def test_load_dataset_reads_what_only_some_samples_have(
+    tmp_path: Path, photos: dict[str, NDArray[np.uint8]], load: Load
+) -> None:
+    """Another format than the first images', captions of every second one, and fields that are late or of two types."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for n in range(16):
+        pixels = photos["coffee"][n * 4 : n * 4 + 90, :120]
+        (folder / f"{n:02}.{'jpg' if n < 8 else 'png'}").write_bytes(helpers.encode(pixels, "JPEG" if n < 8 else "PNG"))
+        about = {"score": n if n < 8 else str(n)} if n else {"score": None, "first": True}
+        (folder / f"{n:02}.json").write_text(json.dumps(about))
+        if n % 2:
+            (folder / f"{n:02}.txt").write_text(f"caption {n}")
+    for tars in (True, False):
+        cd.curate(folder, tmp_path / f"{tars}", stages=[Quality()], device="cpu", part_size=4, html=False, tars=tars)
+    cd.rethreshold(tmp_path / "True", tmp_path / "new", stages=[Filter("width", min=1)], html=False)
+    for out in ("True", "new"):
+        loaded = load(str(tmp_path / out))["train"]
+        assert loaded.column_names == ["jpg", "png", "json", "txt", "curation.json", "__key__", "__url__"]
+        for n, row in enumerate(loaded):
+            assert [row["jpg"] is None, row["png"] is None] == [n >= 8, n < 8]
+            assert row["txt"] == (f"caption {n}" if n % 2 else None)
+            assert row["json"]["score"] == ((n if n < 8 else str(n)) if n else None)
+            assert row["curation.json"]["image_id"] == f"{n:02}"
+        assert len(list(load(str(tmp_path / out), streaming=True)["train"])) == 16
+    assert len(load(str(tmp_path / "False"))["train"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("other", "told"), [("txt", True), ("png", True), ("npy", False), ("jpg.gz", False), ("", False)]
+)
+def test_a_card_tells_types_where_samples_differ_and_all_are_known(other: str, told: bool, tmp_path: Path) -> None:
+    members = [(f"{n}.jpg", helpers.encode(np.full((60, 60 + n, 3), 9, np.uint8))) for n in range(3)]
+    members += [(f"2.{other}", b"data")] if other else []
+    out = tmp_path / "out"
+    run(str(helpers.write_tar(tmp_path / "a.tar", members)), out)
+    written = (out / CARD).read_bytes()
+    assert ("dataset_info" in written.decode()) is told
+    for own in (written, written.replace(b"train", b"test"), written + b"More of mine."):
+        (out / CARD).write_bytes(own)
+        run(str(tmp_path / "a.tar"), out)
+        assert (out / CARD).read_bytes() == own
+
+
 def test_a_card_of_the_users_own_stays(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for own in (b"# Mine", None, b""):

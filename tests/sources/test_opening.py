@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -538,3 +539,16 @@ def test_local_names_that_look_like_urls(tmp_path: Path, monkeypatch: pytest.Mon
         source = open_source(spec)
         assert ids(source) == ["a::b", "c"]
         assert source.read(np.arange(2)).errors == {}
+
+
+def test_paths_may_be_in_an_array(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", [("1.jpg", b"x")])
+    paths = [str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]
+    arrays: list[Any] = [np.array(paths), np.array(paths, object), [np.str_(path) for path in paths], pd.Series(paths)]
+    for array in arrays:
+        source = open_source(array)
+        assert len(source) == 2
+        assert source.origin is not None
+        assert source.origin["spec"] == paths
+    assert len(open_source(np.str_(paths[0]))) == len(TarSource(Path(paths[0]))) == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +70,14 @@ def test_outside_of_the_source() -> None:
             Subset(WHOLE, rows)
     with pytest.raises(IndexError, match=r"must be in \[0, 3\)"):
         Subset(WHOLE, slice(3)).read(np.array([3]))
+
+
+def test_a_mask_chooses_as_indices_do() -> None:
+    source = MemorySource([b"a", b"b", b"c"])
+    mask = np.array([False, True, True])
+    for rows in (mask, mask.tolist(), [1, 2], iter([1, 2]), {1, 2}, np.array([1, 2], np.uint8), torch.tensor(mask)):
+        subset = Subset(source, rows)
+        assert [item.image_id for item in subset.read(np.arange(len(subset))).objects] == ["1", "2"]
+    with pytest.raises(IndexError, match="rows are 2 booleans for 3 samples"):
+        Subset(source, [True, False])
+    assert len(Subset(source, [])) == 0

@@ -344,7 +344,7 @@ def test_image_sizes_come_from_the_index(paths: list[str]) -> None:
 
 
 def test_an_unknown_place_for_indexes(paths: list[str]) -> None:
-    with pytest.raises(ValueError, match="'cache', 'beside' or 'none'"):
+    with pytest.raises(ValueError, match='allowed: "cache", "beside", "none"'):
         TarSource(paths, index="there")  # type: ignore[arg-type]
 
 
