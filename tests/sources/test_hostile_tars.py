@@ -137,6 +137,42 @@ def test_maps_of_holes_are_read_in_large_pieces_and_have_an_end(blocks: int) -> 
     assert scan(data[: 512 * 3]).names == ["hole.jpg"]  # cut within the map
 
 
+def test_many_maps_of_holes_without_an_end_cost_time_by_their_length_only() -> None:
+    sparse = bytearray(header("hole.jpg", 0, b"S"))
+    sparse[482] = sparse[504] = 1  # each header is a block of the maps before it
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = b"%06o\0 " % sum(sparse)
+    data = bytes(sparse) * 34_000  # 8,192 blocks more than a map may have
+    asked = []
+
+    def read_at(offset: int, length: int) -> bytes:
+        asked.append(length)
+        return data[offset : offset + length]
+
+    result = scan_tar(read_at, len(data))
+    assert 1 < len(result.problems) == len(result.names) < 8192
+    assert len(asked) < 1000
+
+
+@pytest.mark.parametrize("fill", [b"\1", b"\xe9"])
+def test_damage_full_of_what_looks_like_headers_is_passed_over_quickly(fill: bytes) -> None:
+    repeated = bytearray(fill * 13)
+    for number, byte in enumerate(b"ustar"):
+        repeated[(257 + number) % 13] = byte
+    repeated[148 % 13 : 148 % 13 + 2] = b"7\0"  # a checksum, so that each place has to be summed
+    began = time.monotonic()
+    result = scan(member("0.jpg", b"0") + b"\1" * 512 + bytes(repeated) * 150_000 + END)
+    assert [name for name in result.names if "@" not in name] == ["0.jpg"]
+    assert time.monotonic() - began < 2
+
+
+def test_checksums_of_signed_bytes_are_valid() -> None:
+    head = bytearray(header("caf\u00e9.jpg", 1))
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(byte - 256 if byte > 127 else byte for byte in head)
+    assert scan(bytes(head) + b"1".ljust(512, b"\0") + END).names == ["caf\u00e9.jpg"]
+
+
 def test_records_cost_time_by_their_length_only() -> None:
     record = b"5 1 " * 200_000 + b"path=x\n"  # every record is shorter than its keyword
     began = time.monotonic()
