@@ -247,3 +247,27 @@ def test_a_failure_of_any_kind_names_the_shard(tmp_path: Path) -> None:
     whole = helpers.write_tar(tmp_path / "whole.tar", [("w.jpg", b"w")])
     with pytest.raises(SourceError, match=r"1 of 2 shards cannot be read: brokenstore://odd/a\.tar: .*TypeError"):
         TarSource([str(whole), "brokenstore://odd/a.tar"])
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "a.json", "a.bin"])
+def test_a_member_that_is_too_large_costs_its_sample_at_most(tmp_path: Path, name: str) -> None:
+    image = helpers.encode(helpers.load_photos()["chelsea"][:64, :64])
+    path, size = tmp_path / "a.tar", 5 << 30
+    with path.open("wb") as file:  # a hole, which takes no space on the disk
+        file.write(member("a.jpg", image) + header(name, size))
+        file.seek(size, 1)
+        file.write(member("c.jpg", image) + END)
+    with ImageLoader(str(path), device="cpu") as loader:
+        read = {item.image_id: dict(item.metadata) for batch in loader for item in batch.data}
+        reasons = {error.image_id: error.reason for error in loader.errors}
+    words = "5,368,709,120 bytes, over the limit of 1,073,741,824"
+    assert read.keys() == {"a", "c"}
+    assert reasons == ({"b": f"the image has {words}"} if name == "b.jpg" else {})
+    if name == "a.json":
+        assert read["a"] == {"metadata_error": f"a sidecar cannot be read: {words}"}
+    source = TarSource(str(path))
+    batch = source.read(np.arange(len(source)), members=True)  # a sample without a member would be another one
+    assert list(batch.errors) == [1 if name == "b.jpg" else 0]
+    assert words in next(iter(batch.errors.values()))
+    assert batch.unread == set()
+    assert bytes(batch.members[-1]["jpg"]) == image
