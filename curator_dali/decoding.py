@@ -176,11 +176,27 @@ class Decoder:
             key: (seed, epoch), from which with the samples' indices everything random follows.
         """
         encoded = gated.encoded
+        self._refuse_large(gated)
         futures = [self._pillow.submit(pillow.decode, encoded.images[row]) for row in gated.pillow]
         arguments = self._plan.arguments(key, encoded.indices, upright_sizes(encoded.headers))
         if gated.dali:
             self._feed("batch", encoded.images, arguments, gated.dali)
         self._under_way.append(_UnderWay(gated, key, arguments, futures))
+
+    def _refuse_large(self, gated: Gated) -> None:
+        """Leave out images that transforms make too large: a long one, scaled by its short side, fills the memory."""
+        sizes = upright_sizes(gated.encoded.headers)
+        largest = self._plan.largest_sizes(sizes)
+        limit = max(self.max_pixels, MAX_PIXELS)
+        for row in np.flatnonzero(largest.prod(1) > limit).tolist():
+            if row in gated.errors:
+                continue
+            (height, width), (new_height, new_width) = sizes[row].tolist(), largest[row].tolist()
+            gated.errors[row] = (
+                f"too large: the transforms make {new_width}x{new_height} of {width}x{height}, "
+                f"over the limit of {limit:,} pixels"
+            )
+            (gated.dali if row in gated.dali else gated.pillow).remove(row)
 
     def collect(self) -> Decoded:
         """Wait for the oldest batch.

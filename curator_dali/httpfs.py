@@ -9,7 +9,7 @@ from typing import Any
 from fsspec.asyn import sync_wrapper
 from fsspec.implementations.http import HTTPFile, HTTPFileSystem
 
-from curator_dali.stores import PermanentError, ServerError, explain
+from curator_dali.stores import LARGEST_FILE, PermanentError, ServerError, explain
 
 __all__ = ["HTTPFileSystem", "RangedHTTPFileSystem"]
 
@@ -39,12 +39,22 @@ class RangedHTTPFileSystem(HTTPFileSystem):  # type: ignore[misc]
             kwargs: Options of the request.
 
         Raises:
-            PermanentError: The server ignores the range, or the file is another one than it was.
+            PermanentError: The server ignores the range, the file is another one than it was, or too large.
             ServerError: The server sends another range.
         """
+        options = {**self.kwargs, **kwargs}
+        if start is None and end is None:
+            session = await self.set_session()
+            async with session.get(self.encode_url(url), **options) as response:
+                self._raise_not_found_for_status(response, url)
+                whole = await _read_most(response, LARGEST_FILE)
+            if len(whole) > LARGEST_FILE:
+                raise PermanentError(
+                    f"{url}: its server sends more than the limit of {LARGEST_FILE:,} bytes for a file"
+                )
+            return whole
         if start is None or end is None or not 0 <= start < end:
             return bytes(await super()._cat_file(url, start, end, **kwargs))
-        options = {**self.kwargs, **kwargs}
         headers = {**options.pop("headers", {}), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         session = await self.set_session()
         async with session.get(self.encode_url(url), headers=headers, **options) as response:
@@ -55,8 +65,10 @@ class RangedHTTPFileSystem(HTTPFileSystem):  # type: ignore[misc]
             if response.status == 200:
                 return await _read_start(response, url, start, end)
             expected = _check_range(response.headers.get("Content-Range"), url, start, end)
-            data: bytes = await response.read()
-        if len(data) > end - start or (expected is not None and len(data) != expected):
+            data = await _read_most(response, end - start)
+        if len(data) > end - start:
+            raise ServerError(f"{url}: its server sent more bytes than the {end - start:,} of a range")
+        if expected is not None and len(data) != expected:
             raise ServerError(f"{url}: its server sent {len(data):,} bytes for a range of {end - start:,}")
         return data
 
@@ -122,7 +134,22 @@ async def _read_start(response: Any, url: str, start: int, end: int) -> bytes:
             f"{url}: its server does not serve byte ranges. Download the file, or let fsspec keep a copy: "
             f"'simplecache::{url}'"
         )
-    return bytes(await response.read())
+    data = await _read_most(response, end)  # an encoded body may unpack to anything
+    if len(data) > end:
+        raise PermanentError(f"{url}: its server sent more bytes than it said. Download the file, and open the copy")
+    return data
+
+
+async def _read_most(response: Any, most: int) -> bytes:
+    """Read a body up to one byte more than `most`: a body may be endless, or unpack to anything."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            response.close()  # the rest is not waited for
+            break
+    return b"".join(parts)[: most + 1]
 
 
 def _check_range(text: str | None, url: str, start: int, end: int) -> int | None:

@@ -67,7 +67,7 @@ def _filter_stderr() -> None:
         # another one, so that Ctrl-C does not end it.
         shell = os.posix_spawn(
             "/bin/sh",
-            ["sh", "-c", 'exec grep --line-buffered -avE "$0" <&3 &', _LINES],
+            ["sh", "-c", 'command -v grep >/dev/null || exit 1; exec grep --line-buffered -avE "$0" <&3 &', _LINES],
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, source, 3), (os.POSIX_SPAWN_DUP2, 2, 1)],
             setsid=True,

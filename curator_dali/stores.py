@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 __all__ = [
+    "LARGEST_FILE",
     "PermanentError",
     "ServerError",
     "explain",
@@ -31,6 +32,8 @@ T = TypeVar("T")
 TIMEOUT_VARIABLE = "CURATOR_DALI_TIMEOUT"
 _TIMEOUT = 10.0  # seconds without a byte
 PATIENCE = 30.0  # seconds after which a store that is silent is not asked again
+# Bytes of a file, or a member of a tar, that is read whole: 178 megapixels are 715 MB before they are packed.
+LARGEST_FILE = 1 << 30
 _MOST_WAIT = 30.0  # seconds of a server's Retry-After that are waited for
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 _PROTOCOL = re.compile(r"(?:^|::)([a-z0-9+]+)(?=://|::)")

@@ -74,3 +74,10 @@ def test_decoders_lines_can_be_asked_for(damaged: Path) -> None:
     _, lines = run(damaged, CURATOR_DALI_DECODER_LINES="1")
     for part in ("Corrupt JPEG data", "libpng error", "[ERROR]", "another library"):
         assert any(part in line for line in lines), lines
+
+
+def test_without_grep_everyone_is_heard(damaged: Path, tmp_path: Path) -> None:
+    _, lines = run(damaged, PATH=str(tmp_path))
+    for part in ("Corrupt JPEG data", "another library", "a child", "a line of Python"):
+        assert any(line.startswith(part) for line in lines), lines
+    assert not any("not found" in line for line in lines)

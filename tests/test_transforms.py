@@ -236,3 +236,30 @@ def test_a_long_image_costs_no_more_memory_than_its_middle() -> None:
     few, more, megabytes = map(int, done.stdout.split())
     assert (few, more) == (3, 9), done.stderr
     assert megabytes < 200  # each whole image at a height of 224 has 4,500
+
+
+@pytest.mark.parametrize(
+    ("chain", "made"),
+    [
+        ((transforms.Pad(224),), "1000000x224"),
+        ((transforms.Resize(224),), "224000000x224"),
+        ((transforms.Resize(224), transforms.HorizontalFlip(), transforms.CenterCrop(224)), "224000000x224"),
+        ((transforms.Resize(224), transforms.CenterCrop(224)), ""),
+        ((transforms.Resize(4000), transforms.CenterCrop(100)), ""),  # longer than the crop along both sides
+        ((transforms.Resize((20, 30)),), ""),
+    ],
+)
+@pytest.mark.parametrize("shape", [(1, 1_000_000), (1_000_000, 1)])
+def test_a_long_image_that_transforms_make_huge_costs_only_itself(
+    chain: tuple[transforms.Transform, ...], made: str, shape: tuple[int, int]
+) -> None:
+    long = helpers.encode(Image.new("RGB", shape[::-1]), "PNG")
+    whole = helpers.encode(Image.new("RGB", (64, 48), (200, 100, 50)), "PNG")
+    with cd.ImageLoader([whole, long, whole], device="cpu", transforms=chain) as loader:
+        found = [item.image_id for batch in loader for item in batch.data]
+        reasons = [error.reason for error in loader.errors]
+    if shape[1] == 1:
+        made = "x".join(reversed(made.split("x")))
+    assert found == (["0", "2"] if made else ["0", "1", "2"])
+    expected = f"too large: the transforms make {made} of {shape[1]}x{shape[0]}, over the limit of 178,956,970 pixels"
+    assert reasons == ([expected] if made else [])

@@ -31,7 +31,7 @@ from curator_dali.sources.samples import (
     sniff_extension,
 )
 from curator_dali.sources.storage import Storage, fingerprint, is_remote, one_line, strip_query, strip_signature
-from curator_dali.stores import is_http
+from curator_dali.stores import LARGEST_FILE, is_http
 from curator_dali.wording import count
 
 __all__ = ["FolderSource"]
@@ -174,7 +174,7 @@ class FolderSource(LearningSource):
         sidecars = [self._sidecar_urls(path, row) for path, row in zip(paths, spelled, strict=True)]
         results, fetched = self._read_images(paths, sidecars)
         if members and not self._remote:
-            fetched = {url: read_bytes(url) for beside in sidecars for url in beside.values()}
+            fetched = {url: read_bytes(url, LARGEST_FILE) for beside in sidecars for url in beside.values()}
         batch = EncodedBatch(indices, [], [], [self._root] * len(numbers), self.headers(indices))
         for row, (path, number, result) in enumerate(zip(paths, numbers, results, strict=True)):
             url = f"{self._root}/{path}"
@@ -310,7 +310,7 @@ class FolderSource(LearningSource):
         """Read a batch's images; of remote ones also the sidecars, in the same round trip."""
         urls = [f"{self._root}/{path}" for path in paths]
         if not self._remote:
-            return [read_file(url) for url in urls], {}
+            return [read_file(url, limit=LARGEST_FILE) for url in urls], {}
         more = list(dict.fromkeys(url for beside in sidecars for url in beside.values()))
         got = self._storage.cat([(url, None, None) for url in urls + more])
         images = [
@@ -395,7 +395,7 @@ def _read_metadata(sidecars: Mapping[str, str | bytes | BaseException], defaults
     found: dict[str, bytes] = {}
     problems = []
     for ext, value in sidecars.items():
-        data = read_bytes(value) if isinstance(value, str) else value
+        data = read_bytes(value, LARGEST_FILE) if isinstance(value, str) else value
         if isinstance(data, BaseException):
             problems.append(f"a sidecar cannot be read: {one_line(data)}")
         else:

@@ -237,10 +237,10 @@ class ParquetSource(Source):
                 path, key = f"{url}#row={in_file}", f"{stem}-{in_file}"
                 metadata: Any = {}
                 if group is not None:
-                    file_path = group.paths[at].as_py() if group.paths is not None else None
-                    given = group.ids[at].as_py() if group.ids is not None else None
+                    file_path = _text(group.paths[at]) if group.paths is not None else None
+                    given = _text(group.ids[at]) if group.ids is not None else None
                     if given is not None:
-                        key = given.decode("utf-8", "backslashreplace") if isinstance(given, bytes) else str(given)
+                        key = given
                     elif file_path:
                         key = file_path.rpartition(".")[0] or file_path
                     metadata = (
@@ -438,6 +438,19 @@ class ParquetSource(Source):
         known = self._column.lower()
         found = {extension: memoryview(data) for extension, data in make_sidecars(item.metadata).items()}
         return {known if known in IMAGE_EXTENSIONS else sniff_extension(image.data): image.data, **found}
+
+
+def _text(value: Any) -> str | None:
+    r"""An Arrow scalar as a text; bytes that are not UTF-8 show as `\xNN`. Arrow checks no text that it reads."""
+    try:
+        found = value.as_py()
+    except UnicodeDecodeError:
+        found = value.as_buffer().to_pybytes()
+    except Exception:  # Python has no value for some dates
+        return str(value.cast("string").as_py())
+    if found is None:
+        return None
+    return found.decode("utf-8", "backslashreplace") if isinstance(found, bytes) else str(found)
 
 
 def _rows(table: Any, rows: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -49,14 +49,14 @@ def read_file(path: str, *, inside: Sequence[str] = (), limit: int | None = None
                 done += count
         finally:
             os.close(fd)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         return error
     return data
 
 
-def read_bytes(path: str) -> bytes | BaseException:
-    """Read a local file; a failure is returned, not raised."""
-    result = read_file(path)
+def read_bytes(path: str, limit: int | None = None) -> bytes | BaseException:
+    """Read a local file of at most `limit` bytes; a failure is returned, not raised."""
+    result = read_file(path, limit=limit)
     return result if isinstance(result, BaseException) else result.tobytes()
 
 

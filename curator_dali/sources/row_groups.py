@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -50,10 +51,12 @@ def read_row_group(reader: Any, group: int, keep: Collection[str]) -> Any:
 
     Raises:
         RowGroupTooLarge: It unpacks to more than is read, whatever the footer says.
+        OSError: The footer of a column is damaged; Arrow raises this and other errors.
     """
     import pyarrow as pa
 
     names = [field.name for field in reader.schema_arrow if field.name in keep or not holds_binary(field.type)]
+    _check_chunks(reader.metadata, group)
     about = reader.metadata.row_group(group)
     chunks = [about.column(number) for number in range(about.num_columns)]
     packed = any(chunk.total_uncompressed_size > _RATIO * chunk.total_compressed_size + _SMALL for chunk in chunks)
@@ -65,6 +68,49 @@ def read_row_group(reader: Any, group: int, keep: Collection[str]) -> Any:
         if size > limit:
             raise RowGroupTooLarge(f"it unpacks to more than the limit of {limit:,} bytes{_FIX}")
     return pa.Table.from_batches(batches)
+
+
+class _UnreadFile(io.RawIOBase):
+    """A file without content that refuses to be read, and remembers that it should have been."""
+
+    asked = False
+    _position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + (0, self._position, 1 << 60)[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        self.asked = True
+        raise OSError("not read")
+
+
+def _check_chunks(footer: Any, group: int) -> None:
+    """Check what a footer says of the columns of a row group.
+
+    Arrow ends the process where `RowGroupMetaData.column` meets damage; a reader raises. It looks at all columns before
+    it reads the first one, so that the file is never read here.
+
+    Raises:
+        OSError: A column's part of the footer is damaged; Arrow raises this and other errors.
+    """
+    import pyarrow.parquet as pq
+
+    file = _UnreadFile()
+    try:
+        next(pq.ParquetFile(file, metadata=footer, buffer_size=4096).iter_batches(1, row_groups=[group]), None)
+    except Exception:
+        if not file.asked:
+            raise
 
 
 def combine(table: Any) -> Any:

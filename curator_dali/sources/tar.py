@@ -23,12 +23,13 @@ from curator_dali.sources.samples import parse_metadata
 from curator_dali.sources.storage import Request, Storage, common_name, fingerprint, is_remote, one_line, strip_query
 from curator_dali.sources.tar_index import COLUMNS, Status, Summary, TarIndex
 from curator_dali.sources.tar_shards import Shards
-from curator_dali.stores import is_http
+from curator_dali.stores import LARGEST_FILE, is_http
 
 __all__ = ["TarSource", "coalesce"]
 
 logger = logging.getLogger(__name__)
 
+_TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
 _RUN_BYTES = 1 << 26  # of a `run.json`, at the most
 
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
@@ -155,11 +156,13 @@ class TarSource(Source):
 
         offsets, sizes = table[:, 0:8:2], table[:, 1:8:2] - 1  # (N, 4): image, json, txt, cls
         whole = offsets + sizes <= limit[:, None]
-        row, role = ((sizes > 0) & whole).nonzero()
+        usable = whole & (sizes <= LARGEST_FILE)
+        row, role = ((sizes > 0) & usable).nonzero()
         items = _Items(row, offsets[row, role], sizes[row, role])
         extensions: list[str] = []
         if members:
-            extra, extensions = _all_members(groups, limit)
+            extra, extensions, large = _all_members(groups, limit)
+            errors.update({r: f"a member beside the image has {size:,} bytes{_TOO_LARGE}" for r, size in large.items()})
             items = _Items(*(np.concatenate(pair) for pair in zip(items, extra, strict=True)))
         arena, position, lost = self._gather(shard_of[items.row], items)
         at = np.zeros((count, 4), np.int64)
@@ -175,11 +178,14 @@ class TarSource(Source):
             else:
                 errors.setdefault(r, f"a member beside the image cannot be read: {reason}")
         problems: dict[int, str] = {}  # with sidecars: they cost no image
-        if not whole.all():
-            for r, c in np.argwhere((sizes > 0) & ~whole).tolist():
+        if not usable.all():
+            for r, c in np.argwhere((sizes > 0) & ~usable).tolist():
+                too_large = f"{sizes[r, c]:,} bytes{_TOO_LARGE}" if whole[r, c] else ""
                 sizes[r, c] = -1
                 if c > 0:
-                    problems[r] = "a sidecar cannot be read: the tar ends within it"
+                    problems[r] = f"a sidecar cannot be read: {too_large or 'the tar ends within it'}"
+                elif too_large:
+                    errors[r] = f"the image has {too_large}"
         if unread:  # what the index says of a sample holds whether or not its members can be read now
             unread.difference_update((table[:, 11] & ~Status.SHADOWED).nonzero()[0].tolist())
         batch = EncodedBatch(indices, [], [], [], headers, errors, unread=unread)
@@ -359,13 +365,18 @@ def coalesce(
     return extent, s[first], starts, ends, laid[extent] + offset - starts[extent]
 
 
-def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items, list[str]]:
-    """All whole members of samples, and their extensions as the names have them (`jpg`, `left.JPG`).
+def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items, list[str], dict[int, int]]:
+    """Find all members of samples that can be read.
 
     Args:
         groups: The samples.
         limit: (N,) bytes in the shard of each row.
+
+    Returns:
+        Whole members; their extensions as the names have them (`jpg`, `left.JPG`); row -> bytes of a member that is
+        too large to be read.
     """
+    large: dict[int, int] = {}
     rows, columns, extensions = [np.zeros(0, np.int64)], [np.zeros((0, 4), np.int64)], []
     for group in groups:
         if group.entries is _NO_INDEX:
@@ -376,13 +387,16 @@ def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items
         numbers = np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)
         found, row = group.entries.members[numbers].astype(np.int64), np.repeat(group.rows, counts)
         whole = found[:, 0] + found[:, 1] <= limit[row]
+        over = whole & (found[:, 1] > LARGEST_FILE)
+        large |= zip(row[over].tolist(), found[over, 1].tolist(), strict=True)
+        whole &= ~over
         rows.append(row[whole])
         columns.append(found[whole])
         for start, size in found[whole, 2:].tolist():
             name = group.entries.names[start : start + size].decode()
             extensions.append(name[name.find(".", name.rfind("/") + 1) + 1 :])
     table = np.concatenate(columns)
-    return _Items(np.concatenate(rows), table[:, 0], table[:, 1]), extensions
+    return _Items(np.concatenate(rows), table[:, 0], table[:, 1]), extensions, large
 
 
 def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[str]]:

@@ -26,6 +26,7 @@ _SPARSE_STEP = 8192  # members further apart than this are sought, nearer ones a
 _PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=]+)=")
 _PAX_KEYS = (b"path=", b"size=", b"GNU.sparse.")
 _ZEROS = bytes(BLOCK)
+_LOW_BYTES = bytes(range(128))
 _ZERO_RUN = re.compile(rb"\0+")  # runs over 4 GB/s, and copies nothing
 
 
@@ -93,6 +94,7 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
     lasting: dict[str, bytes] = {}  # the same from global PAX headers
     lost = -1  # where a place without a whole header begins, while the next header is searched
     hops = 0  # headers found in this window
+    endless: dict[int, int] = {}  # see `_find_map_end`
 
     while True:
         at = position - start
@@ -173,7 +175,7 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
             if header[345] and header[257:263] == b"ustar\0":  # GNU tar keeps other things in the prefix field
                 path = header[345:500].partition(b"\0")[0] + b"/" + path
         if kind == b"S" and header[482] == 1:  # more of the map of holes follows the header
-            body = _find_map_end(read_at, body)
+            body = _find_map_end(read_at, body, endless)
         position = body + -(-length // BLOCK) * BLOCK
         if kind in b"\x0007S":  # '\0', '0', '7' and 'S': regular, regular, contiguous, sparse
             if kind == b"\0" and path.endswith(b"/"):  # how V7 tars write a directory
@@ -219,21 +221,29 @@ def _find_header(buffer: bytes, at: int) -> int:
     return last + 1
 
 
-def _find_map_end(read_at: Callable[[int, int], bytes], start: int) -> int:
+def _find_map_end(read_at: Callable[[int, int], bytes], start: int, endless: dict[int, int]) -> int:
     """Find where the map of holes of a sparse member ends: a map is blocks, each of which says if another follows.
+
+    Args:
+        read_at: See `scan_tar`.
+        start: Where the map begins.
+        endless: Offset within a block -> the place up to which no map of that offset ends. It is kept for the whole
+            tar, so that no block is read for each of many maps without an end.
 
     Returns:
         The end; a place past the end of a file that ends within the map; `start` for a map that goes on and on.
     """
-    position = start
+    position = max(start, endless.get(start % BLOCK, 0))
     while position < start + _MAX_RECORD:
         blocks = read_at(position, _SPARSE_MAP)
-        for at in range(0, len(blocks) - BLOCK + 1, BLOCK):
-            if blocks[at + 504] != 1:
-                return position + at + BLOCK
+        flags = blocks[BLOCK - 8 :: BLOCK]
+        following = len(flags) - len(flags.lstrip(b"\1"))
+        if following < len(flags):
+            return position + (following + 1) * BLOCK
         position += _SPARSE_MAP
         if len(blocks) < _SPARSE_MAP:
             return position
+    endless[start % BLOCK] = position
     return start
 
 
@@ -247,9 +257,11 @@ def _is_header(header: bytes) -> bool:
     if stored <= 0:
         return False
     adler = zlib.adler32(header[156:], zlib.adler32(header[:148]))
-    if ((adler & 0xFFFF) - 1 + 8 * 32 - stored) % 65521 == 0:
+    excess = (adler & 0xFFFF) - 1 + 8 * 32 - stored
+    if excess % 65521 == 0:
         return True
-    return sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 8 * 32 == stored
+    high = len((header[:148] + header[156:]).translate(None, _LOW_BYTES))
+    return (excess - 256 * high) % 65521 == 0
 
 
 def _number(text: bytes) -> int:

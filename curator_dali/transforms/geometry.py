@@ -84,7 +84,8 @@ class Resize(Transform):
         def not_wide(images: Any, own: Mapping[str, Any]) -> Any:
             return either(images, own["height"] > _LONG * kept_height, tall, whole, {})
 
-        return crop.lower(either(images, width > _LONG * kept_width, wide, not_wide, {"height": height}))
+        is_wide = (width > _LONG * kept_width) & (width >= height)  # the longer side is the one that may be huge
+        return crop.lower(either(images, is_wide, wide, not_wide, {"height": height}))
 
     def _lower_size(self, images: Any) -> tuple[Any, Any]:
         """Height and width after this transform: numbers, or int64 nodes."""

@@ -69,6 +69,7 @@ class Plan:
             output_size(sequence)
         prefixes = dict.fromkeys(s[: i + 1] for s in self.outputs for i in range(len(s)))
         self._steps = {prefix: _Step(prefix, f"{number}.") for number, prefix in enumerate(prefixes)}
+        self._made = [prefix for prefix in prefixes if not self._is_fused(prefix)]
         firsts = {sequence[:1] for sequence in self.outputs}
         first = next(iter(firsts))
         self.crop: Crop | None = first[0] if len(firsts) == 1 and first and isinstance(first[0], Crop) else None
@@ -102,6 +103,30 @@ class Plan:
                     found[step.name + name] = values
             at[prefix] = transform.output_sizes(before)
         return found
+
+    def largest_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N, 2) int64: height and width of the largest image that is made of each sample on its way to the outputs.
+
+        Args:
+            sizes: (N, 2) int64, heights and widths of the upright images.
+        """
+        at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
+        for prefix, step in self._steps.items():
+            at[prefix] = step.transform.output_sizes(at[prefix[:-1]])
+        made = [at[()], *(at[prefix] for prefix in self._made)]
+        resized = [prefix for prefix in self._made if isinstance(prefix[-1], Resize)]
+        # between the two passes, of which the horizontal one goes first
+        made += [np.stack([at[prefix[:-1]][:, 0], at[prefix][:, 1]], axis=1) for prefix in resized]
+        stacked = np.stack(made)
+        largest: NDArray[np.int64] = stacked[stacked.prod(2).argmax(0), np.arange(len(sizes))]
+        return largest
+
+    def _is_fused(self, prefix: tuple[Transform, ...]) -> bool:
+        """Whether the images of a prefix are never made whole: see `Resize.lower_cropped`."""
+        last = prefix[-1]
+        followers = [other[-1] for other in self._steps if other[:-1] == prefix]
+        crops = bool(followers) and all(isinstance(transform, CenterCrop) for transform in followers)
+        return isinstance(last, Resize) and isinstance(last.size, int) and crops and prefix not in self.outputs
 
     def lower(self, images: Any, inputs: Mapping[str, Any], *, cut: bool = False) -> list[Any]:
         """The graph from a node of HWC uint8 images to a node an output.

@@ -355,3 +355,16 @@ def test_sidecars_that_do_not_count_beside_others_are_counted(
         "passing over 2 sidecars that differ from another in nothing but the case of the extension, such as 'a.TXT': "
         "lower case goes first, then the first by name"
     ]
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "a.json"):
+        (tmp_path / name).write_bytes(b"whole")
+        if name != "a.jpg":
+            os.truncate(tmp_path / name, 5 << 40)  # a hole, which takes no space on the disk
+    for members in (False, True):
+        batch = FolderSource(str(tmp_path)).read(np.arange(2), members=members)
+        assert list(batch.errors) == [1]
+        assert "5,497,558,138,880 bytes are over the limit of 1,073,741,824" in batch.errors[1]
+        assert "are over the limit of" in batch.objects[0].metadata["metadata_error"]
+        assert batch.unread == set()

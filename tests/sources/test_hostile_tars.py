@@ -137,6 +137,42 @@ def test_maps_of_holes_are_read_in_large_pieces_and_have_an_end(blocks: int) -> 
     assert scan(data[: 512 * 3]).names == ["hole.jpg"]  # cut within the map
 
 
+def test_many_maps_of_holes_without_an_end_cost_time_by_their_length_only() -> None:
+    sparse = bytearray(header("hole.jpg", 0, b"S"))
+    sparse[482] = sparse[504] = 1  # each header is a block of the maps before it
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = b"%06o\0 " % sum(sparse)
+    data = bytes(sparse) * 34_000  # 8,192 blocks more than a map may have
+    asked = []
+
+    def read_at(offset: int, length: int) -> bytes:
+        asked.append(length)
+        return data[offset : offset + length]
+
+    result = scan_tar(read_at, len(data))
+    assert 1 < len(result.problems) == len(result.names) < 8192
+    assert len(asked) < 1000
+
+
+@pytest.mark.parametrize("fill", [b"\1", b"\xe9"])
+def test_damage_full_of_what_looks_like_headers_is_passed_over_quickly(fill: bytes) -> None:
+    repeated = bytearray(fill * 13)
+    for number, byte in enumerate(b"ustar"):
+        repeated[(257 + number) % 13] = byte
+    repeated[148 % 13 : 148 % 13 + 2] = b"7\0"  # a checksum, so that each place has to be summed
+    began = time.monotonic()
+    result = scan(member("0.jpg", b"0") + b"\1" * 512 + bytes(repeated) * 150_000 + END)
+    assert [name for name in result.names if "@" not in name] == ["0.jpg"]
+    assert time.monotonic() - began < 2
+
+
+def test_checksums_of_signed_bytes_are_valid() -> None:
+    head = bytearray(header("caf\u00e9.jpg", 1))
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(byte - 256 if byte > 127 else byte for byte in head)
+    assert scan(bytes(head) + b"1".ljust(512, b"\0") + END).names == ["caf\u00e9.jpg"]
+
+
 def test_records_cost_time_by_their_length_only() -> None:
     record = b"5 1 " * 200_000 + b"path=x\n"  # every record is shorter than its keyword
     began = time.monotonic()
@@ -211,3 +247,27 @@ def test_a_failure_of_any_kind_names_the_shard(tmp_path: Path) -> None:
     whole = helpers.write_tar(tmp_path / "whole.tar", [("w.jpg", b"w")])
     with pytest.raises(SourceError, match=r"1 of 2 shards cannot be read: brokenstore://odd/a\.tar: .*TypeError"):
         TarSource([str(whole), "brokenstore://odd/a.tar"])
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "a.json", "a.bin"])
+def test_a_member_that_is_too_large_costs_its_sample_at_most(tmp_path: Path, name: str) -> None:
+    image = helpers.encode(helpers.load_photos()["chelsea"][:64, :64])
+    path, size = tmp_path / "a.tar", 5 << 30
+    with path.open("wb") as file:  # a hole, which takes no space on the disk
+        file.write(member("a.jpg", image) + header(name, size))
+        file.seek(size, 1)
+        file.write(member("c.jpg", image) + END)
+    with ImageLoader(str(path), device="cpu") as loader:
+        read = {item.image_id: dict(item.metadata) for batch in loader for item in batch.data}
+        reasons = {error.image_id: error.reason for error in loader.errors}
+    words = "5,368,709,120 bytes, over the limit of 1,073,741,824"
+    assert read.keys() == {"a", "c"}
+    assert reasons == ({"b": f"the image has {words}"} if name == "b.jpg" else {})
+    if name == "a.json":
+        assert read["a"] == {"metadata_error": f"a sidecar cannot be read: {words}"}
+    source = TarSource(str(path))
+    batch = source.read(np.arange(len(source)), members=True)  # a sample without a member would be another one
+    assert list(batch.errors) == [1 if name == "b.jpg" else 0]
+    assert words in next(iter(batch.errors.values()))
+    assert batch.unread == set()
+    assert bytes(batch.members[-1]["jpg"]) == image

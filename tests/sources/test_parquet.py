@@ -321,3 +321,24 @@ def test_a_file_without_rows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     pq.write_table(pa.table({"jpg": pa.array([], pa.binary())}), tmp_path / "a.parquet")
     assert len(ParquetSource(str(tmp_path / "a.parquet"))) == 0
     assert "has no rows" in caplog.text
+
+
+def test_texts_that_are_not_utf8_and_dates_beyond_pythons_cost_no_batch(tmp_path: Path) -> None:
+    texts = pa.array([b"a/1.jpg", b"a/\xff.jpg", b"a/3.jpg"])
+    odd = pa.StringArray.from_buffers(3, *texts.buffers()[1:])  # nobody checks it, as when a file is read
+    image = pa.StructArray.from_arrays([pa.array([jpeg(1), jpeg(2), None]), odd], ["bytes", "path"])
+    by_path = ParquetSource(write(tmp_path / "paths.parquet", {"image": image})).read(np.arange(3))
+    assert [item.image_id for item in by_path.objects] == ["a/1", "a/\\xff", "a/3"]
+    assert [bytes(data) for data in by_path.images[:2]] == [jpeg(1), jpeg(2)]
+    assert list(by_path.errors) == [2]
+    dates = pa.array([0, 1 << 62, None], pa.timestamp("us"))
+    for key, ids in ((odd, ["a/1.jpg", "a/\\xff.jpg", "a/3.jpg"]), (dates, ["1970-01-01 00:00:00", None, "a-2"])):
+        source = ParquetSource(write(tmp_path / "a.parquet", {"jpg": [jpeg(n) for n in range(3)], "key": key}))
+        for members in (False, True):
+            batch = source.read(np.arange(3), members=members)
+            assert batch.errors == {}
+            assert [bytes(data) for data in batch.images] == [jpeg(n) for n in range(3)]
+            found = [item.image_id for item in batch.objects]
+            assert [a for a, b in zip(found, ids, strict=True) if b is not None and a != b] == []
+            assert len(set(found)) == 3
+            assert all(isinstance(dict(item.metadata), dict) for item in batch.objects)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +169,32 @@ def test_metadata_of_a_folder_that_unpacks_to_very_much(tmp_path: Path, monkeypa
     write(tmp_path / "metadata.parquet", table, compression="zstd", store_schema=False)
     with pytest.raises(SourceError, match=rf"metadata\.parquet is damaged: .*{FIX}"):
         FolderSource(str(tmp_path))
+
+
+def test_a_damaged_footer_never_ends_the_process(tmp_path: Path) -> None:
+    """Each byte of a footer is another one in turn: the file is refused, or its rows are read or are errors."""
+    path = write(tmp_path / "a.parquet", {"jpg": [PHOTO] * 3, "caption": ["a", None, "b"]})
+    code = """if True:
+        import logging, sys
+        from pathlib import Path
+        import numpy as np
+        from curator_dali.errors import SourceError
+        from curator_dali.sources import FolderSource, ParquetSource
+        logging.disable(logging.CRITICAL)
+        path = Path(sys.argv[1])
+        data = path.read_bytes()
+        counts = [0, 0, 0]
+        for at in range(len(data) - 8 - int.from_bytes(data[-8:-4], "little"), len(data) - 8):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1:])
+            try:
+                source = ParquetSource(str(path))
+                batch = source.read(np.arange(min(len(source), 3)), members=True)
+                counts[1 if batch.errors else 0] += 1
+            except SourceError as error:
+                assert str(path) in str(error)
+                counts[2] += 1
+        print(*counts)
+    """
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert min(map(int, done.stdout.split())) > 0

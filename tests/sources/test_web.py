@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from curator_dali import ImageLoader, stores
+from curator_dali import ImageLoader, httpfs, stores
 from curator_dali.errors import SourceError
 from curator_dali.sources import Source, TarSource, open_source, storage
 from tests import helpers
@@ -252,6 +252,45 @@ def test_another_range_than_was_asked_for_is_no_image(
     assert "its server sent" in batch.errors[0]
     server.shift = server.short = 0
     check(source, images)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("status", [200, 206])
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_range_without_an_end(server: Server, data: Callable[[str], Any], kind: str, status: int) -> None:
+    server.endless = {status}
+    server.ranges = status == 206
+    with pytest.raises(SourceError, match=r"sent more bytes than|does not serve byte ranges"):
+        open_source(data(kind))
+    server.endless, server.ranges = set(), True
+    source = open_source(data(kind))
+    server.endless, server.ranges = {status}, status == 206
+    batch = source.read(np.arange(COUNT))
+    assert sorted(batch.errors) == sorted(batch.unread) == list(range(COUNT))
+
+
+@pytest.mark.timeout(60)
+def test_an_image_without_an_end(
+    server: Server, data: Callable[[str], Any], images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(httpfs, "LARGEST_FILE", 1 << 20)
+    source = open_source(data("images"))
+    server.endless = {200}
+    batch = source.read(np.arange(2))
+    assert all("sends more than the limit of 1,048,576 bytes" in batch.errors[row] for row in range(2))
+    server.endless = set()
+    assert bytes(source.read(np.arange(1)).images[0]) == images[0]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_answer_that_unpacks_to_more_than_was_asked_for(
+    server: Server, data: Callable[[str], Any], tmp_path: Path, ranges: bool
+) -> None:
+    source = open_source(data("tar"))
+    server.files["/a.tar"] = bytes(64 << 20)
+    server.encoded, server.ranges = True, ranges
+    batch = source.read(np.arange(COUNT))
+    assert sorted(batch.errors) == list(range(COUNT))
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])

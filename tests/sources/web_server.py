@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 __all__ = ["Server"]
@@ -26,6 +28,8 @@ class Server(ThreadingHTTPServer):
         shift: How many bytes further a range is than it was asked for.
         short: How many bytes less of a range are sent than its header says.
         silent: Methods that are never answered.
+        endless: Bodies of these statuses go on and on.
+        encoded: Whether bodies of answers are packed by gzip.
         stops: Whether the bodies of ranges stop halfway, without an end.
         requests: (method, path and range) of all requests.
     """
@@ -45,6 +49,8 @@ class Server(ThreadingHTTPServer):
         self.shift = 0
         self.short = 0
         self.silent: set[str] = set()
+        self.endless: set[int] = set()
+        self.encoded = False
         self.stops = False
         self.over = threading.Event()
         self.requests: list[tuple[str, str]] = []
@@ -101,6 +107,17 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", told)
         if server.ranges:
             self.send_header("Accept-Ranges", "bytes")
+        if body and server.encoded:
+            data = gzip.compress(data)
+            self.send_header("Content-Encoding", "gzip")
+        if body and status in server.endless:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.close_connection = True
+            with suppress(OSError):  # until the client has enough
+                while not server.over.is_set():
+                    self.wfile.write(b"%x\r\n%s\r\n" % (1 << 16, bytes(1 << 16)))
+            return
         self.send_header("Content-Length", str(len(data)))
         if server.etag:
             self.send_header("ETag", server.etag)
