@@ -18,13 +18,18 @@ __all__ = ["quiet_decoders", "quiet_import"]
 logger = logging.getLogger(__name__)
 
 _SHOW = "CURATOR_DALI_DECODER_LINES"  # 1: leave everything as it is
+# libjpeg's texts are those of its jerror.h
 _LINES = (
     r"^(libpng (error|warning): |Corrupt JPEG data: |Premature end of (JPEG|input) file|Input file read error"
-    r"|Warning: unknown JFIF revision|Inconsistent progression sequence|Application transferred too (few|many) "
-    r"|Bogus (DAC|DHT|DQT|Huffman|JPEG|marker|message|progression|sampling|virtual)"
+    r"|Warning: unknown JFIF revision|Unknown Adobe color transform code|Inconsistent progression sequence"
+    r"|Application transferred too (few|many) |Didn't expect more than one scan|Scan script does not transmit"
+    r"|Bogus (DAC|DHT|DQT|Huffman|JPEG|buffer|input|marker|message|progression|sampling|virtual)"
     r"|Invalid (JPEG|component ID|crop|memory pool|progressive|SOS parameters|scan script)"
     r"|Unsupported (JPEG|color conversion|marker type)|Not a JPEG file|JPEG datastream contains no image"
     r"|(Huffman|Quantization|Arithmetic) table 0x[0-9a-f]+ was not defined|Improper call to JPEG library"
+    r"|Missing Huffman code table entry|Huffman code size table overflow|Sampling factors too large"
+    r"|(Fractional|CCIR601) sampling not implemented|Component index [0-9]+: |Too many color components: "
+    r"|DCT (coefficient|scaled block size)|Empty (JPEG image|input file)|Maximum supported image dimension"
     r"|tempfile\.tif: |LZWDecode: |ZIPDecode: |TIFF[A-Z][A-Za-z]+: )"
 )
 _SETTINGS = {"PYNVIMGCODEC_VERBOSITY": "0", "OPENCV_LOG_LEVEL": "SILENT"}  # libraries that do have one
