@@ -185,6 +185,8 @@ class Decoder:
 
     def _refuse_large(self, gated: Gated) -> None:
         """Leave out images that transforms make too large: a long one, scaled by its short side, fills the memory."""
+        if not self._plan.may_enlarge:
+            return
         sizes = upright_sizes(gated.encoded.headers)
         largest = self._plan.largest_sizes(sizes)
         limit = max(self.max_pixels, MAX_PIXELS)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curator_dali.sampling import uniforms
 from curator_dali.transforms.base import Crop, RandomTransform, Transform, output_size
 from curator_dali.transforms.crops import HorizontalFlip
-from curator_dali.transforms.geometry import CenterCrop, Resize
+from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
 from curator_dali.transforms.normalize import Normalize
 
 __all__ = ["Plan"]
@@ -53,6 +53,7 @@ class Plan:
         inputs: Name -> (dtype, dimensions) of one sample's value of each further input of the graph.
         crop: The `Crop` that every output begins with, if so: then the decoder needs to decode only its window.
             (`start`, `shape`) are its inputs' names in `window`.
+        may_enlarge: Whether an image may become larger on its way: then `largest_sizes` tells how large.
 
     Raises:
         TypeError: Something in a sequence is no transform.
@@ -70,6 +71,7 @@ class Plan:
         prefixes = dict.fromkeys(s[: i + 1] for s in self.outputs for i in range(len(s)))
         self._steps = {prefix: _Step(prefix, f"{number}.") for number, prefix in enumerate(prefixes)}
         self._made = [prefix for prefix in prefixes if not self._is_fused(prefix)]
+        self.may_enlarge = any(isinstance(prefix[-1], (Resize, Pad)) for prefix in self._made)
         firsts = {sequence[:1] for sequence in self.outputs}
         first = next(iter(firsts))
         self.crop: Crop | None = first[0] if len(firsts) == 1 and first and isinstance(first[0], Crop) else None
