@@ -176,15 +176,15 @@ class Decoder:
             key: (seed, epoch), from which with the samples' indices everything random follows.
         """
         encoded = gated.encoded
-        self._refuse_large(gated)
+        self._sort_by_size(gated)
         futures = [self._pillow.submit(pillow.decode, encoded.images[row]) for row in gated.pillow]
         arguments = self._plan.arguments(key, encoded.indices, upright_sizes(encoded.headers))
         if gated.dali:
             self._feed("batch", encoded.images, arguments, gated.dali)
         self._under_way.append(_UnderWay(gated, key, arguments, futures))
 
-    def _refuse_large(self, gated: Gated) -> None:
-        """Leave out images that transforms make too large: a long one, scaled by its short side, fills the memory."""
+    def _sort_by_size(self, gated: Gated) -> None:
+        """Refuse images that transforms make too large; give those to Pillow that take a graph of their own."""
         if not self._plan.may_enlarge:
             return
         sizes = upright_sizes(gated.encoded.headers)
@@ -199,6 +199,10 @@ class Decoder:
                 f"over the limit of {limit:,} pixels"
             )
             (gated.dali if row in gated.dali else gated.pillow).remove(row)
+        for row in np.flatnonzero(self._plan.find_long(sizes)).tolist():
+            if row in gated.dali:
+                gated.dali.remove(row)
+                gated.pillow.append(row)
 
     def collect(self) -> Decoded:
         """Wait for the oldest batch.
@@ -274,8 +278,9 @@ class Decoder:
         # the header of what DALI may not have need not tell the upright size; the pixels do
         size = np.array([pixels.shape[:2]], np.int64)
         arguments = self._plan.arguments(batch.key, batch.gated.encoded.indices[row : row + 1], size)
-        self._feed("pixels", [pixels], arguments, [0])
-        return pipelines.collect(self._pipelines["pixels"], self.device)
+        kind = "long" if self._plan.find_long(size)[0] else "pixels"
+        self._feed(kind, [pixels], arguments, [0])
+        return pipelines.collect(self._pipelines[kind], self.device)
 
     def _feed(
         self, kind: str, images: list[NDArray[np.uint8]], arguments: dict[str, NDArray[Any]], rows: list[int]
@@ -289,11 +294,13 @@ class Decoder:
         )
 
     def _build(self, kind: str) -> Any:
-        """The pipeline for batches, for parts of a failed batch ("again"), or for "pixels" that Pillow decoded."""
-        sizes = (1, 1) if kind == "pixels" else (self._batch_size, self._num_threads)
+        """Build a pipeline: for a "batch", parts of a failed one ("again"), or Pillow's "pixels" and "long" images."""
+        by_pillow = kind in ("pixels", "long")
+        sizes = (1, 1) if by_pillow else (self._batch_size, self._num_threads)
         pipeline = pipelines.new_pipeline(self.device, *sizes, depth=self._depth if kind == "batch" else 1)
         with pipeline:
-            outputs = pixel_graph(self._plan, "cpu", self.device) if kind == "pixels" else self._graph()
+            is_long = kind == "long"
+            outputs = pixel_graph(self._plan, "cpu", self.device, long=is_long) if by_pillow else self._graph()
             pipeline.set_outputs(*outputs)
         pipeline.build()
         return pipeline

@@ -59,8 +59,9 @@ def apply(
     if at not in ("cpu", device):
         rows, at = arrays.to_host(rows), "cpu"
     pipeline = pipelines.new_pipeline(device, min(len(rows), _AT_ONCE), num_threads)
+    long = bool(plan.find_long(np.array([image.shape[:2] for image in rows], np.int64)).any())
     with pipeline:
-        pipeline.set_outputs(*pixel_graph(plan, at, device))
+        pipeline.set_outputs(*pixel_graph(plan, at, device, long=long))
     pipeline.build()
     parts = []
     for first in range(0, len(rows), _AT_ONCE):
@@ -73,13 +74,14 @@ def apply(
     return arrays.merge(parts, len(rows))
 
 
-def pixel_graph(plan: Plan, source: str, device: str) -> list[Any]:
+def pixel_graph(plan: Plan, source: str, device: str, *, long: bool = False) -> list[Any]:
     """The graph of a plan over decoded images, inside `with pipeline`; the images' input is named "images".
 
     Args:
         plan: What to do.
         source: Where the images that are fed lie: "cpu", or the device.
         device: Where to run.
+        long: Whether some images are those of `Plan.find_long`.
     """
     from nvidia.dali import fn, types
 
@@ -88,4 +90,4 @@ def pixel_graph(plan: Plan, source: str, device: str) -> list[Any]:
     )
     if device != source:
         node = node.gpu()
-    return plan.lower(node, pipelines.declare(plan.inputs))
+    return plan.lower(node, pipelines.declare(plan.inputs), long=long)

@@ -14,7 +14,7 @@ from curator_dali.transforms.base import Transform, pair
 from curator_dali.transforms.borders import lower_borders
 from curator_dali.transforms.branching import either
 
-__all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "filter_arguments"]
+__all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "filter_arguments", "resized_is_long"]
 
 Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
 _SUPPORT = 3  # pixels on each side that the widest kernel, Lanczos, sees
@@ -43,10 +43,10 @@ class Resize(Transform):
         return lower_resize(images, *self._lower_size(images), self.interpolation)
 
     def lower_cropped(self, images: Any, crop: CenterCrop) -> Any:
-        """The DALI graph of this transform and a centre crop behind it.
+        """The DALI graph of this transform to a shorter side and a centre crop behind it, for images of any shape.
 
-        Of a long image only the middle is scaled, because its whole may be huge: 1 x 30,000 pixels with a shorter side
-        of 224 are 4.5 GB, of which the crop keeps 150 kB.
+        Of a long image (`resized_is_long`) only the middle is scaled, because its whole may be huge: 1 x 30,000 pixels
+        with a shorter side of 224 are 4.5 GB, of which the crop keeps 150 kB.
 
         Args:
             images: The node, HWC uint8.
@@ -54,8 +54,6 @@ class Resize(Transform):
         """
         from nvidia.dali import fn
 
-        if not isinstance(self.size, int):
-            return crop.lower(self.lower(images))
         scale = filter_arguments(self.interpolation)
         height, width = self._lower_size(images)
         kept_height, kept_width = pair(crop.size)
@@ -108,6 +106,17 @@ class Resize(Transform):
             shorter: NDArray[np.int64] = sizes.min(axis=1, keepdims=True)
             return self.size * sizes // shorter
         return super().output_sizes(sizes)
+
+
+def resized_is_long(sizes: NDArray[np.int64], crop: CenterCrop) -> NDArray[np.bool_]:
+    """(N,) bool: whether an image that `Resize` made is so long that a centre crop keeps little of its longer side.
+
+    Args:
+        sizes: (N, 2) int64, heights and widths before the crop.
+        crop: The crop.
+    """
+    height, width = pair(crop.size)
+    return (sizes[:, 0] > _LONG * height) | (sizes[:, 1] > _LONG * width)
 
 
 def lower_resize(images: Any, height: Any, width: Any, interpolation: Interpolation) -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curator_dali.sampling import uniforms
 from curator_dali.transforms.base import Crop, RandomTransform, Transform, output_size
 from curator_dali.transforms.crops import HorizontalFlip
-from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
+from curator_dali.transforms.geometry import CenterCrop, Pad, Resize, resized_is_long
 from curator_dali.transforms.normalize import Normalize
 
 __all__ = ["Plan"]
@@ -70,8 +70,8 @@ class Plan:
             output_size(sequence)
         prefixes = dict.fromkeys(s[: i + 1] for s in self.outputs for i in range(len(s)))
         self._steps = {prefix: _Step(prefix, f"{number}.") for number, prefix in enumerate(prefixes)}
-        self._made = [prefix for prefix in prefixes if not self._is_fused(prefix)]
-        self.may_enlarge = any(isinstance(prefix[-1], (Resize, Pad)) for prefix in self._made)
+        self._cropped = {prefix: crops for prefix in prefixes if (crops := self._find_crops(prefix))}
+        self.may_enlarge = any(isinstance(prefix[-1], (Resize, Pad)) for prefix in prefixes)
         firsts = {sequence[:1] for sequence in self.outputs}
         first = next(iter(firsts))
         self.crop: Crop | None = first[0] if len(firsts) == 1 and first and isinstance(first[0], Crop) else None
@@ -106,37 +106,66 @@ class Plan:
             at[prefix] = transform.output_sizes(before)
         return found
 
+    def find_long(self, sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(N,) bool: which samples take a graph of `lower(..., long=True)`; see `Resize.lower_cropped`.
+
+        Args:
+            sizes: (N, 2) int64, heights and widths of the upright images.
+        """
+        if not self._cropped:
+            return np.zeros(len(sizes), bool)
+        found: NDArray[np.bool_] = np.logical_or.reduce(list(self._find_long(self._sizes(sizes)).values()))
+        return found
+
     def largest_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N, 2) int64: height and width of the largest image that is made of each sample on its way to the outputs.
 
         Args:
             sizes: (N, 2) int64, heights and widths of the upright images.
         """
-        at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
-        for prefix, step in self._steps.items():
-            at[prefix] = step.transform.output_sizes(at[prefix[:-1]])
-        made = [at[()], *(at[prefix] for prefix in self._made)]
-        resized = [prefix for prefix in self._made if isinstance(prefix[-1], Resize)]
+        at = self._sizes(sizes)
+        resized = [prefix for prefix in self._steps if isinstance(prefix[-1], Resize)]
         # between the two passes, of which the horizontal one goes first
-        made += [np.stack([at[prefix[:-1]][:, 0], at[prefix][:, 1]], axis=1) for prefix in resized]
-        stacked = np.stack(made)
+        between = {prefix: np.stack([at[prefix[:-1]][:, 0], at[prefix][:, 1]], axis=1) for prefix in resized}
+        for prefix, is_long in self._find_long(at).items():  # those are not made whole
+            at[prefix] = np.where(is_long[:, None], 0, at[prefix])
+            between[prefix] = np.where(is_long[:, None], 0, between[prefix])
+        stacked = np.stack([*at.values(), *between.values()])
         largest: NDArray[np.int64] = stacked[stacked.prod(2).argmax(0), np.arange(len(sizes))]
         return largest
 
-    def _is_fused(self, prefix: tuple[Transform, ...]) -> bool:
-        """Whether the images of a prefix are never made whole: see `Resize.lower_cropped`."""
+    def _sizes(self, sizes: NDArray[np.int64]) -> dict[tuple[Transform, ...], NDArray[np.int64]]:
+        """Prefix -> (N, 2) heights and widths behind it."""
+        at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
+        for prefix, step in self._steps.items():
+            at[prefix] = step.transform.output_sizes(at[prefix[:-1]])
+        return at
+
+    def _find_long(
+        self, at: Mapping[tuple[Transform, ...], NDArray[np.int64]]
+    ) -> dict[tuple[Transform, ...], NDArray[np.bool_]]:
+        """Each prefix of `_cropped` -> (N,) bool: of which samples it is not made whole."""
+        return {
+            prefix: np.logical_or.reduce([resized_is_long(at[prefix], crop) for crop in crops])
+            for prefix, crops in self._cropped.items()
+        }
+
+    def _find_crops(self, prefix: tuple[Transform, ...]) -> list[CenterCrop]:
+        """The centre crops that follow a `Resize` to a shorter side, where nothing else needs what it makes."""
         last = prefix[-1]
         followers = [other[-1] for other in self._steps if other[:-1] == prefix]
-        crops = bool(followers) and all(isinstance(transform, CenterCrop) for transform in followers)
-        return isinstance(last, Resize) and isinstance(last.size, int) and crops and prefix not in self.outputs
+        crops = [transform for transform in followers if isinstance(transform, CenterCrop)]
+        is_resize = isinstance(last, Resize) and isinstance(last.size, int)
+        return crops if is_resize and len(crops) == len(followers) and prefix not in self.outputs else []
 
-    def lower(self, images: Any, inputs: Mapping[str, Any], *, cut: bool = False) -> list[Any]:
+    def lower(self, images: Any, inputs: Mapping[str, Any], *, cut: bool = False, long: bool = False) -> list[Any]:
         """The graph from a node of HWC uint8 images to a node an output.
 
         Args:
             images: The node.
             inputs: Name -> node, for every name in `self.inputs`.
             cut: Whether `images` are only the windows of `self.crop`.
+            long: Whether some images are those of `find_long`. The graph costs more for every batch.
         """
         done: dict[tuple[Transform, ...], Any] = {(): images}
 
@@ -153,7 +182,8 @@ class Plan:
             if isinstance(transform, Normalize) and isinstance(prefix[-2:][0], HorizontalFlip):
                 mirror = own(self._steps[prefix[:-1]])["mirror"]
                 return transform.lower_mirrored(node(prefix[:-2]), mirror)
-            if isinstance(transform, CenterCrop) and isinstance(resize := prefix[-2:][0], Resize):
+            if long and isinstance(transform, CenterCrop) and prefix[:-1] in self._cropped:
+                resize: Any = prefix[-2]
                 return resize.lower_cropped(node(prefix[:-2]), transform)
             before = node(prefix[:-1])
             if cut and len(prefix) == 1 and isinstance(transform, Crop):
