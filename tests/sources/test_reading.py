@@ -1,0 +1,23 @@
+"""Local files that are not what their size says."""
+
+from pathlib import Path
+
+import pytest
+
+from curator_dali.sources.reading import read_file
+
+SHORT = Path("/sys/devices/system/cpu/online")  # the kernel says 4,096 bytes, and has a few
+
+
+@pytest.mark.skipif(not SHORT.exists() or SHORT.stat().st_size < 100, reason="the kernel shows no such file")
+def test_a_file_that_ends_before_its_size_is_a_failure() -> None:
+    result = read_file(str(SHORT))
+    assert isinstance(result, OSError)
+    assert "became shorter while it was read" in str(result)
+
+
+def test_a_whole_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    result = read_file(str(tmp_path / "a"))
+    assert not isinstance(result, BaseException)
+    assert result.tobytes() == b"abc"
