@@ -56,10 +56,13 @@ def leave_card(manifest: Manifest) -> None:
     names = [file.name for part in parts for file in part.files]
     ending = next((ending for ending in _CONFIGS if any(name.endswith(ending) for name in names)), None)
     url = join(manifest.folder, CARD)
-    if ending is None or (CARD in store.names(manifest.folder) and not _is_ours(url)):
+    if ending is None:
+        return
+    card = _make_card(ending, _features(parts) if ending == ".tar" else {})
+    if CARD in store.names(manifest.folder) and ((there := _read(url)) == card or not _is_ours(there)):
         return
     with explained(url):
-        write_file(url, _make_card(ending, _features(parts) if ending == ".tar" else {}))
+        write_file(url, card)
 
 
 def _make_card(ending: str, features: Mapping[str, str]) -> bytes:
@@ -104,14 +107,18 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _is_ours(url: str) -> bool:
-    """Whether a card is as it was written here, so that nothing of the user's is lost with it."""
+def _read(url: str) -> bytes:
+    """The content of a card; nothing of a folder, or of a file that may not be read."""
     try:
-        card = store.read(url)
-    except OutputError:  # a folder, or one that may not be read
-        return False
+        return store.read(url) or b""
+    except OutputError:
+        return b""
+
+
+def _is_ours(card: bytes) -> bool:
+    """Whether a card is as it was written here, so that nothing of the user's is lost with it."""
     if card in [_make_card(ending, {}) for ending in _CONFIGS]:
         return True
-    text = (card or b"").decode("utf-8", "replace")
+    text = card.decode("utf-8", "replace")
     body, mark, _ = text.rpartition(_MARK.partition("{")[0])
     return bool(mark) and text == body + _MARK.format(digest=_digest(body))
