@@ -188,7 +188,7 @@ class Decoder:
         if not self._plan.may_enlarge:
             return
         sizes = upright_sizes(gated.encoded.headers)
-        largest = self._plan.largest_sizes(sizes)
+        largest, is_long = self._plan.measure(sizes)
         limit = max(self.max_pixels, MAX_PIXELS)
         for row in np.flatnonzero(largest.prod(1) > limit).tolist():
             if row in gated.errors:
@@ -199,7 +199,7 @@ class Decoder:
                 f"over the limit of {limit:,} pixels"
             )
             (gated.dali if row in gated.dali else gated.pillow).remove(row)
-        for row in np.flatnonzero(self._plan.find_long(sizes)).tolist():
+        for row in np.flatnonzero(is_long).tolist():
             if row in gated.dali:
                 gated.dali.remove(row)
                 gated.pillow.append(row)
@@ -278,7 +278,7 @@ class Decoder:
         # the header of what DALI may not have need not tell the upright size; the pixels do
         size = np.array([pixels.shape[:2]], np.int64)
         arguments = self._plan.arguments(batch.key, batch.gated.encoded.indices[row : row + 1], size)
-        kind = "long" if self._plan.find_long(size)[0] else "pixels"
+        kind = "long" if self._plan.measure(size)[1][0] else "pixels"
         self._feed(kind, [pixels], arguments, [0])
         return pipelines.collect(self._pipelines[kind], self.device)
 

@@ -59,9 +59,9 @@ def apply(
     if at not in ("cpu", device):
         rows, at = arrays.to_host(rows), "cpu"
     pipeline = pipelines.new_pipeline(device, min(len(rows), _AT_ONCE), num_threads)
-    long = bool(plan.find_long(np.array([image.shape[:2] for image in rows], np.int64)).any())
+    _, is_long = plan.measure(np.array([image.shape[:2] for image in rows], np.int64))
     with pipeline:
-        pipeline.set_outputs(*pixel_graph(plan, at, device, long=long))
+        pipeline.set_outputs(*pixel_graph(plan, at, device, long=bool(is_long.any())))
     pipeline.build()
     parts = []
     for first in range(0, len(rows), _AT_ONCE):
@@ -81,7 +81,7 @@ def pixel_graph(plan: Plan, source: str, device: str, *, long: bool = False) -> 
         plan: What to do.
         source: Where the images that are fed lie: "cpu", or the device.
         device: Where to run.
-        long: Whether some images are those of `Plan.find_long`.
+        long: Whether some images are those that `Plan.measure` finds long.
     """
     from nvidia.dali import fn, types
 

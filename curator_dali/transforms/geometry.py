@@ -14,7 +14,7 @@ from curator_dali.transforms.base import Transform, pair
 from curator_dali.transforms.borders import lower_borders
 from curator_dali.transforms.branching import either
 
-__all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "filter_arguments", "resized_is_long"]
+__all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "exceed_crop", "filter_arguments"]
 
 Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
 _SUPPORT = 3  # pixels on each side that the widest kernel, Lanczos, sees
@@ -45,7 +45,7 @@ class Resize(Transform):
     def lower_cropped(self, images: Any, crop: CenterCrop) -> Any:
         """The DALI graph of this transform to a shorter side and a centre crop behind it, for images of any shape.
 
-        Of a long image (`resized_is_long`) only the middle is scaled, because its whole may be huge: 1 x 30,000 pixels
+        Of a long image (`exceed_crop`) only the middle is scaled, because its whole may be huge: 1 x 30,000 pixels
         with a shorter side of 224 are 4.5 GB, of which the crop keeps 150 kB.
 
         Args:
@@ -108,12 +108,15 @@ class Resize(Transform):
         return super().output_sizes(sizes)
 
 
-def resized_is_long(sizes: NDArray[np.int64], crop: CenterCrop) -> NDArray[np.bool_]:
-    """(N,) bool: whether an image that `Resize` made is so long that a centre crop keeps little of its longer side.
+def exceed_crop(sizes: NDArray[np.int64], crop: CenterCrop) -> NDArray[np.bool_]:
+    """Find images so long that a centre crop keeps little of their longer side.
 
     Args:
         sizes: (N, 2) int64, heights and widths before the crop.
         crop: The crop.
+
+    Returns:
+        (N,) bool.
     """
     height, width = pair(crop.size)
     return (sizes[:, 0] > _LONG * height) | (sizes[:, 1] > _LONG * width)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from curator_dali.sampling import uniforms
 from curator_dali.transforms.base import Crop, RandomTransform, Transform, output_size
 from curator_dali.transforms.crops import HorizontalFlip
-from curator_dali.transforms.geometry import CenterCrop, Pad, Resize, resized_is_long
+from curator_dali.transforms.geometry import CenterCrop, Pad, Resize, exceed_crop
 from curator_dali.transforms.normalize import Normalize
 
 __all__ = ["Plan"]
@@ -53,7 +53,7 @@ class Plan:
         inputs: Name -> (dtype, dimensions) of one sample's value of each further input of the graph.
         crop: The `Crop` that every output begins with, if so: then the decoder needs to decode only its window.
             (`start`, `shape`) are its inputs' names in `window`.
-        may_enlarge: Whether an image may become larger on its way: then `largest_sizes` tells how large.
+        may_enlarge: Whether an image may become larger on its way: then `measure` tells how large.
 
     Raises:
         TypeError: Something in a sequence is no transform.
@@ -106,49 +106,31 @@ class Plan:
             at[prefix] = transform.output_sizes(before)
         return found
 
-    def find_long(self, sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(N,) bool: which samples take a graph of `lower(..., long=True)`; see `Resize.lower_cropped`.
+    def measure(self, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Find how large images become on their way to the outputs.
 
         Args:
             sizes: (N, 2) int64, heights and widths of the upright images.
+
+        Returns:
+            (N, 2) int64, height and width of the largest image that is made of each sample; (N,) bool, which samples
+            take a graph of `lower(..., long=True)`, see `Resize.lower_cropped`.
         """
-        if not self._cropped:
-            return np.zeros(len(sizes), bool)
-        found: NDArray[np.bool_] = np.logical_or.reduce(list(self._find_long(self._sizes(sizes)).values()))
-        return found
-
-    def largest_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N, 2) int64: height and width of the largest image that is made of each sample on its way to the outputs.
-
-        Args:
-            sizes: (N, 2) int64, heights and widths of the upright images.
-        """
-        at = self._sizes(sizes)
-        resized = [prefix for prefix in self._steps if isinstance(prefix[-1], Resize)]
-        # between the two passes, of which the horizontal one goes first
-        between = {prefix: np.stack([at[prefix[:-1]][:, 0], at[prefix][:, 1]], axis=1) for prefix in resized}
-        for prefix, is_long in self._find_long(at).items():  # those are not made whole
-            at[prefix] = np.where(is_long[:, None], 0, at[prefix])
-            between[prefix] = np.where(is_long[:, None], 0, between[prefix])
-        stacked = np.stack([*at.values(), *between.values()])
-        largest: NDArray[np.int64] = stacked[stacked.prod(2).argmax(0), np.arange(len(sizes))]
-        return largest
-
-    def _sizes(self, sizes: NDArray[np.int64]) -> dict[tuple[Transform, ...], NDArray[np.int64]]:
-        """Prefix -> (N, 2) heights and widths behind it."""
         at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
+        made, any_long = [at[()]], np.zeros(len(sizes), bool)
         for prefix, step in self._steps.items():
-            at[prefix] = step.transform.output_sizes(at[prefix[:-1]])
-        return at
-
-    def _find_long(
-        self, at: Mapping[tuple[Transform, ...], NDArray[np.int64]]
-    ) -> dict[tuple[Transform, ...], NDArray[np.bool_]]:
-        """Each prefix of `_cropped` -> (N,) bool: of which samples it is not made whole."""
-        return {
-            prefix: np.logical_or.reduce([resized_is_long(at[prefix], crop) for crop in crops])
-            for prefix, crops in self._cropped.items()
-        }
+            before = at[prefix[:-1]]
+            after = at[prefix] = step.transform.output_sizes(before)
+            # between the two passes of a resize, of which the horizontal one goes first
+            between = [np.stack([before[:, 0], after[:, 1]], axis=1)] if isinstance(step.transform, Resize) else []
+            is_long = np.zeros(len(sizes), bool)
+            for crop in self._cropped.get(prefix, ()):
+                is_long |= exceed_crop(after, crop)
+            any_long |= is_long
+            made += [np.where(is_long[:, None], 0, part) for part in (after, *between)]  # not made whole where long
+        stacked = np.stack(made)
+        largest: NDArray[np.int64] = stacked[stacked.prod(2).argmax(0), np.arange(len(sizes))]
+        return largest, any_long
 
     def _find_crops(self, prefix: tuple[Transform, ...]) -> list[CenterCrop]:
         """The centre crops that follow a `Resize` to a shorter side, where nothing else needs what it makes."""
@@ -165,7 +147,7 @@ class Plan:
             images: The node.
             inputs: Name -> node, for every name in `self.inputs`.
             cut: Whether `images` are only the windows of `self.crop`.
-            long: Whether some images are those of `find_long`. The graph costs more for every batch.
+            long: Whether some images are those that `measure` finds long. The graph costs more for every batch.
         """
         done: dict[tuple[Transform, ...], Any] = {(): images}
 
