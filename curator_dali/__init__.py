@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from curator_dali._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from curator_dali import transforms
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
         OutputError,
         PassEndedError,
         SourceError,
+        StageError,
         TooManyErrors,
-        write_errors,
     )
     from curator_dali.indexing import Index, open_index, write_index
     from curator_dali.joining import concat
@@ -51,10 +51,9 @@ if TYPE_CHECKING:
         Filter,
         Quality,
         Stage,
-        StageError,
         ZeroShotTags,
     )
-    from curator_dali.stats import LoaderStats
+    from curator_dali.stats import LoaderStats, write_errors
 
 _HOME = {
     "Aesthetic": "stages",
@@ -89,7 +88,7 @@ _HOME = {
     "Source": "sources",
     "SourceError": "errors",
     "Stage": "stages",
-    "StageError": "stages",
+    "StageError": "errors",
     "Subset": "sources",
     "TarSource": "sources",
     "Task": "batch",
@@ -105,7 +104,7 @@ _HOME = {
     "rethreshold": "curation",
     "search": "searching",
     "stages_of": "curation",
-    "write_errors": "errors",
+    "write_errors": "stats",
     "write_index": "indexing",
     "write_report": "reporting",
 }

@@ -274,3 +274,10 @@ def _unpack(block: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]
 def _offsets(parts: list[torch.Tensor]) -> list[int]:
     sizes = [-(-part.nbytes // _ALIGNMENT) * _ALIGNMENT for part in parts]
     return list(accumulate(sizes, initial=0))
+
+
+def objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    """(N,) array of N objects, whatever they are: lists among them stay lists."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import arrays, fields
+from curator_dali import arrays
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,5 +68,5 @@ def _to_column(values: Any) -> NDArray[Any]:
     if isinstance(values, (list, tuple)) and not all(
         isinstance(value, (bool, int, float, np.generic)) for value in values
     ):
-        return fields.objects(values)  # texts, None, lists
+        return arrays.objects(values)  # texts, None, lists
     return np.asarray(values)

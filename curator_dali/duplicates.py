@@ -12,9 +12,9 @@ import numpy as np
 from curator_dali import html
 from curator_dali.arguments import checked
 from curator_dali.curation.candidates import Candidates
-from curator_dali.errors import OutputError
+from curator_dali.errors import OutputError, StageError
 from curator_dali.sinks import Manifest, RowFiles
-from curator_dali.stages import Deduplicate, StageError
+from curator_dali.stages import Deduplicate
 from curator_dali.stages.deduplicate import embeddings_of
 from curator_dali.stages.earlier import check_earlier, embedder_lineage, match_earlier
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-from curator_dali.arguments import checked
-from curator_dali.files import AtomicFile
 
 __all__ = [
     "CuratorDaliError",
-    "ErrorList",
     "ImageError",
     "OutputError",
     "PassEndedError",
     "SourceError",
+    "StageError",
     "TooManyErrors",
     "kind_of_failure",
-    "write_errors",
 ]
-
 
 _PASS_ENDED = (
     "this pass was ended by another iter(), set_epoch(), load_state_dict() or close() of its loader, which has one "
@@ -40,6 +32,10 @@ class SourceError(CuratorDaliError):
 
 class OutputError(CuratorDaliError):
     """An output cannot be written, or an earlier one cannot be read or does not fit what is to be done with it."""
+
+
+class StageError(CuratorDaliError, ValueError):
+    """Stages that do not fit together, or a setting that a stage cannot take; raised before work starts."""
 
 
 class PassEndedError(CuratorDaliError):
@@ -85,78 +81,6 @@ class ImageError(CuratorDaliError):
     __hash__ = CuratorDaliError.__hash__
 
 
-class ErrorList(list[ImageError]):
-    """A list of bad images that a notebook shows as a table, and a terminal a line each.
-
-    Attributes:
-        more: How many there were besides those in the list.
-        last: The one that was added last, in the list or not.
-    """
-
-    _SHOWN = 50
-
-    more: int = 0
-    last: ImageError | None = None
-
-    def add(self, error: ImageError, most: int) -> None:
-        """Append a bad image, or only count it where the list holds `most` already."""
-        self.last = error
-        if len(self) < most:
-            self.append(error)
-        else:
-            self.more += 1
-
-    def __repr__(self) -> str:
-        if not self:
-            return "[]"
-        shown = [
-            " ".join(f"{error.image_id}  {error.shard}  {error.reason}".split("\n")) for error in self[: self._SHOWN]
-        ]
-        total = len(self) + self.more
-        rest = [f"{total - len(shown):,} more"] * (total > len(shown))
-        return "\n  ".join([f"[{total:,} bad image{'s' * (total > 1)}:", *shown, *rest]) + "]"
-
-    def _repr_html_(self) -> str:
-        from curator_dali import html
-
-        rows = [(error.image_id, error.shard, error.reason) for error in self[: self._SHOWN]]
-        total = len(self) + self.more
-        parts = [html.note(html.count(total, "bad image") if self else "no bad images")]
-        parts += [html.table(["image", "in", "reason"], rows)] if rows else []
-        rest = total - len(rows)
-        return html.block(*parts, *([html.note(f"{rest:,} more not shown")] if rest else []))
-
-
 def kind_of_failure(reason: str) -> str:
     """Why a sample failed, without what is particular to it: "cannot be decoded: ..." is "cannot be decoded"."""
     return reason.partition(":")[0]
-
-
-@checked
-def write_errors(errors: Iterable[ImageError], path: str | Path) -> None:
-    """Write bad images to `path`, one row each: `.parquet`, `.jsonl` or `.json` by its ending.
-
-    The file appears whole, or not at all.
-
-    Raises:
-        ValueError: The ending is none of these.
-        OSError: It cannot be written.
-    """
-    path = Path(path)
-    rows = [asdict(error) for error in errors]
-    if path.suffix not in (".parquet", ".jsonl", ".json"):
-        raise ValueError(f"cannot write errors to {str(path)!r}: the name must end in .parquet, .jsonl or .json")
-    with AtomicFile(path) as file:
-        if path.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            columns = ["image_id", "image_path", "shard", "reason"]
-            schema = pa.schema(
-                [(name, pa.string()) for name in columns] + [("index", pa.int64()), ("unread", pa.bool_())]
-            )
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)
-        elif path.suffix == ".jsonl":
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-        else:
-            file.write(json.dumps(rows, indent=1).encode())

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arrays import objects
 from curator_dali.image import ImageObject
 
-__all__ = ["objects", "order", "values"]
+__all__ = ["order", "values"]
 
 _ATTRIBUTES = ("image_id", "image_path", "aesthetic_score", "nsfw_score")
 
@@ -48,13 +49,6 @@ def values(data: Sequence[ImageObject], columns: Mapping[str, NDArray[Any]], nam
         if kinds == {bool} or all(isinstance(v, bool) or -(2**63) <= v < 2**63 for v in found):
             return np.array(found, bool if kinds == {bool} else np.int64)
     return objects(found)
-
-
-def objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    """(N,) array of N objects, whatever they are: lists among them stay lists."""
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
 
 
 def order(values: NDArray[Any], descending: bool = False) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import re
 import secrets
@@ -22,14 +23,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from curator_dali.stores import filesystem, is_remote, one_line, retry
+from curator_dali.stores import TIMEOUT_VARIABLE, is_http, is_remote, one_line, retry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "IMAGE_EXTENSIONS",
     "AtomicFile",
     "Written",
     "filesystem",
@@ -45,6 +48,31 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+IMAGE_EXTENSIONS = frozenset(
+    [
+        *(
+            "jpg",
+            "jpeg",
+            "jpe",
+            "jfif",
+            "jif",
+            "pjpeg",
+            "pjp",
+            "mpo",
+            "png",
+            "apng",
+            "webp",
+            "tif",
+            "tiff",
+            "bmp",
+            "dib",
+        ),
+        *("gif", "jp2", "j2k", "j2c", "jpc", "jpx", "jpf", "avif", "avifs", "heic", "heif", "hif"),
+        *("ppm", "pgm", "pbm", "pnm", "tga", "ico", "qoi", "dds", "pcx", "sgi", "psd"),
+    ]
+)
+"""Extensions of images, in lower case; names are compared without regard to case."""
+
 # An object is there when its upload is complete, and not before; renaming would copy it.
 _OBJECT_STORES = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "hf"])
 _LEFTOVER = re.compile(r"\..*\.(?P<host>[\w-]+)\.[0-9a-f]{16}\.partial", re.DOTALL)
@@ -52,6 +80,15 @@ _IDLE = 3600.0  # seconds without a write until another machine's file counts as
 _RETRY_DELAYS = (0.5, 2.0, 8.0)  # of a write
 _FINAL = (NotImplementedError, ValueError)  # trying again changes nothing
 _MAX_PARTS = 1024  # IOV_MAX of Linux
+_TIMEOUT = 10.0  # seconds without a byte
+_PROTOCOL = re.compile(r"(?:^|::)([a-z0-9+]+)(?=://|::)")
+# protocols of stores that take a limit -> their names in fsspec's configuration
+_ALIASES = {
+    **dict.fromkeys(["http", "https"], ("http", "https")),
+    **dict.fromkeys(["gs", "gcs"], ("gs", "gcs")),
+    **dict.fromkeys(["s3", "s3a"], ("s3", "s3a")),
+    **dict.fromkeys(["abfs", "abfss", "az"], ("abfs", "abfss", "az")),
+}
 
 
 class Written(NamedTuple):
@@ -60,6 +97,37 @@ class Written(NamedTuple):
     name: str
     size: int
     blake2b: str = ""
+
+
+def filesystem(url: str, *, only_read: bool = False) -> tuple[Any, str]:
+    """Make the fsspec filesystem of a URL; fsspec keeps it for the next time.
+
+    Args:
+        url: The URL.
+        only_read: Whether nothing is written by it. A store that sends no byte for 10 seconds has failed then, which
+            would be too soon for the answer to an upload. $CURATOR_DALI_TIMEOUT is another number of seconds, or 0 for
+            no limit; what fsspec's own configuration says of a timeout goes first.
+
+    Returns:
+        The filesystem, and the path in it.
+
+    Raises:
+        ValueError: fsspec does not know the protocol, the package that it needs is missing, or the variable is bad.
+    """
+    import fsspec
+
+    try:
+        limited = [name for name in _PROTOCOL.findall(url) if name in _ALIASES] if only_read else ()
+        options = {name: _make_options(name) for name in limited}
+        if is_http(url) and "::" not in url:
+            from curator_dali.httpfs import HTTPFileSystem, RangedHTTPFileSystem
+
+            if fsspec.get_filesystem_class("http") is HTTPFileSystem:  # not another that somebody registered
+                return RangedHTTPFileSystem(**next(iter(options.values()), {})), url
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"cannot open {url!r}: {error}") from error
+    return fs, path
 
 
 def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> int:
@@ -381,3 +449,40 @@ def _sync_folder(folder: str) -> None:
 
 def _host() -> str:
     return re.sub(r"[^\w-]", "-", socket.gethostname(), flags=re.ASCII)[:40] or "host"
+
+
+def _make_options(protocol: str) -> dict[str, Any]:
+    """Make options of a filesystem that limit how long a store may be silent; `protocol` is one of `_ALIASES`."""
+    import fsspec
+
+    seconds = _parse_timeout(os.environ.get(TIMEOUT_VARIABLE, ""))
+    known: dict[str, Any] = {}
+    for name in _ALIASES[protocol]:
+        known |= fsspec.config.conf.get(name, {})
+    if protocol in ("http", "https", "gs", "gcs"):
+        key = "client_kwargs" if protocol.startswith("http") else "session_kwargs"
+        return {key: {"timeout": _make_client_timeout(seconds), **(known.get(key) or {})}}
+    if not seconds:
+        return {}
+    if protocol in ("s3", "s3a"):
+        limits = {"connect_timeout": seconds, "read_timeout": seconds}
+        return {"config_kwargs": {**limits, **(known.get("config_kwargs") or {})}}
+    return {name: known.get(name, seconds) for name in ("connection_timeout", "read_timeout")}
+
+
+@lru_cache(maxsize=16)
+def _parse_timeout(text: str) -> float:
+    try:
+        seconds = float(text or _TIMEOUT)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{TIMEOUT_VARIABLE} must be a number of seconds, or 0 for no limit, not {text!r}")
+    return seconds
+
+
+@lru_cache(maxsize=16)
+def _make_client_timeout(seconds: float) -> Any:
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=seconds or None, sock_read=seconds or None)

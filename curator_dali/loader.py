@@ -18,7 +18,7 @@ from curator_dali.arguments import Count, Natural, Share, checked
 from curator_dali.batch import ImageBatch
 from curator_dali.decoding import Decoded, Decoder, gate
 from curator_dali.display.loaders import loader_html
-from curator_dali.errors import ErrorList, PassEndedError, TooManyErrors
+from curator_dali.errors import PassEndedError, TooManyErrors
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.interrupts import uninterrupted
 from curator_dali.joining import concat
@@ -27,7 +27,7 @@ from curator_dali.prefetching import Pass
 from curator_dali.sampling import Buckets, Position, Shard, Shuffle
 from curator_dali.sources import EncodedBatch, Source, open_source
 from curator_dali.state import check_state, make_state
-from curator_dali.stats import LoaderStats
+from curator_dali.stats import ErrorList, LoaderStats
 from curator_dali.transforms import Transform, output_size
 from curator_dali.transforms.bucketing import bring_to
 

@@ -1,23 +1,22 @@
-"""Filesystems behind fsspec: made in one place, with a limit on silence; failures that are told and tried again."""
+"""Remote stores: which URLs are theirs, what their failures mean, and which of these are tried again."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TypeVar
 
 __all__ = [
     "LARGEST_FILE",
+    "PATIENCE",
+    "TIMEOUT_VARIABLE",
     "PermanentError",
     "ServerError",
     "explain",
-    "filesystem",
     "find_wait",
     "is_http",
     "is_remote",
@@ -30,20 +29,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT_VARIABLE = "CURATOR_DALI_TIMEOUT"
-_TIMEOUT = 10.0  # seconds without a byte
 PATIENCE = 30.0  # seconds after which a store that is silent is not asked again
 # Bytes of a file, or a member of a tar, that is read whole: 178 megapixels are 715 MB before they are packed.
 LARGEST_FILE = 1 << 30
 _MOST_WAIT = 30.0  # seconds of a server's Retry-After that are waited for
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
-_PROTOCOL = re.compile(r"(?:^|::)([a-z0-9+]+)(?=://|::)")
-# protocols of stores that take a limit -> their names in fsspec's configuration
-_ALIASES = {
-    **dict.fromkeys(["http", "https"], ("http", "https")),
-    **dict.fromkeys(["gs", "gcs"], ("gs", "gcs")),
-    **dict.fromkeys(["s3", "s3a"], ("s3", "s3a")),
-    **dict.fromkeys(["abfs", "abfss", "az"], ("abfs", "abfss", "az")),
-}
 _PASSING = frozenset([408, 425, 429])  # of the statuses 400 to 499, which say that a request is wrong
 
 
@@ -82,37 +72,6 @@ def one_line(error: object) -> str:
     """An exception, after its type, or a text as one line without addresses of objects, which no two runs share."""
     text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
     return " ".join(_ADDRESS.sub("", text).split())
-
-
-def filesystem(url: str, *, only_read: bool = False) -> tuple[Any, str]:
-    """Make the fsspec filesystem of a URL; fsspec keeps it for the next time.
-
-    Args:
-        url: The URL.
-        only_read: Whether nothing is written by it. A store that sends no byte for 10 seconds has failed then, which
-            would be too soon for the answer to an upload. $CURATOR_DALI_TIMEOUT is another number of seconds, or 0 for
-            no limit; what fsspec's own configuration says of a timeout goes first.
-
-    Returns:
-        The filesystem, and the path in it.
-
-    Raises:
-        ValueError: fsspec does not know the protocol, the package that it needs is missing, or the variable is bad.
-    """
-    import fsspec
-
-    try:
-        limited = [name for name in _PROTOCOL.findall(url) if name in _ALIASES] if only_read else ()
-        options = {name: _make_options(name) for name in limited}
-        if is_http(url) and "::" not in url:
-            from curator_dali import httpfs
-
-            if fsspec.get_filesystem_class("http") is httpfs.HTTPFileSystem:  # not another that somebody registered
-                return httpfs.RangedHTTPFileSystem(**next(iter(options.values()), {})), url
-        fs, path = fsspec.core.url_to_fs(url, **options)
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"cannot open {url!r}: {error}") from error
-    return fs, path
 
 
 def retry(
@@ -204,40 +163,3 @@ def _explain_status(status: int, headers: Mapping[str, str], url: str) -> OSErro
         return PermanentError(text)
     wait = headers.get("Retry-After", "")
     return ServerError(text, float(wait) if re.fullmatch(r"\d{1,9}", wait) else 0.0)
-
-
-def _make_options(protocol: str) -> dict[str, Any]:
-    """Make options of a filesystem that limit how long a store may be silent; `protocol` is one of `_ALIASES`."""
-    import fsspec
-
-    seconds = _parse_timeout(os.environ.get(TIMEOUT_VARIABLE, ""))
-    known: dict[str, Any] = {}
-    for name in _ALIASES[protocol]:
-        known |= fsspec.config.conf.get(name, {})
-    if protocol in ("http", "https", "gs", "gcs"):
-        key = "client_kwargs" if protocol.startswith("http") else "session_kwargs"
-        return {key: {"timeout": _make_client_timeout(seconds), **(known.get(key) or {})}}
-    if not seconds:
-        return {}
-    if protocol in ("s3", "s3a"):
-        limits = {"connect_timeout": seconds, "read_timeout": seconds}
-        return {"config_kwargs": {**limits, **(known.get("config_kwargs") or {})}}
-    return {name: known.get(name, seconds) for name in ("connection_timeout", "read_timeout")}
-
-
-@lru_cache(maxsize=16)
-def _parse_timeout(text: str) -> float:
-    try:
-        seconds = float(text or _TIMEOUT)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"{TIMEOUT_VARIABLE} must be a number of seconds, or 0 for no limit, not {text!r}")
-    return seconds
-
-
-@lru_cache(maxsize=16)
-def _make_client_timeout(seconds: float) -> Any:
-    import aiohttp
-
-    return aiohttp.ClientTimeout(total=None, sock_connect=seconds or None, sock_read=seconds or None)

@@ -15,7 +15,7 @@ import torch
 
 import curator_dali as cd
 from curator_dali import transforms as T
-from curator_dali.stages import StageError
+from curator_dali.errors import StageError
 from curator_dali.torch import TorchImageLoader
 from tests import helpers
 

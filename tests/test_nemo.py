@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import curator_dali as cd
-from curator_dali.stages import GlobalSelector, StageError
+from curator_dali.errors import StageError
+from curator_dali.stages import GlobalSelector
 from tests import helpers
 from tests.nemo_layout import CLIP, write_models
 

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import curator_dali as cd
-from curator_dali.sinks import Part, account
+from curator_dali.sinks import Part
 from curator_dali.sources import EncodedBatch, Source, TarSource
 from tests import helpers
+from tests.account import account
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ray]'")
 cloudpickle = pytest.importorskip("cloudpickle")

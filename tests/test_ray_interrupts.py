@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from curator_dali.cli import main
-from curator_dali.sinks import account
+from tests.account import account
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ray]'")
 

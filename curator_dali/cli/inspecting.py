@@ -69,7 +69,8 @@ def info(arguments: argparse.Namespace) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     """Decode everything, and list what is broken."""
     from curator_dali.curation.places import check_file
-    from curator_dali.errors import kind_of_failure, write_errors
+    from curator_dali.errors import kind_of_failure
+    from curator_dali.stats import write_errors
 
     report: Path | None = arguments.report
     if report:  # a wrong ending or folder shows now, not after hours of decoding

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from curator_dali import __version__
+from curator_dali._version import __version__
 from curator_dali.cli import curate, inspecting, outputs
 from curator_dali.cli.output import SOURCES, device_of, positive
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
-from curator_dali.curation.loading import Range
 from curator_dali.curation.working import Worker
+from curator_dali.sampling import Range
 from curator_dali.sinks import Part
 
 __all__ = ["Executor", "LocalExecutor", "Mapper", "executor_of"]

@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from curator_dali.curation.candidates import Candidates, Workroom, workroom
 from curator_dali.curation.executors import Executor
-from curator_dali.curation.loading import Range
 from curator_dali.curation.metadata import add_misfits
 from curator_dali.curation.rows import DECODE, Rows
 from curator_dali.curation.writing import Account, Output, write_rows
-from curator_dali.errors import kind_of_failure
+from curator_dali.errors import StageError, kind_of_failure
+from curator_dali.sampling import Range
 from curator_dali.sinks import Manifest, Part, RowFiles
 from curator_dali.sinks.explain import join
 from curator_dali.sinks.records import part_name
 from curator_dali.sinks.rows import to_numpy
 from curator_dali.sources import Source
-from curator_dali.stages import GlobalSelector, Plan, Selector, StageError
+from curator_dali.stages import GlobalSelector, Plan, Selector
 
 __all__ = [
     "FAILED",

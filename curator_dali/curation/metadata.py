@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arrays import objects
 from curator_dali.batch import ImageBatch
-from curator_dali.fields import objects
+from curator_dali.errors import StageError
 from curator_dali.sources import Source
 from curator_dali.sources.base import merge_types
 from curator_dali.sources.samples import to_text
-from curator_dali.stages import LOADED, Stage, StageError
+from curator_dali.stages import LOADED, Stage
 from curator_dali.stages.plan import written
 
 __all__ = ["FIELD_TYPES", "LOOKED_AT", "Misfits", "add_columns", "add_misfits", "field_types", "to_column"]

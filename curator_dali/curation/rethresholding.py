@@ -30,15 +30,16 @@ from curator_dali.curation.places import check_out
 from curator_dali.curation.run import label_facts
 from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output
-from curator_dali.errors import OutputError
+from curator_dali.errors import OutputError, StageError
 from curator_dali.reopening import reopen_source
 from curator_dali.report import Report
 from curator_dali.reporting import leave_report
 from curator_dali.sinks import Manifest, RowFiles, RowSchema
+from curator_dali.sinks.manifest import labels_of
 from curator_dali.sinks.parquet import EMBEDDING
-from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage, StageError
+from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage
 from curator_dali.stages.earlier import embedder_lineage
-from curator_dali.stages.plan import check_type, labels_of
+from curator_dali.stages.plan import check_type
 
 __all__ = ["rethreshold", "stages_of"]
 

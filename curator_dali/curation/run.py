@@ -20,14 +20,14 @@ from curator_dali.curation.places import check_out
 from curator_dali.curation.settings import FieldTypes, Settings
 from curator_dali.curation.working import Worker
 from curator_dali.curation.writing import Output
-from curator_dali.errors import OutputError
+from curator_dali.errors import OutputError, StageError
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.report import Report
 from curator_dali.reporting import leave_report
 from curator_dali.sinks import Manifest, Part, RowSchema, store
 from curator_dali.sinks.explain import join
 from curator_dali.sources import Source, open_source
-from curator_dali.stages import LOADED, STAGES, Plan, Stage, StageError, make_plan
+from curator_dali.stages import LOADED, STAGES, Plan, Stage, make_plan
 
 if TYPE_CHECKING:
     import torch

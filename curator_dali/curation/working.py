@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
-from curator_dali.curation.loading import GLANCE, PartLoader, Range
+from curator_dali.curation.loading import GLANCE, PartLoader
 from curator_dali.curation.metadata import add_columns
 from curator_dali.curation.rows import DECODE, Rows
 from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output, Writing
 from curator_dali.decoding import Decoded
+from curator_dali.sampling import Range
 from curator_dali.sinks import Part
 from curator_dali.sources import Source
 from curator_dali.stages import Plan, Selector

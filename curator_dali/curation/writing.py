@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curator_dali.curation.loading import Range
 from curator_dali.curation.metadata import Misfits, add_misfits
 from curator_dali.curation.rows import Rows, scores_of
 from curator_dali.errors import OutputError
 from curator_dali.interrupts import Background
+from curator_dali.sampling import Range
 from curator_dali.sinks import Manifest, Part, PartWriter, RowSchema
 from curator_dali.sinks.explain import join
 from curator_dali.sinks.records import part_name

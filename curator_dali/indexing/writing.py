@@ -14,13 +14,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import __version__
+from curator_dali._version import __version__
 from curator_dali.arguments import checked
-from curator_dali.arrays import resolve_device
+from curator_dali.arrays import objects, resolve_device
 from curator_dali.callbacks import ignore
 from curator_dali.documents import parse_json
 from curator_dali.errors import OutputError
-from curator_dali.fields import objects
 from curator_dali.files import AtomicFile, is_remote, read_regular, write_file
 from curator_dali.indexing.digests import DigestIndex
 from curator_dali.indexing.hashes import HashIndex

@@ -19,11 +19,12 @@ from curator_dali.arrays import resolve_device
 from curator_dali.batch import ImageBatch
 from curator_dali.curation.loading import GLANCE
 from curator_dali.curation.metadata import add_columns
+from curator_dali.errors import StageError
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.nemo.emit import emit
 from curator_dali.nemo.loading import Errors, TaskLoader, wants_gpu
 from curator_dali.nemo.read import check, report
-from curator_dali.stages import STAGES, GlobalSelector, Plan, Stage, StageError, make_plan
+from curator_dali.stages import STAGES, GlobalSelector, Plan, Stage, make_plan
 
 __all__ = ["DaliCurationStage"]
 

@@ -12,12 +12,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from curator_dali.callbacks import ignore
-from curator_dali.curation.loading import Range
 from curator_dali.curation.working import Worker
 from curator_dali.errors import CuratorDaliError, SourceError
 from curator_dali.loader import ImageLoader
 from curator_dali.ray.cluster import PATIENCE, breaks_context, first_line, free, raised
 from curator_dali.ray.without import Without
+from curator_dali.sampling import Range
 from curator_dali.sinks import Part
 from curator_dali.sources import Subset
 

@@ -11,12 +11,12 @@ import ray
 
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.curation.executors import Mapper
-from curator_dali.curation.loading import Range
 from curator_dali.curation.working import Worker
 from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.ray.actors import Pool
 from curator_dali.ray.cluster import connected
 from curator_dali.ray.tasks import Tasks
+from curator_dali.sampling import Range
 from curator_dali.sinks import Part
 
 __all__ = ["RayExecutor"]

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from curator_dali.errors import kind_of_failure
-from curator_dali.stages import STAGES, GlobalSelector, Selector, Stage, StageError
-from curator_dali.stages.plan import labels_of
+from curator_dali.errors import StageError, kind_of_failure
+from curator_dali.sinks.manifest import labels_of
+from curator_dali.stages import STAGES, GlobalSelector, Selector, Stage
 
 __all__ = ["Kinds", "Threshold", "thresholds"]
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from curator_dali import html
 from curator_dali.arguments import checked
+from curator_dali.arrays import objects
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.display import Sheet
 from curator_dali.errors import SourceError
-from curator_dali.fields import objects, order
+from curator_dali.fields import order
 from curator_dali.joining import concat
 from curator_dali.loader import ImageLoader
 from curator_dali.reopening import reopen_source

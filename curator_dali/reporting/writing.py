@@ -9,7 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from curator_dali import __version__, html
+from curator_dali import html
+from curator_dali._version import __version__
 from curator_dali.arguments import checked
 from curator_dali.documents import parse_json
 from curator_dali.errors import CuratorDaliError, OutputError, SourceError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from curator_dali.sampling.shard import Shard
 from curator_dali.sampling.shuffle import Shuffle
 
-__all__ = ["Order", "ShuffledOrder"]
+__all__ = ["Order", "PartsOrder", "Range", "ShuffledOrder"]
 
 
 class Order(ABC):
@@ -93,3 +93,46 @@ class ShuffledOrder(Order):
     def describe(self, epoch: int = 0) -> dict[str, Any]:
         """Seed and window of the shuffle."""
         return self._shuffle.describe() if self._shuffle else {"seed": None, "window": None}
+
+
+Range = tuple[int, int]
+"""Samples [start, stop) of a source."""
+
+
+class PartsOrder(Order):
+    """Ranges of samples in the order given.
+
+    Every range begins a batch of its own, so that what comes out of it depends on nothing else: not on the ranges
+    before it, nor on who does it.
+    """
+
+    def __init__(self, parts: Sequence[Range]) -> None:
+        self.parts = list(parts)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all ranges."""
+        return sum(stop - start for start, stop in self.parts)
+
+    def indices(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Sample indices at positions."""
+        starts, stops = (np.array(column, np.int64) for column in zip(*self.parts, strict=True))
+        ends = np.cumsum(stops - starts, dtype=np.int64)
+        part = np.searchsorted(ends, positions, "right")
+        found: NDArray[np.int64] = stops[part] - (ends[part] - positions)
+        return found
+
+    def describe(self, epoch: int = 0) -> dict[str, Any]:
+        """The ranges."""
+        return {"parts": self.parts}
+
+    def steps(
+        self, epoch: int, start: int, batch_size: int, shard: Shard, drop_last: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """Every range's batches; `start`, `shard` and `drop_last` are always those of a whole pass of one process."""
+        done = 0
+        for begin, stop in self.parts:
+            for first in range(begin, stop, batch_size):
+                last = min(first + batch_size, stop)
+                done += last - first
+                yield np.arange(first, last, dtype=np.int64), done

@@ -14,7 +14,6 @@ from curator_dali.similarity.grouping import Groups, Keep, Linkage, group, keep_
 from curator_dali.similarity.hamming import near_between, near_pairs
 from curator_dali.similarity.hashes import (
     CONSTANT_HASHES,
-    HASH_VIEW,
     dhash,
     find_comparable,
     from_hex,
@@ -29,7 +28,6 @@ from curator_dali.similarity.vectors import bad_rows
 
 __all__ = [
     "CONSTANT_HASHES",
-    "HASH_VIEW",
     "MAX_PAIRS",
     "Clusters",
     "Combined",

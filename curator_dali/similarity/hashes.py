@@ -20,14 +20,12 @@ from numpy.typing import NDArray
 from curator_dali.arrays import to_torch
 from curator_dali.importing import import_whole
 from curator_dali.similarity.lanczos import reduce
-from curator_dali.transforms import Grey, Transform
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
     "CONSTANT_HASHES",
-    "HASH_VIEW",
     "dhash",
     "find_comparable",
     "from_hex",
@@ -36,9 +34,6 @@ __all__ = [
     "phash",
     "to_hex",
 ]
-
-HASH_VIEW: tuple[Transform, ...] = (Grey(),)
-"""What to ask a loader for: whole images in grey, which `phash` and `dhash` are fastest with."""
 
 CONSTANT_HASHES = {
     "phash": np.array([0, 1 << 63], np.uint64),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from curator_dali.sinks.accounting import Accounts, account
 from curator_dali.sinks.manifest import Manifest
 from curator_dali.sinks.parquet import ParquetWriter, RowSchema
 from curator_dali.sinks.part import PartWriter
@@ -11,7 +10,6 @@ from curator_dali.sinks.rows import RowFiles
 from curator_dali.sinks.tar import ShardedTarWriter, TarWriter
 
 __all__ = [
-    "Accounts",
     "Manifest",
     "ParquetWriter",
     "Part",
@@ -20,5 +18,4 @@ __all__ = [
     "RowSchema",
     "ShardedTarWriter",
     "TarWriter",
-    "account",
 ]

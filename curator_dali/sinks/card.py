@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from curator_dali.errors import OutputError
-from curator_dali.files import write_file
+from curator_dali.files import IMAGE_EXTENSIONS, write_file
 from curator_dali.sinks import store
 from curator_dali.sinks.explain import explained, join
 from curator_dali.sinks.manifest import Manifest
 from curator_dali.sinks.records import Part
 from curator_dali.sinks.tar import CURATION
-from curator_dali.sources.samples import IMAGE_EXTENSIONS
 
 __all__ = ["CARD", "leave_card"]
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from curator_dali import __version__
+from curator_dali._version import __version__
 from curator_dali.documents import parse_json
 from curator_dali.errors import OutputError
 from curator_dali.files import is_remote, write_file
@@ -291,3 +292,13 @@ def _refuse_other(folder: str, earlier: Mapping[str, Any], run: Mapping[str, Any
             f"{folder} holds the output of another run: {'; '.join(differing[:5])}{more}{told}. "
             "Choose another folder, or delete this one"
         )
+
+
+def labels_of(names: Iterable[str]) -> list[str]:
+    """What stages of these names are called, in their order: "Quality", "Filter(width)", "Filter(width) #2"."""
+    seen: Counter[str] = Counter()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return labels

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import __version__
+from curator_dali._version import __version__
 from curator_dali.files import AtomicFile, Written
 from curator_dali.sinks.explain import explained, printable
 

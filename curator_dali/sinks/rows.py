@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arrays import objects
 from curator_dali.documents import parse_json
 from curator_dali.errors import OutputError
-from curator_dali.fields import objects
 from curator_dali.files import is_remote
 from curator_dali.sinks import store
 from curator_dali.sinks.explain import join

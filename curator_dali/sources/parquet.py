@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from curator_dali.arguments import checked, list_paths
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.files import open_regular
+from curator_dali.files import IMAGE_EXTENSIONS, open_regular
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
 from curator_dali.sources.hive import partition_fields
 from curator_dali.sources.labels import ClassNames, add_class_names, read_class_names
@@ -31,7 +31,7 @@ from curator_dali.sources.row_groups import (
     is_binary,
     read_row_group,
 )
-from curator_dali.sources.samples import IMAGE_EXTENSIONS, make_sidecars, sniff_extension
+from curator_dali.sources.samples import make_sidecars, sniff_extension
 from curator_dali.sources.storage import (
     LRU,
     Stat,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from curator_dali.documents import parse_json
+from curator_dali.files import IMAGE_EXTENSIONS
 
 __all__ = [
-    "IMAGE_EXTENSIONS",
     "SIDECARS",
     "add_sidecars",
     "image_member",
@@ -23,31 +23,6 @@ __all__ = [
     "split_name",
     "to_text",
 ]
-
-IMAGE_EXTENSIONS = frozenset(
-    [
-        *(
-            "jpg",
-            "jpeg",
-            "jpe",
-            "jfif",
-            "jif",
-            "pjpeg",
-            "pjp",
-            "mpo",
-            "png",
-            "apng",
-            "webp",
-            "tif",
-            "tiff",
-            "bmp",
-            "dib",
-        ),
-        *("gif", "jp2", "j2k", "j2c", "jpc", "jpx", "jpf", "avif", "avifs", "heic", "heif", "hif"),
-        *("ppm", "pgm", "pbm", "pnm", "tga", "ico", "qoi", "dds", "pcx", "sgi", "psd"),
-    ]
-)
-"""Extensions, in lower case, of members that are images; names are compared without regard to case."""
 
 SIDECARS = ("json", "txt", "cls")
 """Extensions of the members that become metadata, in the order that `parse_metadata` takes them."""

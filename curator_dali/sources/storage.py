@@ -13,9 +13,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from curator_dali import stores
+from curator_dali import files
 from curator_dali.errors import SourceError
-from curator_dali.stores import explain, find_wait, is_http, is_remote, one_line
+from curator_dali.stores import PATIENCE, explain, find_wait, is_http, is_remote, one_line, retry
 
 __all__ = [
     "LRU",
@@ -65,7 +65,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         SourceError: fsspec does not know the protocol, or the package that it needs is missing.
     """
     try:
-        return stores.filesystem(url, only_read=True)
+        return files.filesystem(url, only_read=True)
     except ValueError as error:
         raise SourceError(str(error)) from error
 
@@ -82,7 +82,7 @@ def ask(url: str, function: Callable[[], V], final: tuple[type[Exception], ...] 
         OSError, SourceError: The function fails for good, with whatever exception of the store's own.
     """
     try:
-        return stores.retry(function, _RETRY_DELAYS, (SourceError, *final), url=url, patience=stores.PATIENCE)
+        return retry(function, _RETRY_DELAYS, (SourceError, *final), url=url, patience=PATIENCE)
     except Exception as error:
         if isinstance(error, (OSError, SourceError, *final)):
             raise
@@ -96,7 +96,7 @@ def ask_listing(url: str, function: Callable[[], V]) -> V:
         SourceError: The function fails for good.
     """
     try:
-        return stores.retry(function, _RETRY_DELAYS, (SourceError,), url=url, patience=stores.PATIENCE)
+        return retry(function, _RETRY_DELAYS, (SourceError,), url=url, patience=PATIENCE)
     except SourceError:
         raise
     except Exception as error:

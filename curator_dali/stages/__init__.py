@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curator_dali.stages.base import GlobalSelector, Selector, Stage, StageError
+from curator_dali.stages.base import GlobalSelector, Selector, Stage
 from curator_dali.stages.deduplicate import Deduplicate
 from curator_dali.stages.embed import Embed
 from curator_dali.stages.filter import Filter
@@ -28,7 +28,6 @@ __all__ = [
     "Selector",
     "Spread",
     "Stage",
-    "StageError",
     "ZeroShotTags",
     "make_plan",
 ]

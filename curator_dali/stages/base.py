@@ -12,22 +12,18 @@ from numpy.typing import NDArray
 
 from curator_dali.arguments import checked
 from curator_dali.batch import ImageBatch
-from curator_dali.errors import CuratorDaliError
+from curator_dali.errors import StageError
 from curator_dali.stages.scored import Scored
 from curator_dali.stages.settings import plain
 from curator_dali.transforms import Transform
 
-__all__ = ["DTYPES", "GlobalSelector", "Selector", "Stage", "StageError", "View", "checked_stage"]
+__all__ = ["DTYPES", "GlobalSelector", "Selector", "Stage", "View", "checked_stage"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 View = tuple[Transform, ...]
 
 DTYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
 """What a column can hold. A score that is undefined for an image is NaN in a float column, None in one of strings."""
-
-
-class StageError(CuratorDaliError, ValueError):
-    """Stages that do not fit together, or a setting that a stage cannot take; raised before work starts."""
 
 
 def checked_stage(stage: F) -> F:

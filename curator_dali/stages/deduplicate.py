@@ -14,23 +14,27 @@ from numpy.typing import NDArray
 
 from curator_dali import similarity
 from curator_dali.arguments import Count, Limits
+from curator_dali.arrays import objects
 from curator_dali.batch import ImageBatch
-from curator_dali.fields import objects
+from curator_dali.errors import StageError
 from curator_dali.similarity import MAX_PAIRS, Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
 from curator_dali.sources.samples import image_member
-from curator_dali.stages.base import GlobalSelector, Stage, StageError, View, checked_stage
+from curator_dali.stages.base import GlobalSelector, Stage, View, checked_stage
 from curator_dali.stages.earlier import Matches, Way, check_earlier, match_earlier
 from curator_dali.stages.embed import embedder_of
 from curator_dali.stages.scored import Scored
 from curator_dali.stages.spreading import SpreadEmbeddings
+from curator_dali.transforms import Grey
 
-__all__ = ["Deduplicate", "embeddings_of"]
+__all__ = ["HASH_VIEW", "Deduplicate", "embeddings_of"]
 
 logger = logging.getLogger(__name__)
 
 _IN_MEMORY = 1 << 30  # bytes of embeddings; more are put into a temporary file
 _NAMES = {"phash": "pHash", "dhash": "dHash"}
 _PIXELS: View = ()
+HASH_VIEW: View = (Grey(),)
+"""Whole images in grey, which `similarity.phash` and `dhash` are fastest with."""
 
 
 @checked_stage
@@ -145,7 +149,7 @@ class Deduplicate(GlobalSelector):
     @property
     def views(self) -> tuple[View, ...]:
         """Whole images for the hash of pixels, and in grey for a perceptual hash."""
-        near = [similarity.HASH_VIEW] if self.near is not None else []
+        near = [HASH_VIEW] if self.near is not None else []
         return (*([_PIXELS] if self.exact in (True, "pixels") else []), *near)
 
     @property
@@ -184,7 +188,7 @@ class Deduplicate(GlobalSelector):
         if "pixel_hash" in wanted:
             batch.columns["pixel_hash"] = objects(similarity.to_hex(similarity.pixel_hash(batch.to_torch(_PIXELS))))
         if self.near is not None:
-            hashes, blank = similarity.hash_images(batch.to_torch(similarity.HASH_VIEW), self.hash)
+            hashes, blank = similarity.hash_images(batch.to_torch(HASH_VIEW), self.hash)
             batch.columns[f"{self.hash}_blank"] = blank
             batch.columns[self.hash] = objects(similarity.to_hex(hashes))
             batch.columns[self.hash][blank] = None

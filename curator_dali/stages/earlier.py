@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import similarity
-from curator_dali.fields import objects
+from curator_dali.arrays import objects
+from curator_dali.errors import StageError
 from curator_dali.files import is_remote
 from curator_dali.indexing import Index, open_index
 from curator_dali.similarity import MAX_PAIRS
 from curator_dali.sinks import Manifest, RowFiles
+from curator_dali.sinks.manifest import labels_of
 from curator_dali.sinks.parquet import EMBEDDING
-from curator_dali.stages.base import StageError
-from curator_dali.stages.plan import labels_of
 
 __all__ = ["Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier"]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from curator_dali import arrays
 from curator_dali.batch import ImageBatch
-from curator_dali.stages.base import Stage, StageError, View, checked_stage
+from curator_dali.errors import StageError
+from curator_dali.stages.base import Stage, View, checked_stage
 
 if TYPE_CHECKING:
     from curator_dali.models import ImageEncoder

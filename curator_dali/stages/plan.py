@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
+from curator_dali.errors import StageError
 from curator_dali.importing import import_whole
-from curator_dali.stages.base import DTYPES, GlobalSelector, Selector, Stage, StageError, View
+from curator_dali.sinks.manifest import labels_of
+from curator_dali.stages.base import DTYPES, GlobalSelector, Selector, Stage, View
 
-__all__ = ["LOADED", "Plan", "check_type", "labels_of", "make_plan", "written"]
+__all__ = ["LOADED", "Plan", "check_type", "make_plan", "written"]
 
 LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
 """What the loader knows of every image, whatever the stages are."""
@@ -188,16 +189,6 @@ def check_type(stage: Stage, field: str, kind: str | None) -> None:
         raise StageError(
             f"{stage.name} compares with a number, and {field!r} is a text; use equals= with texts, or where="
         )
-
-
-def labels_of(names: Iterable[str]) -> list[str]:
-    """What stages of these names are called, in their order: "Quality", "Filter(width)", "Filter(width) #2"."""
-    seen: Counter[str] = Counter()
-    labels = []
-    for name in names:
-        seen[name] += 1
-        labels.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
-    return labels
 
 
 def written(stage: Stage) -> dict[str, str]:

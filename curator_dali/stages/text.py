@@ -11,7 +11,8 @@ import numpy as np
 
 from curator_dali.arguments import Limits
 from curator_dali.batch import ImageBatch
-from curator_dali.stages.base import Stage, StageError, checked_stage
+from curator_dali.errors import StageError
+from curator_dali.stages.base import Stage, checked_stage
 from curator_dali.stages.embed import Embed, embedder_of
 
 if TYPE_CHECKING:

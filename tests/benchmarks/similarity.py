@@ -152,7 +152,7 @@ class Decoded:
 
     def __init__(self, pictures: list[NDArray[np.uint8]], threads: int) -> None:
         from curator_dali import pipelines
-        from curator_dali.similarity import HASH_VIEW
+        from curator_dali.stages.deduplicate import HASH_VIEW
 
         self.batches = [pictures[start : start + 64] for start in range(0, len(pictures), 64)]
         self.pipeline = pipelines.new_pipeline("cpu", 64, threads, depth=len(self.batches))

@@ -12,7 +12,8 @@ import pytest
 
 from curator_dali.curation import Settings, curate
 from curator_dali.curation.config import OPTIONS, ConfigError, make_stage, read_config
-from curator_dali.stages import STAGES, Embed, Filter, Quality, StageError, ZeroShotTags
+from curator_dali.errors import StageError
+from curator_dali.stages import STAGES, Embed, Filter, Quality, ZeroShotTags
 
 
 def is_even(values: np.ndarray) -> np.ndarray:

@@ -15,10 +15,12 @@ from PIL import Image
 import curator_dali as cd
 from curator_dali.batch import ImageBatch
 from curator_dali.curation import Curation
-from curator_dali.sinks import Manifest, account
+from curator_dali.errors import StageError
+from curator_dali.sinks import Manifest
 from curator_dali.sources import MemorySource, open_source
-from curator_dali.stages import Embed, Filter, Quality, Stage, StageError
+from curator_dali.stages import Embed, Filter, Quality, Stage
 from tests import formats, helpers
+from tests.account import account
 from tests.curation.helpers import Size, Spy, cheap_stages, content, read_members, read_rows, samples_of
 from tests.stages.helpers import BlindEncoder, ColourEncoder
 

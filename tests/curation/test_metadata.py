@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 import curator_dali as cd
 from curator_dali.curation.config import read_config
 from curator_dali.curation.metadata import add_misfits, field_types, to_column
+from curator_dali.errors import StageError
 from curator_dali.sources import MemorySource, ParquetSource, open_source
-from curator_dali.stages import Deduplicate, Filter, StageError
+from curator_dali.stages import Deduplicate, Filter
 from tests import helpers
 from tests.curation.helpers import FirstOfItsLabel, read_rows
 

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.cli import main
-from curator_dali.sinks import Manifest, RowFiles, account
-from curator_dali.stages import Deduplicate, Filter, Quality, StageError
+from curator_dali.errors import StageError
+from curator_dali.sinks import Manifest, RowFiles
+from curator_dali.stages import Deduplicate, Filter, Quality
 from tests import helpers
+from tests.account import account
 from tests.curation.helpers import FirstOfItsLabel, content, read_members, read_rows, write_embedded
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "batch_size": 16, "part_size": 20}

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 
 from curator_dali.similarity import (
-    HASH_VIEW,
     dhash,
     divide,
     nearest,
@@ -16,6 +15,7 @@ from curator_dali.similarity import (
     pixel_hash,
     similar_pairs,
 )
+from curator_dali.stages.deduplicate import HASH_VIEW
 from curator_dali.transforms import apply
 from tests.similarity.planted import planted
 

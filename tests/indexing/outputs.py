@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.fields import objects
+from curator_dali.arrays import objects
 from curator_dali.similarity import to_hex
 from curator_dali.sinks import Manifest, PartWriter, RowSchema
 from tests.similarity.planted import planted

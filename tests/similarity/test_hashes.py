@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from curator_dali import transforms
-from curator_dali.fields import objects
+from curator_dali.arrays import objects
 from curator_dali.similarity import (
-    HASH_VIEW,
     dhash,
     find_comparable,
     from_hex,
@@ -29,6 +28,7 @@ from curator_dali.similarity import (
     phash,
     to_hex,
 )
+from curator_dali.stages.deduplicate import HASH_VIEW
 from tests import helpers
 
 Hash = Callable[..., NDArray[np.uint64]]

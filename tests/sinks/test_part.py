@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from curator_dali.errors import OutputError
-from curator_dali.sinks import Manifest, PartWriter, RowFiles, account
+from curator_dali.sinks import Manifest, PartWriter, RowFiles
+from tests.account import account
 from tests.sinks.part_job import PART, SAMPLES, SCHEMA, image, rows, run
 
 # Forks a child for each try, which has everything imported already, and kills it at a random moment.

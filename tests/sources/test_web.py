@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from curator_dali import ImageLoader, httpfs, stores
+from curator_dali import ImageLoader, files, httpfs, stores
 from curator_dali.errors import SourceError
 from curator_dali.sources import Source, TarSource, open_source, storage
 from tests import helpers
@@ -194,9 +194,9 @@ def test_the_configuration_of_fsspec_goes_before_our_limits(
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 60}, "anon": True})
     monkeypatch.setitem(fsspec.config.conf, "gcs", {"session_kwargs": {"timeout": own}})
     monkeypatch.setitem(fsspec.config.conf, "abfs", {"read_timeout": 60})
-    assert stores._make_options("s3") == {"config_kwargs": {"connect_timeout": 10.0, "read_timeout": 60}}
-    assert stores._make_options("gs") == {"session_kwargs": {"timeout": own}}
-    assert stores._make_options("abfs") == {"connection_timeout": 10.0, "read_timeout": 60}
+    assert files._make_options("s3") == {"config_kwargs": {"connect_timeout": 10.0, "read_timeout": 60}}
+    assert files._make_options("gs") == {"session_kwargs": {"timeout": own}}
+    assert files._make_options("abfs") == {"connection_timeout": 10.0, "read_timeout": 60}
     server.silent = {"HEAD", "GET"}
     begun = time.monotonic()
     with pytest.raises(SourceError, match="silent for too long"):
@@ -211,7 +211,7 @@ def test_the_limit_is_ten_seconds_unless_told() -> None:
     assert (timeout.total, timeout.sock_connect, timeout.sock_read) == (None, 10, 10)
     chained, _ = storage.filesystem("simplecache::http://localhost/a.tar")
     assert chained.fs.client_kwargs["timeout"] == timeout
-    written, _ = stores.filesystem("http://localhost/a.tar")
+    written, _ = files.filesystem("http://localhost/a.tar")
     assert "timeout" not in written.client_kwargs  # the answer to an upload takes its time
 
 

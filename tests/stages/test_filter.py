@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.stages import Filter, StageError
+from curator_dali.errors import StageError
+from curator_dali.stages import Filter
 
 
 def batch(**columns: Any) -> ImageBatch:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from curator_dali.batch import ImageBatch
+from curator_dali.errors import StageError
 from curator_dali.stages import (
     NSFW,
     STAGES,
@@ -22,7 +23,6 @@ from curator_dali.stages import (
     Filter,
     Quality,
     Stage,
-    StageError,
     ZeroShotTags,
     make_plan,
 )

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from curator_dali.batch import ImageBatch
+from curator_dali.errors import StageError
 from curator_dali.models import AestheticPredictor, NSFWClassifier
-from curator_dali.stages import NSFW, Aesthetic, CLIPScore, Embed, Quality, Stage, StageError, ZeroShotTags
+from curator_dali.stages import NSFW, Aesthetic, CLIPScore, Embed, Quality, Stage, ZeroShotTags
 from tests.stages.helpers import BlindEncoder, ColourEncoder, batch_of, flat
 
 

@@ -1,0 +1,3 @@
+"""The version of curator_dali."""
+
+__version__ = "0.1.0"
