@@ -52,9 +52,9 @@ def flow(
     rows: list[tuple[str, str, int | None, int]] = [("in", "", None, samples)]
     left = samples
     for stage, reasons in {"failed": failed, **dropped}.items():
-        for place, (reason, count) in enumerate(_largest(reasons, most)):
-            left -= count
-            rows.append(("" if place else stage, reason, count, left))
+        for place, (reason, many) in enumerate(_largest(reasons, most)):
+            left -= many
+            rows.append(("" if place else stage, reason, many, left))
     rows.append(("kept", "", None, kept))
     body = "".join(
         f"<tr><th scope='row'>{escape(step)}</th><td>{escape(reason)}</td>"

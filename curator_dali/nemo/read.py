@@ -10,7 +10,8 @@ from typing import Any, Literal
 from nemo_curator.backends.base import WorkerMetadata
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
-from nemo_curator.tasks import FileGroupTask, ImageBatch
+from nemo_curator.tasks import FileGroupTask
+from nemo_curator.tasks import ImageBatch as NemoImageBatch
 
 from curator_dali.arguments import Count, checked
 from curator_dali.arrays import resolve_device
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DaliImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):  # type: ignore[misc]
+class DaliImageReaderStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ignore[misc]
     """Read and decode the images of WebDataset tars (also of Parquet files, folders and URLs of these).
 
     A drop-in for NeMo Curator's `ImageReaderStage`. What differs: images keep their own keys, paths, captions and
@@ -89,7 +90,7 @@ class DaliImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):  # type:
             self._loader.close()
             self._loader = None
 
-    def stream(self, task: FileGroupTask) -> Iterator[ImageBatch]:
+    def stream(self, task: FileGroupTask) -> Iterator[NemoImageBatch]:
         """The batches of a task, one after the other, each decoded while its predecessor is used.
 
         Raises:
@@ -100,7 +101,7 @@ class DaliImageReaderStage(ProcessingStage[FileGroupTask, ImageBatch]):  # type:
         assert self._loader is not None
         return emit(task, ((batch, errors, []) for batch, errors in self._loader.load(task)))
 
-    def process(self, task: FileGroupTask) -> list[ImageBatch]:
+    def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
         """All batches of a task."""
         batches = list(self.stream(task))
         report(self, batches, self.verbose)
@@ -124,7 +125,7 @@ def check(
     """
 
 
-def report(stage: ProcessingStage, batches: list[ImageBatch], verbose: bool) -> None:
+def report(stage: ProcessingStage, batches: list[NemoImageBatch], verbose: bool) -> None:
     """Log what a task left out, and give the counts to NeMo Curator's measurements of the stage."""
     failed = [row for batch in batches for row in batch._metadata.get(ERRORS, [])]
     dropped = sum(len(batch._metadata.get(DROPPED, [])) for batch in batches)
