@@ -27,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali import models, transforms
-from curator_dali.torch import TargetError, TorchImageLoader
+from curator_dali.ray import RayExecutor
+from curator_dali.torch import Padded, TargetError, TorchImageLoader
 from curator_dali.transforms import Resize
 from tests.helpers import crops, encode, load_photos, write_shards
 
@@ -246,8 +248,15 @@ def make_objects(root: Path) -> dict[str, Any]:
         "groups": cd.duplicate_groups(finished),
         "leaks": [cd.Leak("a", "folder/a.jpg", "b", "same bytes")],
         "sheet": report.dropped.show(),
+        "index": cd.open_index(finished),
+        "curation": cd.Curation(root / "shards", root / "new", **settings_of("default")),
+        "executor": RayExecutor(num_workers=2),
+        "padded": Padded(torch.zeros(1, 3, 2, 2), torch.ones(1, 2, 2)),
         "loader": under_way,
+        "loader_mixed": make_loader(root, "mixed"),
+        "loader_bucketed": make_loader(root, "bucketed"),
         "loader_torch": torch_loader,
+        "sampler": make_torch_loader(root).batch_sampler,
     }  # fmt: skip
 
 
@@ -265,6 +274,8 @@ def tell(value: Any) -> Any:
             return [kind, value.state_dict(), take_ids(iter(value))]
     if isinstance(value, cd.Report):
         return [kind, value.as_dict(), type(value.kept).__name__, type(value.dropped).__name__]
+    if isinstance(value, cd.Curation):
+        return [kind, value.settings, list(value.plan.labels), value.work]
     if is_dataclass(value):  # also one that is called, as a stage
         return [kind, {f.name: tell(getattr(value, f.name)) for f in fields(value) if not f.name.startswith("_")}]
     if isinstance(value, Exception):
