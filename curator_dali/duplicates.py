@@ -11,9 +11,9 @@ import numpy as np
 
 from curator_dali import html
 from curator_dali.arguments import checked
-from curator_dali.curation.candidates import Candidates
 from curator_dali.errors import OutputError
 from curator_dali.sinks import Manifest, RowFiles
+from curator_dali.sinks.rows import RowSubset
 from curator_dali.stages import Deduplicate, StageError
 from curator_dali.stages.deduplicate import embeddings_of
 from curator_dali.stages.earlier import check_earlier, embedder_lineage, match_earlier
@@ -148,7 +148,7 @@ def leaks(
     check_earlier("leaks", [other], comparing.ways, dim, embedder_lineage(run))
     status = files.columns(["status"])["status"]
     columns = dict.fromkeys((way.column for way in comparing.ways), "string")
-    kept = Candidates(files, np.flatnonzero(status == "kept"), columns)
+    kept = RowSubset(files, np.flatnonzero(status == "kept"), columns)
     if not len(kept):
         return []
     with tempfile.TemporaryFile() as room:

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.callbacks import ignore
-from curator_dali.curation.candidates import Candidates, Workroom, workroom
 from curator_dali.curation.config import make_stage
 from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.finishing import (
     FAILED,
     KEPT,
+    Candidates,
     Decisions,
+    Workroom,
     apply,
     decide_with,
     read_rows,
+    workroom,
     write_kept,
 )  # fmt: skip
 from curator_dali.curation.places import check_out
