@@ -62,7 +62,7 @@ KEPT, FAILED = np.int16(32767), np.int16(-1)
 
 @dataclass(frozen=True)
 class Workroom:
-    """Who shares what is decided of an output, and where their files go.
+    """The workers that share a decision on an output, and the folder for their files.
 
     Attributes:
         mapper: Of the executor.
@@ -75,9 +75,9 @@ class Workroom:
 
 @contextmanager
 def workroom(executor: Executor, folder: str) -> Iterator[Workroom | None]:
-    """The workers of an executor, for what is decided of an output; None where it has no others.
+    """Yield the workers of an executor and a scratch folder, or None if the executor is local.
 
-    What a killed run left in the folder is removed before, and what is there removed afterwards.
+    The scratch folder is removed before and afterwards, so a killed run leaves nothing behind.
 
     Args:
         executor: The executor.

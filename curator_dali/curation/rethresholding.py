@@ -33,9 +33,9 @@ from curator_dali.curation.run import label_facts
 from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError
-from curator_dali.reopening import reopen_source
 from curator_dali.report import Report
-from curator_dali.reporting import leave_report
+from curator_dali.reporting.selection import reopen_source
+from curator_dali.reporting.writing import leave_report
 from curator_dali.sinks import Manifest, RowFiles, RowSchema
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage, StageError
