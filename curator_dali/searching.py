@@ -19,12 +19,12 @@ from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.joining import concat
 from curator_dali.loader import ImageLoader
 from curator_dali.models import WeightsError, load_encoder
-from curator_dali.reporting.selection import reopen_source
+from curator_dali.reporting.selection import load_samples
 from curator_dali.similarity import bad_rows, nearest
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.sinks.parquet import EMBEDDING
 from curator_dali.sinks.rows import RowSubset
-from curator_dali.sources import MemorySource, Subset
+from curator_dali.sources import MemorySource
 from curator_dali.sources.reading import read_bytes
 from curator_dali.sources.storage import Storage, is_remote, one_line
 from curator_dali.stages import Deduplicate, StageError
@@ -88,19 +88,12 @@ class Found:
         """
         if not len(self):
             return ImageBatch("search", self.out)
-        source = reopen_source(Manifest.load(self.out), self.source)
-        try:
-            batches = []
-            chosen = Subset(source, self.indices)
-            with ImageLoader(chosen, batch_size=min(len(self), 64), device=device, transforms=transforms) as loader:
-                for decoded, batch in loader.steps():
-                    if batch is not None:
-                        batch.columns["cosine"] = self.cosines[decoded.encoded.indices[decoded.rows]]
-                        batches.append(batch)
-            return concat(batches) if batches else ImageBatch("search", self.out)
-        finally:
-            if source is not self.source:
-                source.close()
+        batches = []
+        options = {"batch_size": min(len(self), 64), "device": device, "transforms": transforms}
+        for places, batch in load_samples(Manifest.load(self.out), self.indices, self.source, **options):
+            batch.columns["cosine"] = self.cosines[places]
+            batches.append(batch)
+        return concat(batches) if batches else ImageBatch("search", self.out)
 
 
 @partial(checked, error=SearchError)

@@ -35,6 +35,7 @@ __all__ = [
     "Picture",
     "Selection",
     "encode_pictures",
+    "load_samples",
     "make_cards",
     "read_pictures",
     "reopen_source",
@@ -44,6 +45,7 @@ __all__ = [
 _BUDGET = 200_000  # bytes of JPEG in one display, as a batch's
 _NO_COLUMNS = ("image_id", "image_path", "embedding")
 _AT_ONCE = 8  # whole images in memory
+_HEIGHT = 168  # of a thumbnail, at the most
 _MOST_FACTS = 3
 
 
@@ -119,16 +121,17 @@ class Selection:
             KeyError: The output has no such column.
         """
         rows = self._rows(self._chosen(n, sort_by, descending, seed)).to_pylist()
+        manifest = Manifest.load(self.out)
         shots: dict[int, Picture] = {}
         problem = ""
         if rows and self.status != "failed":
             try:
-                shots = self._pictures([row["index"] for row in rows], str(device))
+                shots = read_pictures(manifest, [row["index"] for row in rows], self.source, str(device))
             except SourceError as error:
                 if self.source is not None:
                     raise
                 problem = str(error)
-        limits = list(thresholds(Manifest.load(self.out).run.get("settings", {})))
+        limits = list(thresholds(manifest.run.get("settings", {})))
         scores = list(dict.fromkeys([*([sort_by] if sort_by else []), *limits]))
         cards = make_cards(
             rows,
@@ -188,28 +191,13 @@ class Selection:
     def _decoded(
         self, told: ImageBatch, indices: NDArray[np.int64], transforms: Sequence[Any], device: str
     ) -> ImageBatch:
-        source = reopen_source(Manifest.load(self.out), self.source)
         batches = []
-        try:
-            chosen = Subset(source, indices)
-            with ImageLoader(chosen, batch_size=64, device=device, transforms=transforms) as loader:
-                for decoded, batch in loader.steps():
-                    if batch is not None:
-                        known = told[decoded.encoded.indices[decoded.rows]]
-                        batch.columns, batch.embeddings = known.columns, known.embeddings
-                        batches.append(batch)
-        finally:
-            if source is not self.source:
-                source.close()
+        options = {"batch_size": 64, "device": device, "transforms": transforms}
+        for places, batch in load_samples(Manifest.load(self.out), indices, self.source, **options):
+            known = told[places]
+            batch.columns, batch.embeddings = known.columns, known.embeddings
+            batches.append(batch)
         return concat(batches) if batches else ImageBatch(self.title, self.out)
-
-    def _pictures(self, indices: Sequence[int], device: str) -> dict[int, Picture]:
-        source = reopen_source(Manifest.load(self.out), self.source)
-        try:
-            return read_pictures(source, indices, device)
-        finally:
-            if source is not self.source:
-                source.close()
 
     def _chosen(self, n: int, sort_by: str | None, descending: bool, seed: int) -> NDArray[np.int64]:
         """Indices of at most n of them, in the order that they are wanted in."""
@@ -391,6 +379,34 @@ def reopen_source(manifest: Manifest, source: Any = None) -> Source:
     return opened
 
 
+def load_samples(
+    manifest: Manifest, indices: NDArray[np.int64], source: Any = None, **options: Any
+) -> Iterator[tuple[NDArray[np.int64], ImageBatch]]:
+    """Decode samples of an output from its data set. Unreadable samples are left out.
+
+    Args:
+        manifest: The output's.
+        indices: At least one index in the source.
+        source: The data set, where it is known better than recorded.
+        options: Arguments of `ImageLoader`.
+
+    Yields:
+        The places in `indices` of a batch's images, and the batch.
+
+    Raises:
+        SourceError: The data set cannot be opened again.
+    """
+    opened = reopen_source(manifest, source)
+    try:
+        with ImageLoader(Subset(opened, indices), **options) as loader:
+            for decoded, batch in loader.steps():
+                if batch is not None:
+                    yield decoded.encoded.indices[decoded.rows], batch
+    finally:
+        if opened is not source:
+            opened.close()
+
+
 @dataclass(frozen=True)
 class Picture:
     """One image to be shown.
@@ -404,29 +420,21 @@ class Picture:
     caption: str = ""
 
 
-def read_pictures(
-    source: Source, indices: Iterable[int], device: str = "auto", height: int = 168
-) -> dict[int, Picture]:
+def read_pictures(manifest: Manifest, indices: Iterable[int], source: Any, device: str) -> dict[int, Picture]:
     """Decode thumbnails of samples, by their index in the source. Unreadable samples are left out.
 
     Args:
-        source: The data set.
-        indices: Of the samples.
-        device: Where to decode.
-        height: Most rows of a thumbnail.
+        manifest: The output's.
+        indices: At least one index in the source.
+        source: The data set, where it is known better than recorded.
+        device: The device to decode on.
     """
     wanted = np.unique(np.fromiter(indices, np.int64))
     found: dict[int, Picture] = {}
-    if not len(wanted):
-        return found
-    with ImageLoader(Subset(source, wanted), batch_size=_AT_ONCE, device=device, prefetch=1) as loader:
-        for decoded, batch in loader.steps():
-            if batch is None:
-                continue
-            small = thumbnails.reduce(batch.images, height)
-            places = wanted[decoded.encoded.indices[decoded.rows]].tolist()
-            for index, pixels, item in zip(places, small, batch.data, strict=True):
-                found[index] = Picture(pixels, _caption(item.metadata))
+    for places, batch in load_samples(manifest, wanted, source, batch_size=_AT_ONCE, device=device, prefetch=1):
+        small = thumbnails.reduce(batch.images, _HEIGHT)
+        for index, pixels, item in zip(wanted[places].tolist(), small, batch.data, strict=True):
+            found[index] = Picture(pixels, str(item.metadata.get("caption") or ""))
     return found
 
 
@@ -434,10 +442,6 @@ def encode_pictures(pictures: Mapping[int, Picture], budget: int) -> dict[int, s
     """Encode thumbnails as data URIs. All files together have at most `budget` bytes before base64 adds a third."""
     encoded = thumbnails.encode([picture.pixels for picture in pictures.values()], budget)
     return dict(zip(pictures, map(html.data_uri, encoded), strict=True))
-
-
-def _caption(metadata: Mapping[str, Any]) -> str:
-    return str(metadata.get("caption") or "")
 
 
 def make_cards(
@@ -458,35 +462,29 @@ def make_cards(
         marked: Whether to say "kept" or "dropped".
         without: Why there is no picture of a row that has none, and did not fail.
     """
-    return [
-        _card(row, pictures.get(row["index"]), sources.get(row["index"], ""), scores, marked, without) for row in rows
-    ]
-
-
-def _card(
-    row: Row, picture: Picture | None, source: str, scores: Sequence[str], marked: bool, without: str
-) -> html.Card:
-    size = (row.get("width") or 0, row.get("height") or 0)
-    known = all(size)
-    facts = [f"{size[0]} × {size[1]}"] if known else []
-    reason = str(row.get("reason") or "")
-    failed = row["status"] == "failed"
-    if reason and not failed:
-        facts.append(reason)
-    elif not failed:
-        told = [f"{name} {html.number(row[name])}" for name in scores if _is_known(row.get(name))]
-        facts += told[:_MOST_FACTS]
-    return html.Card(
-        source,
-        width=size[0] if known else 4,
-        height=size[1] if known else 3,
-        title=str(row["image_id"]),
-        facts=facts,
-        text=picture.caption if picture else "",
-        mark=row["status"] if marked else "",
-        missing=reason if failed else without,
-    )
-
-
-def _is_known(value: Any) -> bool:
-    return html.number(value) != ""
+    cards = []
+    for row in rows:
+        width, height = row.get("width") or 0, row.get("height") or 0
+        known = bool(width and height)
+        facts = [f"{width} × {height}"] if known else []
+        reason = str(row.get("reason") or "")
+        failed = row["status"] == "failed"
+        if reason and not failed:
+            facts.append(reason)
+        elif not failed:
+            numbers = {name: html.number(row.get(name)) for name in scores}
+            facts += [f"{name} {number}" for name, number in numbers.items() if number][:_MOST_FACTS]
+        picture = pictures.get(row["index"])
+        cards.append(
+            html.Card(
+                sources.get(row["index"], ""),
+                width=width if known else 4,
+                height=height if known else 3,
+                title=str(row["image_id"]),
+                facts=facts,
+                text=picture.caption if picture else "",
+                mark=row["status"] if marked else "",
+                missing=reason if failed else without,
+            )
+        )
+    return cards

@@ -15,7 +15,7 @@ from curator_dali.errors import CuratorDaliError, SourceError
 from curator_dali.files import write_file
 from curator_dali.report import Report, count_parts, read_report
 from curator_dali.reporting.scan import Group, Key, Kinds, Row, Scan, Sketch, Threshold, scan, thresholds
-from curator_dali.reporting.selection import Picture, encode_pictures, make_cards, read_pictures, reopen_source
+from curator_dali.reporting.selection import Picture, encode_pictures, make_cards, read_pictures
 from curator_dali.sinks import Manifest, Part, RowFiles, store
 from curator_dali.sinks.card import leave_card
 from curator_dali.sinks.explain import join
@@ -150,14 +150,7 @@ def _take_pictures(manifest: Manifest, found: Scan, source: Any, device: str) ->
     for key, some in found.samples.items():
         kinds += key[0] == "dropped"
         rows += some if key[0] == "kept" or (key[0] == "dropped" and kinds <= _MOST_SHEETS) else []
-    if not rows:
-        return {}
-    opened = reopen_source(manifest, source)
-    try:
-        return read_pictures(opened, (row["index"] for row in rows), device)
-    finally:
-        if opened is not source:
-            opened.close()
+    return read_pictures(manifest, (row["index"] for row in rows), source, device) if rows else {}
 
 
 def _render_page(report: Report, manifest: Manifest, found: Scan, shots: dict[int, Picture], missing: str) -> str:
