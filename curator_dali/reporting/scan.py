@@ -236,12 +236,12 @@ def _groups(
             mine = held[row["duplicate_group"]]
             mine.append(row)
             if len(mine) > 4 * members:  # a group may be large
-                held[row["duplicate_group"]] = _sort_members(mine, members)
-    found.groups = [Group(number, size, _sort_members(held[number], members)) for number, size in picked.items()]
+                held[row["duplicate_group"]] = _pick_members(mine, members)
+    found.groups = [Group(number, size, _pick_members(held[number], members)) for number, size in picked.items()]
 
 
-def _sort_members(rows: Iterable[Row], count: int) -> list[Row]:
-    """Sort the members of a group. The image without a keeper comes first."""
+def _pick_members(rows: Iterable[Row], count: int) -> list[Row]:
+    """Pick the first members of a group. An image without a keeper comes first."""
     return sorted(rows, key=lambda row: (row.get("duplicate_of") is not None, row["index"]))[:count]
 
 
