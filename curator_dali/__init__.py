@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from curator_dali.batch import ImageBatch, ImageObject, Task
     from curator_dali.curation import Curation, curate, rethreshold, stages_of
     from curator_dali.display import contact_sheet
-    from curator_dali.duplicates import DuplicateGroup, Leak, duplicate_groups, leaks
     from curator_dali.errors import (
         CuratorDaliError,
         ImageError,
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
     from curator_dali.joining import concat
     from curator_dali.loader import ImageLoader
     from curator_dali.report import Report
-    from curator_dali.reporting import write_report
+    from curator_dali.reporting.writing import write_report
     from curator_dali.sampling import Buckets, Position, Shard, Shuffle
-    from curator_dali.searching import Found, search
+    from curator_dali.searching import DuplicateGroup, Found, Leak, duplicate_groups, leaks, search
     from curator_dali.sources import (
         FolderSource,
         MemorySource,
@@ -62,7 +61,7 @@ _HOME = {
     "Curation": "curation",
     "CuratorDaliError": "errors",
     "Deduplicate": "stages",
-    "DuplicateGroup": "duplicates",
+    "DuplicateGroup": "searching",
     "Embed": "stages",
     "Filter": "stages",
     "FolderSource": "sources",
@@ -72,7 +71,7 @@ _HOME = {
     "ImageLoader": "loader",
     "ImageObject": "batch",
     "Index": "indexing",
-    "Leak": "duplicates",
+    "Leak": "searching",
     "LoaderStats": "stats",
     "MemorySource": "sources",
     "Mixture": "sources",
@@ -97,8 +96,8 @@ _HOME = {
     "concat": "joining",
     "contact_sheet": "display",
     "curate": "curation",
-    "duplicate_groups": "duplicates",
-    "leaks": "duplicates",
+    "duplicate_groups": "searching",
+    "leaks": "searching",
     "open_index": "indexing",
     "open_source": "sources",
     "rethreshold": "curation",
@@ -106,7 +105,7 @@ _HOME = {
     "stages_of": "curation",
     "write_errors": "stats",
     "write_index": "indexing",
-    "write_report": "reporting",
+    "write_report": "reporting.writing",
 }
 
 __all__ = [

@@ -258,7 +258,7 @@ def _curate(pattern: str, out: Path, device: str, built: Built) -> Iterator[str]
 
 def _duplicates(out: Path, built: Built) -> Iterator[str]:
     """The groups of duplicates, and whether the planted ones are among them."""
-    from curator_dali.duplicates import duplicate_groups
+    from curator_dali.searching import duplicate_groups
 
     groups = duplicate_groups(out)
     yield f"Alike    {len(groups)} groups; one image of each was kept"

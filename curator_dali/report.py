@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from curator_dali import html
-from curator_dali.counts import Count, Counts
+from curator_dali.arguments import checked
+from curator_dali.documents import parse_json
+from curator_dali.errors import OutputError
+from curator_dali.files import one_line
+from curator_dali.reporting.selection import Count, Counts
+from curator_dali.sinks import Manifest, Part, store
+from curator_dali.sinks.explain import join
 
-__all__ = ["Report", "add_up"]
+__all__ = ["Report", "add_up", "count_parts", "read_report"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,15 +70,14 @@ class Report:
             object.__setattr__(self, name, counted.of(self.out, name, tuple(self.stages)))
 
     @classmethod
+    @checked
     def load(cls, out: str | os.PathLike[str]) -> Report:
         """The report of an output that is there, finished or not.
 
         Raises:
             OutputError: There is no output, or it is of another version.
         """
-        from curator_dali.reporting import load_report
-
-        return load_report(out)
+        return read_report(Manifest.load(os.fspath(out)), os.fspath(out))
 
     @property
     def num_dropped(self) -> int:
@@ -134,6 +142,45 @@ class Report:
     def _row(self, what: str, count: int, why: str) -> tuple[str, str, str, str]:
         share = f"{abs(count) / self.samples:.1%}" if self.samples else ""
         return what, f"{count:+,}" if count < 0 else f"{count:,}", share, why
+
+
+def read_report(manifest: Manifest, out: str) -> Report:
+    """Read the report of an output: the counts of its parts, and the rest of its `report.json`.
+
+    Args:
+        manifest: The output's.
+        out: The output folder, as the report is to name it.
+    """
+    told = _read_json(join(manifest.folder, "report.json"))
+    parts = manifest.parts()
+    timed = [name for part in parts[:1] for name in part.info.get("seconds", {})]
+    labels = [name for name in dict.fromkeys([*timed, *told.get("dropped", {})]) if name not in ("decode", "write")]
+    known = {name: told.get(name, "not known") for name in ("source", "device")}
+    took = {name: told.get(name, 0) for name in ("earlier", "seconds")}
+    return count_parts(manifest, parts, labels, out=out, version=manifest.run.get("version", ""), **known, **took)
+
+
+def _read_json(url: str) -> dict[str, Any]:
+    """Read `report.json`. A missing or damaged file gives an empty dictionary, as the parts have most counts."""
+    try:
+        told = parse_json(store.read(url) or b"{}")
+    except (ValueError, OutputError) as error:
+        logger.warning("%s cannot be read: %s", url, one_line(error))
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def count_parts(manifest: Manifest, parts: Sequence[Part], labels: Sequence[str], **about: Any) -> Report:
+    """Make a report of parts.
+
+    Args:
+        manifest: The output's.
+        parts: The parts of the output.
+        labels: The stages in their order.
+        about: Fields of the report that the output itself does not say.
+    """
+    counts = add_up(({"counts": part.counts, "info": part.info} for part in parts), labels)
+    return Report(complete=not manifest.missing(), lineage=manifest.run.get("lineage", {}), **counts, **about)
 
 
 def add_up(parts: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> dict[str, Any]:

@@ -17,19 +17,20 @@ HEAVY = ["PIL", "cupy", "fsspec", "nvidia.dali", "nvidia.nvimgcodec", "pyarrow",
 
 # Module or folder -> what lies directly below it. What is further down may be imported as well.
 LAYERS: dict[str, set[str]] = {
-    "cli": {"ray", "bench", "curation", "demo", "display", "duplicates", "reporting", "searching", "survey"},
-    "duplicates": {"curation"},
-    "searching": {"curation"},
+    "cli": {"ray", "bench", "curation", "demo", "display", "reporting", "searching", "survey"},
+    "searching": {"reporting.selection"},
     "ray": {"curation"},
     "nemo": {"curation"},
     "torch": {"loader", "padding", "targets"},
     "padding": set(),
     "targets": {"sources"},
     "bench": {"loader"},
-    "demo": {"curation", "display", "duplicates"},
+    "demo": {"curation", "display", "searching"},
     "curation": {"callbacks", "reporting", "stages"},
-    "reporting": {"loader", "reopening", "report", "stages"},
-    "reopening": {"sinks", "sources"},
+    "reporting": {"report"},
+    "report": {"reporting.selection"},
+    "reporting.selection": {"loader", "reporting.scan"},
+    "reporting.scan": {"stages"},
     "loader": {"display", "joining", "ordering", "prefetching", "state", "stats"},
     "joining": {"batch"},
     "stats": set(),
@@ -44,8 +45,6 @@ LAYERS: dict[str, set[str]] = {
     "indexing": {"callbacks", "similarity", "sinks"},
     "sinks": {"batch", "documents", "sources.samples"},
     "display": {"batch", "html", "similarity"},
-    "report": {"batch", "counts", "html"},
-    "counts": set(),
     "sources": {"sources.base", "sources.samples", "batch", "documents"},
     "sources.base": {"batch"},
     "sources.samples": {"documents"},
@@ -76,12 +75,9 @@ LAYERS: dict[str, set[str]] = {
     "stores": set(),
     "arguments": set(),
 }
-# Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`, a
-# report's call `reporting`.
+# Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`.
 MAY_LOOK_UP = {
     "viewing": {"display", "fields"},
-    "counts": {"reporting"},
-    "report": {"reporting"},
     "stores": {"httpfs"},
 }
 # Modules that exist for the sake of a library may import it when they are imported themselves.

@@ -170,7 +170,7 @@ def add_duplicates(parser: argparse.ArgumentParser) -> None:
 
 def duplicates(arguments: argparse.Namespace) -> int:
     """List groups of duplicates, or what two outputs share."""
-    from curator_dali.duplicates import duplicate_groups, leaks
+    from curator_dali.searching import duplicate_groups, leaks
 
     if arguments.leaks:
         found = leaks(
@@ -251,7 +251,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write report.html anew."""
-    from curator_dali.reporting import write_report
+    from curator_dali.reporting.writing import write_report
 
     if arguments.to:
         check_folder_of(arguments.to)

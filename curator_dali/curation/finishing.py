@@ -1,46 +1,185 @@
-"""The second phase of a run with a stage that sees everything: decide, then write who stays from the source's bytes."""
+"""The second phase of a run with a stage that sees everything: decide, then write who stays from the source's bytes.
+
+What the stage decides may be shared among the executor's workers.
+"""
 
 from __future__ import annotations
 
+import logging
+import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.curation.candidates import Candidates, Workroom, workroom
-from curator_dali.curation.executors import Executor
+from curator_dali.curation.executors import Executor, Mapper
 from curator_dali.curation.metadata import add_misfits
 from curator_dali.curation.rows import DECODE, Rows
 from curator_dali.curation.writing import Account, Output, write_rows
-from curator_dali.errors import StageError, kind_of_failure
+from curator_dali.errors import OutputError, StageError, kind_of_failure
+from curator_dali.files import make_folder
 from curator_dali.sampling import Range
-from curator_dali.sinks import Manifest, Part, RowFiles
+from curator_dali.sinks import Manifest, Part, RowFiles, store
 from curator_dali.sinks.explain import join
 from curator_dali.sinks.records import part_name
-from curator_dali.sinks.rows import to_numpy
+from curator_dali.sinks.rows import RowSubset, read_embeddings, to_numpy
 from curator_dali.sources import Source
-from curator_dali.stages import GlobalSelector, Plan, Selector
+from curator_dali.stages import GlobalSelector, Plan, Selector, Spread
 
 __all__ = [
     "FAILED",
     "KEPT",
+    "Candidates",
     "Decisions",
+    "Workroom",
     "apply",
     "decide",
     "decide_with",
     "finish",
     "read_rows",
+    "workroom",
     "write_kept",
 ]
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_WORK = "_work"  # folder in the output, while something is decided
+_DELAYS = (0.0, 0.5, 2.0)  # a process that is being ended may still write
 _CHUNK = 256  # samples whose bytes are in memory at once, times the source's read-ahead
 
 KEPT, FAILED = np.int16(32767), np.int16(-1)
+
+
+@dataclass(frozen=True)
+class Workroom:
+    """The workers that share a decision on an output, and the folder for their files.
+
+    Attributes:
+        mapper: Of the executor.
+        folder: For files, which need not be there yet.
+    """
+
+    mapper: Mapper
+    folder: str
+
+
+@contextmanager
+def workroom(executor: Executor, folder: str) -> Iterator[Workroom | None]:
+    """Yield the workers of an executor and a scratch folder, or None if the executor is local.
+
+    The scratch folder is removed before and afterwards, so a killed run leaves nothing behind.
+
+    Args:
+        executor: The executor.
+        folder: The output.
+    """
+    place = join(folder, _WORK)
+    _remove_folder(place)
+    try:
+        with executor.mapper() as mapper:
+            yield None if mapper is None else Workroom(mapper, place)
+    finally:
+        _remove_folder(place)
+
+
+class Candidates(RowSubset):
+    """The rows of an output that a stage has to judge, as a `Scored`.
+
+    Args:
+        files: The output's rows.
+        rows: (M,) int64, the numbers of the rows, ascending.
+        kinds: Name -> type of the columns.
+        workroom: The workers that share the work; None: this process alone.
+    """
+
+    def __init__(
+        self,
+        files: RowFiles,
+        rows: NDArray[np.int64],
+        kinds: Mapping[str, str],
+        workroom: Workroom | None = None,
+    ) -> None:
+        super().__init__(files, rows, kinds)
+        self._workroom = workroom
+
+    @property
+    def spread(self) -> Spread | None:
+        """The workers that may share the work."""
+        return None if self._workroom is None else _Sharing(self._workroom, self.files, self.rows)
+
+
+class _Sharing:
+    """The workers of a `Workroom`, and the embeddings of M candidates for them: what `Spread` promises."""
+
+    def __init__(self, workroom: Workroom, files: RowFiles, rows: NDArray[np.int64]) -> None:
+        self._workroom, self._files, self._rows = workroom, files, rows
+        self.device, self.dim = workroom.mapper.device, files.embedding_dim
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """What a function gives for each item, in their order."""
+        return self._workroom.mapper.map(function, items)
+
+    def reader(self, rows: NDArray[np.int64]) -> _Reader:
+        """The embeddings of some candidates, by their numbers among these, ascending."""
+        wanted = self._rows[rows]
+        numbers = np.searchsorted(self._starts, wanted, side="right") - 1  # of their files
+        first = np.flatnonzero(np.diff(numbers, prepend=-1))
+        pieces = zip(numbers[first].tolist(), np.split(wanted, first[1:]), strict=True) if len(first) else ()
+        return _Reader(tuple((self._files.files[n], some - self._starts[n]) for n, some in pieces), self.dim)
+
+    @contextmanager
+    def room(self) -> Iterator[str]:
+        """A new folder for files."""
+        folder = join(self._workroom.folder, secrets.token_hex(8))  # nobody's who is still about to write
+        make_folder(folder)
+        try:
+            yield folder
+        finally:
+            _remove_folder(folder)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """The first row of every file."""
+        return np.cumsum([0, *self._files.counts()], dtype=np.int64)[:-1]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Some rows of Parquet files.
+
+    Attributes:
+        pieces: File and (n,) rows of it, ascending.
+        dim: D.
+    """
+
+    pieces: tuple[tuple[str, NDArray[np.int64]], ...]
+    dim: int
+
+    def read(self) -> NDArray[np.float32]:
+        """(m, D)."""
+        blocks = [read_embeddings(url, rows) for url, rows in self.pieces]
+        return np.concatenate([np.empty((0, self.dim), np.float32), *blocks])
+
+
+def _remove_folder(folder: str) -> None:
+    for delay in _DELAYS:
+        time.sleep(delay)
+        try:
+            store.remove_folder(folder)
+            return
+        except OutputError as error:
+            problem = error
+    logger.warning("%s; the next run will", problem)
 
 
 @dataclass

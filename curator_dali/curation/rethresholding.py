@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.callbacks import ignore
-from curator_dali.curation.candidates import Candidates, Workroom, workroom
 from curator_dali.curation.config import make_stage
 from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.finishing import (
     FAILED,
     KEPT,
+    Candidates,
     Decisions,
+    Workroom,
     apply,
     decide_with,
     read_rows,
+    workroom,
     write_kept,
 )  # fmt: skip
 from curator_dali.curation.places import check_out
@@ -31,9 +33,9 @@ from curator_dali.curation.run import label_facts
 from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError, StageError
-from curator_dali.reopening import reopen_source
 from curator_dali.report import Report
-from curator_dali.reporting import leave_report
+from curator_dali.reporting.selection import reopen_source
+from curator_dali.reporting.writing import leave_report
 from curator_dali.sinks import Manifest, RowFiles, RowSchema
 from curator_dali.sinks.manifest import labels_of
 from curator_dali.sinks.parquet import EMBEDDING

@@ -23,7 +23,7 @@ from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError, StageError
 from curator_dali.headers import MAX_PIXELS
 from curator_dali.report import Report
-from curator_dali.reporting import leave_report
+from curator_dali.reporting.writing import leave_report
 from curator_dali.sinks import Manifest, Part, RowSchema, store
 from curator_dali.sinks.explain import join
 from curator_dali.sources import Source, open_source

@@ -1,9 +1,9 @@
-"""`Selection`: some samples of an output, by what became of them: a table, a contact sheet, a batch."""
+"""`Selection`: kept, dropped or failed samples of an output, as a table, a contact sheet or a batch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,15 @@ from curator_dali import html
 from curator_dali.arguments import checked
 from curator_dali.arrays import objects
 from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.display import Sheet
+from curator_dali.display import Sheet, thumbnails
 from curator_dali.errors import SourceError
 from curator_dali.fields import order
 from curator_dali.joining import concat
 from curator_dali.loader import ImageLoader
-from curator_dali.reopening import reopen_source
-from curator_dali.reporting import pictures
-from curator_dali.reporting.cards import cards_of
-from curator_dali.reporting.reasons import Kinds, thresholds
-from curator_dali.reporting.scan import priority
+from curator_dali.reporting.scan import Kinds, Row, priority, thresholds
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.sinks.rows import to_numpy
-from curator_dali.sources import Subset
+from curator_dali.sources import Source, Subset, open_source, reopen
 from curator_dali.wording import terminal_safe
 
 if TYPE_CHECKING:
@@ -34,10 +30,24 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-__all__ = ["Selection", "select"]
+__all__ = [
+    "Count",
+    "Counts",
+    "Picture",
+    "Selection",
+    "encode_pictures",
+    "load_samples",
+    "make_cards",
+    "read_pictures",
+    "reopen_source",
+    "select",
+]
 
 _BUDGET = 200_000  # bytes of JPEG in one display, as a batch's
 _NO_COLUMNS = ("image_id", "image_path", "embedding")
+_AT_ONCE = 8  # whole images in memory
+_HEIGHT = 168  # of a thumbnail, at the most
+_MOST_FACTS = 3
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,21 +122,22 @@ class Selection:
             KeyError: The output has no such column.
         """
         rows = self._rows(self._chosen(n, sort_by, descending, seed)).to_pylist()
-        shots: dict[int, pictures.Picture] = {}
+        manifest = Manifest.load(self.out)
+        shots: dict[int, Picture] = {}
         problem = ""
         if rows and self.status != "failed":
             try:
-                shots = self._pictures([row["index"] for row in rows], str(device))
+                shots = read_pictures(manifest, [row["index"] for row in rows], self.source, str(device))
             except SourceError as error:
                 if self.source is not None:
                     raise
                 problem = str(error)
-        limits = list(thresholds(Manifest.load(self.out).run.get("settings", {})))
+        limits = list(thresholds(manifest.run.get("settings", {})))
         scores = list(dict.fromkeys([*([sort_by] if sort_by else []), *limits]))
-        cards = cards_of(
+        cards = make_cards(
             rows,
             shots,
-            pictures.encode(shots, _BUDGET),
+            encode_pictures(shots, _BUDGET),
             scores,
             without="no picture" if problem else "cannot be decoded",
         )
@@ -181,28 +192,13 @@ class Selection:
     def _decoded(
         self, told: ImageBatch, indices: NDArray[np.int64], transforms: Sequence[Any], device: str
     ) -> ImageBatch:
-        source = reopen_source(Manifest.load(self.out), self.source)
         batches = []
-        try:
-            chosen = Subset(source, indices)
-            with ImageLoader(chosen, batch_size=64, device=device, transforms=transforms) as loader:
-                for decoded, batch in loader.steps():
-                    if batch is not None:
-                        known = told[decoded.encoded.indices[decoded.rows]]
-                        batch.columns, batch.embeddings = known.columns, known.embeddings
-                        batches.append(batch)
-        finally:
-            if source is not self.source:
-                source.close()
+        options = {"batch_size": 64, "device": device, "transforms": transforms}
+        for places, batch in load_samples(Manifest.load(self.out), indices, self.source, **options):
+            known = told[places]
+            batch.columns, batch.embeddings = known.columns, known.embeddings
+            batches.append(batch)
         return concat(batches) if batches else ImageBatch(self.title, self.out)
-
-    def _pictures(self, indices: Sequence[int], device: str) -> dict[int, pictures.Picture]:
-        source = reopen_source(Manifest.load(self.out), self.source)
-        try:
-            return pictures.take(source, indices, device)
-        finally:
-            if source is not self.source:
-                source.close()
 
     def _chosen(self, n: int, sort_by: str | None, descending: bool, seed: int) -> NDArray[np.int64]:
         """Indices of at most n of them, in the order that they are wanted in."""
@@ -265,6 +261,46 @@ class Selection:
         return f"Selection({self.title}: {html.count(self.count, 'image')}; .show(), .to_table(), .load())"
 
 
+class _Selectable:
+    """A number of samples of an output, or numbers by reason."""
+
+    _out = ""
+    _status = ""
+    _stages: tuple[str, ...] = ()
+
+    def of(self, out: str, status: str, stages: tuple[str, ...] = ()) -> Any:
+        """Set the output, the status and the stages of the count, and return the count."""
+        self._out, self._status, self._stages = out, status, stages
+        return self
+
+    def __call__(self, which: str | None = None, *, source: Any = None) -> Any:
+        """The samples, a `Selection` to look at or to load: `report.dropped("nsfw_score").show()`.
+
+        Args:
+            which: Of what was dropped: a stage ("Filter(nsfw_score)"), the field that it looks at ("nsfw_score"), or a
+                reason ("nsfw_score > 0.2"). Of what failed: a reason ("truncated"). None: all.
+            source: The data set, where the output does not say how to open it, or it has moved.
+
+        Raises:
+            KeyError: No stage, field or reason is called that; names those that are.
+        """
+        counts: Mapping[str, Any] = self if isinstance(self, dict) else {}
+        total = int(self) if isinstance(self, int) else None
+        return select(self._out, self._status, which, counts, self._stages, total, source)
+
+    def show(self, n: int = 24, *, sort_by: str | None = None, descending: bool = False) -> Any:
+        """A contact sheet of all of them; see `Selection.show`."""
+        return self().show(n, sort_by=sort_by, descending=descending)
+
+
+class Count(_Selectable, int):
+    """A number, as any other, that can be looked at."""
+
+
+class Counts(_Selectable, dict[str, Any]):
+    """Numbers by reason, or by stage and reason, that can be looked at."""
+
+
 def select(
     out: str | os.PathLike[str],
     status: str,
@@ -274,7 +310,7 @@ def select(
     total: int | None = None,
     source: Any = None,
 ) -> Selection:
-    """The samples of a status, of all reasons or of some.
+    """Select the samples of a status, of all reasons or of some.
 
     Args:
         out: The output.
@@ -310,3 +346,146 @@ def _is_of(stage: str, which: str) -> bool:
     """Whether a stage's label is the one named, or the one of the field named, or another of that name."""
     name = stage.partition(" #")[0]
     return which in (stage, name) or name.endswith(f"({which})")
+
+
+def reopen_source(manifest: Manifest, source: Any = None) -> Source:
+    """Open the data set of an output again.
+
+    Args:
+        manifest: The output's.
+        source: The data set, where it is known better than recorded.
+
+    Raises:
+        SourceError: It is not recorded how to open it, it is gone, or it is another one by now.
+    """
+    origin = manifest.run.get("origin")
+    if source is None and origin is None:
+        raise SourceError(
+            f"{manifest.folder} does not say how its data set is opened again (it was given as an object): give source="
+        )
+    try:
+        opened = reopen(origin) if source is None and origin is not None else open_source(source)
+    except SourceError as error:
+        hint = "" if source is not None else " If it has moved, give source="
+        raise SourceError(f"the data set of {manifest.folder} cannot be opened again: {error}.{hint}") from error
+    if opened.fingerprint != manifest.run["source"]:
+        name, samples = opened.name, len(opened)
+        if opened is not source:
+            opened.close()
+        raise SourceError(
+            f"{name!r} ({samples:,} samples) is not the data set that {manifest.folder} ({manifest.samples:,} samples) "
+            "was made of, was changed, or was curated by an earlier version, whose fingerprints are others: give the "
+            "same data set as source=, or curate again"
+        )
+    return opened
+
+
+def load_samples(
+    manifest: Manifest, indices: NDArray[np.int64], source: Any = None, **options: Any
+) -> Iterator[tuple[NDArray[np.int64], ImageBatch]]:
+    """Decode samples of an output from its data set. Unreadable samples are left out.
+
+    Args:
+        manifest: The output's.
+        indices: At least one index in the source.
+        source: The data set, where it is known better than recorded.
+        options: Arguments of `ImageLoader`.
+
+    Yields:
+        The places in `indices` of a batch's images, and the batch.
+
+    Raises:
+        SourceError: The data set cannot be opened again.
+    """
+    opened = reopen_source(manifest, source)
+    try:
+        with ImageLoader(Subset(opened, indices), **options) as loader:
+            for decoded, batch in loader.steps():
+                if batch is not None:
+                    yield decoded.encoded.indices[decoded.rows], batch
+    finally:
+        if opened is not source:
+            opened.close()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image to be shown.
+
+    Attributes:
+        pixels: (h, w, 3) uint8, the thumbnail, on the host.
+        caption: What came beside it.
+    """
+
+    pixels: NDArray[np.uint8]
+    caption: str = ""
+
+
+def read_pictures(manifest: Manifest, indices: Iterable[int], source: Any, device: str) -> dict[int, Picture]:
+    """Decode thumbnails of samples, by their index in the source. Unreadable samples are left out.
+
+    Args:
+        manifest: The output's.
+        indices: At least one index in the source.
+        source: The data set, where it is known better than recorded.
+        device: The device to decode on.
+    """
+    wanted = np.unique(np.fromiter(indices, np.int64))
+    found: dict[int, Picture] = {}
+    for places, batch in load_samples(manifest, wanted, source, batch_size=_AT_ONCE, device=device, prefetch=1):
+        small = thumbnails.reduce(batch.images, _HEIGHT)
+        for index, pixels, item in zip(wanted[places].tolist(), small, batch.data, strict=True):
+            found[index] = Picture(pixels, str(item.metadata.get("caption") or ""))
+    return found
+
+
+def encode_pictures(pictures: Mapping[int, Picture], budget: int) -> dict[int, str]:
+    """Encode thumbnails as data URIs. All files together have at most `budget` bytes before base64 adds a third."""
+    encoded = thumbnails.encode([picture.pixels for picture in pictures.values()], budget)
+    return dict(zip(pictures, map(html.data_uri, encoded), strict=True))
+
+
+def make_cards(
+    rows: Sequence[Row],
+    pictures: Mapping[int, Picture],
+    sources: Mapping[int, str],
+    scores: Sequence[str] = (),
+    marked: bool = False,
+    without: str = "no picture",
+) -> list[html.Card]:
+    """Make a card for a contact sheet of each row.
+
+    Args:
+        rows: Of the output.
+        pictures: Index in the source -> picture, of those that there are.
+        sources: Index -> its thumbnail's data URI.
+        scores: Columns to tell of an image that was kept, the most important first.
+        marked: Whether to say "kept" or "dropped".
+        without: Why there is no picture of a row that has none, and did not fail.
+    """
+    cards = []
+    for row in rows:
+        width, height = row.get("width") or 0, row.get("height") or 0
+        known = bool(width and height)
+        facts = [f"{width} × {height}"] if known else []
+        reason = str(row.get("reason") or "")
+        failed = row["status"] == "failed"
+        if reason and not failed:
+            facts.append(reason)
+        elif not failed:
+            numbers = {name: html.number(row.get(name)) for name in scores}
+            facts += [f"{name} {number}" for name, number in numbers.items() if number][:_MOST_FACTS]
+        picture = pictures.get(row["index"])
+        cards.append(
+            html.Card(
+                sources.get(row["index"], ""),
+                width=width if known else 4,
+                height=height if known else 3,
+                title=str(row["image_id"]),
+                facts=facts,
+                text=picture.caption if picture else "",
+                mark=row["status"] if marked else "",
+                missing=reason if failed else without,
+            )
+        )
+    return cards

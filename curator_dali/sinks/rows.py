@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from curator_dali.sinks.explain import join
 from curator_dali.sinks.manifest import Manifest
 from curator_dali.sinks.parquet import EMBEDDING, FORMAT, METADATA_KEY
 
-__all__ = ["RowFiles", "read_embeddings", "read_types"]
+__all__ = ["RowFiles", "RowSubset", "read_embeddings", "read_types"]
 
 _HASHES = ("phash", "dhash")
 
@@ -136,6 +136,35 @@ class RowFiles:
             at += len(batch)
             values = column.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
             yield there, values.reshape(-1, self.embedding_dim).astype(dtype, copy=False)
+
+
+class RowSubset:
+    """Some rows of an output, in its order.
+
+    Args:
+        files: The output's rows.
+        rows: (M,) int64, the numbers of the rows, ascending.
+        kinds: Name -> type of the columns.
+    """
+
+    def __init__(self, files: RowFiles, rows: NDArray[np.int64], kinds: Mapping[str, str]) -> None:
+        self.files, self.rows, self.kinds = files, rows, kinds
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """(M,) values; of the column's type where none is missing."""
+        values: NDArray[Any] = self.files.columns([name])[name][self.rows]
+        whole = values.dtype == object and self.kinds.get(name, "string") != "string" and None not in values.tolist()
+        return values.astype(self.kinds[name]) if whole else values
+
+    def embeddings(self) -> Iterator[NDArray[np.float32]]:
+        """Blocks of (m, D), M rows in all."""
+        wanted = np.zeros(len(self.files), bool)
+        wanted[self.rows] = True
+        for numbers, block in self.files.embeddings():
+            yield block[wanted[numbers]]
 
 
 def read_types(url: str) -> dict[str, str]:

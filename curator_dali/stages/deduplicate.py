@@ -18,6 +18,7 @@ from curator_dali.arrays import objects
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.similarity import MAX_PAIRS, Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
+from curator_dali.sinks.rows import RowSubset
 from curator_dali.sources.samples import image_member
 from curator_dali.stages.base import GlobalSelector, Stage, View, checked_stage
 from curator_dali.stages.earlier import Matches, Way, check_earlier, match_earlier
@@ -316,7 +317,7 @@ def _numbers(values: NDArray[Any], name: str) -> NDArray[np.float64]:
         raise StageError(f"Deduplicate.score={name!r} is no column of numbers: {error}") from error
 
 
-def embeddings_of(scored: Scored, room: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def embeddings_of(scored: Scored | RowSubset, room: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The embeddings that are of use, (G, D), in memory or in a file, and their rows."""
     whole: NDArray[np.float32] | None = None
     good, at, kept = [], 0, 0

@@ -30,8 +30,8 @@ def decide(folder: Path, workers: int, threads: int) -> dict[str, Any]:
     """Once, in this process: seconds, peak memory, and a digest of what was decided."""
     import torch
 
-    from curator_dali.curation.candidates import Candidates, workroom
     from curator_dali.curation.executors import Executor, LocalExecutor
+    from curator_dali.curation.finishing import Candidates, workroom
     from curator_dali.sinks import RowFiles
     from curator_dali.stages import Deduplicate
 

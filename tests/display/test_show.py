@@ -14,11 +14,11 @@ from PIL import Image
 from curator_dali import arrays, transforms
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.display import thumbnails
-from curator_dali.duplicates import DuplicateGroup, Member
 from curator_dali.errors import ImageError
 from curator_dali.loader import ImageLoader
 from curator_dali.report import Report
 from curator_dali.sampling import Buckets
+from curator_dali.searching import DuplicateGroup, Member
 from curator_dali.stats import ErrorList
 from tests.display.conftest import EVIL
 from tests.display.test_html import Reader, harmless

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from curator_dali.report import Report
-from curator_dali.reporting.reasons import Kinds, thresholds
-from curator_dali.reporting.scan import OTHERS, priority, scan
+from curator_dali.reporting.scan import OTHERS, Kinds, priority, scan, thresholds
 from curator_dali.sinks import Manifest, RowFiles
 from curator_dali.stages import Filter
 from tests.curation.helpers import read_rows

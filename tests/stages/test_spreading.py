@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curator_dali.curation.candidates import Candidates, Workroom
+from curator_dali.curation.finishing import Candidates, Workroom
 from curator_dali.similarity import Pairs, bad_rows, similar_pairs
 from curator_dali.sinks import RowFiles
 from curator_dali.stages import Deduplicate
