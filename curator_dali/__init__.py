@@ -12,9 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from curator_dali import transforms
-    from curator_dali.batch import ImageBatch, ImageObject, Task
+    from curator_dali.batch import ImageBatch, ImageObject, Task, contact_sheet
     from curator_dali.curation import Curation, curate, rethreshold, stages_of
-    from curator_dali.display import contact_sheet
     from curator_dali.duplicates import DuplicateGroup, Leak, duplicate_groups, leaks
     from curator_dali.errors import (
         CuratorDaliError,
@@ -96,7 +95,7 @@ _HOME = {
     "TooManyErrors": "errors",
     "ZeroShotTags": "stages",
     "concat": "joining",
-    "contact_sheet": "display",
+    "contact_sheet": "batch",
     "curate": "curation",
     "duplicate_groups": "duplicates",
     "leaks": "duplicates",

@@ -43,18 +43,18 @@ LAYERS: dict[str, set[str]] = {
     "stages": {"batch", "indexing", "models", "sources.samples", "transforms"},
     "indexing": {"callbacks", "similarity", "sinks"},
     "sinks": {"batch", "documents", "sources.samples"},
-    "display": {"batch", "html", "similarity"},
     "report": {"batch", "counts", "html"},
     "counts": set(),
     "sources": {"sources.base", "sources.samples", "batch", "documents"},
     "sources.base": {"batch"},
     "sources.samples": {"documents"},
-    "batch": {"arrays", "checks", "columns", "errors", "fields", "image"},
+    "batch": {"checks", "columns", "errors", "viewing"},
     "columns": {"arrays", "fields"},
     "fields": {"image"},
+    "viewing": {"checks", "fields", "similarity"},
     "checks": {"errors", "image"},
-    "image": {"viewing"},
-    "viewing": set(),
+    "image": {"display"},
+    "display": {"arrays", "html"},
     "html": {"wording"},
     "wording": set(),
     "models": {"arrays", "transforms"},
@@ -76,10 +76,8 @@ LAYERS: dict[str, set[str]] = {
     "stores": set(),
     "arguments": set(),
 }
-# Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`, a
-# report's call `reporting`.
+# Modules whose functions may import what lies above them: a report's methods call `reporting`.
 MAY_LOOK_UP = {
-    "viewing": {"display", "fields"},
     "counts": {"reporting"},
     "report": {"reporting"},
     "stores": {"httpfs"},
