@@ -12,9 +12,8 @@ from curator_dali._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from curator_dali import transforms
-    from curator_dali.batch import ImageBatch, ImageObject, Task
+    from curator_dali.batch import ImageBatch, ImageObject, Task, contact_sheet
     from curator_dali.curation import Curation, curate, rethreshold, stages_of
-    from curator_dali.display import contact_sheet
     from curator_dali.errors import (
         CuratorDaliError,
         ImageError,
@@ -94,7 +93,7 @@ _HOME = {
     "TooManyErrors": "errors",
     "ZeroShotTags": "stages",
     "concat": "joining",
-    "contact_sheet": "display",
+    "contact_sheet": "batch",
     "curate": "curation",
     "duplicate_groups": "searching",
     "leaks": "searching",

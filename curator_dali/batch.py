@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import arrays, checks, fields
+from curator_dali import arrays, checks
+from curator_dali.arguments import Count, checked
 from curator_dali.columns import Columns
+from curator_dali.display.drawing import draw_contact_sheet
 from curator_dali.image import ImageObject, clone
 from curator_dali.viewing import Viewable
 
 if TYPE_CHECKING:
+    from PIL import Image
     from typing_extensions import Self
 
-__all__ = ["ImageBatch", "ImageObject", "Task"]
+__all__ = ["ImageBatch", "ImageObject", "Task", "contact_sheet"]
 
 T = TypeVar("T")
 
@@ -166,16 +169,6 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
         if flags.shape != (len(self),):
             raise ValueError(f"where() takes one boolean an image: the mask is {flags.shape}, the batch ({len(self)},)")
         return self._take(np.flatnonzero(flags))
-
-    def values(self, field: str) -> NDArray[Any]:
-        """A field's value for each image, (N,): a column, an attribute such as `nsfw_score`, or of the metadata.
-
-        Numbers that some images lack are NaN, anything else that they lack is None.
-
-        Raises:
-            KeyError: No image has the field.
-        """
-        return fields.values(self.data, self.columns, field)
 
     def copy(self) -> Self:
         """The same batch in memory of its own, on the same device; images and their metadata are copies too."""
@@ -395,6 +388,43 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
                 f"{checks.name(self.data, missing[0])} has no {_ROWS[name]}, others have; fill all of them or none"
             )
         return arrays.merge([(range(len(rows)), rows)], len(rows))
+
+
+@checked
+def contact_sheet(
+    images: ImageBatch | Sequence[NDArray[Any] | Image.Image],
+    captions: Sequence[str] | None = None,
+    columns: Count | None = None,
+    thumb: int = 160,
+) -> Image.Image:
+    """Draw images as a grid of letterboxed thumbnails with a caption under each.
+
+    Args:
+        images: A batch, or (H, W, 3) uint8 RGB arrays (numpy, CuPy) of any sizes, or Pillow images.
+        captions: One text an image; the ids of a batch's images by default, none for other images. Text after a
+            line break goes onto a fainter line of its own. What does not fit is shortened in its middle.
+        columns: Cells a row; by default so many that the sheet is about 3:2.
+        thumb: Side of a cell's square in pixels.
+
+    Returns:
+        The sheet, RGB.
+
+    Raises:
+        ValueError: There are no images, an image has another shape or type, or the number of captions differs.
+    """
+    if isinstance(images, ImageBatch):
+        captions = [" ".join(item.image_id.split()) for item in images.data] if captions is None else captions
+        images = _host_images(images)
+    return draw_contact_sheet(images, captions, columns, thumb)
+
+
+def _host_images(batch: ImageBatch) -> list[NDArray[Any]]:
+    """The batch's pixels, from the host where they are there already; the batch stays as it is."""
+    images = batch.images if batch.images is not None else [item.image_data for item in batch.data]
+    missing = [item.image_id for item, image in zip(batch.data, images, strict=True) if image is None]
+    if missing:
+        raise ValueError(f"image {missing[0]!r} has no pixels, nor have {len(missing) - 1} more: load them first")
+    return list(images)
 
 
 def _on_host(rows: Any) -> NDArray[Any]:

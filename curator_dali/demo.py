@@ -182,7 +182,8 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
     Raises:
         CuratorDaliError: As `build`.
     """
-    from curator_dali.display import contact_sheet, thumbnail
+    from curator_dali.batch import contact_sheet
+    from curator_dali.display import thumbnail
     from curator_dali.loader import ImageLoader
 
     built = build(out)

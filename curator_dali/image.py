@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.viewing import Pictured
+from curator_dali.display.batches import draw_image, size_of
 
 __all__ = ["ImageObject", "clone"]
 
 
 @dataclass(repr=False)
-class ImageObject(Pictured):
+class ImageObject:
     """One image: who it is, what came beside it, what was computed of it, and its pixels once they are on the host.
 
     Attributes:
@@ -74,6 +74,20 @@ class ImageObject(Pictured):
             if value is not None
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        pixels, embedding = self.image_data, self.embedding
+        size = () if pixels is None else size_of(pixels.shape)
+        facts = {
+            "id": self.image_id,
+            "path": self.image_path,
+            "pixels": " × ".join(map(str, reversed(size))),
+            "aesthetic score": self.aesthetic_score,
+            "nsfw score": self.nsfw_score,
+            "embedding": None if embedding is None else f"{embedding.size} {embedding.dtype}",
+            **{f"metadata {key}": value for key, value in self.metadata.items()},
+        }
+        return draw_image(pixels, self.image_id, facts)
 
 
 def _get_metadata(self: ImageObject) -> dict[str, Any]:

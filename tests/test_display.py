@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.display.drawing import _shorten, contact_sheet, thumbnail
+from curator_dali.batch import ImageBatch, ImageObject, contact_sheet
+from curator_dali.display.drawing import _shorten, thumbnail
 
 RED = (220, 20, 20)
 

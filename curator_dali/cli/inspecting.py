@@ -132,8 +132,9 @@ def _print_verdict(errors: Sequence[ImageError], kinds: Counter[str]) -> None:
 
 def preview(arguments: argparse.Namespace) -> int:
     """Draw a contact sheet."""
+    from curator_dali.batch import contact_sheet
     from curator_dali.curation.places import check_file
-    from curator_dali.display import contact_sheet, thumbnail
+    from curator_dali.display import thumbnail
     from curator_dali.loader import ImageLoader
 
     out: Path = arguments.out

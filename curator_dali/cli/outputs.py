@@ -63,7 +63,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
 
 def search(arguments: argparse.Namespace) -> int:
     """Print what is most like an image or a text."""
-    from curator_dali.display import contact_sheet
+    from curator_dali.batch import contact_sheet
     from curator_dali.searching import search as find
 
     if arguments.sheet:

@@ -1,10 +1,9 @@
-"""How batches, loaders and errors look, in a notebook and in a terminal.
+"""Pictures and HTML of pixels, arrays and plain values, for notebooks and terminals.
 
-`contact_sheet` draws a picture (the command line's); the rest is what the objects' own methods call: `show`, rich
-displays in HTML (`curator_dali.html`), tables and plots. Only thumbnails leave the device.
+`draw_contact_sheet` draws a picture, `Sheet` is HTML (`curator_dali.html`). Only thumbnails leave the device.
 """
 
-from curator_dali.display.batches import Sheet, show
-from curator_dali.display.drawing import contact_sheet, thumbnail
+from curator_dali.display.batches import Sheet
+from curator_dali.display.drawing import draw_contact_sheet, thumbnail
 
-__all__ = ["Sheet", "contact_sheet", "show", "thumbnail"]
+__all__ = ["Sheet", "draw_contact_sheet", "thumbnail"]

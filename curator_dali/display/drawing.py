@@ -1,4 +1,4 @@
-"""Contact sheets: what a batch looks like, each image with its id. The only file that draws with Pillow."""
+"""Contact sheets as pictures, each image with its caption. The only file that draws with Pillow."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.arguments import Count, checked
-from curator_dali.batch import ImageBatch
-
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = ["contact_sheet", "thumbnail"]
+__all__ = ["draw_contact_sheet", "thumbnail"]
 
 _GROUND = "#fbfbfa"
 _PLATE = "#efefec"  # behind a letterboxed image, so that its cell stays visible
@@ -27,33 +24,25 @@ _FONT_SIZE = 12
 _LINE = 16
 
 
-@checked
-def contact_sheet(
-    images: ImageBatch | Sequence[NDArray[Any] | Image.Image],
+def draw_contact_sheet(
+    images: Sequence[NDArray[Any] | Image.Image],
     captions: Sequence[str] | None = None,
-    columns: Count | None = None,
+    columns: int | None = None,
     thumb: int = 160,
 ) -> Image.Image:
     """Draw images as a grid of letterboxed thumbnails with a caption under each.
 
     Args:
-        images: A batch, or (H, W, 3) uint8 RGB arrays (numpy, CuPy) of any sizes, or Pillow images.
-        captions: One text an image; the ids of a batch's images by default, none for other images. Text after a
-            line break goes onto a fainter line of its own. What does not fit is shortened in its middle.
-        columns: Cells a row; by default so many that the sheet is about 3:2.
+        images: (H, W, 3) uint8 RGB arrays (numpy, CuPy) of any sizes, or Pillow images.
+        captions: One text an image. Text after a line break goes onto a fainter line.
+        columns: Cells a row, at least 1; by default so many that the sheet is about 3:2.
         thumb: Side of a cell's square in pixels.
-
-    Returns:
-        The sheet, RGB.
 
     Raises:
         ValueError: There are no images, an image has another shape or type, or the number of captions differs.
     """
     from PIL import Image, ImageDraw
 
-    if isinstance(images, ImageBatch):
-        captions = [" ".join(item.image_id.split()) for item in images.data] if captions is None else captions
-        images = _host_images(images)
     if not len(images):
         raise ValueError("a contact sheet needs at least one image, got none")
     if captions is not None and len(captions) != len(images):
@@ -106,15 +95,6 @@ def thumbnail(image: NDArray[Any] | Image.Image, size: int = 160, name: str = "t
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-def _host_images(batch: ImageBatch) -> list[NDArray[Any]]:
-    """The batch's pixels, from the host where they are there already; the batch stays as it is."""
-    images = batch.images if batch.images is not None else [item.image_data for item in batch.data]
-    missing = [item.image_id for item, image in zip(batch.data, images, strict=True) if image is None]
-    if missing:
-        raise ValueError(f"image {missing[0]!r} has no pixels, nor have {len(missing) - 1} more: load them first")
-    return list(images)
 
 
 def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

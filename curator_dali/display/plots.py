@@ -1,4 +1,4 @@
-"""Plots of a batch with matplotlib: histograms, and embeddings on a plane.
+"""Plots of arrays with matplotlib: histograms, and embeddings on a plane.
 
 Figures are made without `pyplot`, which would keep every one of them until the kernel ends.
 """
@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays, html
-from curator_dali.batch import ImageBatch
-from curator_dali.display.neighbours import tensor_of
 from curator_dali.importing import import_whole
 
 __all__ = ["Plot", "embedding_map", "histogram", "project"]
@@ -55,12 +53,17 @@ class Plot:
         return f"Plot({self.text})"
 
 
-def histogram(batch: ImageBatch, field: str, *, bins: int = 30) -> Plot:
-    """See `ImageBatch.histogram`."""
+def histogram(values: NDArray[Any], field: str, bins: int = 30) -> Plot:
+    """Draw how often each value occurs: bars of numbers in ranges, or of the most frequent texts.
+
+    Args:
+        values: (N,) numbers or objects, a value an image; NaN and None are missing.
+        field: The values' name.
+        bins: Number of ranges.
+    """
     if bins < 1:
         raise ValueError(f"bins is {bins}; give at least 1")
     figure, axes = _axes(6.4, 3.0)
-    values = batch.values(field)
     if values.dtype.kind in "biuf" and values.dtype != bool:
         numbers = values[np.isfinite(values)].astype(np.float64)
         missing = len(values) - len(numbers)
@@ -82,37 +85,51 @@ def histogram(batch: ImageBatch, field: str, *, bins: int = 30) -> Plot:
     return Plot(figure, text)
 
 
-def embedding_map(batch: ImageBatch, color_by: str | None = None, *, method: str = "pca", seed: int = 0) -> Plot:
-    """See `ImageBatch.embedding_map`."""
-    points = project(batch, method, seed)
+def embedding_map(
+    embeddings: Any, values: NDArray[Any] | None = None, field: str | None = None, *, method: str = "pca", seed: int = 0
+) -> Plot:
+    """Draw embeddings on a plane, a dot an image.
+
+    Args:
+        embeddings: (N, D) floating point, on any device.
+        values: (N,) numbers or objects that colour the dots.
+        field: The values' name.
+        method: See `project`.
+        seed: See `project`.
+    """
+    points = project(embeddings, method, seed)
     figure, axes = _axes(6.4, 4.8)
     axes.set_xticks([])
     axes.set_yticks([])
     dots: dict[str, Any] = {"s": 26 if len(points) < 2000 else 5, "linewidths": 0.4, "edgecolors": _GROUND}
     text = f"{html.count(len(points), 'image')} by {method.upper()}"
-    if color_by is None:
+    if values is None:
         axes.scatter(*points.T, color=_BAR, **dots)
     else:
-        values = batch.values(color_by)
-        text += f", coloured by {color_by}"
+        text += f", coloured by {field}"
         if _is_scale(values):
             there = np.isfinite(values.astype(np.float64))
             axes.scatter(*points[~there].T, color="#c9ced4", **dots)
             drawn = axes.scatter(*points[there].T, c=values[there].astype(np.float64), cmap="viridis", **dots)
-            figure.colorbar(drawn, ax=axes, label=color_by)
+            figure.colorbar(drawn, ax=axes, label=field)
         else:
             _classes(figure, axes, points, values, dots)
     axes.set_title(_plain(text), loc="left", fontsize=10, color=_INK)
     return Plot(figure, text)
 
 
-def project(batch: ImageBatch, method: str = "pca", seed: int = 0) -> NDArray[np.float32]:
+def project(embeddings: Any, method: str = "pca", seed: int = 0) -> NDArray[np.float32]:
     """Embeddings on a plane, (N, 2) float32.
 
     PCA: the two directions of the largest variance, each with its largest entry positive, so that a rerun looks alike.
 
+    Args:
+        embeddings: (N, D) floating point, on any device.
+        method: "pca" or "umap".
+        seed: Of UMAP.
+
     Raises:
-        ValueError: No such method, no embeddings, or fewer than three images.
+        ValueError: No such method, or fewer than three images.
         ImportError: umap-learn is not installed.
     """
     import_whole("torch")
@@ -120,7 +137,6 @@ def project(batch: ImageBatch, method: str = "pca", seed: int = 0) -> NDArray[np
 
     if method not in ("pca", "umap"):
         raise ValueError(f"method is {method!r}; allowed: 'pca', 'umap'")
-    embeddings = tensor_of(batch)
     if len(embeddings) < 3:
         raise ValueError(f"a map needs at least three images, the batch has {len(embeddings)}")
     if method == "umap":
@@ -130,9 +146,10 @@ def project(batch: ImageBatch, method: str = "pca", seed: int = 0) -> NDArray[np
             raise ImportError(f"method='umap' needs umap-learn ({error}): pip install umap-learn") from error
         neighbours = min(15, len(embeddings) - 1)
         made = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed)
-        return np.asarray(made.fit_transform(arrays.to_host(batch.embeddings)), np.float32)
+        return np.asarray(made.fit_transform(arrays.to_host(embeddings)), np.float32)
     with torch.inference_mode():
-        centred = torch.nan_to_num(embeddings - embeddings.nanmean(dim=0))
+        rows = arrays.to_torch(embeddings).float()
+        centred = torch.nan_to_num(rows - rows.nanmean(dim=0))
         # in blocks, because float64 of a million rows is twice their memory again
         covariance = sum(block.T.double() @ block.double() for block in torch.split(centred, _ROWS))
         _, vectors = torch.linalg.eigh(covariance)
