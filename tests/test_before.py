@@ -127,11 +127,7 @@ def test_index_is_looked_up(own: Path) -> None:
     assert not set(KEPT) & {key for _, key, status, _ in before.rows_of(own / "new") if status == "kept"}
 
 
-# A run that stores embeddings is not taken up: the items of its lists have another name in the file than in the schema.
-REFUSED = pytest.param("embeddings", marks=pytest.mark.xfail(raises=cd.OutputError, reason="stored embeddings"))
-
-
-@pytest.mark.parametrize("name", [*(name for name in before.INTERRUPTED if name != "embeddings"), REFUSED])
+@pytest.mark.parametrize("name", before.INTERRUPTED)
 def test_interrupted_output_is_finished(own: Path, name: str) -> None:
     if name == "function" and FACTS["python"] != before.PYTHON:
         pytest.skip(f"a function's digest is of its bytecode, here of Python {FACTS['python']}")

@@ -57,8 +57,9 @@ class Output:
             return
         folder = self.manifest.folder
         found = read_types(join(folder, f"{part_name(*ranges[0])}.parquet"))
-        wanted = {field.name: str(field.type) for field in self.schema.to_arrow()}
-        if differing := sorted(dict(found.items() ^ wanted.items())):
+        # types and not their texts: the items of a list have another name in a file than in the schema
+        wanted = {field.name: field.type for field in self.schema.to_arrow()}
+        if differing := sorted(name for name in {**found, **wanted} if found.get(name) != wanted.get(name)):
             name = differing[0]
             raise OutputError(
                 f"{folder} holds finished parts with other columns ({name!r} is {found.get(name, 'missing')} there and "

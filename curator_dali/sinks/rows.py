@@ -167,8 +167,8 @@ class RowSubset:
             yield block[wanted[numbers]]
 
 
-def read_types(url: str) -> dict[str, str]:
-    """Read the columns of a Parquet file of an output, with the types that they have in the file.
+def read_types(url: str) -> dict[str, Any]:
+    """Read the columns of a Parquet file of an output: name -> `pyarrow.DataType`.
 
     Raises:
         OutputError: It is damaged, or of another format.
@@ -176,7 +176,7 @@ def read_types(url: str) -> dict[str, str]:
     import pyarrow.parquet as pq
 
     with store.open_input(url) as file:
-        return {field.name: str(field.type) for field in _checked(url, pq, file).schema_arrow}
+        return {field.name: field.type for field in _checked(url, pq, file).schema_arrow}
 
 
 def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
