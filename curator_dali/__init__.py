@@ -12,8 +12,11 @@ from curator_dali._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from curator_dali import transforms
-    from curator_dali.batch import ImageBatch, ImageObject, Task, contact_sheet
-    from curator_dali.curation import Curation, curate, rethreshold, stages_of
+    from curator_dali.batch.batch import ImageBatch, Task, contact_sheet
+    from curator_dali.batch.image import ImageObject
+    from curator_dali.batch.joining import concat
+    from curator_dali.curation.run import Curation, curate
+    from curator_dali.curation.thresholds import rethreshold, stages_of
     from curator_dali.errors import (
         CuratorDaliError,
         ImageError,
@@ -23,88 +26,84 @@ if TYPE_CHECKING:
         StageError,
         TooManyErrors,
     )
-    from curator_dali.indexing import Index, open_index, write_index
-    from curator_dali.joining import concat
-    from curator_dali.loader import ImageLoader
-    from curator_dali.report import Report
-    from curator_dali.reporting.writing import write_report
-    from curator_dali.sampling import Buckets, Position, Shard, Shuffle
-    from curator_dali.searching import DuplicateGroup, Found, Leak, duplicate_groups, leaks, search
-    from curator_dali.sources import (
-        FolderSource,
-        MemorySource,
-        Mixture,
-        ParquetSource,
-        Source,
-        Subset,
-        TarSource,
-        open_source,
-    )
-    from curator_dali.stages import (
-        NSFW,
-        Aesthetic,
-        CLIPScore,
-        Deduplicate,
-        Embed,
-        Filter,
-        Quality,
-        Stage,
-        ZeroShotTags,
-    )
-    from curator_dali.stats import LoaderStats, write_errors
+    from curator_dali.index.index import Index, open_index
+    from curator_dali.index.writing import write_index
+    from curator_dali.loader.loader import ImageLoader
+    from curator_dali.loader.results import LoaderStats, write_errors
+    from curator_dali.report.matches import DuplicateGroup, Found, Leak, duplicate_groups, leaks, search
+    from curator_dali.report.page import write_report
+    from curator_dali.report.report import Report
+    from curator_dali.sampling.buckets import Buckets
+    from curator_dali.sampling.shard import Position, Shard
+    from curator_dali.sampling.shuffle import Shuffle
+    from curator_dali.sources.base import Source
+    from curator_dali.sources.folder import FolderSource
+    from curator_dali.sources.memory import MemorySource
+    from curator_dali.sources.mixture import Mixture
+    from curator_dali.sources.open import open_source
+    from curator_dali.sources.parquet import ParquetSource
+    from curator_dali.sources.subset import Subset
+    from curator_dali.sources.tar import TarSource
+    from curator_dali.stages.base import Stage
+    from curator_dali.stages.deduplicate import Deduplicate
+    from curator_dali.stages.embed import Embed
+    from curator_dali.stages.filter import Filter
+    from curator_dali.stages.quality import Quality
+    from curator_dali.stages.scores import NSFW, Aesthetic
+    from curator_dali.stages.text import CLIPScore, ZeroShotTags
 
 _HOME = {
-    "Aesthetic": "stages",
-    "Buckets": "sampling",
-    "CLIPScore": "stages",
-    "Curation": "curation",
+    "Aesthetic": "stages.scores",
+    "Buckets": "sampling.buckets",
+    "CLIPScore": "stages.text",
+    "Curation": "curation.run",
     "CuratorDaliError": "errors",
-    "Deduplicate": "stages",
-    "DuplicateGroup": "searching",
-    "Embed": "stages",
-    "Filter": "stages",
-    "FolderSource": "sources",
-    "Found": "searching",
-    "ImageBatch": "batch",
+    "Deduplicate": "stages.deduplicate",
+    "DuplicateGroup": "report.matches",
+    "Embed": "stages.embed",
+    "Filter": "stages.filter",
+    "FolderSource": "sources.folder",
+    "Found": "report.matches",
+    "ImageBatch": "batch.batch",
     "ImageError": "errors",
-    "ImageLoader": "loader",
-    "ImageObject": "batch",
-    "Index": "indexing",
-    "Leak": "searching",
-    "LoaderStats": "stats",
-    "MemorySource": "sources",
-    "Mixture": "sources",
-    "NSFW": "stages",
+    "ImageLoader": "loader.loader",
+    "ImageObject": "batch.image",
+    "Index": "index.index",
+    "Leak": "report.matches",
+    "LoaderStats": "loader.results",
+    "MemorySource": "sources.memory",
+    "Mixture": "sources.mixture",
+    "NSFW": "stages.scores",
     "OutputError": "errors",
+    "ParquetSource": "sources.parquet",
     "PassEndedError": "errors",
-    "ParquetSource": "sources",
-    "Position": "sampling",
-    "Quality": "stages",
-    "Report": "report",
-    "Shard": "sampling",
-    "Shuffle": "sampling",
-    "Source": "sources",
+    "Position": "sampling.shard",
+    "Quality": "stages.quality",
+    "Report": "report.report",
+    "Shard": "sampling.shard",
+    "Shuffle": "sampling.shuffle",
+    "Source": "sources.base",
     "SourceError": "errors",
-    "Stage": "stages",
+    "Stage": "stages.base",
     "StageError": "errors",
-    "Subset": "sources",
-    "TarSource": "sources",
-    "Task": "batch",
+    "Subset": "sources.subset",
+    "TarSource": "sources.tar",
+    "Task": "batch.batch",
     "TooManyErrors": "errors",
-    "ZeroShotTags": "stages",
-    "concat": "joining",
-    "contact_sheet": "batch",
-    "curate": "curation",
-    "duplicate_groups": "searching",
-    "leaks": "searching",
-    "open_index": "indexing",
-    "open_source": "sources",
-    "rethreshold": "curation",
-    "search": "searching",
-    "stages_of": "curation",
-    "write_errors": "stats",
-    "write_index": "indexing",
-    "write_report": "reporting.writing",
+    "ZeroShotTags": "stages.text",
+    "concat": "batch.joining",
+    "contact_sheet": "batch.batch",
+    "curate": "curation.run",
+    "duplicate_groups": "report.matches",
+    "leaks": "report.matches",
+    "open_index": "index.index",
+    "open_source": "sources.open",
+    "rethreshold": "curation.thresholds",
+    "search": "report.matches",
+    "stages_of": "curation.thresholds",
+    "write_errors": "loader.results",
+    "write_index": "index.writing",
+    "write_report": "report.page",
 }
 
 __all__ = [

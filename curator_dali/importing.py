@@ -11,7 +11,7 @@ import importlib
 import sys
 import threading
 
-from curator_dali.interrupts import uninterrupted
+from curator_dali.threads import uninterrupted
 
 __all__ = ["import_whole"]
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.image import ImageObject
-from curator_dali.sources import Mixture, Source
+from curator_dali.batch.image import ImageObject
+from curator_dali.sources.base import Source
+from curator_dali.sources.mixture import Mixture
 
 __all__ = ["TargetError", "Targets"]
 

@@ -13,15 +13,16 @@ import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from curator_dali.arguments import Limits, Natural, checked
-from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.decoding import Decoded
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.image import ImageObject
+from curator_dali.decoding.decoder import Decoded
 from curator_dali.errors import ImageError, PassEndedError
-from curator_dali.loader import ImageLoader
+from curator_dali.loader.loader import ImageLoader
+from curator_dali.loader.results import LoaderStats
 from curator_dali.padding import Padded, pad_images
-from curator_dali.sources import EncodedBatch, Source
-from curator_dali.stats import LoaderStats
+from curator_dali.sources.base import EncodedBatch, Source
 from curator_dali.targets import TargetError, Targets
-from curator_dali.transforms import Normalize
+from curator_dali.transforms.normalize import Normalize
 
 __all__ = ["EpochSampler", "Padded", "StepSampler", "TargetError", "TorchImageLoader", "pad_images"]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from curator_dali.errors import OutputError
-from curator_dali.sinks import store
-from curator_dali.sinks.explain import join
-from curator_dali.sinks.manifest import Manifest
-from curator_dali.sinks.parquet import STATUSES
-from curator_dali.sinks.records import Part
-from curator_dali.sinks.rows import RowFiles
+from curator_dali.io import store
+from curator_dali.io.explain import join
+from curator_dali.outputs.manifest import Manifest
+from curator_dali.outputs.parquet import STATUSES
+from curator_dali.outputs.records import Part
+from curator_dali.outputs.rows import RowFiles
 
 __all__ = ["Accounts", "account"]
 

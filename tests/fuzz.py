@@ -15,8 +15,8 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from curator_dali import pillow
-from curator_dali.decoding import Decoder, gate
+from curator_dali.decoding import pillow
+from curator_dali.decoding.decoder import Decoder, gate
 from curator_dali.sources import MemorySource
 from tests import formats, helpers
 

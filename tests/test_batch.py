@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curator_dali.batch import ImageBatch, ImageObject, Task
+from curator_dali.batch.batch import ImageBatch, Task
+from curator_dali.batch.image import ImageObject
 
 LAYOUTS = ["dense", "ragged"]
 

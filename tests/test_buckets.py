@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curator_dali.decoding.survey import read_headers
 from curator_dali.errors import SourceError
-from curator_dali.ordering import order_of
+from curator_dali.loader.ordering import order_of
 from curator_dali.sampling import BucketedOrder, Buckets, Order, Shard, Shuffle, ShuffledOrder
 from curator_dali.sources import EncodedBatch, MemorySource
-from curator_dali.survey import read_headers
 from tests.helpers import encode
 
 SIZES = Buckets([(16, 16), (16, 32), (32, 16)])

@@ -24,7 +24,7 @@ from PIL import Image
 
 from curator_dali import __version__
 from curator_dali.cli import main
-from curator_dali.loader import ImageLoader
+from curator_dali.loader.loader import ImageLoader
 from tests.helpers import encode, write_tar
 
 CLI = [sys.executable, "-m", "curator_dali.cli"]

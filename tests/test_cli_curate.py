@@ -146,7 +146,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
 
 
 def test_sizes() -> None:
-    from curator_dali.cli.output import size_in_bytes
+    from curator_dali.cli.common import size_in_bytes
 
     texts = {"1GB": 10**9, "64 MB": 64 * 10**6, "500": 500, "1.5k": 1500, "2MiB": 2 * 2**20}
     assert {text: size_in_bytes(text) for text in texts} == texts

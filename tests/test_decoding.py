@@ -10,8 +10,9 @@ import pytest
 from PIL import Image, ImageOps
 
 import curator_dali as cd
-from curator_dali import pillow, pipelines
-from curator_dali.decoding import Decoder, _raise_unless_bad_image, gate
+from curator_dali import dali
+from curator_dali.decoding import pillow
+from curator_dali.decoding.decoder import Decoder, _raise_unless_bad_image, gate
 from curator_dali.sources import MemorySource
 from tests import formats
 
@@ -102,13 +103,13 @@ def test_bad_images_of_a_batch_are_found_in_parts(
     gated = gate(MemorySource(files).read(np.arange(64)))
     gated.dali, gated.errors = list(range(64)), {}
     tries: list[int] = []
-    feed = pipelines.feed
+    feed = dali.feed
 
     def spy(pipeline: Any, images: Any, arguments: Any) -> None:
         tries.append(len(images))
         feed(pipeline, images, arguments)
 
-    monkeypatch.setattr(pipelines, "feed", spy)
+    monkeypatch.setattr(dali, "feed", spy)
     decoder = Decoder(batch_size=64, device="cpu", num_threads=2)
     try:
         decoder.submit(gated)
@@ -160,5 +161,5 @@ def test_the_devices_trouble_is_no_bad_image(trouble: str) -> None:
 
 def test_default_threads() -> None:
     cpus = len(os.sched_getaffinity(0))
-    assert pipelines.default_threads("cpu") == cpus
-    assert pipelines.default_threads("cuda:0") == min(cpus, 16)
+    assert dali.default_threads("cpu") == cpus
+    assert dali.default_threads("cuda:0") == min(cpus, 16)

@@ -18,10 +18,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from curator_dali import files
 from curator_dali.errors import ImageError
-from curator_dali.files import AtomicFile, Written, make_folder, remove_leftovers, write_file
-from curator_dali.stats import write_errors
+from curator_dali.io import files
+from curator_dali.io.files import AtomicFile, Written, make_folder, remove_leftovers, write_file
+from curator_dali.loader.results import write_errors
 
 
 @pytest.fixture(autouse=True)

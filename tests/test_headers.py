@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curator_dali.headers import Codec, Header, Refusal, inspect
+from curator_dali.decoding.headers import Codec, Header, Refusal, inspect
 from tests import formats
 
 

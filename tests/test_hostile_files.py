@@ -14,9 +14,9 @@ import pytest
 
 import curator_dali as cd
 from curator_dali.curation.config import ConfigError, read_config
-from curator_dali.documents import MAX_DEPTH, parse_json
-from curator_dali.files import open_regular, read_regular, remove_leftovers
-from curator_dali.sinks import Manifest
+from curator_dali.io.documents import MAX_DEPTH, parse_json
+from curator_dali.io.files import open_regular, read_regular, remove_leftovers
+from curator_dali.outputs import Manifest
 from curator_dali.sources import FolderSource, ParquetSource, TarSource
 from curator_dali.stages import Deduplicate
 from tests import helpers

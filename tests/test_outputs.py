@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from curator_dali import transforms
-from curator_dali.decoding import Decoded, Decoder, gate
+from curator_dali.decoding.decoder import Decoded, Decoder, gate
 from curator_dali.sources import MemorySource
 from tests import formats, helpers
 

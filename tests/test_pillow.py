@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import curator_dali as cd
-from curator_dali import pillow
+from curator_dali.decoding import pillow
 from tests import formats
 
 UPRIGHT_6 = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import curator_dali as cd
 from curator_dali import transforms as T
 from curator_dali.sources import MemorySource
-from curator_dali.transforms.plan import Plan
+from curator_dali.transforms.graph import Plan
 from tests import helpers
 
 COLOURS = T.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import curator_dali as cd
-from curator_dali.sinks import Part
+from curator_dali.outputs import Part
 from curator_dali.sources import EncodedBatch, Source, TarSource
 from tests import helpers
 from tests.account import account
@@ -28,9 +28,9 @@ from tests.account import account
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ray]'")
 cloudpickle = pytest.importorskip("cloudpickle")
 
-from curator_dali.ray import RayExecutor  # noqa: E402 - behind the check that there is Ray
-from curator_dali.ray.cluster import breaks_context  # noqa: E402
-from curator_dali.ray.without import Without  # noqa: E402
+from curator_dali.curation.cluster import breaks_context  # noqa: E402
+from curator_dali.curation.ray_executor import RayExecutor  # noqa: E402 - behind the check that there is Ray
+from curator_dali.sources.without import Without  # noqa: E402
 
 MEMORY = 100 << 20  # of Ray's object store
 PART = 16

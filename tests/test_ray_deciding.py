@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 import curator_dali as cd
-from curator_dali.stages import GlobalSelector, spreading
+from curator_dali.stages import GlobalSelector, distributed
 from tests.curation.helpers import content, write_embedded
 from tests.similarity.planted import planted
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ray]'")
 cloudpickle = pytest.importorskip("cloudpickle")
 
-from curator_dali.ray import RayExecutor  # noqa: E402 - behind the check that there is Ray
+from curator_dali.curation.ray_executor import RayExecutor  # noqa: E402 - behind the check that there is Ray
 from tests import test_ray  # noqa: E402
 from tests.test_ray import PART, kill_workers, rows  # noqa: E402
 
@@ -58,7 +58,7 @@ def test_what_sees_everything_decides_as_in_one_process(
     cluster: Any, embedded: Path, tmp_path: Path, deaths: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if deaths:  # there must be time for them
-        monkeypatch.setattr(spreading, "_join_group", Lingering(spreading._join_group, 0.2))
+        monkeypatch.setattr(distributed, "_join_group", Lingering(distributed._join_group, 0.2))
     stop, killed = threading.Event(), []
     killer = threading.Thread(target=kill_workers, args=(deaths, stop, killed, "ray::_of_item", 0.1))
     killer.start()

@@ -13,12 +13,12 @@ import pytest
 
 import curator_dali as cd
 from curator_dali.cli.flags import add_executor, executor_of
-from curator_dali.curation.working import Worker
-from curator_dali.sinks import Manifest
+from curator_dali.curation.worker import Worker
+from curator_dali.outputs import Manifest
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ray]'")
 
-from curator_dali.ray import RayExecutor  # noqa: E402 - behind the check that there is Ray
+from curator_dali.curation.ray_executor import RayExecutor  # noqa: E402 - behind the check that there is Ray
 
 
 @pytest.mark.parametrize(

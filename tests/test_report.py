@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from curator_dali.report import Report, add_up
+from curator_dali.report.report import Report, add_up
 
 PARTS = [
     {

@@ -13,7 +13,7 @@ from PIL import Image
 import curator_dali as cd
 from curator_dali.cli import main
 from curator_dali.models import NoTextTowerError, WeightsError
-from curator_dali.searching import SearchError
+from curator_dali.report.matches import SearchError
 from curator_dali.stages import Deduplicate, Embed, Filter
 from tests import helpers
 from tests.stages.helpers import BlindEncoder, ColourEncoder

@@ -13,9 +13,9 @@ from PIL import Image
 
 import curator_dali as cd
 from curator_dali import transforms
-from curator_dali.decoding import Decoder, gate
+from curator_dali.decoding.decoder import Decoder, gate
 from curator_dali.sources import MemorySource
-from curator_dali.transforms.plan import Plan
+from curator_dali.transforms.graph import Plan
 from tests import formats, helpers
 
 RANDOM: dict[str, transforms.RandomTransform] = {

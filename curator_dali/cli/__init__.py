@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from curator_dali.cli.output import EXIT_INTERRUPTED
+from curator_dali.cli.common import EXIT_INTERRUPTED
 from curator_dali.cli.parser import make_parser
 
 __all__ = ["main"]

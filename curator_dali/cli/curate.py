@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curator_dali.cli.common import SOURCES, device_of, positive, print_json, print_rows, progress, source_of
 from curator_dali.cli.flags import (
     add_deduplicate,
     add_executor,
@@ -15,20 +16,11 @@ from curator_dali.cli.flags import (
     executor_of,
     settings_of,
 )
-from curator_dali.cli.output import (
-    SOURCES,
-    counted,
-    device_of,
-    positive,
-    print_json,
-    print_rows,
-    progress,
-    source_of,
-)
+from curator_dali.wording import count as counted
 
 if TYPE_CHECKING:
-    from curator_dali.curation import Curation
-    from curator_dali.stages import Stage
+    from curator_dali.curation.run import Curation
+    from curator_dali.stages.base import Stage
 
 __all__ = ["add_arguments", "run"]
 
@@ -73,8 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Curate, or say what would be done."""
-    from curator_dali.curation import Curation
-    from curator_dali.sources import Subset, open_source
+    from curator_dali.curation.run import Curation
+    from curator_dali.sources.open import open_source
+    from curator_dali.sources.subset import Subset
 
     options = _options(arguments)
     source = options.pop("source")
@@ -123,7 +116,10 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stages(arguments: argparse.Namespace) -> list[Stage]:
-    from curator_dali.stages import NSFW, Aesthetic, Embed, Filter, Quality
+    from curator_dali.stages.embed import Embed
+    from curator_dali.stages.filter import Filter
+    from curator_dali.stages.quality import Quality
+    from curator_dali.stages.scores import NSFW, Aesthetic
 
     stages: list[Stage] = []
     if arguments.min_size:

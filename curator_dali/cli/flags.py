@@ -6,10 +6,10 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.cli.output import positive, size_in_bytes
+from curator_dali.cli.common import positive, size_in_bytes
 
 if TYPE_CHECKING:
-    from curator_dali.stages import Stage
+    from curator_dali.stages.base import Stage
 
 __all__ = [
     "add_deduplicate",
@@ -47,7 +47,7 @@ def add_limits(parser: Any) -> None:
 
 def deduplicate_of(arguments: argparse.Namespace) -> list[Stage]:
     """The `Deduplicate` that the flags ask for, if they do."""
-    from curator_dali.stages import Deduplicate
+    from curator_dali.stages.deduplicate import Deduplicate
 
     asked = (arguments.dedup, arguments.near, arguments.similarity)
     if all(value is None for value in asked):
@@ -83,7 +83,7 @@ def add_output(parser: Any, embeddings: str) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Settings` that flags of the same name give."""
-    from curator_dali.curation import Settings
+    from curator_dali.curation.settings import Settings
 
     names = [field.name for field in fields(Settings)]
     return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
@@ -115,6 +115,6 @@ def executor_of(arguments: argparse.Namespace) -> Any:
         raise ValueError(f"--executor local takes no {', '.join(sorted(given))}: these are for --executor ray")
     if arguments.executor == "local" or not (arguments.executor or given):
         return arguments.executor
-    from curator_dali.ray import RayExecutor
+    from curator_dali.curation.ray_executor import RayExecutor
 
     return RayExecutor(**given)

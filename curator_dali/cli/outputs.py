@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curator_dali.cli.common import check_folder_of, device_of, positive, print_json, print_rows, progress, size_text
 from curator_dali.cli.flags import (
     add_deduplicate,
     add_executor,
@@ -17,19 +18,10 @@ from curator_dali.cli.flags import (
     executor_of,
     settings_of,
 )
-from curator_dali.cli.output import (
-    check_folder_of,
-    counted,
-    device_of,
-    positive,
-    print_json,
-    print_rows,
-    progress,
-    size_text,
-)
+from curator_dali.wording import count as counted
 
 if TYPE_CHECKING:
-    from curator_dali.stages import Stage
+    from curator_dali.stages.base import Stage
 
 __all__ = [
     "add_duplicates",
@@ -63,8 +55,8 @@ def add_search(parser: argparse.ArgumentParser) -> None:
 
 def search(arguments: argparse.Namespace) -> int:
     """Print what is most like an image or a text."""
-    from curator_dali.batch import contact_sheet
-    from curator_dali.searching import search as find
+    from curator_dali.batch.batch import contact_sheet
+    from curator_dali.report.matches import search as find
 
     if arguments.sheet:
         check_folder_of(arguments.sheet)
@@ -108,8 +100,8 @@ def add_rethreshold(parser: argparse.ArgumentParser) -> None:
 
 def rethreshold(arguments: argparse.Namespace) -> int:
     """Decide anew who stays of an output."""
-    from curator_dali.curation import rethreshold as decide
-    from curator_dali.sinks import Manifest
+    from curator_dali.curation.thresholds import rethreshold as decide
+    from curator_dali.outputs.manifest import Manifest
 
     options = _options(arguments)
     with progress(Manifest.load(arguments.out).samples, "decided") as bar:
@@ -123,8 +115,8 @@ def rethreshold(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `rethreshold`: the file's, and over them the command line's."""
-    from curator_dali.curation import stages_of
     from curator_dali.curation.config import read_config
+    from curator_dali.curation.thresholds import stages_of
 
     options = read_config(arguments.config) if arguments.config else {}
     if refused := [name for name in options if name not in _FROM_FILE]:
@@ -139,7 +131,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _changed(stages: list[Stage], arguments: argparse.Namespace) -> list[Stage]:
     """Stages with the limits and the deduplication of the command line."""
-    from curator_dali.stages import Deduplicate, Filter
+    from curator_dali.stages.deduplicate import Deduplicate
+    from curator_dali.stages.filter import Filter
 
     stages = list(stages)
     for name in ("min", "max"):
@@ -170,7 +163,7 @@ def add_duplicates(parser: argparse.ArgumentParser) -> None:
 
 def duplicates(arguments: argparse.Namespace) -> int:
     """List groups of duplicates, or what two outputs share."""
-    from curator_dali.searching import duplicate_groups, leaks
+    from curator_dali.report.matches import duplicate_groups, leaks
 
     if arguments.leaks:
         found = leaks(
@@ -219,7 +212,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 
 def index(arguments: argparse.Namespace) -> int:
     """Make the index of an output."""
-    from curator_dali.indexing import write_index
+    from curator_dali.index.writing import write_index
 
     with ExitStack() as stack:
         bars: dict[str, Any] = {}
@@ -251,7 +244,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write report.html anew."""
-    from curator_dali.reporting.writing import write_report
+    from curator_dali.report.page import write_report
 
     if arguments.to:
         check_folder_of(arguments.to)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from curator_dali._version import __version__
-from curator_dali.cli import curate, inspecting, outputs
-from curator_dali.cli.output import SOURCES, device_of, positive
+from curator_dali.cli import curate, inspect, outputs
+from curator_dali.cli.common import SOURCES, device_of, positive
 
 __all__ = ["make_parser"]
 
@@ -39,19 +39,17 @@ def make_parser() -> argparse.ArgumentParser:
         added.set_defaults(command=run)
         return added
 
-    command("info", inspecting.info, "say what a source holds; reads every image, decodes none", source, as_json)
-    verify = command(
-        "verify", inspecting.verify, "decode everything and list what is broken", source, decoding, as_json
-    )
+    command("info", inspect.info, "say what a source holds; reads every image, decodes none", source, as_json)
+    verify = command("verify", inspect.verify, "decode everything and list what is broken", source, decoding, as_json)
     verify.add_argument(
         "--report", type=Path, metavar="FILE", help="write all broken images to .parquet, .jsonl or .json"
     )
-    preview = command("preview", inspecting.preview, "draw a contact sheet with ids", source, device)
+    preview = command("preview", inspect.preview, "draw a contact sheet with ids", source, device)
     preview.add_argument("-o", "--out", type=Path, default=Path("sheet.png"), help="where (default sheet.png)")
     preview.add_argument("-n", "--count", type=positive, default=48, metavar="N", help="images (default 48)")
     preview.add_argument("--shuffle", type=int, metavar="SEED", help="take images from all over the source")
     preview.add_argument("--columns", type=positive, metavar="N", help="images a row (default: what looks well)")
-    bench = command("bench", inspecting.bench, "measure how fast the loader is on a source", source, decoding, as_json)
+    bench = command("bench", inspect.bench, "measure how fast the loader is on a source", source, decoding, as_json)
     bench.add_argument("--rounds", type=positive, default=3, metavar="N", help="passes after a first one (default 3)")
     curating = command(
         "curate", curate.run, "keep what passes, write it as tars and everything known as Parquet", as_json

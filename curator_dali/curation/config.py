@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from curator_dali.curation.settings import Settings
-from curator_dali.documents import DEEP, check_depth
 from curator_dali.errors import CuratorDaliError
-from curator_dali.files import read_regular
-from curator_dali.stages import STAGES, Stage
+from curator_dali.io.documents import DEEP, check_depth
+from curator_dali.io.files import read_regular
+from curator_dali.stages import STAGES
+from curator_dali.stages.base import Stage
 
 __all__ = ["OPTIONS", "ConfigError", "make_stage", "read_config"]
 

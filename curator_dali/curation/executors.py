@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
-from curator_dali.curation.working import Worker
-from curator_dali.sampling import Range
-from curator_dali.sinks import Part
+from curator_dali.curation.worker import Worker
+from curator_dali.outputs.records import Part
+from curator_dali.sampling.order import Range
 
 __all__ = ["Executor", "LocalExecutor", "Mapper", "executor_of"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from curator_dali.batch import ImageBatch
-from curator_dali.decoding import Decoded
-from curator_dali.loader import ImageLoader
-from curator_dali.sampling import PartsOrder, Range
-from curator_dali.stats import ErrorList
-from curator_dali.transforms import Resize
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.decoding.decoder import Decoded
+from curator_dali.loader.loader import ImageLoader
+from curator_dali.loader.results import ErrorList
+from curator_dali.sampling.order import PartsOrder, Range
+from curator_dali.transforms.geometry import Resize
 
 __all__ = ["GLANCE", "PartLoader"]
 

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import objects
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.sources import Source
-from curator_dali.sources.base import merge_types
+from curator_dali.sources.base import Source, merge_types
 from curator_dali.sources.samples import to_text
-from curator_dali.stages import LOADED, Stage
-from curator_dali.stages.plan import written
+from curator_dali.stages.base import Stage
+from curator_dali.stages.plan import LOADED, written
 
 __all__ = ["FIELD_TYPES", "LOOKED_AT", "Misfits", "add_columns", "add_misfits", "field_types", "to_column"]
 

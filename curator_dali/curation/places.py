@@ -10,10 +10,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from curator_dali.errors import OutputError
-from curator_dali.files import is_remote
-from curator_dali.sinks.records import part_name
-from curator_dali.sources import Mixture, Source, Subset
+from curator_dali.io.remote import is_remote
+from curator_dali.outputs.records import part_name
+from curator_dali.sources.base import Source
+from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.patterns import expand_braces
+from curator_dali.sources.subset import Subset
 
 __all__ = ["check_file", "check_out"]
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.curation.metadata import Misfits
-from curator_dali.decoding import Decoded
+from curator_dali.decoding.decoder import Decoded
+from curator_dali.decoding.headers import Codec, upright_sizes
 from curator_dali.errors import kind_of_failure
-from curator_dali.headers import Codec, upright_sizes
 
 __all__ = ["DECODE", "Rows"]
 

@@ -13,21 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.arrays import resolve_device
 from curator_dali.callbacks import ignore
+from curator_dali.curation.decide import finish
 from curator_dali.curation.executors import Executor, executor_of
-from curator_dali.curation.finishing import finish
 from curator_dali.curation.metadata import LOOKED_AT, field_types
 from curator_dali.curation.places import check_out
 from curator_dali.curation.settings import FieldTypes, Settings
-from curator_dali.curation.working import Worker
+from curator_dali.curation.worker import Worker
 from curator_dali.curation.writing import Output
+from curator_dali.decoding.headers import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
-from curator_dali.headers import MAX_PIXELS
-from curator_dali.report import Report
-from curator_dali.reporting.writing import leave_report
-from curator_dali.sinks import Manifest, Part, RowSchema, store
-from curator_dali.sinks.explain import join
-from curator_dali.sources import Source, open_source
-from curator_dali.stages import LOADED, STAGES, Plan, Stage, make_plan
+from curator_dali.io import store
+from curator_dali.io.explain import join
+from curator_dali.outputs.manifest import Manifest
+from curator_dali.outputs.parquet import RowSchema
+from curator_dali.outputs.records import Part
+from curator_dali.report.page import leave_report
+from curator_dali.report.report import Report
+from curator_dali.sources.base import Source
+from curator_dali.sources.open import open_source
+from curator_dali.stages import STAGES
+from curator_dali.stages.base import Stage
+from curator_dali.stages.plan import LOADED, Plan, make_plan
 
 if TYPE_CHECKING:
     import torch

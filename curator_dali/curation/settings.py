@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.curation.metadata import FIELD_TYPES
-from curator_dali.headers import MAX_PIXELS
+from curator_dali.decoding.headers import MAX_PIXELS
 
 __all__ = ["FieldTypes", "Settings"]
 

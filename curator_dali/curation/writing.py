@@ -15,12 +15,14 @@ import numpy as np
 from curator_dali.curation.metadata import Misfits, add_misfits
 from curator_dali.curation.rows import Rows, scores_of
 from curator_dali.errors import OutputError
-from curator_dali.interrupts import Background
-from curator_dali.sampling import Range
-from curator_dali.sinks import Manifest, Part, PartWriter, RowSchema
-from curator_dali.sinks.explain import join
-from curator_dali.sinks.records import part_name
-from curator_dali.sinks.rows import read_types
+from curator_dali.io.explain import join
+from curator_dali.outputs.manifest import Manifest
+from curator_dali.outputs.parquet import RowSchema
+from curator_dali.outputs.part import PartWriter
+from curator_dali.outputs.records import Part, part_name
+from curator_dali.outputs.rows import read_types
+from curator_dali.sampling.order import Range
+from curator_dali.threads import Background
 
 if TYPE_CHECKING:
     from typing_extensions import Self

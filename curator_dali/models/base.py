@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.errors import CuratorDaliError
-from curator_dali.transforms import Transform
+from curator_dali.transforms.base import Transform
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from curator_dali.models.base import ImageEncoder
 from curator_dali.models.network import Network, compute_dtype
 from curator_dali.models.preprocessing import Preprocessing
 from curator_dali.models.weights import WeightsError, lineage_of, load_state, need, sha256
-from curator_dali.transforms import CenterCrop, Resize
+from curator_dali.transforms.geometry import CenterCrop, Resize
 
 if TYPE_CHECKING:
     import torch

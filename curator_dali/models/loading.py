@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from curator_dali.models.backbones import TimmEncoder
 from curator_dali.models.base import ImageEncoder
 from curator_dali.models.clip import CLIPImageEncoder
 from curator_dali.models.efficientnet import EfficientNetLite0
-from curator_dali.models.timm import TimmEncoder
 
 __all__ = ["load_encoder"]
 

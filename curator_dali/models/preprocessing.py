@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from curator_dali.transforms import Normalize, Transform, for_model, output_size
+from curator_dali.transforms.base import Transform, output_size
+from curator_dali.transforms.normalize import Normalize
+from curator_dali.transforms.presets import for_model
 
 __all__ = ["Preprocessing"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.errors import CuratorDaliError
-from curator_dali.transforms import Transform
+from curator_dali.transforms.base import Transform
 
 if TYPE_CHECKING:
     import torch

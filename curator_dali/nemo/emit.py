@@ -8,9 +8,9 @@ from typing import Any
 from nemo_curator.tasks import FileGroupTask
 from nemo_curator.tasks import ImageBatch as NemoImageBatch
 
-from curator_dali.batch import ImageBatch
-from curator_dali.nemo.convert import DROPPED, ERRORS, to_nemo
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.nemo.loading import Errors
+from curator_dali.nemo.tasks import DROPPED, ERRORS, to_nemo
 
 __all__ = ["emit"]
 

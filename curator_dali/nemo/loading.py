@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from nemo_curator.tasks import FileGroupTask
 
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.curation.loading import PartLoader
-from curator_dali.decoding import Decoded
+from curator_dali.decoding.decoder import Decoded
 from curator_dali.errors import ImageError, SourceError
 from curator_dali.nemo.split import range_of
-from curator_dali.sources import Source, open_source
+from curator_dali.sources.base import Source
+from curator_dali.sources.open import open_source
 
 __all__ = ["Errors", "TaskLoader", "wants_gpu"]
 

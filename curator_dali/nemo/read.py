@@ -15,10 +15,10 @@ from nemo_curator.tasks import ImageBatch as NemoImageBatch
 
 from curator_dali.arguments import Count, checked
 from curator_dali.arrays import resolve_device
-from curator_dali.headers import MAX_PIXELS
-from curator_dali.nemo.convert import DROPPED, ERRORS
+from curator_dali.decoding.headers import MAX_PIXELS
 from curator_dali.nemo.emit import emit
 from curator_dali.nemo.loading import TaskLoader, wants_gpu
+from curator_dali.nemo.tasks import DROPPED, ERRORS
 
 __all__ = ["DaliImageReaderStage", "check", "report"]
 

@@ -9,7 +9,7 @@ from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import FileGroupTask
 
 from curator_dali.errors import SourceError
-from curator_dali.sources import open_source
+from curator_dali.sources.open import open_source
 
 __all__ = ["RANGE", "SampleRangeTask", "SplitFilesStage", "range_of"]
 

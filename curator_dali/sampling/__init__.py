@@ -8,7 +8,7 @@ size was before.
 
 from curator_dali.sampling.buckets import Buckets
 from curator_dali.sampling.grouping import BucketedOrder
-from curator_dali.sampling.mixing import MixedOrder, quantise
+from curator_dali.sampling.mixture import MixedOrder, quantise
 from curator_dali.sampling.order import Order, PartsOrder, Range, ShuffledOrder
 from curator_dali.sampling.permutation import permute, uniforms
 from curator_dali.sampling.shard import Position, Shard

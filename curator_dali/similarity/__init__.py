@@ -10,7 +10,7 @@ from curator_dali.similarity.clusters import Clusters
 from curator_dali.similarity.combining import Combined, Likeness, combine
 from curator_dali.similarity.cosine import nearest
 from curator_dali.similarity.digests import content_hash, pixel_hash, same_digests
-from curator_dali.similarity.grouping import Groups, Keep, Linkage, group, keep_order
+from curator_dali.similarity.groups import Groups, Keep, Linkage, group, keep_order
 from curator_dali.similarity.hamming import near_between, near_pairs
 from curator_dali.similarity.hashes import (
     CONSTANT_HASHES,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.similarity.grouping import Linkage, group
+from curator_dali.similarity.groups import Linkage, group
 from curator_dali.similarity.pairs import Pairs
 
 __all__ = ["Combined", "Likeness", "combine"]

@@ -4,7 +4,7 @@ from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
-from curator_dali.sources.opening import open_source, reopen
+from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.documents import parse_json
 from curator_dali.errors import SourceError
+from curator_dali.io.documents import parse_json
+from curator_dali.io.remote import one_line
 from curator_dali.sources.row_groups import read_row_group
-from curator_dali.sources.storage import one_line
 
 __all__ = ["Annotations"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.batch import ImageObject
+from curator_dali.batch.image import ImageObject
 from curator_dali.errors import SourceError
 
 __all__ = ["HEADER_DTYPE", "EncodedBatch", "LearningSource", "Source", "merge_schemas", "merge_types"]

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import checked
-from curator_dali.batch import ImageObject
+from curator_dali.batch.image import ImageObject
 from curator_dali.errors import SourceError
+from curator_dali.io.ranges import Storage, fingerprint, strip_query, strip_signature
+from curator_dali.io.remote import LARGEST_FILE, is_http, is_remote, one_line
 from curator_dali.sources.annotations import Annotations
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource
 from curator_dali.sources.labels import number_classes, warn_of_split_folders
@@ -30,8 +32,6 @@ from curator_dali.sources.samples import (
     parse_metadata,
     sniff_extension,
 )
-from curator_dali.sources.storage import Storage, fingerprint, is_remote, one_line, strip_query, strip_signature
-from curator_dali.stores import LARGEST_FILE, is_http
 from curator_dali.wording import count
 
 __all__ = ["FolderSource"]

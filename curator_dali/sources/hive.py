@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from curator_dali.io.ranges import strip_query
 from curator_dali.sources.listing import common_folder
-from curator_dali.sources.storage import strip_query
 
 __all__ = ["partition_fields"]
 

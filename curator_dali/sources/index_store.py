@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.documents import parse_json
-from curator_dali.files import is_remote, open_regular, read_regular, write_file
+from curator_dali.io.documents import parse_json
+from curator_dali.io.files import open_regular, read_regular, write_file
+from curator_dali.io.ranges import Stat, strip_signature
+from curator_dali.io.remote import is_remote
 from curator_dali.sources.base import HEADER_DTYPE
-from curator_dali.sources.storage import Stat, strip_signature
 from curator_dali.sources.tar_index import Summary, TarIndex
 
 __all__ = ["index_path", "load_headers", "load_index", "peek_index", "save_headers", "save_index"]

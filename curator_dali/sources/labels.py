@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.documents import parse_json
-from curator_dali.sources.storage import strip_query
+from curator_dali.io.documents import parse_json
+from curator_dali.io.ranges import strip_query
 
 __all__ = [
     "ClassNames",

@@ -9,9 +9,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from curator_dali.errors import SourceError
+from curator_dali.io.ranges import ask_listing, content_hash, filesystem, strip_query
+from curator_dali.io.remote import is_http, is_remote
 from curator_dali.sources.samples import SIDECARS
-from curator_dali.sources.storage import ask_listing, content_hash, filesystem, is_remote, strip_query
-from curator_dali.stores import is_http
 from curator_dali.wording import count
 
 __all__ = [

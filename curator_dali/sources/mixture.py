@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, Limits, checked
-from curator_dali.batch import ImageObject
-from curator_dali.image import clone
+from curator_dali.batch.image import ImageObject, clone
+from curator_dali.io.ranges import fingerprint
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
-from curator_dali.sources.opening import open_source
+from curator_dali.sources.open import open_source
 from curator_dali.sources.samples import add_sidecars
-from curator_dali.sources.storage import fingerprint
 
 __all__ = ["Mixture"]
 

@@ -11,9 +11,10 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.io.ranges import Storage, strip_query
+from curator_dali.io.remote import is_remote, one_line
 from curator_dali.sources.reading import OutsideError, is_unread, read_file
 from curator_dali.sources.samples import sniff_extension
-from curator_dali.sources.storage import Storage, is_remote, one_line, strip_query
 
 __all__ = ["NamedFiles", "read_named"]
 

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import checked, list_paths
-from curator_dali.batch import ImageObject
+from curator_dali.batch.image import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.files import IMAGE_EXTENSIONS, open_regular
+from curator_dali.io.files import IMAGE_EXTENSIONS, open_regular
+from curator_dali.io.ranges import LRU, Stat, Storage, ask, common_name, filesystem, fingerprint, stat_of, strip_query
+from curator_dali.io.remote import PermanentError, is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
 from curator_dali.sources.hive import partition_fields
 from curator_dali.sources.labels import ClassNames, add_class_names, read_class_names
@@ -32,20 +34,6 @@ from curator_dali.sources.row_groups import (
     read_row_group,
 )
 from curator_dali.sources.samples import make_sidecars, sniff_extension
-from curator_dali.sources.storage import (
-    LRU,
-    Stat,
-    Storage,
-    ask,
-    common_name,
-    filesystem,
-    fingerprint,
-    is_remote,
-    one_line,
-    stat_of,
-    strip_query,
-)
-from curator_dali.stores import PermanentError
 
 __all__ = ["ParquetSource"]
 

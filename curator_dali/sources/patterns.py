@@ -6,8 +6,8 @@ import os
 import re
 from typing import NamedTuple
 
-from curator_dali.sources.storage import filesystem, strip_query
-from curator_dali.stores import is_http, is_remote
+from curator_dali.io.ranges import filesystem, strip_query
+from curator_dali.io.remote import is_http, is_remote
 
 __all__ = ["Pattern", "expand_braces", "read_patterns"]
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.files import open_regular
-from curator_dali.sources.storage import is_remote
+from curator_dali.io.files import open_regular
+from curator_dali.io.remote import is_remote
 
 __all__ = ["OutsideError", "is_unread", "read_bytes", "read_file"]
 

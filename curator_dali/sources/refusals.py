@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from curator_dali.sources.storage import strip_query
+from curator_dali.io.ranges import strip_query
 
 __all__ = ["COMPRESSED", "advise_on_container", "advise_on_missing", "advise_on_protocol"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from curator_dali.documents import parse_json
-from curator_dali.files import IMAGE_EXTENSIONS
+from curator_dali.io.documents import parse_json
+from curator_dali.io.files import IMAGE_EXTENSIONS
 
 __all__ = [
     "SIDECARS",

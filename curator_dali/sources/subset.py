@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.io.ranges import fingerprint
 from curator_dali.sources.base import EncodedBatch, Source
-from curator_dali.sources.storage import fingerprint
 
 __all__ = ["Subset"]
 

@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import checked, list_paths
-from curator_dali.batch import ImageObject
-from curator_dali.documents import parse_json
+from curator_dali.batch.image import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.files import read_regular
+from curator_dali.io.documents import parse_json
+from curator_dali.io.files import read_regular
+from curator_dali.io.ranges import Request, Storage, common_name, fingerprint, strip_query
+from curator_dali.io.remote import LARGEST_FILE, is_http, is_remote, one_line
 from curator_dali.sources.arenas import Arenas
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.sources.samples import parse_metadata
-from curator_dali.sources.storage import Request, Storage, common_name, fingerprint, is_remote, one_line, strip_query
 from curator_dali.sources.tar_index import COLUMNS, Status, Summary, TarIndex
 from curator_dali.sources.tar_shards import Shards
-from curator_dali.stores import LARGEST_FILE, is_http
 
 __all__ = ["TarSource", "coalesce"]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.files import IMAGE_EXTENSIONS
+from curator_dali.io.files import IMAGE_EXTENSIONS
 from curator_dali.sources.samples import SIDECARS, split_name
 from curator_dali.sources.tar_headers import Scan
 

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
+from curator_dali.io.ranges import LRU, Stat, Storage
+from curator_dali.io.remote import is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE
 from curator_dali.sources.index_store import (
     index_path,
@@ -23,7 +25,6 @@ from curator_dali.sources.index_store import (
     save_headers,
     save_index,
 )
-from curator_dali.sources.storage import LRU, Stat, Storage, is_remote, one_line
 from curator_dali.sources.tar_headers import NotATarError, Scan, scan_tar
 from curator_dali.sources.tar_index import Summary, TarIndex
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import checked
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.stages.scored import Scored
 from curator_dali.stages.settings import plain
-from curator_dali.transforms import Transform
+from curator_dali.transforms.base import Transform
 
 __all__ = ["DTYPES", "GlobalSelector", "Selector", "Stage", "View", "checked_stage"]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dali import arrays
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.stages.base import Stage, View, checked_stage
 
 if TYPE_CHECKING:
-    from curator_dali.models import ImageEncoder
+    from curator_dali.models.base import ImageEncoder
 
 __all__ = ["Embed", "embedder_of", "refuse_width"]
 
@@ -66,7 +66,7 @@ class Embed(Stage):
             ImportError: A package that the encoder needs is missing.
         """
         if not self._is_set_up(device):
-            from curator_dali.models import load_encoder
+            from curator_dali.models.loading import load_encoder
 
             self._keep((device, load_encoder(self.model, device=device, **self.options)))
 

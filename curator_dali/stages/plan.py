@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.importing import import_whole
-from curator_dali.sinks.manifest import labels_of
+from curator_dali.outputs.manifest import labels_of
 from curator_dali.stages.base import DTYPES, GlobalSelector, Selector, Stage, View
 
 __all__ = ["LOADED", "Plan", "check_type", "make_plan", "written"]

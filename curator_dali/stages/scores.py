@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.stages.base import Stage, View, checked_stage
 from curator_dali.stages.embed import refuse_width
 
@@ -52,7 +52,7 @@ class Aesthetic(Stage):
     def setup(self, device: str) -> None:
         """Load the head; see `Stage.setup`."""
         if not self._is_set_up(device):
-            from curator_dali.models import AestheticPredictor
+            from curator_dali.models.aesthetic import AestheticPredictor
 
             self._keep((device, AestheticPredictor(self.model, device=device)))
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from curator_dali.arguments import Limits
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.stages.base import Stage, checked_stage
 from curator_dali.stages.embed import Embed, embedder_of
 
 if TYPE_CHECKING:
-    from curator_dali.models import ImageEncoder
+    from curator_dali.models.base import ImageEncoder
 
 __all__ = ["CLIPScore", "ZeroShotTags"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import arrays, pipelines
+from curator_dali import arrays, dali
 from curator_dali.transforms.base import Transform
-from curator_dali.transforms.plan import Plan
+from curator_dali.transforms.graph import Plan
 
 __all__ = ["apply", "pixel_graph"]
 
@@ -58,7 +58,7 @@ def apply(
     device = arrays.resolve_device(at if device is None else device)
     if at not in ("cpu", device):
         rows, at = arrays.to_host(rows), "cpu"
-    pipeline = pipelines.new_pipeline(device, min(len(rows), _AT_ONCE), num_threads)
+    pipeline = dali.new_pipeline(device, min(len(rows), _AT_ONCE), num_threads)
     _, is_long = plan.measure(np.array([image.shape[:2] for image in rows], np.int64))
     with pipeline:
         pipeline.set_outputs(*pixel_graph(plan, at, device, long=bool(is_long.any())))
@@ -68,8 +68,8 @@ def apply(
         # DALI takes no strides: views such as crops are copied
         part = [image if image.flags.c_contiguous else image.copy() for image in rows[first : first + _AT_ONCE]]
         sizes = np.array([image.shape[:2] for image in part], np.int64)
-        pipelines.feed(pipeline, part, plan.arguments(key, numbers[first : first + _AT_ONCE], sizes))
-        (result,) = pipelines.collect(pipeline, device)
+        dali.feed(pipeline, part, plan.arguments(key, numbers[first : first + _AT_ONCE], sizes))
+        (result,) = dali.collect(pipeline, device)
         parts.append((range(first, first + len(part)), result))
     return arrays.merge(parts, len(rows))
 
@@ -90,4 +90,4 @@ def pixel_graph(plan: Plan, source: str, device: str, *, long: bool = False) -> 
     )
     if device != source:
         node = node.gpu()
-    return plan.lower(node, pipelines.declare(plan.inputs), long=long)
+    return plan.lower(node, dali.declare(plan.inputs), long=long)

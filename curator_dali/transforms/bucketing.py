@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import checked
-from curator_dali.sampling import Buckets
+from curator_dali.sampling.buckets import Buckets
 from curator_dali.transforms.base import RandomTransform, Transform
 from curator_dali.transforms.geometry import Interpolation, lower_resize
 

@@ -27,7 +27,7 @@ import torch
 
 import curator_dali as cd
 from curator_dali.curation.executors import Executor, LocalExecutor
-from curator_dali.ray import RayExecutor
+from curator_dali.curation.ray_executor import RayExecutor
 from tests.benchmarks.harness import spread
 
 PART, BATCH = 125, 25

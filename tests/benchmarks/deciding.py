@@ -30,9 +30,9 @@ def decide(folder: Path, workers: int, threads: int) -> dict[str, Any]:
     """Once, in this process: seconds, peak memory, and a digest of what was decided."""
     import torch
 
+    from curator_dali.curation.decide import Candidates, workroom
     from curator_dali.curation.executors import Executor, LocalExecutor
-    from curator_dali.curation.finishing import Candidates, workroom
-    from curator_dali.sinks import RowFiles
+    from curator_dali.outputs import RowFiles
     from curator_dali.stages import Deduplicate
 
     torch.set_num_threads(threads)
@@ -40,7 +40,7 @@ def decide(folder: Path, workers: int, threads: int) -> dict[str, Any]:
     if workers:
         import ray
 
-        from curator_dali.ray import RayExecutor
+        from curator_dali.curation.ray_executor import RayExecutor
 
         ray.init("local", num_cpus=workers, object_store_memory=200 << 20, log_to_driver=False, include_dashboard=False)
         executor = RayExecutor()

@@ -54,8 +54,8 @@ def match(folder: Path, count: str, threshold: str) -> dict[str, Any]:
     import pyarrow.parquet  # noqa: F401 - not part of what is measured
     import torch  # noqa: F401
 
+    from curator_dali.index.earlier import match_earlier
     from curator_dali.stages import Deduplicate
-    from curator_dali.stages.earlier import match_earlier
 
     with np.load(folder / "new.npz", allow_pickle=True) as file:
         new = {name: file[name][: int(count)] for name in file.files}

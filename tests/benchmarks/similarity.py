@@ -151,13 +151,13 @@ class Decoded:
     """Images in DALI's memory, as behind its decoder: 64 a batch, which turn grey and are hashed."""
 
     def __init__(self, pictures: list[NDArray[np.uint8]], threads: int) -> None:
-        from curator_dali import pipelines
+        from curator_dali import dali
         from curator_dali.stages.deduplicate import HASH_VIEW
 
         self.batches = [pictures[start : start + 64] for start in range(0, len(pictures), 64)]
-        self.pipeline = pipelines.new_pipeline("cpu", 64, threads, depth=len(self.batches))
+        self.pipeline = dali.new_pipeline("cpu", 64, threads, depth=len(self.batches))
         with self.pipeline:
-            images = pipelines.declare({"images": (np.dtype(np.uint8), 3)})["images"]
+            images = dali.declare({"images": (np.dtype(np.uint8), 3)})["images"]
             for transform in HASH_VIEW:
                 images = transform.lower(images)
             self.pipeline.set_outputs(images)
@@ -168,14 +168,14 @@ class Decoded:
             self.pipeline.feed_input("images", batch)
 
     def hashes(self, function: Callable[[Any], NDArray[np.uint64]]) -> NDArray[np.uint64]:
-        from curator_dali import pipelines
+        from curator_dali import dali
 
         found = []
         self.pipeline.schedule_run()
         for left in reversed(range(len(self.batches))):
             if left:
                 self.pipeline.schedule_run()  # grey while the batch before is hashed, as a loader does
-            found.append(function(pipelines.collect(self.pipeline, "cpu")[0]))
+            found.append(function(dali.collect(self.pipeline, "cpu")[0]))
         return np.concatenate(found)
 
 

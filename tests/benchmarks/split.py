@@ -48,7 +48,7 @@ def threads(job: Job) -> dict[str, dict[str, float]]:
     import numpy as np
 
     from curator_dali import ImageLoader
-    from curator_dali.decoding import gate
+    from curator_dali.decoding.decoder import gate
     from curator_dali.sources import open_source
 
     answer: dict[str, dict[str, float]] = {}

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.batch import ImageBatch
-from curator_dali.files import Written
-from curator_dali.sinks import Manifest, PartWriter, RowSchema
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.io.files import Written
+from curator_dali.outputs import Manifest, PartWriter, RowSchema
 from curator_dali.stages import Filter, GlobalSelector, Quality, Scored, Stage
 
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import curator_dali as cd
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.curation import Curation
 from curator_dali.errors import StageError
-from curator_dali.sinks import Manifest
+from curator_dali.outputs import Manifest
 from curator_dali.sources import MemorySource, open_source
 from curator_dali.stages import Embed, Filter, Quality, Stage
 from tests import formats, helpers

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 import curator_dali as cd
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.similarity import dhash, from_hex, phash, to_hex
 from curator_dali.stages import Deduplicate, Embed, Filter

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 import curator_dali as cd
-from curator_dali.batch import ImageBatch
-from curator_dali.sinks import PartWriter
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.outputs import PartWriter
 from curator_dali.sources import EncodedBatch, Subset, open_source
 from tests.curation.helpers import Spy
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import curator_dali as cd
-from curator_dali.batch import ImageBatch
-from curator_dali.sinks import Manifest, PartWriter, store
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.io import store
+from curator_dali.outputs import Manifest, PartWriter
 from tests import formats, helpers
 from tests.curation.helpers import FirstOfItsLabel, Spy, cheap_stages, content, read_members, read_rows
 from tests.curation.run_curation import stages_for

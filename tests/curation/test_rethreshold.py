@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import curator_dali as cd
 from curator_dali.cli import main
 from curator_dali.errors import StageError
-from curator_dali.sinks import Manifest, RowFiles
+from curator_dali.outputs import Manifest, RowFiles
 from curator_dali.stages import Deduplicate, Filter, Quality
 from tests import helpers
 from tests.account import account

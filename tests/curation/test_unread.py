@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import curator_dali as cd
-from curator_dali.sinks import Manifest
+from curator_dali.outputs import Manifest
 from curator_dali.sources import EncodedBatch, FolderSource
 from tests import helpers
 from tests.curation.helpers import FirstOfItsLabel, content, read_rows

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.image import ImageObject
 from tests.helpers import crops
 
 EVIL = (

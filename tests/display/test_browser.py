@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from curator_dali import html
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import ImageError
-from curator_dali.stats import ErrorList
+from curator_dali.loader.results import ErrorList
+from curator_dali.view import html
 from tests.display.conftest import EVIL, Frame
 
 # Widest line of the page, images that did not load, rows of unequal height, and the contrast of faint text.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curator_dali import html
+from curator_dali.view import html
 from tests.display.conftest import EVIL
 
 VOID = {"img", "meta"}

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.display.plots import project
-from curator_dali.fields import order
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.fields import order
+from curator_dali.batch.image import ImageObject
+from curator_dali.view.plots import project
 from tests.display.conftest import EVIL
 
 

@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 
 from curator_dali import arrays, transforms
-from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.display import thumbnails
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.image import ImageObject
 from curator_dali.errors import ImageError
-from curator_dali.loader import ImageLoader
-from curator_dali.report import Report
+from curator_dali.loader.loader import ImageLoader
+from curator_dali.loader.results import ErrorList
+from curator_dali.report.matches import DuplicateGroup, Member
+from curator_dali.report.report import Report
 from curator_dali.sampling import Buckets
-from curator_dali.searching import DuplicateGroup, Member
-from curator_dali.stats import ErrorList
+from curator_dali.view import thumbnails
 from tests.display.conftest import EVIL
 from tests.display.test_html import Reader, harmless
 

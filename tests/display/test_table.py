@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.loader import ImageLoader
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.image import ImageObject
+from curator_dali.loader.loader import ImageLoader
 from tests.display.conftest import EVIL
 from tests.helpers import encode, write_tar
 

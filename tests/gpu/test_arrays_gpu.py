@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from curator_dali import arrays, lending
-from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.image import ImageObject
 from tests import helpers
 
 pytestmark = pytest.mark.gpu

@@ -10,7 +10,7 @@ import pytest
 
 import curator_dali as cd
 from curator_dali import arrays
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from tests.curation.helpers import Spy, cheap_stages, read_members, read_rows
 from tests.models import makers
 

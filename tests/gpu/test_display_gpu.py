@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from curator_dali import arrays
-from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.display import thumbnails
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.image import ImageObject
+from curator_dali.view import thumbnails
 from tests.helpers import crops
 
 
@@ -43,6 +44,6 @@ def test_maps_and_neighbours_are_those_of_the_host() -> None:
     host = ImageBatch("t", "d", [ImageObject(f"{n}", f"{n}") for n in range(50)], embeddings=embeddings)
     there = host.copy().to_device("cuda:0")
     assert [item.image_id for item in there.nearest(3, 9)] == [item.image_id for item in host.nearest(3, 9)]
-    from curator_dali.display.plots import project
+    from curator_dali.view.plots import project
 
     assert project(there.embeddings) == pytest.approx(project(host.embeddings), abs=1e-3)

@@ -62,7 +62,7 @@ def decode(name: str, device: str) -> dict[str, Any]:
         batch, and the batch behind it, lost (must be 0).
     """
     from curator_dali import arrays
-    from curator_dali.decoding import Decoder, gate
+    from curator_dali.decoding.decoder import Decoder, gate
     from curator_dali.sources import MemorySource
 
     whole = formats.save(Image.fromarray(helpers.load_photos()["chelsea"]).resize((61, 47)), "JPEG")

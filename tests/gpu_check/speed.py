@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import curator_dali as cd
-from curator_dali import decoding
+from curator_dali.decoding import decoder
 from tests.benchmarks.rows import encoded_images
 from tests.gpu_check.settings import SIZES, Settings
 from tests.gpu_check.tracing import copied, in_kernels, traced
@@ -108,14 +108,14 @@ def ratio(found: dict[str, Any], to: str, name: str = OURS) -> float | None:
 
 @contextmanager
 def ours(settings: Settings, case: Case) -> Iterator[Iterator[int]]:
-    before = decoding._HW_DECODER_LOAD
-    decoding._HW_DECODER_LOAD = case.load  # the loader has no such argument: is one needed? (docs/gpu.md)
+    before = decoder._HW_DECODER_LOAD
+    decoder._HW_DECODER_LOAD = case.load  # the loader has no such argument: is one needed? (docs/gpu.md)
     shards = settings.shards(case.size, case.bad)
     try:
         with cd.ImageLoader(shards, batch_size=case.batch, num_threads=case.threads, device=settings.device) as loader:
             yield again(lambda: (len(batch) for batch in loader))
     finally:
-        decoding._HW_DECODER_LOAD = before
+        decoder._HW_DECODER_LOAD = before
 
 
 def dali(hints: bool = False) -> Any:

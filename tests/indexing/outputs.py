@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import objects
+from curator_dali.outputs import Manifest, PartWriter, RowSchema
 from curator_dali.similarity import to_hex
-from curator_dali.sinks import Manifest, PartWriter, RowSchema
 from tests.similarity.planted import planted
 
 Rows = dict[str, Any]

@@ -14,8 +14,8 @@ import pytest
 
 from curator_dali import OutputError, open_index, write_index
 from curator_dali.cli import main
+from curator_dali.index.earlier import Matches, Way, match_earlier
 from curator_dali.similarity import TooManyPairs, bad_rows
-from curator_dali.stages.earlier import Matches, Way, match_earlier
 from tests.indexing.outputs import Rows, made_up, write_output
 
 SAME = Way("content_hash", "same", 0, "same bytes")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curator_dali.indexing.digests import DigestIndex
-from curator_dali.indexing.hashes import HashIndex
-from curator_dali.indexing.index import digests_of
-from curator_dali.indexing.vectors import VectorIndex
+from curator_dali.index.digests import DigestIndex
+from curator_dali.index.hashes import HashIndex
+from curator_dali.index.index import digests_of
+from curator_dali.index.lookup import VectorIndex
 from curator_dali.similarity import pairs_between
 from curator_dali.similarity.pairs import Collector
 from tests.similarity.planted import planted
@@ -51,7 +51,7 @@ def test_hashes_by_lanes_and_by_a_scan_are_all_that_are_near(distance: int, tmp_
     i, j = np.nonzero(apart <= distance)
     HashIndex.write(str(tmp_path), "h", hashes, rows)
     index = HashIndex.load(str(tmp_path), "h")
-    from curator_dali.indexing.hashes import _deal
+    from curator_dali.index.hashes import _deal
 
     for find in (index._scan, index._look_up):
         found = Collector(10_000, within=False)
@@ -96,17 +96,17 @@ def test_a_sketch_rules_out_nothing_that_is_similar(
 
 
 def test_a_sketch_rules_most_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from curator_dali.indexing import vectors
+    from curator_dali.index import lookup
 
     rows = planted(5000, 512, 0.9, topics=50)
     about = VectorIndex.write(str(tmp_path), rows[:4000], np.arange(4000), 0.9, device="cpu")
     looked: list[int] = []
-    real = vectors.collect
+    real = lookup.collect
 
     def counting(*arguments: object) -> None:
         looked.append(len(arguments[3]))  # type: ignore[arg-type]
         real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(vectors, "collect", counting)
+    monkeypatch.setattr(lookup, "collect", counting)
     found = VectorIndex.load(str(tmp_path), about).similar(rows[4000:], 0.9)
     assert 0 < len(found) <= sum(looked) < 4000 * 1000 // 50

@@ -13,7 +13,7 @@ from PIL import Image
 
 from curator_dali import transforms
 from curator_dali.models import OpenNSFW, WeightsNotFoundError
-from curator_dali.models.open_nsfw import JpegArtifacts
+from curator_dali.models.scorers import JpegArtifacts
 from tests import helpers
 from tests.models import makers
 

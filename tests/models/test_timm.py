@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from curator_dali.models import WeightsError, load_encoder
-from curator_dali.models.timm import import_timm
+from curator_dali.models.backbones import import_timm
 from curator_dali.transforms import output_size
 from tests.models import makers
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.curation import curate
-from curator_dali.report import Report
+from curator_dali.report.report import Report
 from curator_dali.sources import MemorySource
 from curator_dali.stages import Deduplicate, Filter, Quality, Selector
 from tests.display.conftest import EVIL

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curator_dali.report import Report
-from curator_dali.reporting.scan import OTHERS, Kinds, priority, scan, thresholds
-from curator_dali.sinks import Manifest, RowFiles
+from curator_dali.outputs import Manifest, RowFiles
+from curator_dali.report.report import Report
+from curator_dali.report.scan import OTHERS, Kinds, priority, scan, thresholds
 from curator_dali.stages import Filter
 from tests.curation.helpers import read_rows
 from tests.reporting.makers import plain

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 import curator_dali as cd
-from curator_dali.batch import ImageBatch
-from curator_dali.report import Report
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.report.report import Report
 from curator_dali.stages import Selector
 from tests.curation.helpers import read_rows
 from tests.display.test_html import harmless

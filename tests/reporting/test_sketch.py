@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curator_dali.reporting.scan import Sketch
+from curator_dali.report.scan import Sketch
 
 VALUES = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=60)
 BOUND = st.none() | st.floats(-1e6, 1e6)

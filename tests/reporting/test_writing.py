@@ -15,7 +15,7 @@ import curator_dali as cd
 from curator_dali.cli import main
 from curator_dali.curation import curate
 from curator_dali.errors import OutputError, SourceError
-from curator_dali.reporting.writing import write_report
+from curator_dali.report.page import write_report
 from curator_dali.sources import MemorySource
 from curator_dali.stages import Filter
 from tests.display.test_html import Reader, harmless

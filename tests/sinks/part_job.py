@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from curator_dali.sinks import Manifest, PartWriter, RowSchema
+from curator_dali.outputs import Manifest, PartWriter, RowSchema
 
 SAMPLES, PART, BATCH = 240, 24, 8
 SCHEMA = RowSchema({"score": "float32"}, embedding_dim=16)

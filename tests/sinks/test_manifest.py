@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator_dali.errors import OutputError
-from curator_dali.files import Written, filesystem
-from curator_dali.sinks import Manifest, Part
-from curator_dali.sinks.explain import join
-from curator_dali.sinks.records import part_name
+from curator_dali.io.explain import join
+from curator_dali.io.files import Written, filesystem
+from curator_dali.outputs import Manifest, Part
+from curator_dali.outputs.records import part_name
 
 SETTINGS = {"stages": [{"kind": "filter", "min": 5.0}], "embeddings": True}
 LINEAGE = {"clip": {"sha256": "ab12"}}
@@ -34,7 +34,7 @@ def begin(folder: Path | str, samples: int = 100, **changes: Any) -> Manifest:
 
 def finish(manifest: Manifest, start: int, stop: int, content: bytes = b"abc") -> Part:
     """Write a part's file, and record it."""
-    from curator_dali.files import AtomicFile
+    from curator_dali.io.files import AtomicFile
 
     with AtomicFile(join(manifest.folder, f"{part_name(start, stop)}.parquet"), digest=True) as file:
         file.write(content)
@@ -178,7 +178,7 @@ RANGE = st.tuples(st.integers(0, 59), st.integers(1, 60)).filter(lambda pair: pa
 @settings(deadline=None)  # files are written
 @given(st.lists(RANGE, max_size=6), st.integers(1, 70))
 def test_missing_is_what_no_part_has(ranges: list[tuple[int, int]], size: int) -> None:
-    from curator_dali.sinks.records import Records
+    from curator_dali.outputs.records import Records
 
     filesystem("memory://")[0].store.clear()
     manifest = begin("memory://missing", samples=60)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from curator_dali.errors import OutputError
-from curator_dali.sinks import Manifest, PartWriter, RowFiles
+from curator_dali.outputs import Manifest, PartWriter, RowFiles
 from tests.account import account
 from tests.sinks.part_job import PART, SAMPLES, SCHEMA, image, rows, run
 
@@ -132,7 +132,7 @@ def test_a_full_disk_is_named_and_leaves_only_whole_files(tmp_path: Path, whole:
 def test_remote(whole: Path) -> None:
     run("memory://part job/öut")
     account("memory://part job/öut", tars=True).check()
-    from curator_dali.files import filesystem
+    from curator_dali.io.files import filesystem
 
     fs, root = filesystem("memory://part job/öut")
     expected = content(whole)

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator_dali.errors import OutputError
-from curator_dali.files import filesystem
-from curator_dali.sinks import ShardedTarWriter, TarWriter
-from curator_dali.sinks.tar import tar_header, to_json, written_key
+from curator_dali.io.files import filesystem
+from curator_dali.outputs import ShardedTarWriter, TarWriter
+from curator_dali.outputs.tar import tar_header, to_json, written_key
 from curator_dali.sources import MemorySource, ParquetSource, TarSource, open_source
 from tests.helpers import photo_samples
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curator_dali.ray.without import Without
 from curator_dali.sources import FolderSource, MemorySource, Mixture, ParquetSource, Source, Subset
 from curator_dali.sources.samples import SIDECARS, parse_metadata
+from curator_dali.sources.without import Without
 
 JPEG = b"\xff\xd8\xff\xe0 an image"
 ROWS: list[dict[str, Any]] = [

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.errors import OutputError, SourceError
-from curator_dali.sources import storage
+from curator_dali.io import ranges
 from tests import helpers
 
 moto = pytest.importorskip("moto.server", reason="moto is in the extra [test]")
@@ -53,7 +53,7 @@ def use(patch: pytest.MonkeyPatch, **environment: str) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_RETRY_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr(ranges, "_RETRY_DELAYS", (0.01, 0.01))
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from curator_dali.io.ranges import Stat
 from curator_dali.sources import TarSource
 from curator_dali.sources.index_store import index_path, load_index, peek_index, save_index
-from curator_dali.sources.storage import Stat
 from tests.helpers import write_tar
 
 

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from curator_dali import ImageLoader, files, httpfs, stores
+from curator_dali import ImageLoader
 from curator_dali.errors import SourceError
-from curator_dali.sources import Source, TarSource, open_source, storage
+from curator_dali.io import files, http, ranges, remote
+from curator_dali.sources import Source, TarSource, open_source
 from tests import helpers
 from tests.sources.web_server import Server
 
@@ -32,7 +33,7 @@ BUSY = [408, 429, 500, 502, 503, 504]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_RETRY_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr(ranges, "_RETRY_DELAYS", (0.01, 0.01))
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +94,8 @@ def test_what_a_server_says_of_waiting_is_heeded_within_reason(server: Server, d
         begun = time.monotonic()
         open_source(spec, index="none").read(np.arange(1))
         assert 1 <= time.monotonic() - begun < 5
-    assert stores.find_wait(stores.ServerError("429", 3600), 0.1, 0.0) == 30
-    assert stores.find_wait(stores.ServerError("429", 0.0), 0.1, 0.0) == 0.1
+    assert remote.find_wait(remote.ServerError("429", 3600), 0.1, 0.0) == 30
+    assert remote.find_wait(remote.ServerError("429", 0.0), 0.1, 0.0) == 0.1
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -139,7 +140,7 @@ def test_a_server_that_is_down_is_not_told_as_a_missing_file() -> None:
 def test_the_opening_from_a_silent_server_ends(
     server: Server, data: Callable[[str], Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(stores.TIMEOUT_VARIABLE, "0.2")
+    monkeypatch.setenv(remote.TIMEOUT_VARIABLE, "0.2")
     begun = time.monotonic()
     for silent in ({"HEAD", "GET"}, {"GET"}):
         server.silent = silent
@@ -153,7 +154,7 @@ def test_the_opening_from_a_silent_server_ends(
 def test_a_read_from_a_silent_server_ends(
     server: Server, data: Callable[[str], Any], images: list[bytes], kind: str, stops: bool, monkeypatch: Any
 ) -> None:
-    monkeypatch.setenv(stores.TIMEOUT_VARIABLE, "0.2")
+    monkeypatch.setenv(remote.TIMEOUT_VARIABLE, "0.2")
     source = open_source(data(kind))
     server.stops = stops  # in the middle of an answer
     server.silent = set() if stops and kind != "images" else {"GET"}
@@ -170,7 +171,7 @@ def test_a_read_from_a_silent_server_ends(
 def test_many_files_of_a_silent_store_are_not_waited_for(
     server: Server, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(stores.TIMEOUT_VARIABLE, "0.2")
+    monkeypatch.setenv(remote.TIMEOUT_VARIABLE, "0.2")
     server.silent = {"HEAD", "GET"}
     begun = time.monotonic()
     with pytest.raises(SourceError, match=r"200 of 200 .*silent for too long"):
@@ -180,10 +181,10 @@ def test_many_files_of_a_silent_store_are_not_waited_for(
 
 def test_a_silent_store_is_not_asked_for_longer_than_half_a_minute() -> None:
     now = time.monotonic()
-    assert stores.find_wait(TimeoutError(), 0.1, now - 29) == 0.1
-    assert stores.find_wait(TimeoutError(), 0.1, now - 31) is None
-    assert stores.find_wait(ConnectionError(), 0.1, now - 31) == 0.1  # a long read that broke off
-    assert stores.find_wait(TimeoutError(), 0.1, now - 31, patience=math.inf) == 0.1  # a write
+    assert remote.find_wait(TimeoutError(), 0.1, now - 29) == 0.1
+    assert remote.find_wait(TimeoutError(), 0.1, now - 31) is None
+    assert remote.find_wait(ConnectionError(), 0.1, now - 31) == 0.1  # a long read that broke off
+    assert remote.find_wait(TimeoutError(), 0.1, now - 31, patience=math.inf) == 0.1  # a write
 
 
 def test_the_configuration_of_fsspec_goes_before_our_limits(
@@ -205,11 +206,11 @@ def test_the_configuration_of_fsspec_goes_before_our_limits(
 
 
 def test_the_limit_is_ten_seconds_unless_told() -> None:
-    fs, path = storage.filesystem("http://localhost/a.tar")
+    fs, path = ranges.filesystem("http://localhost/a.tar")
     assert path == "http://localhost/a.tar"
     timeout = fs.client_kwargs["timeout"]
     assert (timeout.total, timeout.sock_connect, timeout.sock_read) == (None, 10, 10)
-    chained, _ = storage.filesystem("simplecache::http://localhost/a.tar")
+    chained, _ = ranges.filesystem("simplecache::http://localhost/a.tar")
     assert chained.fs.client_kwargs["timeout"] == timeout
     written, _ = files.filesystem("http://localhost/a.tar")
     assert "timeout" not in written.client_kwargs  # the answer to an upload takes its time
@@ -224,7 +225,7 @@ class RecordedStore(MemoryFileSystem):
 @pytest.mark.parametrize("url", ["s3://bucket/a.jpg", "filecache::s3://bucket/a.jpg"])
 def test_the_limit_reaches_an_object_store(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules["fsspec.registry"].__dict__["_registry"], "s3", RecordedStore)
-    fs, _ = storage.filesystem(url)
+    fs, _ = ranges.filesystem(url)
     fs = fs.fs if "::" in url else fs
     assert isinstance(fs, RecordedStore)
     assert fs.storage_options == {"config_kwargs": {"connect_timeout": 10, "read_timeout": 10}}
@@ -232,11 +233,11 @@ def test_the_limit_reaches_an_object_store(url: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
 def test_a_limit_that_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(stores.TIMEOUT_VARIABLE, value)
+    monkeypatch.setenv(remote.TIMEOUT_VARIABLE, value)
     with pytest.raises(SourceError, match=rf"CURATOR_DALI_TIMEOUT must be a number of seconds.*{value}"):
         open_source("http://localhost/a.tar")
-    monkeypatch.setenv(stores.TIMEOUT_VARIABLE, "0")
-    assert storage.filesystem("http://localhost/a.tar")[0].client_kwargs["timeout"].sock_read is None
+    monkeypatch.setenv(remote.TIMEOUT_VARIABLE, "0")
+    assert ranges.filesystem("http://localhost/a.tar")[0].client_kwargs["timeout"].sock_read is None
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
@@ -273,7 +274,7 @@ def test_a_range_without_an_end(server: Server, data: Callable[[str], Any], kind
 def test_an_image_without_an_end(
     server: Server, data: Callable[[str], Any], images: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(httpfs, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(http, "LARGEST_FILE", 1 << 20)
     source = open_source(data("images"))
     server.endless = {200}
     batch = source.read(np.arange(2))

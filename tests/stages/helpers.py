@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.image import ImageObject
 from curator_dali.models import ImageEncoder
 from curator_dali.transforms import Resize
 

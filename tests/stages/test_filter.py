@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.image import ImageObject
 from curator_dali.errors import StageError
 from curator_dali.stages import Filter
 

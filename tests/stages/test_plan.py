@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.stages import (
     NSFW,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from curator_dali.batch import ImageBatch
+from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.models import AestheticPredictor, NSFWClassifier
 from curator_dali.stages import NSFW, Aesthetic, CLIPScore, Embed, Quality, Stage, ZeroShotTags

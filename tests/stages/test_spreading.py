@@ -12,11 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curator_dali.curation.finishing import Candidates, Workroom
+from curator_dali.curation.decide import Candidates, Workroom
+from curator_dali.outputs import RowFiles
 from curator_dali.similarity import Pairs, bad_rows, similar_pairs
-from curator_dali.sinks import RowFiles
 from curator_dali.stages import Deduplicate
-from curator_dali.stages.spreading import SpreadEmbeddings
+from curator_dali.stages.distributed import SpreadEmbeddings
 from tests.curation.helpers import write_embedded
 from tests.similarity.planted import planted
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from curator_dali.loader import ImageLoader
+from curator_dali.loader.loader import ImageLoader
 from curator_dali.torch import TorchImageLoader
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,438 @@
+"""The data model: `Task`, `ImageObject` and `ImageBatch`, with the names and meanings of NeMo Curator's."""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali import arrays
+from curator_dali.arguments import Count, checked
+from curator_dali.batch import checks
+from curator_dali.batch.columns import Columns
+from curator_dali.batch.image import ImageObject, clone
+from curator_dali.batch.notebook import Viewable
+from curator_dali.view.drawing import draw_contact_sheet
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from typing_extensions import Self
+
+__all__ = ["ImageBatch", "ImageObject", "Task", "contact_sheet"]
+
+T = TypeVar("T")
+
+# What a batch holds as rows of arrays, and the field of an image that a row goes to on the host.
+_ROWS = {"images": "image_data", "embeddings": "embedding"}
+
+
+@dataclass(repr=False, eq=False)
+class Task(ABC, Generic[T]):
+    """A unit of work that goes through a pipeline's stages.
+
+    Attributes:
+        task_id: Tells the tasks of a run apart.
+        dataset_name: The data set it came from.
+        data: What the stages work on.
+    """
+
+    task_id: str
+    dataset_name: str
+    data: T
+    _stage_perf: list[Any] = field(default_factory=list)
+    _metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    @abstractmethod
+    def num_items(self) -> int:
+        """Number of items in this task."""
+
+    @abstractmethod
+    def validate(self) -> bool:
+        """Whether the data is as it should be."""
+
+    def add_stage_perf(self, perf_stats: Any) -> None:
+        """Add what a stage measured of itself."""
+        self._stage_perf.append(perf_stats)
+
+
+@dataclass(repr=False, eq=False)
+class ImageBatch(Viewable, Task[list[ImageObject]]):
+    """Images as arrays on a device, together with who each of them is.
+
+    Row i of `images`, `views`, `embeddings`, `columns` and `encoded` belongs to `data[i]`; slices and `where` keep it
+    so. Batches compare by identity. Every selection shares its `ImageObject`s with the batch it came from. Its pixels
+    are views while it keeps at least half of the memory they pin, else copies: treat pixels as read-only, or `copy()`
+    first.
+
+    Pickling goes through the host: `images`, `views` and `embeddings` arrive as numpy arrays, and `encoded` stays
+    behind.
+
+    Attributes:
+        data: N images.
+        images: None, an (N, H, W, 3) array or a list of N (H_i, W_i, 3) arrays, uint8 RGB; CuPy on a GPU, numpy
+            without. After a `Normalize` it is floating point, (N, 3, H, W) or (N, H, W, 3).
+        embeddings: None or (N, D) floating point.
+        encoded: None or, a sample, its members' original bytes, {extension: memoryview}.
+        views: Further versions of the same images, each under the sequence of transforms that made it:
+            `views[transforms.clip(224)]` is (N, 224, 224, 3). Arrays as `images`, made by the same decode.
+        columns: What is known of the images, one value each: name -> (N,) numpy. The loader gives `width` and
+            `height` (int32, pixels of the upright original); stages add their scores. A column of another length is
+            refused when it is put in.
+
+    Raises:
+        ValueError: `images`, `embeddings`, `encoded`, a view or a column does not have a row an image.
+    """
+
+    task_id: str = ""
+    dataset_name: str = ""
+    data: list[ImageObject] = field(default_factory=list)
+    images: Any = field(default=None, kw_only=True)
+    embeddings: Any = field(default=None, kw_only=True)
+    encoded: Sequence[Mapping[str, memoryview]] | None = field(default=None, kw_only=True)
+    views: dict[Any, Any] = field(default_factory=dict, kw_only=True)
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict, kw_only=True)  # a `Columns` once it is assigned
+    # Of what `data` has the rows: "images" or "embeddings" -> weak references to those rows.
+    _hosted: dict[str, list[Any]] = field(default_factory=dict, init=False)
+    # Bytes that `images` keep alive, where they are views of a larger batch; else 0.
+    _held: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        for problem in checks.misaligned(self.data, self._rows()):
+            raise ValueError(f"ImageBatch: {problem}; give one row an image")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ROWS and "_hosted" in self.__dict__:  # other arrays: what was known of the old ones is void
+            self._hosted.pop(name, None)
+            self._held = 0 if name == "images" else self._held
+        if name == "columns":
+            value = Columns(self.data, value)
+        elif name == "data" and isinstance(columns := self.__dict__.get("columns"), Columns):
+            columns.data = value
+        super().__setattr__(name, value)
+
+    @property
+    def num_items(self) -> int:
+        """Number of images."""
+        return len(self.data)
+
+    @property
+    def device(self) -> str:
+        """Where `images` (without them `embeddings`, or a view) lie: "cuda:N" or "cpu"."""
+        rows = next((rows for rows in (self.images, self.embeddings, *self.views.values()) if rows is not None), None)
+        return arrays.device_of([] if rows is None else rows)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[ImageObject]:
+        return iter(self.data)
+
+    @overload
+    def __getitem__(self, rows: int) -> ImageObject: ...
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Self: ...
+    def __getitem__(self, rows: Any) -> Any:
+        """One image by its number; a batch by a slice, row numbers (repeats allowed) or a boolean mask."""
+        if isinstance(rows, slice):
+            return self._take(rows)
+        if not hasattr(rows, "__len__") and hasattr(rows, "__index__"):
+            return self.data[operator.index(rows)]
+        picked = _on_host(rows)
+        if picked.dtype == bool:
+            return self.where(picked)
+        if picked.ndim != 1 or not (picked.size == 0 or np.issubdtype(picked.dtype, np.integer)):
+            raise TypeError(f"rows must be an int, a slice, (M,) ints or a mask, not {picked.ndim}-D {picked.dtype}")
+        n = len(self)
+        if picked.size and not (-n <= picked.min() and picked.max() < n):
+            raise IndexError(f"rows {picked.min()}..{picked.max()} are not all in a batch of {n} images")
+        return self._take(np.where(picked < 0, picked + n, picked).astype(np.int64))
+
+    def where(self, mask: Any) -> Self:
+        """The images whose mask is true.
+
+        Args:
+            mask: N booleans: a list, numpy, CuPy or torch. For row numbers use `batch[[0, 2]]`.
+
+        Raises:
+            TypeError: Not booleans.
+            ValueError: Not N of them.
+        """
+        flags = _on_host(mask)
+        if flags.size and flags.dtype != bool:
+            raise TypeError(f"where() takes booleans, not {flags.dtype}; for row numbers use batch[[0, 2]]")
+        if flags.shape != (len(self),):
+            raise ValueError(f"where() takes one boolean an image: the mask is {flags.shape}, the batch ({len(self)},)")
+        return self._take(np.flatnonzero(flags))
+
+    def copy(self) -> Self:
+        """The same batch in memory of its own, on the same device; images and their metadata are copies too."""
+        return self._take(slice(None), copy=True)
+
+    def to_host(self, release: bool = False) -> Self:
+        """Fill `data[i].image_data` and `data[i].embedding` with numpy rows; return the batch itself.
+
+        From a GPU all images go in one transfer into one block of pinned memory, of which the rows are views. On a
+        CPU nothing is copied: the rows are views of `images`. A second call does nothing, unless an image lacks its
+        row or `images` was assigned anew; a change *inside* the device's array goes unnoticed.
+
+        Args:
+            release: Drop the device's arrays: `images` and `embeddings` become the host's.
+        """
+        for name in _ROWS:
+            rows = getattr(self, name)
+            if rows is None:
+                continue
+            if not self._is_hosted(name):
+                self._point(name, arrays.to_host(rows))
+            if release and arrays.device_of(rows) != "cpu":
+                host = self._from_items(name) if self.data else arrays.to_host(rows)
+                setattr(self, name, host)
+                self._point(name, host)
+        return self
+
+    def to_device(self, device: str) -> Self:
+        """Move `images`, `views` and `embeddings`; return the batch itself. What lies there already is not touched.
+
+        Without `images` (`embeddings`) they are first gathered from `data[i].image_data` (`embedding`), if those
+        are there: `to_device("cpu")` makes arrays of what was assigned by hand.
+
+        Raises:
+            ValueError: Some images have pixels and some have not.
+        """
+        device = arrays.resolve_device(device)
+        for name in _ROWS:
+            rows = self._from_items(name) if getattr(self, name) is None else getattr(self, name)
+            if rows is None:
+                continue
+            moved = arrays.to_device(rows, device)
+            if moved is not getattr(self, name):
+                hosted = self._is_hosted(name)
+                setattr(self, name, moved)
+                if hosted:
+                    self._point(name, self._items(name))
+        self.views = {view: arrays.to_device(rows, device) for view, rows in self.views.items()}
+        return self
+
+    def to_torch(self, what: Literal["images", "embeddings"] | Sequence[Any] = "images") -> Any:
+        """Torch tensors on the same memory (DLPack): one tensor, or a list where `images` is one.
+
+        A tensor keeps what it looks at alive, for images a whole batch, so `clone()` a slice that is to stay.
+
+        Args:
+            what: "images", "embeddings", or the sequence of transforms that a view is kept under.
+
+        Raises:
+            ValueError: The batch has no such arrays.
+        """
+        rows = getattr(self, what) if isinstance(what, str) else self.views.get(tuple(what))
+        if rows is None:
+            raise ValueError(
+                f"the batch has no {what}; load them, or call to_device() if they are in `data`"
+                if isinstance(what, str)
+                else f"the batch has no view {tuple(what)}: name it in the loader's views="
+            )
+        return arrays.to_torch(rows)
+
+    def validate(self) -> bool:
+        """Whether `problems()` finds none."""
+        return not self.problems()
+
+    def problems(self, check_paths: bool = True) -> list[str]:
+        """Everything that is wrong with the batch, a line each.
+
+        Rows and images must be equal in number; ids must be there and unique; paths must exist; pixels must be
+        (H, W, 3) uint8 or, after `Normalize`, (H, W, 3) or (3, H, W) floating point; embeddings must be (N, D).
+
+        Args:
+            check_paths: Whether to look for every path, through fsspec for URLs (`tar://a.jpg::/data/0.tar`).
+        """
+        return checks.problems(self.data, self._rows(), check_paths)
+
+    def __repr__(self) -> str:
+        parts = [repr(self.task_id)] if self.task_id else []
+        parts += [f"dataset {self.dataset_name!r}"] if self.dataset_name else []
+        parts.append(f"{len(self)} images")
+        if self.images is not None and len(self.images):
+            sizes = sorted(
+                {_size(shape) for shape in arrays.shapes(self.images)}, key=lambda size: (np.prod(size), size)
+            )
+            ends = ["x".join(map(str, size)) for size in (sizes[0], sizes[-1])]
+            parts.append(f"{'..'.join(dict.fromkeys(ends))} {checks.dtype_of(self.images[0])}")
+        elif self.images is None:
+            parts.append("no pixels")
+        if self.embeddings is not None:
+            parts.append(f"embeddings {'x'.join(map(str, self.embeddings.shape))}")
+        return f"{type(self).__name__}({', '.join([*parts, self.device])})"
+
+    def __copy__(self) -> Self:
+        return self[:]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__ | {"encoded": None, "_hosted": {}, "_held": 0, "columns": dict(self.columns)}
+        again = [name for name in _ROWS if self._is_hosted(name, unchanged=True)]
+        state["views"] = {view: arrays.to_host(rows) for view, rows in self.views.items()}
+        for name in _ROWS:
+            rows = getattr(self, name)
+            if name in again and arrays.device_of(rows) != "cpu" and self.data:
+                state[name] = self._from_items(name)
+            elif rows is not None:
+                state[name] = arrays.to_host(rows)
+        if again:  # each row travels once, in the array
+            state["data"] = [clone(item, dict.fromkeys(_ROWS[name] for name in again)) for item in self.data]
+        return state | {"_again": again}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        again, columns = state.pop("_again"), state.pop("columns")
+        self.__dict__.update(state)
+        self.columns = columns
+        for name in again:
+            self._point(name, getattr(self, name))
+
+    def _take(self, rows: slice | NDArray[np.int64], copy: bool = False) -> Self:
+        """A batch of some rows.
+
+        Args:
+            rows: Which.
+            copy: Whether everything gets memory of its own, `data` too. Else pixels and bytes do, if less than half
+                of what they keep alive is taken.
+        """
+        n = len(self)
+        if isinstance(rows, slice) and (rows.step or 1) < 0:
+            rows = np.arange(n)[rows]  # torch knows no negative strides
+        elif not isinstance(rows, slice) and len(rows) and bool(np.all(np.diff(rows) == 1)):
+            rows = slice(int(rows[0]), int(rows[-1]) + 1)  # a mask that keeps a run is a slice, so a view
+        picked = np.arange(n)[rows].tolist()
+        new = object.__new__(type(self))
+        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "columns"})
+        new._stage_perf, new._metadata, new._hosted = list(self._stage_perf), dict(self._metadata), {}
+        new.data = [clone(self.data[row], {}) if copy else self.data[row] for row in picked]
+        own = copy or 2 * len(picked) < n
+        if self.images is not None:
+            held = self._held or arrays.nbytes(self.images)
+            kept = arrays.take(self.images, rows, copy=False)
+            gathered = not (isinstance(kept, list) or isinstance(rows, slice))  # has memory of its own already
+            own = copy or gathered or 2 * arrays.nbytes(kept) < held
+            new.images = arrays.copy(kept) if own and not gathered else kept
+            new._held = 0 if own else held
+        new.views = {view: arrays.take(kept, rows, copy=own or None) for view, kept in self.views.items()}
+        new.columns = {name: values[rows].copy() for name, values in self.columns.items()}
+        if self.embeddings is not None:
+            new.embeddings = arrays.take(self.embeddings, rows, copy=True)  # small; so they never keep the others'
+        if self.encoded is not None:
+            new.encoded = [self.encoded[row] for row in picked]
+            if own:
+                new.encoded = [{key: memoryview(bytes(value)) for key, value in row.items()} for row in new.encoded]
+        for name in _ROWS:
+            # rows that `data` has must not keep alive what the batch itself let go
+            if not self._is_hosted(name, unchanged=True):
+                if copy:
+                    new._set_items(name, [None if row is None else row.copy() for row in new._items(name)])
+            elif own or name == "embeddings":
+                taken = getattr(new, name)
+                new._point(name, taken if arrays.device_of(taken) == "cpu" else arrays.copy(new._items(name)))
+            else:
+                new._point(name, new._items(name))
+        return new
+
+    def _is_hosted(self, name: str, unchanged: bool = False) -> bool:
+        """Whether `data` has the rows of `images` (`embeddings`) as they are now.
+
+        Args:
+            name: Which of the two.
+            unchanged: Also, that nobody has put other rows in place of those.
+        """
+        references = self._hosted.get(name)
+        if references is None or len(references) != len(self.data):
+            return False
+        pairs = zip(self._items(name), references, strict=True)
+        return all(item is not None and (not unchanged or item is reference()) for item, reference in pairs)
+
+    def _rows(self) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "embeddings": self.embeddings,
+            "encoded": self.encoded,
+            **{f"view {view}": rows for view, rows in self.views.items()},
+            **{f"column {name!r}": rows for name, rows in self.columns.items()},
+        }
+
+    def _items(self, name: str) -> list[Any]:
+        return [getattr(item, _ROWS[name]) for item in self.data]
+
+    def _set_items(self, name: str, rows: Iterable[Any]) -> None:
+        for item, row in zip(self.data, rows, strict=True):
+            setattr(item, _ROWS[name], row)
+
+    def _point(self, name: str, rows: Any) -> None:
+        """Let `data` have these rows of `images` (`embeddings`), which lie on the host."""
+        self._set_items(name, rows)
+        self._hosted[name] = [weakref.ref(row) for row in self._items(name)]
+
+    def _from_items(self, name: str) -> Any:
+        """The rows that `data` has, as arrays; None if it has none."""
+        rows = self._items(name)
+        missing = [i for i, row in enumerate(rows) if row is None]
+        if len(missing) == len(rows):
+            return None
+        if missing:
+            raise ValueError(
+                f"{checks.name(self.data, missing[0])} has no {_ROWS[name]}, others have; fill all of them or none"
+            )
+        return arrays.merge([(range(len(rows)), rows)], len(rows))
+
+
+@checked
+def contact_sheet(
+    images: ImageBatch | Sequence[NDArray[Any] | Image.Image],
+    captions: Sequence[str] | None = None,
+    columns: Count | None = None,
+    thumb: int = 160,
+) -> Image.Image:
+    """Draw images as a grid of letterboxed thumbnails with a caption under each.
+
+    Args:
+        images: A batch, or (H, W, 3) uint8 RGB arrays (numpy, CuPy) of any sizes, or Pillow images.
+        captions: One text an image; the ids of a batch's images by default, none for other images. Text after a
+            line break goes onto a fainter line of its own. What does not fit is shortened in its middle.
+        columns: Cells a row; by default so many that the sheet is about 3:2.
+        thumb: Side of a cell's square in pixels.
+
+    Returns:
+        The sheet, RGB.
+
+    Raises:
+        ValueError: There are no images, an image has another shape or type, or the number of captions differs.
+    """
+    if isinstance(images, ImageBatch):
+        captions = [" ".join(item.image_id.split()) for item in images.data] if captions is None else captions
+        images = _host_images(images)
+    return draw_contact_sheet(images, captions, columns, thumb)
+
+
+def _host_images(batch: ImageBatch) -> list[NDArray[Any]]:
+    """The batch's pixels, from the host where they are there already; the batch stays as it is."""
+    images = batch.images if batch.images is not None else [item.image_data for item in batch.data]
+    missing = [item.image_id for item, image in zip(batch.data, images, strict=True) if image is None]
+    if missing:
+        raise ValueError(f"image {missing[0]!r} has no pixels, nor have {len(missing) - 1} more: load them first")
+    return list(images)
+
+
+def _on_host(rows: Any) -> NDArray[Any]:
+    """A mask or row numbers (a list, numpy, CuPy or torch) in numpy."""
+    return np.asarray(arrays.to_host(rows) if hasattr(rows, "device") else rows)
+
+
+def _size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Width and height of an (H, W, 3) image; any other shape as it is."""
+    return (shape[1], shape[0]) if len(shape) == 3 and shape[2] == 3 else shape

@@ -1,0 +1,213 @@
+"""Commands that look at a data set and write none: info, verify, preview, bench."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curator_dali.cli.common import (
+    EXIT_INTERRUPTED,
+    check_folder_of,
+    device_of,
+    print_json,
+    print_rows,
+    progress,
+    size_text,
+    source_of,
+)
+from curator_dali.wording import count as counted
+
+if TYPE_CHECKING:
+    from curator_dali.errors import ImageError
+    from curator_dali.loader.loader import ImageLoader
+
+__all__ = ["bench", "info", "preview", "verify"]
+
+EXIT_BROKEN = 1  # `verify` found images that are broken, or that cannot be read now
+_LISTED = 20  # broken images named in `verify`'s table
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Say what a source holds."""
+    from curator_dali.decoding.survey import scan
+    from curator_dali.sources.open import open_source
+
+    with closing(open_source(source_of(arguments.source))) as source, progress(len(source), "headers") as bar:
+        survey = scan(source, bar.update)
+    if arguments.json:
+        print_json(survey.as_dict())
+        return 0
+    images = survey.samples - survey.unreadable
+    partial = survey.images_sized < survey.samples
+    formats = ", ".join(f"{name} {count:,}" for name, count in survey.formats.items())
+    rows = [
+        ("source", survey.name),
+        ("samples", f"{survey.samples:,} in {counted(survey.shards, 'shard')}"),
+        ("formats", (formats or "none") + (f" ({survey.by_pillow:,} decoded by Pillow)" if survey.by_pillow else "")),
+        (
+            "bytes",
+            size_text(survey.image_bytes) + (f" in the {survey.images_sized:,} images read now" if partial else ""),
+        ),
+    ]
+    for name, side in (("width", survey.width), ("height", survey.height)):
+        if side:
+            rows.append((name, f"{side.minimum:,} to {side.maximum:,} pixels, median {side.median:,}"))
+    if images:
+        rows.append(("pixels", f"{survey.pixels / 1e6:,.1f} megapixels, {survey.pixels / images:,.0f} pixels an image"))
+    if survey.unreadable:
+        rows.append(("broken", f"{survey.unreadable:,} have no readable header: `curator-dali verify` names them"))
+    print_rows(rows)
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Decode everything, and list what is broken."""
+    from curator_dali.curation.places import check_file
+    from curator_dali.errors import kind_of_failure
+    from curator_dali.loader.results import write_errors
+
+    report: Path | None = arguments.report
+    if report:  # a wrong ending or folder shows now, not after hours of decoding
+        check_folder_of(report)
+        probe = report.with_name(f".probe-{report.name}")
+        write_errors([], probe)
+        probe.unlink()
+    interrupted = False
+    with _loader(arguments) as loader:
+        if report:
+            check_file(report, loader.source)
+        loader.max_errors = sys.maxsize  # all of them are the answer
+        with progress(loader.num_samples, "verified") as bar:
+            try:
+                for _ in loader:
+                    bar.update(loader.stats.samples + loader.stats.failed - bar.n)
+                bar.update(loader.stats.samples + loader.stats.failed - bar.n)
+            except KeyboardInterrupt:
+                interrupted = True
+        errors, stats, samples, device = loader.errors, loader.stats, loader.num_samples, loader.device
+    if report:
+        write_errors(errors, report)
+
+    checked = stats.samples + stats.failed
+    unread = sum(error.unread for error in errors)
+    broken = stats.failed - unread
+    kinds = Counter(kind_of_failure(error.reason) for error in errors)
+    if arguments.json:
+        counts = {"samples": samples, "checked": checked, "broken": broken, "unread": unread}
+        summary = {**counts, "complete": not interrupted}
+        rows = [asdict(error) for error in errors]
+        print_json({**summary, "device": device, "reasons": kinds, "errors": rows, "stats": stats.as_dict()})
+    else:
+        _print_verdict(errors, kinds)
+        rate = f"{checked / stats.seconds:,.0f} images/s" if stats.seconds else "no time measured"
+        gone = f", {unread:,} that cannot be read now" if unread else ""
+        print(f"{checked - stats.failed:,} good, {broken:,} broken{gone} of {checked:,} decoded on {device} ({rate})")
+        if interrupted:
+            print(f"interrupted: {samples - checked:,} of {samples:,} samples were not looked at")
+        if report:
+            print(f"wrote {report} ({counted(len(errors), 'row')})")
+    if interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_BROKEN if errors else 0
+
+
+def _print_verdict(errors: Sequence[ImageError], kinds: Counter[str]) -> None:
+    if not errors:
+        return
+    shown = errors[:_LISTED]
+    head = "images that are broken, or cannot be read now" if any(e.unread for e in errors) else "broken images"
+    print(head + (f" (the first {_LISTED} of {len(errors):,})" if len(errors) > _LISTED else ""))
+    print_rows([(error.image_id, Path(error.shard).name, error.reason) for error in shown], indent="  ")
+    if len(errors) > _LISTED:
+        print("  --report FILE names them all")
+    print("reasons")
+    print_rows([(f"{count:,}", kind) for kind, count in kinds.most_common()], indent="  ")
+
+
+def preview(arguments: argparse.Namespace) -> int:
+    """Draw a contact sheet."""
+    from curator_dali.batch.batch import contact_sheet
+    from curator_dali.curation.places import check_file
+    from curator_dali.loader.loader import ImageLoader
+    from curator_dali.view.drawing import thumbnail
+
+    out: Path = arguments.out
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"cannot draw to {str(out)!r}: the name must end in .png, .jpg or .webp")
+    check_folder_of(out)
+    # Small batches, of which only thumbnails are kept: hundreds of large photographs need not fit in memory.
+    size = min(arguments.count, 16)
+    thumbnails, captions = [], []
+    with ImageLoader(
+        source_of(arguments.source), batch_size=size, device=device_of(arguments.device), shuffle=arguments.shuffle
+    ) as loader:
+        check_file(out, loader.source)
+        with progress(min(arguments.count, loader.num_samples), "images") as bar:
+            for batch in loader:
+                for item, image in zip(batch.data, batch.images, strict=True):
+                    height, width = image.shape[:2]
+                    thumbnails.append(thumbnail(image))
+                    captions.append(f"{' '.join(item.image_id.split())}\n{width} x {height}")
+                bar.update(len(batch))
+                if len(thumbnails) >= arguments.count:
+                    break
+        failed, samples = loader.stats.failed, loader.num_samples
+    if not thumbnails:
+        raise ValueError(f"nothing to draw: none of the {samples:,} samples could be decoded")
+    thumbnails, captions = thumbnails[: arguments.count], captions[: arguments.count]
+    contact_sheet(thumbnails, captions, arguments.columns).save(out)
+    skipped = f"; {failed:,} on the way are broken, `curator-dali verify` names them" if failed else ""
+    print(f"wrote {out}: {len(thumbnails):,} of {samples:,} images{skipped}")
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Measure the loader."""
+    from curator_dali.cli.bench import measure
+
+    with _loader(arguments) as loader:
+        with progress(loader.num_samples * (arguments.rounds + 1), "images") as bar:
+            result = measure(loader, arguments.rounds, bar.update)
+        source = loader.source.name
+        complete = len(result.passes) == arguments.rounds + 1
+    if arguments.json:
+        settings = {"batch_size": arguments.batch_size, "threads": arguments.threads, "complete": complete}
+        print_json({"source": source, **settings, **result.as_dict()})
+        return 0 if complete else EXIT_INTERRUPTED
+    first, last = result.passes[0], result.passes[-1]
+    low, high = result.spread
+    passes = counted(len(result.steady), "pass", "es")
+    stats = last.stats
+    split = ", ".join(f"{part} {stats[f'{part}_seconds']:.2f} s" for part in ("wait", "read", "gate", "decode"))
+    print_rows(
+        [
+            ("source", f"{source}, {first.samples:,} images, {first.failed:,} broken"),
+            ("speed", f"{result.images_per_second:,.0f} images/s, median of {passes}"),
+            ("spread", f"{low:,.0f} to {high:,.0f} images/s"),
+            ("first pass", f"{first.images_per_second:,.0f} images/s, with building the pipeline"),
+            ("encoded", f"{stats['bytes'] / last.seconds / 1e6:,.1f} MB/s"),
+            ("time", f"{last.seconds:.2f} s in the last pass; threads overlap: {split}"),
+            ("memory", f"{size_text(result.peak_bytes)} at the peak, the whole process"),
+            ("device", f"{result.device}, batches of {arguments.batch_size:,}"),
+        ]
+    )
+    if not complete:
+        print("interrupted: the passes so far are above")
+    return 0 if complete else EXIT_INTERRUPTED
+
+
+def _loader(arguments: argparse.Namespace) -> ImageLoader:
+    from curator_dali.loader.loader import ImageLoader
+
+    return ImageLoader(
+        source_of(arguments.source),
+        batch_size=arguments.batch_size,
+        device=device_of(arguments.device),
+        num_threads=arguments.threads,
+    )

@@ -1,0 +1,10 @@
+"""An index of an output: what was kept, stored so that new images are looked up in it without reading all of it.
+
+`write_index` makes one beside an output, `open_index` finds it. `Deduplicate(against=...)` and `leaks` look new images
+up in it; what that costs goes with the new images.
+"""
+
+from curator_dali.index.index import Index, open_index
+from curator_dali.index.writing import write_index
+
+__all__ = ["Index", "open_index", "write_index"]

@@ -1,0 +1,332 @@
+"""What was kept earlier: outputs that new images are looked up in, by their index or by reading them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali import similarity
+from curator_dali.arrays import objects
+from curator_dali.errors import StageError
+from curator_dali.index.index import Index, open_index
+from curator_dali.io.remote import is_remote
+from curator_dali.outputs.manifest import Manifest, labels_of
+from curator_dali.outputs.parquet import EMBEDDING
+from curator_dali.outputs.rows import RowFiles
+from curator_dali.similarity.pairs import MAX_PAIRS
+
+__all__ = ["Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier"]
+
+logger = logging.getLogger(__name__)
+
+_ROWS = 65_536  # of an earlier output in memory at once
+_CLUSTERED = 50_000  # new rows from which clusters of them are cheaper than all products
+_LARGE = 100_000  # rows whose reading takes seconds
+
+
+Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""New rows, earlier rows, and how far apart or how similar they are."""
+Ids = Callable[[NDArray[np.int64]], NDArray[np.object_]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way in which images are compared.
+
+    Attributes:
+        column: Of digests, of hashes, or "embedding".
+        kind: "same", "near" or "similar".
+        limit: The distance or the cosine.
+        text: What a reason says, with a place for the value.
+    """
+
+    column: str
+    kind: str
+    limit: float
+    text: str
+
+    def reason(self, value: float) -> str:
+        """As "same bytes", "pHash distance 2", "cosine 0.973"."""
+        # a cosine below 1 is not to be read as 1, nor one at the limit as below it
+        return self.text.format(int(value) if self.kind == "near" else f"{np.floor(value * 1000 + 1e-4) / 1000:.3f}")
+
+
+@dataclass
+class Matches:
+    """Of N new rows, the earlier image that each is most like by the surest way.
+
+    Attributes:
+        key: (N,) objects: the `image_id`, None where there is none.
+        folder: (N,) objects: the output that it is in.
+        way: (N,) int8: the way's place, -1 where there is no match.
+        value: (N,) float32.
+    """
+
+    key: NDArray[np.object_]
+    folder: NDArray[np.object_]
+    way: NDArray[np.int8]
+    value: NDArray[np.float32]
+    _closeness: NDArray[np.float32] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._closeness = np.full(len(self.way), -np.inf, np.float32)
+
+    @classmethod
+    def none(cls, count: int) -> Matches:
+        """No matches yet."""
+        nothing = np.full(count, None, object)
+        return cls(nothing, nothing.copy(), np.full(count, -1, np.int8), np.full(count, np.nan, np.float32))
+
+    def take(self, found: Found, way: int, similar: bool, folder: str, ids: Ids) -> None:
+        """Take over what was found where it is better than what is known.
+
+        Args:
+            found: Pairs of new and earlier rows.
+            way: Its place.
+            similar: Whether a higher value is closer, and not a lower one.
+            folder: The output that the earlier rows are of.
+            ids: Gives the `image_id`s of these.
+        """
+        rows, others, value = found
+        closeness = value if similar else -value
+        order = np.lexsort((np.arange(len(rows)), -closeness, rows))
+        first = order[np.unique(rows[order], return_index=True)[1]]  # of each row the closest, of those the first
+        rows, others, value, closeness = rows[first], others[first], value[first], closeness[first]
+        better = (self.way[rows] < 0) | (way < self.way[rows])
+        better |= (self.way[rows] == way) & (closeness > self._closeness[rows])
+        rows = rows[better]
+        self.key[rows], self.folder[rows], self.way[rows] = ids(others[better]), folder, way
+        self.value[rows], self._closeness[rows] = value[better], closeness[better]
+
+
+def embedder_lineage(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The lineage of the last stage that made embeddings in a run; empty if none is known.
+
+    Args:
+        run: A manifest's.
+    """
+    settings = run.get("settings", {})
+    stages = settings.get("scored") or settings.get("stages", [])
+    labels = labels_of("Embed" for stage in stages if stage.get("type") == "Embed")
+    lineage = run.get("lineage", {})
+    return dict(lineage.get(labels[-1], {})) if labels else {}
+
+
+def check_earlier(
+    who: str, folders: Sequence[str], ways: Sequence[Way], dim: int, lineage: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Refuse earlier outputs that cannot be compared with, before any work.
+
+    Args:
+        who: For errors.
+        folders: The outputs.
+        ways: How they are to be compared.
+        dim: Width of the new embeddings.
+        lineage: Of the new embeddings; empty where it is not known.
+
+    Returns:
+        Folder -> what it is: goes into the records, so that a run goes on only with the same.
+
+    Raises:
+        StageError: A column or the embeddings are missing, or the embeddings are of another width or model.
+        OutputError: There is no output, or it is of another version.
+    """
+    found: dict[str, Any] = {}
+    for folder in folders:
+        run = Manifest.load(folder).run
+        files = RowFiles(folder)
+        for way in ways:
+            if way.column == EMBEDDING:
+                _check_embeddings(who, folder, files, run, dim, lineage)
+            elif way.column not in files.schema.names:
+                raise StageError(
+                    f"{who}: {folder} has no column {way.column!r}, so it cannot be compared with by this; curate it "
+                    f"with the same Deduplicate, or leave that comparison out. It has {', '.join(files.schema.names)}"
+                )
+        found[folder] = {"source": run["source"], "samples": run["samples"], "files": len(files.files)}
+    return found
+
+
+def _check_embeddings(
+    who: str, folder: str, files: RowFiles, run: Mapping[str, Any], dim: int, lineage: Mapping[str, Any]
+) -> None:
+    if not files.embedding_dim:
+        raise StageError(f"{who}: {folder} stores no embeddings: curate it again with embeddings=True")
+    if dim and files.embedding_dim != dim:
+        raise StageError(
+            f"{who}: the embeddings in {folder} have {files.embedding_dim} numbers, the new ones {dim}: they are of "
+            "another model; embed one of the two again"
+        )
+    known = embedder_lineage(run)
+    then, now = ({n: x.get(n) for n in ("model", "weights", "view")} for x in (known, lineage))
+    if not (known and lineage):
+        return
+    if then["weights"] != now["weights"] or (then["weights"] is None and then["model"] != now["model"]):
+        raise StageError(
+            f"{who}: the embeddings in {folder} are of {then['model']!r} with the weights {_short(then['weights'])}, "
+            f"the new ones of {now['model']!r} with {_short(now['weights'])}: cosines between them mean nothing; "
+            "embed one of the two again"
+        )
+    if then["view"] != now["view"]:
+        raise StageError(
+            f"{who}: {folder} was embedded of images prepared by {then['view']}, the new ones by {now['view']}: embed "
+            "one of the two again"
+        )
+
+
+def _short(weights: Any) -> str:
+    if not isinstance(weights, Mapping):
+        return str(weights)
+    return ", ".join(f"{name} (sha256 {str(digest)[:12]}...)" for name, digest in weights.items())
+
+
+def match_earlier(
+    folders: Sequence[str],
+    ways: Sequence[Way],
+    count: int,
+    new: Mapping[str, Any],
+    good: NDArray[np.int64],
+    *,
+    device: str = "cpu",
+    max_pairs: int = MAX_PAIRS,
+    clustered: int = _CLUSTERED,
+) -> Matches:
+    """Find for new rows what they are like among the kept rows of earlier outputs.
+
+    An output that has an index (`curator-dali index`) is looked up in it: that costs the new rows. Any other is read
+    whole, once. Old rows are never compared with each other.
+
+    Args:
+        folders: The outputs; of equally close images the earlier folder's counts.
+        ways: How to compare, the surest first.
+        count: N, the number of new rows.
+        new: Column -> (N,) values: digests and hashes as text (None where an image has none); "embedding" -> (G, D)
+            rows of `good`.
+        good: (G,) the new rows whose embeddings are of use.
+        device: Where to compute cosines.
+        max_pairs: More pairs than these, in one output or in a block of one, are an error.
+        clustered: From more new embeddings than these on, an output without an index is compared with clusters of them.
+
+    Raises:
+        TooManyPairs: More than `max_pairs` pairs.
+    """
+    matches = Matches.none(count)
+    finders: dict[int, _Finder] = {}
+    for folder in folders:
+        index = open_index(folder)
+        unserved = []
+        for number, way in enumerate(ways):
+            if index is not None and _serves(index, way):
+                found = _look_up(index, way, new[way.column], good, device, max_pairs)
+                matches.take(found, number, way.kind == "similar", folder, index.ids)
+            else:
+                unserved.append(number)
+                if number not in finders:
+                    finders[number] = _Finder(way, new[way.column], good, device, max_pairs, clustered)
+        if unserved:
+            _scan(matches, folder, {number: finders[number] for number in unserved}, indexed=index is not None)
+    return matches
+
+
+def _serves(index: Index, way: Way) -> bool:
+    if way.kind != "similar" or way.limit >= index.threshold:
+        return True
+    logger.warning(
+        "the index of %s is for cosines of %s and more, not %s: its embeddings are all read. To look these up too: "
+        "curator-dali index %s --similarity %s", index.out, index.threshold, way.limit, index.out, way.limit,
+    )  # fmt: skip
+    return False
+
+
+def _look_up(index: Index, way: Way, new: Any, good: NDArray[np.int64], device: str, max_pairs: int) -> Found:
+    if way.kind == "same":
+        found = index.equal(way.column, new.tolist())
+    elif way.kind == "near":
+        rows, hashes = similarity.find_comparable(new, way.column)
+        found = index.near(way.column, hashes, int(way.limit), max_pairs=max_pairs)
+        return rows[found.first], found.second, found.value
+    elif not len(new):
+        return good, good, np.empty(0, np.float32)
+    else:
+        found = index.similar(new, way.limit, device=device, max_pairs=max_pairs)
+        return good[found.first], found.second, found.value
+    return found.first, found.second, found.value
+
+
+def _scan(matches: Matches, folder: str, finders: Mapping[int, _Finder], *, indexed: bool) -> None:
+    """Read an output's kept rows and compare them."""
+    import pyarrow.compute as pc
+
+    if not indexed and not is_remote(folder):
+        rows = sum(part.counts.get("kept", 0) for part in Manifest.load(folder).parts())
+        if rows >= _LARGE:
+            logger.warning(
+                "%s has no index, so all of its %s rows are read: curator-dali index %s makes this cost the new ones "
+                "only", folder, f"{rows:,}", folder,
+            )  # fmt: skip
+    columns = ["image_id", "status", *dict.fromkeys(finder.way.column for finder in finders.values())]
+    for batch in RowFiles(folder).batches(columns, rows=_ROWS):
+        batch = batch.filter(pc.equal(batch.column("status"), "kept"))
+        if not len(batch):
+            continue
+        keys = objects(batch.column("image_id").to_pylist())
+        for number, finder in finders.items():
+            for found in finder.find(batch.column(finder.way.column)):
+                matches.take(found, number, finder.way.kind == "similar", folder, keys.__getitem__)
+
+
+class _Finder:
+    """Finds the rows of a block that new rows are like, in one way."""
+
+    def __init__(
+        self, way: Way, new: Any, good: NDArray[np.int64], device: str, max_pairs: int, clustered: int
+    ) -> None:
+        import pyarrow as pa
+
+        self.way, self._new, self._good, self._device, self._max_pairs = way, new, good, device, max_pairs
+        self._clusters: similarity.Clusters | None = None
+        if way.kind == "same":
+            self._values = pa.array(new.tolist(), pa.string())
+            self._rows: dict[str, list[int]] = {}
+            for row, value in enumerate(new.tolist()):
+                if value is not None:
+                    self._rows.setdefault(value, []).append(row)
+        elif way.kind == "near":
+            self._comparable, self._hashes = similarity.find_comparable(new, way.column)
+        elif way.kind == "similar" and len(new) > clustered:
+            self._clusters = similarity.divide(new, way.limit, device=device)
+
+    def find(self, column: Any) -> Iterator[Found]:
+        """(new rows, rows of the block, values)."""
+        import pyarrow.compute as pc
+
+        there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+        if self.way.kind == "same":
+            hits = np.flatnonzero(pc.is_in(column, self._values, skip_nulls=True).to_numpy(zero_copy_only=False))
+            pairs = [(row, hit) for hit in hits.tolist() for row in self._rows[column[hit].as_py()]]
+            if pairs:
+                rows, others = np.array(pairs, np.int64).T
+                yield rows, others, np.zeros(len(rows), np.float32)
+        elif self.way.kind == "near":
+            known, hashes = similarity.find_comparable(objects(column.to_pylist()), self.way.column)
+            found = similarity.near_between(self._hashes, hashes, int(self.way.limit), max_pairs=self._max_pairs)
+            yield self._comparable[found.first], known[found.second], found.value
+        elif len(self._new):
+            block = (
+                column.flatten().to_numpy(zero_copy_only=False).reshape(len(there), -1).astype(np.float32, copy=False)
+            )
+            bad = similarity.bad_rows(block)
+            if len(bad):
+                block, there = np.delete(block, bad, axis=0), np.delete(there, bad)
+            options: Any = {"device": self._device, "max_pairs": self._max_pairs}
+            if self._clusters is None:
+                found = similarity.pairs_between(self._new, block, self.way.limit, **options)
+                yield self._good[found.first], there[found.second], found.value
+            else:
+                found = similarity.pairs_between(block, self._new, self.way.limit, clusters=self._clusters, **options)
+                yield self._good[found.second], there[found.first], found.value

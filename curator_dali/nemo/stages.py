@@ -1,0 +1,166 @@
+"""`DaliCurationStage`: read, decode, embed, score and filter in one NeMo Curator stage, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from nemo_curator.backends.base import WorkerMetadata
+from nemo_curator.stages.base import ProcessingStage
+from nemo_curator.stages.resources import Resources
+from nemo_curator.tasks import FileGroupTask
+from nemo_curator.tasks import ImageBatch as NemoImageBatch
+from numpy.typing import NDArray
+
+from curator_dali.arrays import resolve_device
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.curation.loading import GLANCE
+from curator_dali.curation.metadata import add_columns
+from curator_dali.decoding.headers import MAX_PIXELS
+from curator_dali.errors import StageError
+from curator_dali.nemo.emit import emit
+from curator_dali.nemo.loading import Errors, TaskLoader, wants_gpu
+from curator_dali.nemo.read import check, report
+from curator_dali.stages import STAGES
+from curator_dali.stages.base import GlobalSelector, Stage
+from curator_dali.stages.plan import Plan, make_plan
+
+__all__ = ["DaliCurationStage"]
+
+
+@dataclass
+class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ignore[misc]
+    """NeMo Curator's reader, embedding and filter stages in one, and whatever else `curator_dali.stages` has.
+
+    Images are decoded straight to what the models look at, and scored where they lie. To the host come, a batch:
+    embeddings, scores and who the images are; pixels only with `keep_images`. Images that a `Filter` drops are told
+    in `task._metadata["dropped_images"]`, bad ones in `["image_errors"]`.
+
+    Args:
+        stages: In their order, as for `curate()`: `Embed`, `Aesthetic`, `NSFW`, `Filter`, ... None that has to see all
+            samples first: remove duplicates with NeMo Curator's own stages, or with `curate()`.
+        keep_images: Whether batches carry the decoded images in their own size, as `ImageWriterStage` wants them.
+        metadata: Fields of the samples' metadata that stages read, with the type of each: "bool", "int64", "float64"
+            or "string".
+        dali_batch_size: Images a batch.
+        verbose: Log every image that is left out, instead of their number.
+        num_threads: Decoding threads of a worker; None for one a CPU, at most 8.
+        num_gpus_per_worker: GPUs that a worker asks for, where it uses one.
+        device: "auto" (a GPU if the machine that builds the pipeline has one), "cpu" or "cuda".
+        image_ids: See `DaliImageReaderStage`.
+        on_error: "skip", or "raise" to end the pipeline at the first bad image or file.
+        max_pixels: Larger images are left out.
+
+    Raises:
+        StageError: The stages do not fit together; the missing field is named.
+        ValueError: An argument is out of its range.
+    """
+
+    stages: Sequence[Stage]
+    keep_images: bool = False
+    metadata: Mapping[str, str] = field(default_factory=lambda: {"caption": "string"})
+    dali_batch_size: int = 100
+    verbose: bool = False
+    num_threads: int | None = None
+    num_gpus_per_worker: float = 1.0
+    device: str = "auto"
+    image_ids: Literal["key", "shard/key"] = "key"
+    on_error: Literal["skip", "raise"] = "skip"
+    max_pixels: int = MAX_PIXELS
+    name: str = "dali_curation"
+
+    def __post_init__(self) -> None:
+        check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
+        self._plan: Plan = make_plan(self.stages, self.metadata, list(STAGES.values()))
+        for stage in self.stages:
+            if isinstance(stage, GlobalSelector):
+                raise StageError(
+                    f"{stage.name} decides when it has seen all samples, and a NeMo Curator stage sees one task: "
+                    "use NeMo Curator's own deduplication behind this stage, or curate()"
+                )
+        self.resources = Resources(gpus=self.num_gpus_per_worker) if wants_gpu(self.device) else Resources()
+        self._loader: TaskLoader | None = None
+
+    def inputs(self) -> tuple[list[str], list[str]]:
+        """What a task must have."""
+        return [], []
+
+    def outputs(self) -> tuple[list[str], list[str]]:
+        """What the batches have."""
+        scores = [name for name in ("aesthetic_score", "nsfw_score") if name in self._plan.columns]
+        made = ["embedding"] * self._plan.embeds + ["image_data"] * self.keep_images
+        return ["data"], ["image_path", "image_id", "metadata", *made, *scores]
+
+    def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
+        """Load the weights. The decoder is built with the first task; both stay.
+
+        Raises:
+            CuratorDaliError: Weights are missing; the message says where they were looked for.
+            StageError: A model does not fit those before it.
+        """
+        if self._loader is not None:
+            return
+        device = resolve_device(self.device)
+        if device != "cpu":
+            import torch
+
+            torch.cuda.set_device(device)  # a worker is a process of its own
+        self._plan.setup(device)
+        self._loader = TaskLoader(
+            image_ids=self.image_ids,
+            on_error=self.on_error,
+            num_threads=self.num_threads,
+            batch_size=self.dali_batch_size,
+            device=device,
+            transforms=() if self.keep_images else None,
+            views=self._plan.views or (() if self.keep_images else (GLANCE,)),
+            keep_encoded=self._plan.reads_bytes,
+            max_pixels=self.max_pixels,
+        )
+
+    def teardown(self) -> None:
+        """Drop the decoder."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    def stream(self, task: FileGroupTask) -> Iterator[NemoImageBatch]:
+        """The batches of a task, one after the other, each decoded while its predecessor is scored.
+
+        Raises:
+            ValueError: The task has no files.
+            SourceError, ImageError: With `on_error="raise"`.
+        """
+        self.setup()
+        return emit(task, self._scored(task))
+
+    def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
+        """All batches of a task; small ones, unless they carry images."""
+        batches = list(self.stream(task))
+        report(self, batches, self.verbose)
+        return batches
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_loader": None}  # threads, pipelines and weights stay behind
+
+    def _scored(self, task: FileGroupTask) -> Iterator[tuple[ImageBatch | None, Errors, Errors]]:
+        assert self._loader is not None
+        for batch, errors in self._loader.load(task):
+            dropped: Errors = []
+            if batch is not None:
+                add_columns(batch, self._plan.metadata, self.metadata)
+                batch = self._plan.run(batch, partial(self._drop, dropped))
+                for field in self._plan.metadata:
+                    del batch.columns[field]  # the metadata has them, as they came
+            yield batch, errors, dropped
+
+    def _drop(
+        self, dropped: Errors, number: int, batch: ImageBatch, goes: NDArray[np.bool_], reasons: NDArray[np.object_]
+    ) -> None:
+        for row in np.flatnonzero(goes).tolist():
+            item = batch[row]
+            who = {"image_id": item.image_id, "image_path": item.image_path}
+            dropped.append({**who, "stage": self._plan.labels[number], "reason": reasons[row]})

@@ -1,0 +1,305 @@
+"""What of an output is finished, so that a rerun does only what is missing, after whatever end the last one came to.
+
+    out/_manifest/run.json                                 the data set, the settings and the lineage
+    out/_manifest/parts/000000000000-000000010000.json     samples 0 to 9,999 are finished: files, sizes, hashes, counts
+    out/_manifest/parts.jsonl                              such records packed, once there are very many
+    out/_manifest/lock                                     locked by the run that works on the folder
+
+A part's files appear first, then its record: what has no record is not finished, whatever files lie there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from curator_dali._version import __version__
+from curator_dali.errors import OutputError
+from curator_dali.io import store
+from curator_dali.io.documents import parse_json
+from curator_dali.io.explain import differences, explained, join, prepare_folder
+from curator_dali.io.files import write_file
+from curator_dali.io.remote import is_remote
+from curator_dali.outputs.locking import lock
+from curator_dali.outputs.records import Part, Records, is_output
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Manifest"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_FOLDER = "_manifest"
+_PACK_FROM = 10_000  # loose records; reading them takes longer than packing them once
+
+
+class Manifest:
+    """The manifest of an output folder.
+
+    One process `open`s it (and has the folder to itself), finds out what is `missing`, has that done, and at the end
+    asks `verify` whether all is there. Who does a part, in whatever process or on whatever machine, `commit`s it: give
+    workers the manifest (it pickles, without the lock), or `load` it there.
+
+    Attributes:
+        folder: The output folder.
+        run: The content of `run.json`: `source`, `samples`, `settings`, `lineage`, `version`, `origin`, and
+            further facts of the data set, as `class_names`.
+    """
+
+    def __init__(self, folder: str, run: Mapping[str, Any]) -> None:
+        self.folder, self.run = folder, run
+        self._records = Records(join(folder, _FOLDER))
+        self._lock = -1
+
+    @classmethod
+    def open(
+        cls,
+        folder: str,
+        *,
+        source: str,
+        samples: int,
+        settings: Mapping[str, Any],
+        lineage: Mapping[str, Any] | None = None,
+        origin: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Begin an output, or go on with one; then every tar and Parquet file of a part is that of a finished one.
+
+        What killed runs left is removed, and so are parts with files that are missing or of another size. On a remote
+        store, which has no locks, it is up to you that only one run at a time works on a folder.
+
+        Args:
+            folder: Path or URL.
+            source: The data set's fingerprint.
+            samples: How many samples it has.
+            settings: Everything that decides what is written, in JSON's types.
+            lineage: What it is written with: models, hashes of weights, versions, in JSON's types.
+            origin: How the data set is opened again, in JSON's types; may differ from an earlier run's.
+            facts: Further facts of the data set, in JSON's types; may differ as well.
+
+        Raises:
+            OutputError: The folder cannot be written to, another run works on it, or it has been written from another
+                data set, with other settings or models, or by another version.
+        """
+        given = {"source": source, "samples": samples, "settings": dict(settings), "lineage": dict(lineage or {})}
+        known = {"origin": origin, **(facts or {})}
+        run = json.loads(json.dumps({"format": FORMAT, "version": __version__, **given, **known}))
+        folder = prepare_folder(folder)
+        inner = prepare_folder(join(folder, _FOLDER))
+        manifest = cls(folder, run)
+        manifest._acquire()
+        try:
+            prepare_folder(join(inner, "parts"))
+            earlier = _read_run(folder)
+            if earlier is not None:
+                _refuse_other(folder, earlier, run)
+                manifest.run = earlier
+                manifest._clean()
+            else:
+                if any(map(is_output, store.names(folder))) or manifest.ranges():
+                    raise OutputError(
+                        f"{folder} holds the output of a run whose {_FOLDER}/run.json is gone: choose another folder"
+                    )
+                with explained(folder):
+                    write_file(join(inner, "run.json"), json.dumps(run, indent=1).encode())
+        except BaseException:
+            manifest.close()
+            raise
+        return manifest
+
+    @classmethod
+    def load(cls, folder: str) -> Manifest:
+        """The manifest of an output that is there, to read it or to commit parts to it.
+
+        Raises:
+            OutputError: There is none, or it is of another version.
+        """
+        folder = folder.rstrip("/") if is_remote(folder) else os.path.abspath(folder)
+        run = _read_run(folder)
+        if run is None:
+            raise OutputError(f"{folder} is no output of a curation: it has no {_FOLDER}/run.json")
+        return cls(folder, run)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the source."""
+        return int(self.run["samples"])
+
+    def commit(self, part: Part) -> None:
+        """Record a part, whose files must all be there. A record of the same range is replaced.
+
+        Raises:
+            OutputError: The record cannot be written.
+            ValueError: It is no range of the source.
+        """
+        if part.stop > self.samples:
+            raise ValueError(f"[{part.start}, {part.stop}) is no range of the {self.samples} samples")
+        self._records.write(part)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """[start, stop) of the finished parts, in order."""
+        return self._records.ranges()
+
+    def parts(self) -> list[Part]:
+        """The finished parts, in order.
+
+        Raises:
+            OutputError: A record is damaged.
+        """
+        parts, bad = self._records.read()
+        if bad:
+            name, reason = next(iter(bad.items()))
+            raise OutputError(
+                f"{self.folder} has {len(bad)} damaged records ({name}: {reason}): run the curation again, it does "
+                "those parts anew"
+            )
+        return parts
+
+    def missing(self, size: int | None = None) -> list[tuple[int, int]]:
+        """What is not finished, as ranges [start, stop) in order.
+
+        Args:
+            size: Cut them at its multiples, so that none is larger.
+        """
+        if size is not None and size < 1:
+            raise ValueError(f"a part has at least 1 sample, not {size}")
+        gaps, at = [], 0
+        for start, stop in [*self.ranges(), (self.samples, self.samples)]:
+            if start > at:
+                gaps.append((at, start))
+            at = max(at, stop)
+        if size is None:
+            return gaps
+        return [
+            (max(start, cut), min(stop, cut + size))
+            for start, stop in gaps
+            for cut in range(start - start % size, stop, size)
+        ]
+
+    def verify(self, deep: bool = False) -> list[str]:
+        """What is wrong with the output, a line each; nothing if all samples are in one part and all files are there.
+
+        Args:
+            deep: Whether to read every file and compare its hash, too.
+        """
+        parts, bad = self._records.read()
+        problems = [f"the record {name} is damaged: {reason}" for name, reason in bad.items()]
+        sizes = store.listing(self.folder)
+        found = (
+            store.compare(join(self.folder, file.name), file, sizes.get(file.name), deep)
+            for part in parts
+            for file in part.files
+        )
+        problems.extend(filter(None, found))
+        at = 0
+        for start, stop in [*((part.start, part.stop) for part in parts), (self.samples, self.samples)]:
+            if start > at:
+                problems.append(f"samples {at} to {start - 1} are missing")
+            elif start < at and start < self.samples:
+                problems.append(f"samples {start} to {min(at, stop) - 1} are in more than one part")
+            at = max(at, stop)
+        return problems
+
+    def close(self) -> None:
+        """Let other runs work on the folder. May be called again."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": -1}
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _acquire(self) -> None:
+        if is_remote(self.folder):
+            return
+        path = join(self.folder, f"{_FOLDER}/lock")
+        with explained(path):
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            lock(
+                self._lock, path, f"another run is writing to {self.folder}: wait for its end, or choose another folder"
+            )
+        except OutputError:
+            self.close()
+            raise
+
+    def _clean(self) -> None:
+        """Drop parts whose files are not as recorded, then files that belong to no part."""
+        parts, bad = self._records.read()
+        sizes = store.listing(self.folder)
+        kept, wrong = [], list(bad)
+        for part in parts:
+            changed = [file.name for file in part.files if sizes.get(file.name) != file.size]
+            wrong += changed[:1]
+            if not changed:
+                kept.append(part)
+        if wrong:
+            logger.warning(
+                "%s: %d finished parts are done again, their files are not as they were (%s, ...)",
+                self.folder,
+                len(wrong),
+                wrong[0],
+            )
+        self._records.keep_only(kept, _PACK_FROM)
+        listed = {file.name for part in kept for file in part.files}
+        for name in sizes:
+            if is_output(name) and name not in listed:
+                logger.info("%s: removing %s, whose part was not finished", self.folder, name)
+                store.remove(join(self.folder, name))
+
+
+def _read_run(folder: str) -> dict[str, Any] | None:
+    url = join(folder, f"{_FOLDER}/run.json")
+    data = store.read(url)
+    if data is None:
+        return None
+    try:
+        run = parse_json(data)
+        found = run["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{url} is damaged ({error!r}): choose another folder") from error
+    if found != FORMAT:
+        raise OutputError(
+            f"{folder} was written in format {found!r} by curator_dali {run.get('version')}; this is {__version__} "
+            f"with format {FORMAT}: use that version, or choose another folder"
+        )
+    return run  # type: ignore[no-any-return]
+
+
+def _refuse_other(folder: str, earlier: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    names = ("source", "samples", "settings", "lineage")
+    differing = [line for name in names for line in differences(earlier.get(name), run[name], name)]
+    if differing:
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        told = ""
+        if earlier.get("source") != run["source"]:
+            told = " (of files that were written anew; earlier versions had other fingerprints)"
+        raise OutputError(
+            f"{folder} holds the output of another run: {'; '.join(differing[:5])}{more}{told}. "
+            "Choose another folder, or delete this one"
+        )
+
+
+def labels_of(names: Iterable[str]) -> list[str]:
+    """What stages of these names are called, in their order: "Quality", "Filter(width)", "Filter(width) #2"."""
+    seen: Counter[str] = Counter()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+    return labels

@@ -1,0 +1,18 @@
+"""Curation on a Ray cluster: actors take part after part through the stages; only records of parts travel.
+
+Each actor builds its loader and loads its weights once, and writes its own files. The driver hands out ranges of
+samples, one an actor at a time, and never sees a pixel. Ray's core actors are used and not Ray Data, which has no way
+to count the failures of a block, nor to give a block up. What a stage decides of all samples is shared out as tasks.
+"""
+
+from __future__ import annotations
+
+try:
+    import ray  # noqa: F401 - a message instead of a name
+except ImportError as error:
+    raise ImportError(f"Ray does not import ({error}): pip install 'curator-dali[ray]'") from error
+
+from curator_dali.curation.actors import find_killers
+from curator_dali.curation.ray_executor import RayExecutor
+
+__all__ = ["RayExecutor", "find_killers"]

@@ -1,0 +1,494 @@
+"""`Selection`: kept, dropped or failed samples of an output, as a table, a contact sheet or a batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.arguments import checked
+from curator_dali.arrays import objects
+from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch.fields import order
+from curator_dali.batch.image import ImageObject
+from curator_dali.batch.joining import concat
+from curator_dali.errors import SourceError
+from curator_dali.loader.loader import ImageLoader
+from curator_dali.outputs.manifest import Manifest
+from curator_dali.outputs.rows import RowFiles, to_numpy
+from curator_dali.report.scan import Kinds, Row, priority, thresholds
+from curator_dali.sources.base import Source
+from curator_dali.sources.open import open_source, reopen
+from curator_dali.sources.subset import Subset
+from curator_dali.view import html, thumbnails
+from curator_dali.view.sheets import Sheet
+from curator_dali.wording import terminal_safe
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import torch
+
+__all__ = [
+    "Count",
+    "Counts",
+    "Picture",
+    "Selection",
+    "encode_pictures",
+    "load_samples",
+    "make_cards",
+    "read_pictures",
+    "reopen_source",
+    "select",
+]
+
+_BUDGET = 200_000  # bytes of JPEG in one display, as a batch's
+_NO_COLUMNS = ("image_id", "image_path", "embedding")
+_AT_ONCE = 8  # whole images in memory
+_HEIGHT = 168  # of a thumbnail, at the most
+_MOST_FACTS = 3
+
+
+@dataclass(frozen=True, repr=False)
+class Selection:
+    """Samples of an output that were kept, dropped or failed, of all reasons or of some.
+
+    Attributes:
+        out: The output.
+        status: "kept", "dropped" or "failed".
+        title: What they are, in words.
+        count: How many.
+        stages: The stages that dropped them; None for all.
+        kind: The kind of reason; None for all.
+        source: The data set, where the output does not say how to open it.
+        counts: Stage -> kind of reason -> number, of what was dropped: tells what kind a row's reason is.
+    """
+
+    out: str
+    status: str
+    title: str
+    count: int
+    stages: frozenset[str] | None = None
+    kind: str | None = None
+    source: Any = field(default=None, repr=False)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def to_table(self) -> pa.Table:
+        """Their rows as a `pyarrow.Table`: every column of the output but the embeddings."""
+        import pyarrow as pa
+
+        files = RowFiles(self.out)
+        names = [name for name in files.schema.names if name != "embedding"]
+        schema = pa.schema([files.schema.field(name) for name in names])
+        return pa.Table.from_batches([block.take(rows) for block, rows in self._blocks(files, names)], schema)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`to_table()` as a pandas frame.
+
+        Raises:
+            ImportError: pandas is not installed: `pip install 'curator-dali[notebook]'`.
+        """
+        try:
+            import pandas  # noqa: F401 - pyarrow's own message does not say what to install
+        except ImportError as error:
+            raise ImportError(f"to_pandas() needs pandas ({error}): pip install 'curator-dali[notebook]'") from error
+        frame: pd.DataFrame = self.to_table().to_pandas()
+        return frame
+
+    @checked
+    def show(
+        self,
+        n: int = 24,
+        *,
+        sort_by: str | None = None,
+        descending: bool = False,
+        device: str | torch.device = "auto",
+        seed: int = 0,
+    ) -> Sheet:
+        """A contact sheet of some of them, from the data set that the output is of; a table of text in a terminal.
+
+        Args:
+            n: How many.
+            sort_by: A column: the first in its order. By default some by chance, the same every time.
+            descending: Whether the highest value comes first.
+            device: Where to decode.
+            seed: Of the chance.
+
+        Raises:
+            KeyError: The output has no such column.
+        """
+        rows = self._rows(self._chosen(n, sort_by, descending, seed)).to_pylist()
+        manifest = Manifest.load(self.out)
+        shots: dict[int, Picture] = {}
+        problem = ""
+        if rows and self.status != "failed":
+            try:
+                shots = read_pictures(manifest, [row["index"] for row in rows], self.source, str(device))
+            except SourceError as error:
+                if self.source is not None:
+                    raise
+                problem = str(error)
+        limits = list(thresholds(manifest.run.get("settings", {})))
+        scores = list(dict.fromkeys([*([sort_by] if sort_by else []), *limits]))
+        cards = make_cards(
+            rows,
+            shots,
+            encode_pictures(shots, _BUDGET),
+            scores,
+            without="no picture" if problem else "cannot be decoded",
+        )
+        rest = self.count - len(rows)
+        hidden = f"{html.count(rest, 'more image')} not shown" if rest > 0 else ""
+        head = f"{self.title}: {html.count(self.count, 'image')}"
+        parts = [html.note(head), *([html.note(f"Without pictures: {problem}")] if problem else []), html.sheet(cards)]
+        lines = [f"  {card.title}  {' · '.join(card.facts) or card.missing}" for card in cards[:20]]
+        plain = map(terminal_safe, lines)
+        return Sheet(
+            (*parts, *([html.note(hidden)] if hidden else [])), "\n".join([head, *plain, *([hidden] * bool(hidden))])
+        )
+
+    @checked
+    def load(
+        self,
+        n: int | None = None,
+        *,
+        sort_by: str | None = None,
+        descending: bool = False,
+        images: bool = True,
+        transforms: Sequence[Any] = (),
+        device: str | torch.device = "auto",
+        seed: int = 0,
+    ) -> ImageBatch:
+        """A batch of them, with every column of the output, and the embeddings if it stores them.
+
+        Args:
+            n: How many; None for all. Chosen as `show` does.
+            sort_by: See `show`.
+            descending: See `show`.
+            images: Whether to decode them (those that cannot be are left out), or to leave pixels out.
+            transforms: What to do to the images.
+            device: Where to decode.
+            seed: Of the chance.
+
+        Raises:
+            SourceError: The data set cannot be opened again.
+        """
+        indices = self._chosen(self.count if n is None else n, sort_by, descending, seed)
+        table = self._rows(indices, embeddings=True)
+        columns = {name: to_numpy(table[name]) for name in table.column_names if name not in _NO_COLUMNS}
+        embeddings = None
+        if "embedding" in table.column_names and not table["embedding"].null_count and len(table):
+            flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            embeddings = flat.reshape(len(table), -1).astype(np.float32)
+        pairs = zip(table["image_path"].to_pylist(), table["image_id"].to_pylist(), strict=True)
+        data = [ImageObject(path, key) for path, key in pairs]
+        told = ImageBatch(self.title, self.out, data, embeddings=embeddings, columns=columns)
+        return self._decoded(told, indices, transforms, str(device)) if images and len(told) else told
+
+    def _decoded(
+        self, told: ImageBatch, indices: NDArray[np.int64], transforms: Sequence[Any], device: str
+    ) -> ImageBatch:
+        batches = []
+        options = {"batch_size": 64, "device": device, "transforms": transforms}
+        for places, batch in load_samples(Manifest.load(self.out), indices, self.source, **options):
+            known = told[places]
+            batch.columns, batch.embeddings = known.columns, known.embeddings
+            batches.append(batch)
+        return concat(batches) if batches else ImageBatch(self.title, self.out)
+
+    def _chosen(self, n: int, sort_by: str | None, descending: bool, seed: int) -> NDArray[np.int64]:
+        """Indices of at most n of them, in the order that they are wanted in."""
+        if n < 0:
+            raise ValueError(f"n is {n}; give the number of images, at least 0")
+        if not self.count:
+            return np.empty(0, np.int64)
+        files = RowFiles(self.out)
+        if sort_by is not None and sort_by not in files.schema.names:
+            raise KeyError(f"the output has no column {sort_by!r}; it has {', '.join(files.schema.names)}")
+        names = ["index", *([sort_by] if sort_by not in (None, "index") else [])]
+        blocks = [block.take(rows) for block, rows in self._blocks(files, names)]
+        index = np.concatenate([block.column(0).to_numpy() for block in blocks] or [np.empty(0, np.int64)])
+        if sort_by is None:
+            return np.sort(index[np.argsort(priority(index, seed), kind="stable")[:n]])
+        values = objects([value for block in blocks for value in block.column(len(names) - 1).to_pylist()])
+        found: NDArray[np.int64] = index[order(values, descending)[:n]]
+        return found
+
+    def _rows(self, indices: NDArray[np.int64], embeddings: bool = False) -> Any:
+        """The rows of some indices, in their order."""
+        import pyarrow as pa
+
+        if not len(indices) and not self.count:
+            return pa.table({"index": [], "image_id": [], "image_path": [], "reason": []})
+        files = RowFiles(self.out)
+        names = [name for name in files.schema.names if name != "embedding" or embeddings]
+        taken = []
+        for block in files.batches(names):
+            mine = np.flatnonzero(np.isin(block.column(names.index("index")).to_numpy(), indices))
+            taken.append(block.take(pa.array(mine)))
+        table = pa.Table.from_batches(taken, pa.schema([files.schema.field(name) for name in names]))
+        place = {index: row for row, index in enumerate(table["index"].to_pylist())}
+        return table.take(pa.array([place[index] for index in indices.tolist()], pa.int64()))
+
+    def _blocks(self, files: RowFiles, names: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+        """Blocks of columns, each with the places of the rows that are meant."""
+        import pyarrow as pa
+
+        kinds = Kinds(Manifest.load(self.out).run.get("settings", {}), self.counts)
+        extra = [name for name in ("status", "stage", "reason") if name not in names]
+        for block in files.batches([*names, *extra]):
+            status, stage, reason = (block.column(block.schema.names.index(n)) for n in ("status", "stage", "reason"))
+            rows = np.flatnonzero(np.array(status.to_pylist(), object) == self.status)
+            if self.stages is not None or self.kind is not None:
+                told = zip(stage.take(rows).to_pylist(), reason.take(rows).to_pylist(), strict=True)
+                meant = [self._is_meant(kinds, at or "", why or "") for at, why in told]
+                rows = rows[np.array(meant, bool)]
+            yield block.select(list(names)), pa.array(rows)
+
+    def _is_meant(self, kinds: Kinds, stage: str, reason: str) -> bool:
+        if self.stages is not None and stage not in self.stages:
+            return False
+        return self.kind is None or kinds(self.status, stage, reason) == self.kind
+
+    def _repr_html_(self) -> str:
+        return self.show()._repr_html_()
+
+    def __repr__(self) -> str:
+        return f"Selection({self.title}: {html.count(self.count, 'image')}; .show(), .to_table(), .load())"
+
+
+class _Selectable:
+    """A number of samples of an output, or numbers by reason."""
+
+    _out = ""
+    _status = ""
+    _stages: tuple[str, ...] = ()
+
+    def of(self, out: str, status: str, stages: tuple[str, ...] = ()) -> Any:
+        """Set the output, the status and the stages of the count, and return the count."""
+        self._out, self._status, self._stages = out, status, stages
+        return self
+
+    def __call__(self, which: str | None = None, *, source: Any = None) -> Any:
+        """The samples, a `Selection` to look at or to load: `report.dropped("nsfw_score").show()`.
+
+        Args:
+            which: Of what was dropped: a stage ("Filter(nsfw_score)"), the field that it looks at ("nsfw_score"), or a
+                reason ("nsfw_score > 0.2"). Of what failed: a reason ("truncated"). None: all.
+            source: The data set, where the output does not say how to open it, or it has moved.
+
+        Raises:
+            KeyError: No stage, field or reason is called that; names those that are.
+        """
+        counts: Mapping[str, Any] = self if isinstance(self, dict) else {}
+        total = int(self) if isinstance(self, int) else None
+        return select(self._out, self._status, which, counts, self._stages, total, source)
+
+    def show(self, n: int = 24, *, sort_by: str | None = None, descending: bool = False) -> Any:
+        """A contact sheet of all of them; see `Selection.show`."""
+        return self().show(n, sort_by=sort_by, descending=descending)
+
+
+class Count(_Selectable, int):
+    """A number, as any other, that can be looked at."""
+
+
+class Counts(_Selectable, dict[str, Any]):
+    """Numbers by reason, or by stage and reason, that can be looked at."""
+
+
+def select(
+    out: str | os.PathLike[str],
+    status: str,
+    which: str | None,
+    counts: Mapping[str, Any],
+    stages: Sequence[str] = (),
+    total: int | None = None,
+    source: Any = None,
+) -> Selection:
+    """Select the samples of a status, of all reasons or of some.
+
+    Args:
+        out: The output.
+        status: "kept", "dropped" or "failed".
+        which: A stage, its field, or a reason; None for all.
+        counts: Of "dropped": stage -> reason -> number; of "failed": reason -> number.
+        stages: All stages there were, also those that dropped nothing.
+        total: How many there are, where `counts` does not say.
+        source: The data set.
+
+    Raises:
+        KeyError: Nothing is called `which`.
+    """
+    out = os.fspath(out)
+    nested = counts if status == "dropped" else {"": counts}
+    sizes = {(stage, kind): count for stage, kinds in nested.items() for kind, count in kinds.items()}
+    if which is None:
+        return Selection(out, status, status, sum(sizes.values()) if total is None else total, source=source)
+    mine = frozenset(
+        stage for stage in {*(stages if status == "dropped" else ()), *nested} if stage and _is_of(stage, which)
+    )
+    if mine:
+        count = sum(size for (stage, _), size in sizes.items() if stage in mine)
+        return Selection(out, status, f"{status} by {', '.join(sorted(mine))}", count, mine, source=source)
+    count = sum(size for (_, kind), size in sizes.items() if kind == which)
+    if not count:
+        known = [*dict.fromkeys([*nested, *(kind for _, kind in sizes)])]
+        raise KeyError(f"nothing was {status} by {which!r}; there are {', '.join(filter(None, known)) or 'no reasons'}")
+    return Selection(out, status, f"{status}: {which}", count, None, which, source, nested)
+
+
+def _is_of(stage: str, which: str) -> bool:
+    """Whether a stage's label is the one named, or the one of the field named, or another of that name."""
+    name = stage.partition(" #")[0]
+    return which in (stage, name) or name.endswith(f"({which})")
+
+
+def reopen_source(manifest: Manifest, source: Any = None) -> Source:
+    """Open the data set of an output again.
+
+    Args:
+        manifest: The output's.
+        source: The data set, where it is known better than recorded.
+
+    Raises:
+        SourceError: It is not recorded how to open it, it is gone, or it is another one by now.
+    """
+    origin = manifest.run.get("origin")
+    if source is None and origin is None:
+        raise SourceError(
+            f"{manifest.folder} does not say how its data set is opened again (it was given as an object): give source="
+        )
+    try:
+        opened = reopen(origin) if source is None and origin is not None else open_source(source)
+    except SourceError as error:
+        hint = "" if source is not None else " If it has moved, give source="
+        raise SourceError(f"the data set of {manifest.folder} cannot be opened again: {error}.{hint}") from error
+    if opened.fingerprint != manifest.run["source"]:
+        name, samples = opened.name, len(opened)
+        if opened is not source:
+            opened.close()
+        raise SourceError(
+            f"{name!r} ({samples:,} samples) is not the data set that {manifest.folder} ({manifest.samples:,} samples) "
+            "was made of, was changed, or was curated by an earlier version, whose fingerprints are others: give the "
+            "same data set as source=, or curate again"
+        )
+    return opened
+
+
+def load_samples(
+    manifest: Manifest, indices: NDArray[np.int64], source: Any = None, **options: Any
+) -> Iterator[tuple[NDArray[np.int64], ImageBatch]]:
+    """Decode samples of an output from its data set. Unreadable samples are left out.
+
+    Args:
+        manifest: The output's.
+        indices: At least one index in the source.
+        source: The data set, where it is known better than recorded.
+        options: Arguments of `ImageLoader`.
+
+    Yields:
+        The places in `indices` of a batch's images, and the batch.
+
+    Raises:
+        SourceError: The data set cannot be opened again.
+    """
+    opened = reopen_source(manifest, source)
+    try:
+        with ImageLoader(Subset(opened, indices), **options) as loader:
+            for decoded, batch in loader.steps():
+                if batch is not None:
+                    yield decoded.encoded.indices[decoded.rows], batch
+    finally:
+        if opened is not source:
+            opened.close()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image to be shown.
+
+    Attributes:
+        pixels: (h, w, 3) uint8, the thumbnail, on the host.
+        caption: What came beside it.
+    """
+
+    pixels: NDArray[np.uint8]
+    caption: str = ""
+
+
+def read_pictures(manifest: Manifest, indices: Iterable[int], source: Any, device: str) -> dict[int, Picture]:
+    """Decode thumbnails of samples, by their index in the source. Unreadable samples are left out.
+
+    Args:
+        manifest: The output's.
+        indices: At least one index in the source.
+        source: The data set, where it is known better than recorded.
+        device: The device to decode on.
+    """
+    wanted = np.unique(np.fromiter(indices, np.int64))
+    found: dict[int, Picture] = {}
+    for places, batch in load_samples(manifest, wanted, source, batch_size=_AT_ONCE, device=device, prefetch=1):
+        small = thumbnails.reduce(batch.images, _HEIGHT)
+        for index, pixels, item in zip(wanted[places].tolist(), small, batch.data, strict=True):
+            found[index] = Picture(pixels, str(item.metadata.get("caption") or ""))
+    return found
+
+
+def encode_pictures(pictures: Mapping[int, Picture], budget: int) -> dict[int, str]:
+    """Encode thumbnails as data URIs. All files together have at most `budget` bytes before base64 adds a third."""
+    encoded = thumbnails.encode([picture.pixels for picture in pictures.values()], budget)
+    return dict(zip(pictures, map(html.data_uri, encoded), strict=True))
+
+
+def make_cards(
+    rows: Sequence[Row],
+    pictures: Mapping[int, Picture],
+    sources: Mapping[int, str],
+    scores: Sequence[str] = (),
+    marked: bool = False,
+    without: str = "no picture",
+) -> list[html.Card]:
+    """Make a card for a contact sheet of each row.
+
+    Args:
+        rows: Of the output.
+        pictures: Index in the source -> picture, of those that there are.
+        sources: Index -> its thumbnail's data URI.
+        scores: Columns to tell of an image that was kept, the most important first.
+        marked: Whether to say "kept" or "dropped".
+        without: Why there is no picture of a row that has none, and did not fail.
+    """
+    cards = []
+    for row in rows:
+        width, height = row.get("width") or 0, row.get("height") or 0
+        known = bool(width and height)
+        facts = [f"{width} × {height}"] if known else []
+        reason = str(row.get("reason") or "")
+        failed = row["status"] == "failed"
+        if reason and not failed:
+            facts.append(reason)
+        elif not failed:
+            numbers = {name: html.number(row.get(name)) for name in scores}
+            facts += [f"{name} {number}" for name, number in numbers.items() if number][:_MOST_FACTS]
+        picture = pictures.get(row["index"])
+        cards.append(
+            html.Card(
+                sources.get(row["index"], ""),
+                width=width if known else 4,
+                height=height if known else 3,
+                title=str(row["image_id"]),
+                facts=facts,
+                text=picture.caption if picture else "",
+                mark=row["status"] if marked else "",
+                missing=reason if failed else without,
+            )
+        )
+    return cards

@@ -1,0 +1,277 @@
+"""Semantic pairs of embeddings that are in many files, found by many processes: the pairs that one process finds.
+
+The driver draws a sample, and makes clusters of it. Each worker takes blocks of rows: it says of every row in which
+clusters it is to be looked at, and writes the rows to a file, those of neighbouring clusters together. Then each takes
+groups of clusters, reads what all files have of them, and gives back the pairs inside. No process has all rows; the
+driver has 16 bytes of each, a digest, by which equal rows are found.
+
+What is computed, and in which blocks, is what `similarity` does in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali import similarity
+from curator_dali.io import store
+from curator_dali.io.files import AtomicFile
+from curator_dali.similarity.clusters import (
+    Clusters,
+    assign,
+    assign_rows,
+    by_cluster,
+    drawn_rows,
+    find_clusters,
+    join_cluster,
+    must_join_all,
+    split_limit,
+)
+from curator_dali.similarity.cosine import join, join_self
+from curator_dali.similarity.kmeans import kmeans
+from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
+from curator_dali.similarity.products import block_rows
+from curator_dali.similarity.semantic import few
+from curator_dali.similarity.vectors import Picked, Vectors, blocks
+from curator_dali.stages.scored import Reader, Spread
+
+__all__ = ["SpreadEmbeddings"]
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 1 << 26  # bytes; 32,768 rows of 512
+_GROUP = 1 << 28  # bytes of the rows of a group of clusters
+_GROUPS = 32  # so that there is work for many
+
+_Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+
+
+class SpreadEmbeddings:
+    """The embeddings of a scored output, which stay where they are.
+
+    Args:
+        spread: Who does the work.
+        count: M, the number of images.
+        at_once: Bytes of embeddings that a task reads at once.
+
+    Attributes:
+        good: (G,) int64: the images whose embeddings are of use.
+    """
+
+    def __init__(self, spread: Spread, count: int, *, at_once: int = _AT_ONCE) -> None:
+        self._spread = spread
+        self._rows = max(1, at_once // (4 * spread.dim))
+        good: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        digests: list[NDArray[np.uint64]] = [np.empty((0, 2), np.uint64)]
+        readers = (spread.reader(np.arange(block.start, block.stop)) for block in blocks(count, self._rows))
+        for block, (use, found) in zip(blocks(count, self._rows), spread.map(_look, readers), strict=True):
+            good.append(use + block.start)
+            digests.append(found)
+        self.good, self._digests = np.concatenate(good), np.concatenate(digests)
+
+    def similar_pairs(
+        self, images: NDArray[np.int64], threshold: float, device: str, *, max_pairs: int = MAX_PAIRS
+    ) -> Pairs:
+        """What `curator_dali.similarity.similar_pairs` gives for the embeddings of some images.
+
+        Args:
+            images: (N,) ascending, of `good`.
+            threshold: In (0, 1].
+            device: Where this process computes what it does itself.
+            max_pairs: More than these are an error.
+
+        Raises:
+            TooManyPairs: More than `max_pairs` pairs, or more than `MAX_PAIRS` in one unit of work.
+        """
+        same = similarity.same_digests(self._digests[np.searchsorted(self.good, images)])
+        different = np.flatnonzero(same == np.arange(len(same)))
+        rows = images[different]
+        if few(len(rows), len(rows), device):
+            pairs = similarity.similar_pairs(
+                self._gather(rows), threshold, exact=True, device=device, max_pairs=max_pairs
+            )
+        else:
+            pairs = self._spread_pairs(rows, threshold, device, max_pairs)
+        return Pairs(different[pairs.first], different[pairs.second], pairs.value, same)
+
+    def _spread_pairs(self, rows: NDArray[np.int64], threshold: float, device: str, max_pairs: int) -> Pairs:
+        drawn = drawn_rows(len(rows))
+        logger.info("%d different embeddings: clusters of a sample of %d", len(rows), len(drawn))
+        sample = Picked(self._gather(rows[drawn]), device, numbers=drawn, count=len(rows))
+        clusters = find_clusters(sample, threshold)
+        found = Collector(max_pairs)
+        if must_join_all(clusters):
+            parts = self._join_all(rows, threshold)
+        else:
+            parts = self._join_clusters(rows, clusters, _groups(sample, clusters, device))
+        for first, second, value in parts:
+            found.add(first, second, value)
+        return found.pairs()
+
+    def _gather(self, images: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embeddings of few images, (n, D)."""
+        parts = np.split(images, np.searchsorted(images, np.arange(self._rows, images[-1] + 1, self._rows)))
+        readers = (self._spread.reader(part) for part in parts if len(part))
+        return np.concatenate([*self._spread.map(_read, readers)])
+
+    def _readers(self, rows: NDArray[np.int64], step: int) -> Iterator[tuple[int, Reader]]:
+        """The first number and a reader of every block of rows, a multiple of `step` long."""
+        for block in blocks(len(rows), step * max(1, self._rows // step)):
+            yield block.start, self._spread.reader(rows[block])
+
+    def _join_all(self, rows: NDArray[np.int64], threshold: float) -> Iterator[_Found]:
+        """Pairs of all with all, tile by tile."""
+        tiles = [*self._readers(rows, block_rows(self._spread.device))]
+        logger.info("clusters are of no use at a cosine of %g: all are compared, in %d blocks", threshold, len(tiles))
+        items = ((left, right) for number, left in enumerate(tiles) for right in tiles[number:])
+        yield from self._spread.map(partial(_join_tile, threshold=threshold, device=self._spread.device), items)
+
+    def _join_clusters(
+        self, rows: NDArray[np.int64], clusters: Clusters, groups: NDArray[np.int64]
+    ) -> Iterator[_Found]:
+        """Pairs in each cluster, group by group; a pair may come twice."""
+        count, device = len(clusters.centroids), self._spread.device
+        with self._spread.room() as folder:
+            hand_out = partial(_hand_out, clusters=clusters, groups=groups, folder=folder, device=device)
+            blocks_of_rows = self._readers(rows, assign_rows(count))
+            files: list[_File] = [*self._spread.map(hand_out, blocks_of_rows)]
+            near = sum(file.near for file in files)
+            kinds = int(groups.max()) + 1
+            logger.info("%d clusters in %d groups, a row is in %.1f of them", count, kinds, near / len(rows))
+            join_up = partial(
+                _join_group,
+                groups=groups,
+                threshold=clusters.threshold,
+                limit=split_limit(near, count),
+                device=device,
+            )
+            items = ((group, [(file.url, int(file.offsets[group])) for file in files]) for group in range(kinds))
+            for done, found in enumerate(self._spread.map(join_up, items), 1):
+                logger.info("pairs of %d of %d groups of clusters", done, kinds)
+                yield found
+
+
+def _groups(sample: Picked, clusters: Clusters, device: str) -> NDArray[np.int64]:
+    """(K,) the group of every cluster: neighbours together, in groups of about equally many rows."""
+    import torch
+
+    count = len(clusters.centroids)
+    centroids = torch.from_numpy(clusters.centroids).to(device)
+    near = np.zeros(count)
+    for block in blocks(len(sample.numbers), assign_rows(count)):
+        numbers = assign(sample.unit(sample.numbers[block]), centroids, clusters.margin)[2]
+        near += np.bincount(numbers, minlength=count)
+    near *= len(sample) / len(sample.numbers)
+    limit = min(_GROUP / (4 * sample.dim), near.sum() / _GROUPS)
+    regions = kmeans(Vectors(clusters.centroids, device), max(1, round(count**0.5)))
+    order = np.argsort((centroids @ regions.T).argmax(dim=1).cpu().numpy(), kind="stable")
+    groups = np.empty(count, np.int64)
+    groups[order] = np.unique(np.cumsum(near[order]) // limit, return_inverse=True)[1]
+    return groups
+
+
+@dataclass(frozen=True)
+class _File:
+    """Rows of one block, by groups of clusters.
+
+    Attributes:
+        url: The file.
+        offsets: (groups,) where in it the arrays of each begin.
+        near: Clusters that its rows are looked at in, in all.
+    """
+
+    url: str
+    offsets: NDArray[np.int64]
+    near: int
+
+
+def _read(reader: Reader) -> NDArray[np.float32]:
+    return reader.read()
+
+
+def _look(reader: Reader) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Which rows are of use, and their digests."""
+    block = reader.read()
+    use = np.delete(np.arange(len(block)), similarity.bad_rows(block))
+    digests = b"".join(similarity.content_hash(row.data.cast("B")) for row in np.ascontiguousarray(block[use]))
+    return use, np.frombuffer(digests, np.uint64).reshape(-1, 2)
+
+
+def _hand_out(
+    item: tuple[int, Reader], *, clusters: Clusters, groups: NDArray[np.int64], folder: str, device: str
+) -> _File:
+    """Assign a block of rows, and write it: for each group the rows that it needs, and what is to be known of them."""
+    import torch
+
+    start, reader = item
+    data = reader.read()
+    vectors, centroids = Vectors(data, device), torch.tensor(clusters.centroids, device=device)
+    primary = np.empty(len(data), np.int32)
+    rows, numbers = [], []
+    for block in blocks(len(data), assign_rows(len(centroids))):
+        primary[block], row, number = assign(vectors.unit(block), centroids, clusters.margin)
+        rows.append(row + block.start)
+        numbers.append(number)
+    row, number = np.concatenate(rows), np.concatenate(numbers)
+    members, bounds = by_cluster(np.arange(len(row)), groups[number].astype(np.int32), int(groups.max()) + 1)
+    offsets = []
+    # of a name of its own: the task may be run by two at once, if one was given up
+    with AtomicFile(f"{folder}/{start:012d}-{secrets.token_hex(4)}.rows", sync=False) as file:
+        for begin, end in pairwise(bounds.tolist()):
+            chosen = members[begin:end]
+            own, place = np.unique(row[chosen], return_inverse=True)
+            offsets.append(file.tell())
+            for array in (own + start, primary[own], place.astype(np.int32), number[chosen], data[own]):
+                np.save(file, array)
+    return _File(file.url, np.array(offsets), len(row))
+
+
+def _join_group(
+    item: tuple[int, list[tuple[str, int]]],
+    *,
+    groups: NDArray[np.int64],
+    threshold: float,
+    limit: int,
+    device: str,
+) -> _Found:
+    """The pairs in the clusters of one group, by the rows' numbers."""
+    group, pieces = item
+    loaded = [_load(url, offset) for url, offset in pieces]
+    starts = np.cumsum([0, *(len(piece[0]) for piece in loaded)])
+    rows, primary, place, number, data = (np.concatenate(column) for column in zip(*loaded, strict=True))
+    place = place + np.repeat(starts[:-1], [len(piece[2]) for piece in loaded])
+    del loaded
+    vectors, found = Vectors(data, device), Collector(MAX_PAIRS)
+    members, bounds = by_cluster(place, number, len(groups))
+    for cluster in np.flatnonzero(groups == group).tolist():
+        some = members[bounds[cluster] : bounds[cluster + 1]]
+        join_cluster(found, vectors, some, primary[some] == cluster, threshold, limit=limit)
+    pairs = found.pairs()
+    return rows[pairs.first], rows[pairs.second], pairs.value
+
+
+def _load(url: str, offset: int) -> list[NDArray[np.generic]]:
+    with store.open_input(url) as file:
+        file.seek(offset)
+        return [np.load(file) for _ in range(5)]
+
+
+def _join_tile(item: tuple[tuple[int, Reader], tuple[int, Reader]], *, threshold: float, device: str) -> _Found:
+    """The pairs of two blocks of rows, or of one with itself, by the rows' numbers."""
+    (start, one), (other_start, other) = item
+    left = Vectors(one.read(), device)
+    found = Collector(MAX_PAIRS, within=False)
+    if start == other_start:
+        join_self(found, left, np.arange(len(left)), threshold)
+    else:
+        right = Vectors(other.read(), device)
+        join(found, left, np.arange(len(left)), right, np.arange(len(right)), threshold)
+    pairs = found.pairs()
+    return pairs.first + start, pairs.second + other_start, pairs.value

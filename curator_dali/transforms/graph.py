@@ -1,0 +1,177 @@
+"""Several sequences of transforms as one DALI graph, and the numbers that each batch feeds into it.
+
+What two sequences begin with in common is done once. The numbers are computed on the host for a whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.sampling.permutation import uniforms
+from curator_dali.transforms.base import Crop, RandomTransform, Transform, output_size
+from curator_dali.transforms.crops import HorizontalFlip
+from curator_dali.transforms.geometry import CenterCrop, Pad, Resize, exceed_crop
+from curator_dali.transforms.normalize import Normalize
+
+__all__ = ["Plan"]
+
+_LANES = 1 << 16
+"""Uniform numbers that one transform may draw; the lanes of the next place begin behind them."""
+_PLACES = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One transform behind all those before it.
+
+    Attributes:
+        prefix: The sequence up to here, this transform last.
+        name: Begins the names of its inputs.
+    """
+
+    prefix: tuple[Transform, ...]
+    name: str
+
+    @property
+    def transform(self) -> Transform:
+        return self.prefix[-1]
+
+
+class Plan:
+    """The graph of some outputs, each a sequence of transforms; `()` is the image as it was decoded.
+
+    Args:
+        outputs: The sequences.
+
+    Attributes:
+        outputs: The sequences, as tuples.
+        inputs: Name -> (dtype, dimensions) of one sample's value of each further input of the graph.
+        crop: The `Crop` that every output begins with, if so: then the decoder needs to decode only its window.
+            (`start`, `shape`) are its inputs' names in `window`.
+        may_enlarge: Whether an image may become larger on its way: then `measure` tells how large.
+
+    Raises:
+        TypeError: Something in a sequence is no transform.
+        ValueError: A transform of pixels comes behind `Normalize`; no output at all.
+    """
+
+    def __init__(self, outputs: Iterable[Sequence[Transform]]) -> None:
+        self.outputs = tuple(tuple(sequence) for sequence in outputs)
+        if not self.outputs:
+            raise ValueError(
+                "no outputs are asked for: give at least one sequence of transforms; () is the plain image"
+            )
+        for sequence in self.outputs:
+            output_size(sequence)
+        prefixes = dict.fromkeys(s[: i + 1] for s in self.outputs for i in range(len(s)))
+        self._steps = {prefix: _Step(prefix, f"{number}.") for number, prefix in enumerate(prefixes)}
+        self._cropped = {prefix: crops for prefix in prefixes if (crops := self._find_crops(prefix))}
+        self.may_enlarge = any(isinstance(prefix[-1], (Resize, Pad)) for prefix in prefixes)
+        firsts = {sequence[:1] for sequence in self.outputs}
+        first = next(iter(firsts))
+        self.crop: Crop | None = first[0] if len(firsts) == 1 and first and isinstance(first[0], Crop) else None
+        self.window = ("0.start", "0.shape") if self.crop else None
+        probe = self.arguments((0, 0), np.zeros(1, np.int64), np.full((1, 2), 8, np.int64))
+        self.inputs = {name: (values.dtype, values.ndim - 1) for name, values in probe.items()}
+
+    def arguments(
+        self, key: tuple[int, int], indices: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
+        """The inputs' values for some samples.
+
+        Args:
+            key: (seed, epoch).
+            indices: (N,) int64, the samples' indices in their source.
+            sizes: (N, 2) int64, heights and widths of the upright images; rows of 0 give meaningless values.
+
+        Returns:
+            Name -> (N, ...) array.
+        """
+        if not any(isinstance(step.transform, RandomTransform) for step in self._steps.values()):
+            return {}
+        at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
+        found = {}
+        for prefix, step in self._steps.items():
+            transform, before = step.transform, at[prefix[:-1]]
+            if isinstance(transform, RandomTransform):
+                lane = (transform.stream * _PLACES + len(prefix) - 1) * _LANES
+                drawn = uniforms(key, indices, lane + np.arange(transform.draws, dtype=np.int64))
+                for name, values in transform.parameters(drawn, before).items():
+                    found[step.name + name] = values
+            at[prefix] = transform.output_sizes(before)
+        return found
+
+    def measure(self, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Find how large images become on their way to the outputs.
+
+        Args:
+            sizes: (N, 2) int64, heights and widths of the upright images.
+
+        Returns:
+            (N, 2) int64, height and width of the largest image that is made of each sample; (N,) bool, which samples
+            take a graph of `lower(..., long=True)`, see `Resize.lower_cropped`.
+        """
+        at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
+        made, any_long = [at[()]], np.zeros(len(sizes), bool)
+        for prefix, step in self._steps.items():
+            before = at[prefix[:-1]]
+            after = at[prefix] = step.transform.output_sizes(before)
+            # between the two passes of a resize, of which the horizontal one goes first
+            between = [np.stack([before[:, 0], after[:, 1]], axis=1)] if isinstance(step.transform, Resize) else []
+            is_long = np.zeros(len(sizes), bool)
+            for crop in self._cropped.get(prefix, ()):
+                is_long |= exceed_crop(after, crop)
+            any_long |= is_long
+            made += [np.where(is_long[:, None], 0, part) for part in (after, *between)]  # not made whole where long
+        stacked = np.stack(made)
+        largest: NDArray[np.int64] = stacked[stacked.prod(2).argmax(0), np.arange(len(sizes))]
+        return largest, any_long
+
+    def _find_crops(self, prefix: tuple[Transform, ...]) -> list[CenterCrop]:
+        """The centre crops that follow a `Resize` to a shorter side, where nothing else needs what it makes."""
+        last = prefix[-1]
+        followers = [other[-1] for other in self._steps if other[:-1] == prefix]
+        crops = [transform for transform in followers if isinstance(transform, CenterCrop)]
+        is_resize = isinstance(last, Resize) and isinstance(last.size, int)
+        return crops if is_resize and len(crops) == len(followers) and prefix not in self.outputs else []
+
+    def lower(self, images: Any, inputs: Mapping[str, Any], *, cut: bool = False, long: bool = False) -> list[Any]:
+        """The graph from a node of HWC uint8 images to a node an output.
+
+        Args:
+            images: The node.
+            inputs: Name -> node, for every name in `self.inputs`.
+            cut: Whether `images` are only the windows of `self.crop`.
+            long: Whether some images are those that `measure` finds long. The graph costs more for every batch.
+        """
+        done: dict[tuple[Transform, ...], Any] = {(): images}
+
+        def node(prefix: tuple[Transform, ...]) -> Any:
+            if prefix not in done:
+                done[prefix] = lowered(prefix)
+            return done[prefix]
+
+        def own(step: _Step) -> dict[str, Any]:
+            return {name[len(step.name) :]: inputs[name] for name in self.inputs if name.startswith(step.name)}
+
+        def lowered(prefix: tuple[Transform, ...]) -> Any:
+            transform = prefix[-1]
+            if isinstance(transform, Normalize) and isinstance(prefix[-2:][0], HorizontalFlip):
+                mirror = own(self._steps[prefix[:-1]])["mirror"]
+                return transform.lower_mirrored(node(prefix[:-2]), mirror)
+            if long and isinstance(transform, CenterCrop) and prefix[:-1] in self._cropped:
+                resize: Any = prefix[-2]
+                return resize.lower_cropped(node(prefix[:-2]), transform)
+            before = node(prefix[:-1])
+            if cut and len(prefix) == 1 and isinstance(transform, Crop):
+                return transform.lower_cut(before)
+            if isinstance(transform, RandomTransform):
+                return transform.lower_random(before, own(self._steps[prefix]))
+            return transform.lower(before)
+
+        return [node(sequence) for sequence in self.outputs]
