@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.importing import import_whole
+from curator_dali.threads import import_whole
 
 if TYPE_CHECKING:
     import torch

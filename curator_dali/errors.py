@@ -1,4 +1,4 @@
-"""What can go wrong: one bad image (`ImageError`), and the exceptions that end a run."""
+"""Exceptions, the record of one bad image (`ImageError`), and the wording of messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ __all__ = [
     "SourceError",
     "StageError",
     "TooManyErrors",
+    "count",
     "kind_of_failure",
+    "terminal_safe",
 ]
 
 _PASS_ENDED = (
@@ -84,3 +86,13 @@ class ImageError(CuratorDaliError):
 def kind_of_failure(reason: str) -> str:
     """Why a sample failed, without what is particular to it: "cannot be decoded: ..." is "cannot be decoded"."""
     return reason.partition(":")[0]
+
+
+def count(number: int, word: str, plural: str = "s") -> str:
+    """`1 image`, `1,234 images`."""
+    return f"{number:,} {word}{'' if number == 1 else plural}"
+
+
+def terminal_safe(text: str) -> str:
+    """A line in which control characters are question marks: a name must not steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)

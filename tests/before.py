@@ -33,9 +33,7 @@ from numpy.typing import NDArray
 import curator_dali as cd
 from curator_dali import models, transforms
 from curator_dali.curation.ray_executor import RayExecutor
-from curator_dali.padding import Padded
-from curator_dali.targets import TargetError
-from curator_dali.torch import TorchImageLoader
+from curator_dali.torch import Padded, TargetError, TorchImageLoader
 from curator_dali.transforms import Resize
 from tests.helpers import crops, encode, load_photos, write_shards
 

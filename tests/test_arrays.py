@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curator_dali import arrays, lending
+from curator_dali import arrays
+from curator_dali.dali import _lent, _let_go, from_dali, output_stream
 from tests import helpers
 
 
@@ -143,7 +144,7 @@ def test_read_only_arrays_go_to_torch(photos: dict[str, NDArray[np.uint8]]) -> N
 
 def test_from_dali_ragged_is_a_list_of_views(encoded: Any, decoded: Any) -> None:
     (output,) = outputs([encoded])
-    images = lending.from_dali(output)
+    images = from_dali(output)
     assert isinstance(images, list)
     for image, tensor, expected in zip(images, output, decoded, strict=True):
         assert image.ctypes.data == tensor.data_ptr()  # no copy
@@ -152,7 +153,7 @@ def test_from_dali_ragged_is_a_list_of_views(encoded: Any, decoded: Any) -> None
 
 def test_from_dali_uniform_is_one_view(encoded: Any) -> None:
     (output,) = outputs([encoded], size=32)
-    images = lending.from_dali(output)
+    images = from_dali(output)
     assert images.shape == (12, 32, 32, 3)
     assert images.ctypes.data == output.as_tensor().data_ptr()
     assert images.flags.writeable
@@ -160,7 +161,7 @@ def test_from_dali_uniform_is_one_view(encoded: Any) -> None:
 
 def test_one_image_is_a_batch_of_one(encoded: Any, decoded: Any) -> None:
     (output,) = outputs([encoded[:1]])
-    np.testing.assert_array_equal(lending.from_dali(output), decoded[0][None])
+    np.testing.assert_array_equal(from_dali(output), decoded[0][None])
 
 
 def test_from_dali_equal_shapes_with_gaps_are_one_array() -> None:
@@ -169,13 +170,13 @@ def test_from_dali_equal_shapes_with_gaps_are_one_array() -> None:
     samples = [np.full((2, 2, 3), i, np.uint8) for i in range(3)]
     output = TensorListCPU.from_dlpack_list(samples)
     assert not output.is_dense_tensor()
-    np.testing.assert_array_equal(lending.from_dali(output), np.stack(samples))
+    np.testing.assert_array_equal(from_dali(output), np.stack(samples))
 
 
 @pytest.mark.parametrize("size", [None, 64])
 def test_views_survive_later_runs_and_the_pipeline(encoded: Any, size: int | None) -> None:
     running = outputs([encoded, *[encoded[::-1]] * 50], size)
-    images = lending.from_dali(next(running))
+    images = from_dali(next(running))
     tensors = arrays.to_torch(images)
     expected = arrays.copy(images)
     for output in running:
@@ -190,7 +191,7 @@ def test_views_survive_later_runs_and_the_pipeline(encoded: Any, size: int | Non
 def test_keeping_a_small_part_does_not_keep_the_batch(encoded: Any, size: int | None) -> None:
     for copy, alive in [(None, False), (False, True)]:
         (output,) = outputs([encoded], size)
-        images = lending.from_dali(output)
+        images = from_dali(output)
         holders = [image.base for image in images] if size is None else [images.base]
         holders = [weakref.ref(holder.obj) for holder in holders]  # DALI's tensors, behind numpy's buffers
         kept = arrays.take(images, slice(3, 5), copy)
@@ -264,7 +265,7 @@ def test_merge_refuses_missing_and_double_rows(parts: Any, n: int) -> None:
 
 
 def test_output_stream_of_the_cpu_is_none() -> None:
-    with lending.output_stream("cpu") as stream:
+    with output_stream("cpu") as stream:
         assert stream is None
 
 
@@ -302,16 +303,16 @@ def test_memory_is_let_go_behind_its_readers(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(lending, "_lent", deque())
     readers, memory = [Readers() for _ in range(4)], [Memory() for _ in range(4)]
     alive = [weakref.ref(one) for one in memory]
-    lending._lent.extend(([event], one) for event, one in zip(readers, memory, strict=True))
+    _lent.extend(([event], one) for event, one in zip(readers, memory, strict=True))
     del memory
-    lending._let_go()
+    _let_go()
     assert [ref() is not None for ref in alive] == [True] * 4
     readers[1].over = True
-    lending._let_go()
+    _let_go()
     assert [ref() is not None for ref in alive] == [True, False, True, True]
-    lending._let_go(most=1)  # waits for the two oldest
+    _let_go(most=1)  # waits for the two oldest
     assert [ref() is not None for ref in alive] == [False, False, False, True]
     assert [event.waited for event in readers] == [True, False, True, False]
-    lending._let_go(most=0)
+    _let_go(most=0)
     assert alive[3]() is None
-    lending._let_go(most=0)
+    _let_go(most=0)

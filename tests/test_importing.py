@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from curator_dali.importing import import_whole
+from curator_dali.threads import import_whole
 
 CODE = """
 import signal, sys

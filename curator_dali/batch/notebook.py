@@ -16,7 +16,7 @@ from curator_dali import arrays, similarity
 from curator_dali.arguments import checked
 from curator_dali.batch import checks, fields
 from curator_dali.batch.image import ImageObject
-from curator_dali.importing import import_whole
+from curator_dali.threads import import_whole
 from curator_dali.view import html, plots
 from curator_dali.view.sheets import Sheet, draw_cards, list_images, size_of
 

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from curator_dali.wording import count as counted
-from curator_dali.wording import terminal_safe
+from curator_dali.errors import count as counted
+from curator_dali.errors import terminal_safe
 
 __all__ = [
     "EXIT_INTERRUPTED",

@@ -16,7 +16,7 @@ from curator_dali.cli.flags import (
     executor_of,
     settings_of,
 )
-from curator_dali.wording import count as counted
+from curator_dali.errors import count as counted
 
 if TYPE_CHECKING:
     from curator_dali.curation.run import Curation

@@ -21,7 +21,7 @@ from curator_dali.cli.common import (
     size_text,
     source_of,
 )
-from curator_dali.wording import count as counted
+from curator_dali.errors import count as counted
 
 if TYPE_CHECKING:
     from curator_dali.errors import ImageError

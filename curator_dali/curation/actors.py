@@ -11,7 +11,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from curator_dali.callbacks import ignore
 from curator_dali.curation.cluster import PATIENCE, breaks_context, first_line, free, raised
 from curator_dali.curation.worker import Worker
 from curator_dali.errors import CuratorDaliError, SourceError
@@ -20,6 +19,7 @@ from curator_dali.outputs.records import Part
 from curator_dali.sampling.order import Range
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.without import Without
+from curator_dali.threads import ignore
 
 __all__ = ["Pool", "find_killers"]
 

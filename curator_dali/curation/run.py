@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.arrays import resolve_device
-from curator_dali.callbacks import ignore
 from curator_dali.curation.decide import finish
 from curator_dali.curation.executors import Executor, executor_of
 from curator_dali.curation.metadata import LOOKED_AT, field_types
@@ -34,6 +33,7 @@ from curator_dali.sources.open import open_source
 from curator_dali.stages import STAGES
 from curator_dali.stages.base import Stage
 from curator_dali.stages.plan import LOADED, Plan, make_plan
+from curator_dali.threads import ignore
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch.batch import ImageBatch
 from curator_dali.batch.image import ImageObject
-from curator_dali.callbacks import ignore
 from curator_dali.curation.config import make_stage
 from curator_dali.curation.decide import (  # fmt: skip
     FAILED,
@@ -44,6 +43,7 @@ from curator_dali.report.selection import reopen_source
 from curator_dali.stages.base import GlobalSelector, Selector, Stage
 from curator_dali.stages.deduplicate import Deduplicate
 from curator_dali.stages.plan import LOADED, Plan, check_type
+from curator_dali.threads import ignore
 
 __all__ = ["rethreshold", "stages_of"]
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import dali
+from curator_dali.dali import merge_ready
 from curator_dali.decoding import pillow
 from curator_dali.decoding.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
 from curator_dali.errors import ImageError
-from curator_dali.lending import merge_ready
 from curator_dali.sources.base import EncodedBatch
 from curator_dali.transforms.applying import pixel_graph
 from curator_dali.transforms.base import Transform

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curator_dali.dali import quiet_import
 from curator_dali.decoding import pillow
 from curator_dali.decoding.exif import TURNED, jpeg_orientation
-from curator_dali.quieting import quiet_import
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from curator_dali._version import __version__
 from curator_dali.arguments import checked
 from curator_dali.arrays import objects, resolve_device
-from curator_dali.callbacks import ignore
 from curator_dali.errors import OutputError
 from curator_dali.index.digests import DigestIndex
 from curator_dali.index.hashes import HashIndex
@@ -33,6 +32,7 @@ from curator_dali.outputs.parquet import EMBEDDING
 from curator_dali.outputs.rows import RowFiles
 from curator_dali.similarity.hashes import find_comparable
 from curator_dali.similarity.vectors import bad_rows, check_threshold
+from curator_dali.threads import ignore
 
 if TYPE_CHECKING:
     import torch

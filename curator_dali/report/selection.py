@@ -16,7 +16,7 @@ from curator_dali.batch.batch import ImageBatch
 from curator_dali.batch.fields import order
 from curator_dali.batch.image import ImageObject
 from curator_dali.batch.joining import concat
-from curator_dali.errors import SourceError
+from curator_dali.errors import SourceError, terminal_safe
 from curator_dali.loader.loader import ImageLoader
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.rows import RowFiles, to_numpy
@@ -26,7 +26,6 @@ from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.subset import Subset
 from curator_dali.view import html, thumbnails
 from curator_dali.view.sheets import Sheet
-from curator_dali.wording import terminal_safe
 
 if TYPE_CHECKING:
     import pandas as pd

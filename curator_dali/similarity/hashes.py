@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import to_torch
-from curator_dali.importing import import_whole
 from curator_dali.similarity.lanczos import reduce
+from curator_dali.threads import import_whole
 
 if TYPE_CHECKING:
     import torch

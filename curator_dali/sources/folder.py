@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from curator_dali.arguments import checked
 from curator_dali.batch.image import ImageObject
-from curator_dali.errors import SourceError
+from curator_dali.errors import SourceError, count
 from curator_dali.io.ranges import Storage, fingerprint, strip_query, strip_signature
 from curator_dali.io.remote import LARGEST_FILE, is_http, is_remote, one_line
 from curator_dali.sources.annotations import Annotations
@@ -32,7 +32,6 @@ from curator_dali.sources.samples import (
     parse_metadata,
     sniff_extension,
 )
-from curator_dali.wording import count
 
 __all__ = ["FolderSource"]
 

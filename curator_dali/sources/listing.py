@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from curator_dali.errors import SourceError
+from curator_dali.errors import SourceError, count
 from curator_dali.io.ranges import ask_listing, content_hash, filesystem, strip_query
 from curator_dali.io.remote import is_http, is_remote
 from curator_dali.sources.samples import SIDECARS
-from curator_dali.wording import count
 
 __all__ = [
     "OUTPUT",

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.importing import import_whole
 from curator_dali.outputs.manifest import labels_of
 from curator_dali.stages.base import DTYPES, GlobalSelector, Selector, Stage, View
+from curator_dali.threads import import_whole
 
 __all__ = ["LOADED", "Plan", "check_type", "make_plan", "written"]
 

@@ -4,13 +4,13 @@
 functions make. All of them escape every text that they are given.
 """
 
+from curator_dali.errors import count
 from curator_dali.view.charts import bars, flow, histogram
 from curator_dali.view.layout import beside, contents, figures, section, tiles
 from curator_dali.view.page import block, page
 from curator_dali.view.sheet import Card, data_uri, group, sheet
 from curator_dali.view.tables import facts, table
 from curator_dali.view.text import escape, note, number
-from curator_dali.wording import count
 
 __all__ = [
     "Card",

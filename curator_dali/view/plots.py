@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays
-from curator_dali.importing import import_whole
+from curator_dali.threads import import_whole
 from curator_dali.view import html
 
 __all__ = ["Plot", "embedding_map", "histogram", "project"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from curator_dali.errors import terminal_safe
 from curator_dali.view import html, thumbnails
-from curator_dali.wording import terminal_safe
 
 __all__ = ["Sheet", "draw_cards", "draw_image", "list_images", "size_of"]
 

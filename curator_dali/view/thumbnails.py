@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays
-from curator_dali.importing import import_whole
+from curator_dali.threads import import_whole
 
 if TYPE_CHECKING:
     import torch

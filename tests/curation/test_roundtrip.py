@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 import curator_dali as cd
 from curator_dali.outputs import Manifest
 from curator_dali.sources import MemorySource, Source, open_source
-from curator_dali.targets import TargetError
-from curator_dali.torch import TorchImageLoader
+from curator_dali.torch import TargetError, TorchImageLoader
 from tests import helpers
 from tests.curation.helpers import FirstOfItsLabel, read_members
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from curator_dali import arrays, lending
+from curator_dali import arrays
 from curator_dali.batch.batch import ImageBatch
 from curator_dali.batch.image import ImageObject
+from curator_dali.dali import _MOST_LET_GO, _Lent, _lent, _let_go, from_dali, merge_ready, output_stream
 from tests import helpers
 
 pytestmark = pytest.mark.gpu
@@ -34,8 +35,8 @@ def outputs(batches: list[list[NDArray[np.uint8]]], size: int | None = None) -> 
     running = pipeline()
     running.build()
     for _ in batches:
-        with lending.output_stream(DEVICE) as stream:
-            yield lending.from_dali(running.run(stream)[0])
+        with output_stream(DEVICE) as stream:
+            yield from_dali(running.run(stream)[0])
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,7 @@ def test_a_merged_batch_is_ready_and_kept() -> None:
     torch.cuda.synchronize()  # as what DALI made is ready
     sums = []
     for i, part in enumerate(parts):
-        merged = lending.merge_ready([(range(8), part), (range(8, 16), part)], 16, DEVICE)
+        merged = merge_ready([(range(8), part), (range(8, 16), part)], 16, DEVICE)
         with cupy.cuda.Stream(non_blocking=True):
             assert int(merged.sum()) == 16 * 512 * 512 * i
         slow = (slow @ slow).clamp_(0, 1)
@@ -217,18 +218,18 @@ def test_what_was_let_go_does_not_pile_up(encoded: Any) -> None:
     for images in outputs([encoded] * 40):
         slow = (slow @ slow).clamp_(0, 1)
         del images
-        most = max(most, len(lending._lent))
-    assert 1 <= most <= lending._MOST_LET_GO + 1
+        most = max(most, len(_lent))
+    assert 1 <= most <= _MOST_LET_GO + 1
     torch.cuda.synchronize()
-    lending._let_go()
-    assert not lending._lent
+    _let_go()
+    assert not _lent
 
 
 @pytest.mark.parametrize(("copied", "alive"), [(None, 0), (False, 5)])
 def test_keeping_little_frees_the_rest(encoded: Any, copied: bool | None, alive: int) -> None:
     kept = [arrays.take(images, slice(0, 1), copied) for images in outputs([encoded] * 5)]
     gc.collect()
-    assert sum(isinstance(thing, lending._Lent) for thing in gc.get_objects()) == alive
+    assert sum(isinstance(thing, _Lent) for thing in gc.get_objects()) == alive
     assert {arrays.device_of(part) for part in kept} == {DEVICE}
 
 

@@ -15,10 +15,8 @@ import torch
 import curator_dali as cd
 from curator_dali import transforms
 from curator_dali.batch.image import ImageObject
-from curator_dali.padding import Padded, pad_images
 from curator_dali.sources import MemorySource
-from curator_dali.targets import TargetError
-from curator_dali.torch import TorchImageLoader
+from curator_dali.torch import Padded, TargetError, TorchImageLoader, pad_images
 from tests.training.conftest import CLASSES, COUNT
 
 SMALL = [transforms.RandomResizedCrop(16), transforms.HorizontalFlip(), transforms.Normalize()]
