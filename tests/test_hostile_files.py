@@ -14,8 +14,7 @@ import pytest
 
 import curator_dali as cd
 from curator_dali.curation.config import ConfigError, read_config
-from curator_dali.io.documents import MAX_DEPTH, parse_json
-from curator_dali.io.files import open_regular, read_regular, remove_leftovers
+from curator_dali.io.files import MAX_DEPTH, open_regular, parse_json, read_regular, remove_leftovers
 from curator_dali.outputs import Manifest
 from curator_dali.sources import FolderSource, ParquetSource, TarSource
 from curator_dali.stages import Deduplicate

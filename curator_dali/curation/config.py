@@ -27,8 +27,7 @@ from typing import Any
 
 from curator_dali.curation.settings import Settings
 from curator_dali.errors import CuratorDaliError
-from curator_dali.io.documents import DEEP, check_depth
-from curator_dali.io.files import read_regular
+from curator_dali.io.files import DEEP, check_depth, read_regular
 from curator_dali.stages import STAGES
 from curator_dali.stages.base import Stage
 

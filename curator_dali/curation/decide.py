@@ -25,8 +25,8 @@ from curator_dali.curation.rows import DECODE, Rows
 from curator_dali.curation.writing import Account, Output, write_rows
 from curator_dali.errors import OutputError, StageError, kind_of_failure
 from curator_dali.io import store
-from curator_dali.io.explain import join
 from curator_dali.io.files import make_folder
+from curator_dali.io.store import join
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.records import Part, part_name
 from curator_dali.outputs.rows import RowFiles, RowSubset, read_embeddings, to_numpy

@@ -22,7 +22,7 @@ from curator_dali.curation.writing import Output
 from curator_dali.decoding.headers import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import store
-from curator_dali.io.explain import join
+from curator_dali.io.store import join
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.parquet import RowSchema
 from curator_dali.outputs.records import Part

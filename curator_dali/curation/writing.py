@@ -15,7 +15,7 @@ import numpy as np
 from curator_dali.curation.metadata import Misfits, add_misfits
 from curator_dali.curation.rows import Rows, scores_of
 from curator_dali.errors import OutputError
-from curator_dali.io.explain import join
+from curator_dali.io.store import join
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.parquet import RowSchema
 from curator_dali.outputs.part import PartWriter

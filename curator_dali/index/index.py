@@ -24,8 +24,7 @@ from curator_dali.index import arrays
 from curator_dali.index.digests import DigestIndex
 from curator_dali.index.hashes import HashIndex
 from curator_dali.index.lookup import VectorIndex
-from curator_dali.io.documents import parse_json
-from curator_dali.io.files import read_regular
+from curator_dali.io.files import parse_json, read_regular
 from curator_dali.io.remote import is_remote
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.parquet import EMBEDDING

@@ -22,10 +22,9 @@ from curator_dali.index.digests import DigestIndex
 from curator_dali.index.hashes import HashIndex
 from curator_dali.index.index import FOLDER, FORMAT, IDS, MOST, NAME, Index, digests_of, identity
 from curator_dali.index.lookup import VectorIndex
-from curator_dali.io.documents import parse_json
-from curator_dali.io.explain import explained
-from curator_dali.io.files import AtomicFile, read_regular, write_file
+from curator_dali.io.files import AtomicFile, parse_json, read_regular, write_file
 from curator_dali.io.remote import is_remote
+from curator_dali.io.store import explained
 from curator_dali.outputs.locking import lock
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.parquet import EMBEDDING

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, here or behind fsspec; and what killed writers left is cleared away.
+"""Files that appear whole or not at all, here or behind fsspec; filesystems; documents that are parsed or refused.
 
 Locally a file is written under a temporary name in its own folder, synced and renamed. A remote one is written to an
 unlinked file in the temporary folder ($TMPDIR) and uploaded once it is complete: an object store (S3, GCS, Azure)
@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import math
 import os
@@ -32,14 +33,18 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "DEEP",
     "IMAGE_EXTENSIONS",
+    "MAX_DEPTH",
     "AtomicFile",
     "Written",
+    "check_depth",
     "filesystem",
     "is_remote",
     "make_folder",
     "one_line",
     "open_regular",
+    "parse_json",
     "read_regular",
     "remove_leftovers",
     "retry",
@@ -89,6 +94,11 @@ _ALIASES = {
     **dict.fromkeys(["s3", "s3a"], ("s3", "s3a")),
     **dict.fromkeys(["abfs", "abfss", "az"], ("abfs", "abfss", "az")),
 }
+
+MAX_DEPTH = 100
+"""Levels that lists and objects may lie in each other. Python compares and writes some hundreds at the most."""
+
+DEEP = f"lists and objects lie in each other deeper than {MAX_DEPTH} levels"
 
 
 class Written(NamedTuple):
@@ -486,3 +496,41 @@ def _make_client_timeout(seconds: float) -> Any:
     import aiohttp
 
     return aiohttp.ClientTimeout(total=None, sock_connect=seconds or None, sock_read=seconds or None)
+
+
+def parse_json(data: str | bytes | bytearray) -> Any:
+    """Parse a JSON document.
+
+    Raises:
+        ValueError: It is none, or lists and objects lie deeper in each other than `MAX_DEPTH`.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError(DEEP) from None
+    brackets = (b"[", b"{") if isinstance(data, (bytes, bytearray)) else ("[", "{")
+    if sum(map(data.count, brackets)) > MAX_DEPTH:  # type: ignore[arg-type]
+        check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Refuse lists and dicts that lie in each other deeper than `MAX_DEPTH`.
+
+    Args:
+        value: What a document says. No list is in it twice, as aliases of YAML may be.
+
+    Raises:
+        ValueError: They do.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise ValueError(DEEP)

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 from curator_dali._version import __version__
 from curator_dali.errors import OutputError
 from curator_dali.io import store
-from curator_dali.io.documents import parse_json
-from curator_dali.io.explain import differences, explained, join, prepare_folder
-from curator_dali.io.files import write_file
+from curator_dali.io.files import parse_json, write_file
 from curator_dali.io.remote import is_remote
+from curator_dali.io.store import differences, explained, join, prepare_folder
 from curator_dali.outputs.locking import lock
 from curator_dali.outputs.records import Part, Records, is_output
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali._version import __version__
-from curator_dali.io.explain import explained, printable
 from curator_dali.io.files import AtomicFile, Written
+from curator_dali.io.store import explained, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from curator_dali.errors import OutputError
 from curator_dali.io import store
-from curator_dali.io.explain import join
 from curator_dali.io.files import Written
+from curator_dali.io.store import join
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.parquet import ParquetWriter, RowSchema
 from curator_dali.outputs.records import Part, part_name

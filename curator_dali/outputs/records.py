@@ -11,9 +11,8 @@ from typing import Any
 
 from curator_dali.errors import OutputError
 from curator_dali.io import store
-from curator_dali.io.documents import parse_json
-from curator_dali.io.explain import explained, join
-from curator_dali.io.files import Written, write_file
+from curator_dali.io.files import Written, parse_json, write_file
+from curator_dali.io.store import explained, join
 
 __all__ = ["Part", "Records", "part_name"]
 

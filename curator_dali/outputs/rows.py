@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from curator_dali.arrays import objects
 from curator_dali.errors import OutputError
 from curator_dali.io import store
-from curator_dali.io.documents import parse_json
-from curator_dali.io.explain import join
+from curator_dali.io.files import parse_json
 from curator_dali.io.remote import is_remote
+from curator_dali.io.store import join
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.parquet import EMBEDDING, FORMAT, METADATA_KEY
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from curator_dali.errors import OutputError
 from curator_dali.io import store
-from curator_dali.io.explain import explained, join
 from curator_dali.io.files import IMAGE_EXTENSIONS, write_file
+from curator_dali.io.store import explained, join
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.records import Part
 from curator_dali.outputs.tar import CURATION

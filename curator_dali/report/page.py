@@ -13,8 +13,8 @@ from curator_dali._version import __version__
 from curator_dali.arguments import checked
 from curator_dali.errors import CuratorDaliError, SourceError
 from curator_dali.io import store
-from curator_dali.io.explain import join
 from curator_dali.io.files import write_file
+from curator_dali.io.store import join
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.records import Part
 from curator_dali.outputs.rows import RowFiles

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io.documents import parse_json
+from curator_dali.io.files import parse_json
 from curator_dali.io.remote import one_line
 from curator_dali.sources.row_groups import read_row_group
 

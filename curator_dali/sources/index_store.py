@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.io.documents import parse_json
-from curator_dali.io.files import open_regular, read_regular, write_file
+from curator_dali.io.files import open_regular, parse_json, read_regular, write_file
 from curator_dali.io.ranges import Stat, strip_signature
 from curator_dali.io.remote import is_remote
 from curator_dali.sources.base import HEADER_DTYPE

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.io.documents import parse_json
+from curator_dali.io.files import parse_json
 from curator_dali.io.ranges import strip_query
 
 __all__ = [

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from curator_dali.io.documents import parse_json
-from curator_dali.io.files import IMAGE_EXTENSIONS
+from curator_dali.io.files import IMAGE_EXTENSIONS, parse_json
 
 __all__ = [
     "SIDECARS",

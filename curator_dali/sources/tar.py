@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from curator_dali.arguments import checked, list_paths
 from curator_dali.batch.image import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.io.documents import parse_json
-from curator_dali.io.files import read_regular
+from curator_dali.io.files import parse_json, read_regular
 from curator_dali.io.ranges import Request, Storage, common_name, fingerprint, strip_query
 from curator_dali.io.remote import LARGEST_FILE, is_http, is_remote, one_line
 from curator_dali.sources.arenas import Arenas

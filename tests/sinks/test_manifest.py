@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curator_dali.errors import OutputError
-from curator_dali.io.explain import join
 from curator_dali.io.files import Written, filesystem
+from curator_dali.io.store import join
 from curator_dali.outputs import Manifest, Part
 from curator_dali.outputs.records import part_name
 
