@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from curator_dali.report.page import write_report
     from curator_dali.report.report import Report
     from curator_dali.sampling.buckets import Buckets
-    from curator_dali.sampling.shard import Position, Shard
-    from curator_dali.sampling.shuffle import Shuffle
+    from curator_dali.sampling.order import Position, Shard, Shuffle
     from curator_dali.sources.base import Source
     from curator_dali.sources.folder import FolderSource
     from curator_dali.sources.memory import MemorySource
@@ -77,11 +76,11 @@ _HOME = {
     "OutputError": "errors",
     "ParquetSource": "sources.parquet",
     "PassEndedError": "errors",
-    "Position": "sampling.shard",
+    "Position": "sampling.order",
     "Quality": "stages.quality",
     "Report": "report.report",
-    "Shard": "sampling.shard",
-    "Shuffle": "sampling.shuffle",
+    "Shard": "sampling.order",
+    "Shuffle": "sampling.order",
     "Source": "sources.base",
     "SourceError": "errors",
     "Stage": "stages.base",

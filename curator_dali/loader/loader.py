@@ -25,8 +25,7 @@ from curator_dali.loader.prefetch import Pass
 from curator_dali.loader.results import ErrorList, LoaderStats
 from curator_dali.loader.state import check_state, make_state
 from curator_dali.sampling.buckets import Buckets
-from curator_dali.sampling.shard import Position, Shard
-from curator_dali.sampling.shuffle import Shuffle
+from curator_dali.sampling.order import Position, Shard, Shuffle
 from curator_dali.sources.base import EncodedBatch, Source
 from curator_dali.sources.open import open_source
 from curator_dali.threads import uninterrupted

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from curator_dali.decoding import pillow
 from curator_dali.decoding.headers import Codec, upright_sizes
 from curator_dali.decoding.survey import read_headers
-from curator_dali.sampling.buckets import Buckets
-from curator_dali.sampling.grouping import BucketedOrder
+from curator_dali.sampling.buckets import BucketedOrder, Buckets
 from curator_dali.sampling.mixture import MixedOrder, quantise
-from curator_dali.sampling.order import Order, ShuffledOrder
-from curator_dali.sampling.shuffle import Shuffle
+from curator_dali.sampling.order import Order, Shuffle, ShuffledOrder
 from curator_dali.sources.base import Source
 from curator_dali.sources.mixture import Mixture
 

@@ -6,13 +6,19 @@ cuts them into steps; `Shard` says which positions of a step are a rank's. Nothi
 size was before.
 """
 
-from curator_dali.sampling.buckets import Buckets
-from curator_dali.sampling.grouping import BucketedOrder
+from curator_dali.sampling.buckets import BucketedOrder, Buckets
 from curator_dali.sampling.mixture import MixedOrder, quantise
-from curator_dali.sampling.order import Order, PartsOrder, Range, ShuffledOrder
-from curator_dali.sampling.permutation import permute, uniforms
-from curator_dali.sampling.shard import Position, Shard
-from curator_dali.sampling.shuffle import Shuffle
+from curator_dali.sampling.order import (
+    Order,
+    PartsOrder,
+    Position,
+    Range,
+    Shard,
+    Shuffle,
+    ShuffledOrder,
+    permute,
+    uniforms,
+)
 
 __all__ = [
     "BucketedOrder",

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.sampling.order import Order
-from curator_dali.sampling.permutation import mix
-from curator_dali.sampling.shuffle import Shuffle
+from curator_dali.sampling.order import Order, Shuffle, mix
 
 __all__ = ["MixedOrder", "quantise"]
 

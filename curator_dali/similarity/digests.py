@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import to_torch
-from curator_dali.sampling.permutation import mix
+from curator_dali.sampling.order import mix
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.sampling.permutation import uniforms
+from curator_dali.sampling.order import uniforms
 from curator_dali.transforms.base import Crop, RandomTransform, Transform, output_size
 from curator_dali.transforms.crops import HorizontalFlip
 from curator_dali.transforms.geometry import CenterCrop, Pad, Resize, exceed_crop
