@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from curator_dali.index import arrays
 from curator_dali.similarity.hamming import compare
-from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
-from curator_dali.similarity.vectors import blocks
+from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, blocks
 
 __all__ = ["HashIndex"]
 

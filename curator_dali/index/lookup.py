@@ -17,12 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.index import arrays
-from curator_dali.similarity.clusters import Clusters
-from curator_dali.similarity.cosine import join
-from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
-from curator_dali.similarity.products import collect
-from curator_dali.similarity.semantic import divide
-from curator_dali.similarity.vectors import Vectors, as_vectors, blocks
+from curator_dali.similarity.clusters import Clusters, divide
+from curator_dali.similarity.cosine import collect, join
+from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Vectors, as_vectors, blocks
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:

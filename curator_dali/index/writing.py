@@ -30,7 +30,7 @@ from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.parquet import EMBEDDING
 from curator_dali.outputs.rows import RowFiles
 from curator_dali.similarity.hashes import find_comparable
-from curator_dali.similarity.vectors import bad_rows, check_threshold
+from curator_dali.similarity.pairs import bad_rows, check_threshold
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:

@@ -6,25 +6,24 @@ does so for several ways of being alike at once. `pairs_between`,
 `near_between` and `nearest` compare one set with another and never a set with itself.
 """
 
-from curator_dali.similarity.clusters import Clusters
-from curator_dali.similarity.combining import Combined, Likeness, combine
+from curator_dali.similarity.clusters import Clusters, divide, few, pairs_between, similar_pairs
 from curator_dali.similarity.cosine import nearest
-from curator_dali.similarity.digests import content_hash, pixel_hash, same_digests
-from curator_dali.similarity.groups import Groups, Keep, Linkage, group, keep_order
+from curator_dali.similarity.groups import Combined, Groups, Keep, Likeness, Linkage, combine, group, keep_order
 from curator_dali.similarity.hamming import near_between, near_pairs
 from curator_dali.similarity.hashes import (
     CONSTANT_HASHES,
+    content_hash,
     dhash,
     find_comparable,
     from_hex,
     grey,
     hash_images,
     phash,
+    pixel_hash,
+    same_digests,
     to_hex,
 )
-from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs
-from curator_dali.similarity.semantic import divide, few, pairs_between, similar_pairs
-from curator_dali.similarity.vectors import bad_rows
+from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs, bad_rows
 
 __all__ = [
     "CONSTANT_HASHES",

@@ -1,4 +1,4 @@
-"""Similar pairs of many rows: k-means, then block products inside a cluster and with what lies near its border.
+"""Similar pairs of embeddings: exact blocks for few rows; for many, k-means and block products within clusters.
 
 A row belongs to the cluster of its best centroid, and is looked at in every cluster whose centroid is worse for it by
 no more than a margin. How wide the margin must be follows from the threshold and the data, and is measured: rows of
@@ -16,10 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.similarity.cosine import join, join_self
-from curator_dali.similarity.kmeans import kmeans, sampled_rows
-from curator_dali.similarity.pairs import Collector
-from curator_dali.similarity.vectors import Progress, Vectors, as_vectors, blocks
+from curator_dali.similarity.cosine import join, join_self, same_rows
+from curator_dali.similarity.pairs import (
+    MAX_PAIRS,
+    Collector,
+    Pairs,
+    Progress,
+    Vectors,
+    as_vectors,
+    blocks,
+    check_threshold,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -29,21 +36,85 @@ __all__ = [
     "assign",
     "assign_rows",
     "by_cluster",
+    "divide",
     "drawn_rows",
+    "few",
     "find_clusters",
     "join_cluster",
     "join_clustered",
     "join_clustered_self",
+    "kmeans",
     "make_clusters",
     "must_join_all",
+    "pairs_between",
+    "sampled_rows",
+    "similar_pairs",
     "split_limit",
 ]
+
+_PER_CLUSTER = 64  # rows of the sample for each centroid; faiss asks for 39 at least
+_BLOCK = 4096
 
 _RECALL = 0.998  # of pairs at the threshold; those above it are nearer to each other and meet more surely
 _PLANTED = 4096  # pairs that the margin is measured with
 _ASSIGN = 2**22  # cosines to centroids at once: 16 MB
 _SPLIT = 8  # a cluster so many times the mean is divided again, from this many rows on:
 _SPLIT_FROM = 8192
+
+
+def kmeans(vectors: Vectors, clusters: int, *, seed: int = 0, iterations: int = 8) -> torch.Tensor:
+    """Lloyd's iterations for the cosine, from distinct random rows, on a random sample of 64 rows a cluster.
+
+    A centroid that loses all its rows takes the row that is served worst. The same seed gives the same centroids on
+    the same device and number of threads.
+
+    Args:
+        vectors: N rows.
+        clusters: How many centroids, 1 to N.
+        seed: For the sample.
+        iterations: Passes over the sample.
+
+    Returns:
+        (clusters, D) float32, of length 1, on the vectors' device.
+
+    Raises:
+        ValueError: `clusters` is below 1 or above N.
+    """
+    import torch
+
+    if not 1 <= clusters <= len(vectors):
+        raise ValueError(f"{clusters} clusters of {len(vectors)} rows were asked for; 1 to as many as there are rows")
+    rows = sampled_rows(len(vectors), clusters, seed)
+    count = len(rows)
+    centroids = vectors.unit(np.sort(rows[:clusters]))
+    sample = vectors.unit(np.sort(rows)) if count * vectors.dim <= 2**28 else None  # 1 GB at most
+    rows = np.sort(rows)
+    for _ in range(iterations):
+        sums = torch.zeros_like(centroids)
+        filled = torch.zeros(clusters, dtype=torch.bool, device=centroids.device)
+        worst: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for block in blocks(count, _BLOCK):
+            part = vectors.unit(rows[block]) if sample is None else sample[block]
+            best, label = (part @ centroids.T).max(dim=1)
+            # a product, not index_add_, whose sums on a GPU come in any order
+            sums += torch.nn.functional.one_hot(label, clusters).to(part.dtype).T @ part
+            filled[label] = True
+            low = best.topk(min(16, len(best)), largest=False)
+            worst.append((low.values, part[low.indices]))
+        empty = torch.nonzero(~filled | (sums.norm(dim=1) < 1e-6))[:, 0]
+        if len(empty):
+            values, candidates = (torch.cat(column) for column in zip(*worst, strict=True))
+            chosen = candidates[values.sort(stable=True).indices[: len(empty)]]
+            empty = empty[: len(chosen)]
+            sums[empty] = chosen
+        lengths = sums.norm(dim=1, keepdim=True)
+        centroids = torch.where(lengths > 0, sums / lengths.clamp_min(1e-30), centroids)
+    return centroids
+
+
+def sampled_rows(count: int, clusters: int, seed: int) -> NDArray[np.int64]:
+    """The rows that `kmeans` looks at of `count`, in no order: 64 for each cluster, or all."""
+    return np.random.default_rng(seed).choice(count, min(count, _PER_CLUSTER * clusters), replace=False)
 
 
 @dataclass(frozen=True)
@@ -335,3 +406,141 @@ def join_clustered(
             join(found, left, members, right, order[ends[number] : ends[number + 1]], threshold)
         if progress:
             progress(number + 1, count)
+
+
+def few(rows: int, others: int, device: str) -> bool:
+    """Whether all products of so many rows with so many others cost less than making clusters would."""
+    return rows * others <= (30_000**2 if device == "cpu" else 500_000**2)
+
+
+def similar_pairs(
+    embeddings: Any,
+    threshold: float,
+    *,
+    exact: bool | None = None,
+    clusters: Clusters | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    max_pairs: int = MAX_PAIRS,
+    progress: Progress | None = None,
+) -> Pairs:
+    """Pairs of rows with a cosine of `threshold` or more, each of them checked: precision is 1.
+
+    Few rows (30,000 on a CPU, 500,000 on a GPU) are compared with all others and nothing is missed. Of more, at least
+    99% of the pairs are found (more of those well above the threshold), in time that grows as N^1.5.
+
+    Args:
+        embeddings: (N, D) floats, of any length but zero; numpy, a mapped file, or torch on any device.
+        threshold: In (0, 1].
+        exact: True compares all, False uses clusters; None goes by the number.
+        clusters: Those of these rows, of `divide`, where they are known already.
+        seed: Of the clusters. The same seed finds the same pairs on the same device.
+        device: Where to compute; None: where the embeddings lie.
+        max_pairs: More pairs than these are an error.
+        progress: Called with parts done and parts in all.
+
+    Raises:
+        ValueError: As `as_vectors` and `check_threshold` do, or the clusters are of other rows or a higher threshold.
+        TooManyPairs: More than `max_pairs` pairs.
+    """
+    check_threshold(threshold)
+    vectors = as_vectors(embeddings, device=device)
+    same = same_rows(vectors)
+    rows = np.flatnonzero(same == np.arange(len(same)))
+    found = Collector(max_pairs)
+    if clusters is not None:
+        _check(clusters, vectors, threshold)
+    if exact or (exact is None and clusters is None and few(len(rows), len(rows), vectors.device)) or len(rows) < 2:
+        join_self(found, vectors, rows, threshold, progress=progress)
+        return found.pairs(same)
+    different = vectors.subset(rows)
+    known = find_clusters(different, threshold, seed=seed) if clusters is None else clusters.of(rows)
+    inner = Collector(max_pairs)
+    join_clustered_self(inner, different, known, threshold, seed=seed, progress=progress)
+    pairs = inner.pairs()
+    return Pairs(rows[pairs.first], rows[pairs.second], pairs.value, same)
+
+
+def pairs_between(
+    queries: Any,
+    embeddings: Any,
+    threshold: float,
+    *,
+    exact: bool | None = None,
+    clusters: Clusters | None = None,
+    device: str | None = None,
+    max_pairs: int = MAX_PAIRS,
+    progress: Progress | None = None,
+) -> Pairs:
+    """Pairs of a row of one set and a row of another: test against training set, new rows against those kept earlier.
+
+    What it costs goes with the number of `queries`; rows of `embeddings` are never compared with each other.
+
+    Args:
+        queries: (Q, D) floats.
+        embeddings: (N, D) floats.
+        threshold: In (0, 1].
+        exact: True compares all; None does so unless `clusters` are given.
+        clusters: Those of `embeddings`, of `divide`. They find 99% of the pairs at the threshold.
+        device: Where to compute; None: where the embeddings lie.
+        max_pairs: More pairs than these are an error.
+        progress: Called with parts done and parts in all.
+
+    Returns:
+        Pairs of rows of `queries` (first) and of `embeddings` (second).
+
+    Raises:
+        ValueError: The sets differ in width, or as `similar_pairs`.
+        TooManyPairs: More than `max_pairs` pairs.
+    """
+    check_threshold(threshold)
+    right = as_vectors(embeddings, device=device)
+    left = as_vectors(queries, device=device or right.device, name="queries", width=right.dim)
+    found = Collector(max_pairs, within=False)
+    if exact or clusters is None:
+        join(found, left, np.arange(len(left)), right, np.arange(len(right)), threshold, progress)
+    else:
+        _check(clusters, right, threshold)
+        join_clustered(found, left, right, clusters, threshold, progress)
+    return found.pairs()
+
+
+def divide(
+    embeddings: Any,
+    threshold: float,
+    *,
+    clusters: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Clusters:
+    """Divide a set into clusters, once, for `similar_pairs` and for `pairs_between` in later runs.
+
+    Args:
+        embeddings: (N, D) floats, N at least 1.
+        threshold: The lowest cosine that will be asked for.
+        clusters: How many; None: about the square root of N.
+        seed: The same one gives the same clusters on the same device.
+        device: Where to compute; None: where the embeddings lie.
+        progress: Called with rows done and rows in all.
+
+    Raises:
+        ValueError: No rows, or as `as_vectors` and `check_threshold` do.
+    """
+    check_threshold(threshold)
+    vectors = as_vectors(embeddings, device=device)
+    if not len(vectors):
+        raise ValueError("no rows, so there is nothing to divide into clusters")
+    return make_clusters(vectors, threshold, count=clusters, seed=seed, progress=progress)
+
+
+def _check(clusters: Clusters, vectors: Vectors, threshold: float) -> None:
+    if clusters.centroids.shape[1] != vectors.dim or len(clusters.primary) != len(vectors):
+        raise ValueError(
+            f"the clusters are of {len(clusters.primary)} rows of {clusters.centroids.shape[1]} columns, the "
+            f"embeddings are {len(vectors)} of {vectors.dim}: divide these, or take a part with Clusters.of"
+        )
+    if threshold < clusters.threshold:
+        raise ValueError(
+            f"the clusters were made for cosines of {clusters.threshold} and more, not {threshold}: divide again"
+        )

@@ -17,8 +17,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
-from curator_dali.similarity.vectors import Progress
+from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Progress
 
 __all__ = ["compare", "near_between", "near_pairs"]
 

@@ -5,20 +5,44 @@ same as `str(imagehash.phash(image))`.
 
 An image without structure has a hash too, which says nothing: white, black and red images have the same one, and so has
 a ramp that rises to the right. `hash_images` flags such images, so that they are compared with nothing.
+
+Pillow's Lanczos reduction of grey images as matrix products: the same integers, on every device.
+
+Pillow (13) makes an image narrower, rounds to uint8, then makes it lower; in the other order if it loses more than
+twice as many rows as columns. Its weights are fixed-point numbers of 22 bits, so a pass is an integer matrix product.
+On a CPU that multiplies int8 fast (VNNI, AMX), each weight is taken apart into three int8 digits; elsewhere the product
+runs in float64, where such sums are exact as well.
+
+Exact duplicates: 128-bit digests of encoded bytes, and of pixels on the device. Equality of all 128 bits decides.
+
+The digest of pixels is a keyed universal hash in exact integer arithmetic, the same on every device:
+
+1. The bytes of an image, zero-padded, are cut into chunks of 8192, each multiplied by four columns of fixed random
+   32-bit numbers. In float64 these sums stay below 2^53, so they are exact in whatever order they are added. Two
+   different chunks agree in one column for at most one of the 2^32 values of one of its numbers: probability 2^-32.
+2. An image's shape and its chunks' sums, as 32-bit words, are multiplied by further random numbers, one for each place
+   and column, and added modulo 2^64, of which the high 32 bits remain (multilinear hashing; Lemire and Kaser,
+   "Strongly universal string hashing is fast", 2014): probability 2^-32.
+
+A column so confuses two given different images with a probability below 2^-31, all four with one below 2^-124: a
+billion images are 2^59 pairs, and some pair is confused with 2^-65. The numbers are fixed, so whoever wants to can
+construct two images that collide; where that matters, compare the encoded bytes' digests, which are BLAKE2b's.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import to_torch
-from curator_dali.similarity.lanczos import reduce
+from curator_dali.sampling.order import mix
 from curator_dali.threads import import_whole
 
 if TYPE_CHECKING:
@@ -26,14 +50,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONSTANT_HASHES",
+    "content_hash",
     "dhash",
     "find_comparable",
     "from_hex",
     "grey",
     "hash_images",
     "phash",
+    "pixel_hash",
+    "reduce",
+    "same_digests",
     "to_hex",
 ]
+
+_LOBES = 3  # of the kernel, on each side
+_BITS = 22  # of Pillow's weights behind the point
+_VALUES_AT_ONCE = 2**22  # as float64: 32 MB
+
+_CHUNK, _COLUMNS = 8192, 4
+_CHUNKS_AT_ONCE = 256  # chunks; 2 MB of bytes, 16 MB as float64
 
 CONSTANT_HASHES = {
     "phash": np.array([0, 1 << 63], np.uint64),
@@ -42,12 +77,209 @@ CONSTANT_HASHES = {
 """Hashes that only blank images have: those of one colour, and ramps."""
 
 _SIZE, _LOW = 32, 8  # imagehash's 8 x 8 of a 32 x 32 transform
-_AT_ONCE = 1024  # images; 8 MB as float64
+_IMAGES_AT_ONCE = 1024  # images; 8 MB as float64
 _UNSURE = 1e-6  # coefficients go up to 10^6; float64 matrix products are off by less than 10^-8
 # Images of one colour with noise of 2 levels reach 5 and 1; of 3,000 crops of photographs 4 lie below.
 _FLAT_32, _FLAT_9 = 4, 1
 _HEX = re.compile("[0-9a-fA-F]{16}")
 _FEWEST_BITS = 16  # of a pHash: the median leaves 32 set where most frequencies differ
+
+
+def reduce(images: torch.Tensor, size: tuple[int, int], *, fast: bool | None = None) -> torch.Tensor:
+    """Scale grey images as `image.resize((width, height), Image.Resampling.LANCZOS)`, bit for bit.
+
+    Args:
+        images: (N, H, W) uint8, on any device.
+        size: (height, width).
+        fast: Whether to multiply in int8; None where the hardware does so.
+
+    Returns:
+        (N, height, width) uint8, on the same device.
+
+    Raises:
+        ValueError: The images have no pixels.
+    """
+    if 0 in images.shape[1:]:
+        raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels have nothing to make smaller")
+    fast = _has_fast_int8(images.device.type) if fast is None else fast
+    (old_height, old_width), (height, width) = images.shape[1:], size
+    tall = old_height > height and old_height - height > 2 * (old_width - width)
+    images = images.transpose(1, 2) if tall else images
+    for length in (height, width) if tall else (width, height):
+        images = images.contiguous()
+        if len(images) and images.shape[2] != length:
+            # flat first: with one column the strides say nothing, and _int_mm goes by them
+            narrow = (_by_digits if fast else _by_floats)(images.flatten().view(-1, images.shape[2]), length)
+            images = narrow.view(*images.shape[:2], length)
+        images = images.transpose(1, 2)
+    return (images.transpose(1, 2) if tall else images).reshape(-1, *size)
+
+
+def _has_fast_int8(device: str) -> bool:
+    import torch
+
+    # torch has no public names for either (2.13)
+    return device == "cpu" and hasattr(torch, "_int_mm") and getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+
+
+def _by_digits(rows: torch.Tensor, length: int) -> torch.Tensor:
+    """One pass: (M, K) to (M, length), uint8."""
+    import torch
+
+    digits, offset = _digits(rows.shape[1], length)
+    products = torch._int_mm((rows ^ 128).view(torch.int8), digits)  # of value - 128
+    low, middle, high = torch.split(products, length, dim=1)
+    sums = torch.add(low, middle, alpha=1 << 8).add_(high, alpha=1 << 16).add_(offset)
+    return sums.bitwise_right_shift_(_BITS).clamp_(0, 255).to(torch.uint8)
+
+
+def _by_floats(rows: torch.Tensor, length: int) -> torch.Tensor:
+    """The same."""
+    import torch
+
+    weights = _floats(rows.shape[1], length, str(rows.device))
+    parts = torch.split(rows, max(1, _VALUES_AT_ONCE // rows.shape[1]))
+    sums = torch.cat([part.to(torch.float64) @ weights for part in parts]).add_(1 << (_BITS - 1))
+    return sums.mul_(2.0**-_BITS).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=1024)  # of ordinary photographs 60 kB each
+def _digits(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(old, 3 new) int8, the lowest digits to base 256 first; (new,) int32 to add, for rounding and the 128."""
+    import torch
+
+    at, weights = _weights(old, new)
+    offset = 128 * weights.sum(1, dtype=np.int32) + np.int32(1 << (_BITS - 1))
+    table = np.zeros((old + at.shape[1], 3, new), np.int8)
+    for place in range(3):
+        digit = weights.astype(np.int8)
+        table[at, place, np.arange(new)[:, None]] = digit
+        weights = (weights - digit) >> 8
+    return torch.from_numpy(table[:old].reshape(old, -1)), torch.from_numpy(offset)
+
+
+@lru_cache(maxsize=256)
+def _floats(old: int, new: int, device: str) -> torch.Tensor:
+    """(old, new) float64."""
+    import torch
+
+    at, weights = _weights(old, new)
+    table = np.zeros((old + at.shape[1], new))
+    table[at, np.arange(new)[:, None]] = weights
+    return torch.from_numpy(table[:old]).to(device)
+
+
+def _weights(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Of each new value the places of the old ones that it is made of, (new, K), and their weights in fixed point.
+
+    Places may go beyond the last old value; the weight is 0 there.
+    """
+    scale = old / new
+    reach = _LOBES * max(scale, 1.0)
+    centre = (np.arange(new) + 0.5) * scale
+    first = np.maximum(0, (centre - reach + 0.5).astype(np.int64))
+    last = np.minimum(old, (centre + reach + 0.5).astype(np.int64))
+    at = first[:, None] + np.arange((last - first).max())
+    angle = (at - centre[:, None] + 0.5) * (np.pi * _LOBES / reach)
+    angle[angle == 0] = 1e-9
+    weights = np.sin(angle) * np.sin(angle / _LOBES) / (angle * angle)
+    weights[(at >= last[:, None]) | (np.abs(angle) > np.pi * _LOBES)] = 0
+    weights /= weights.sum(1, keepdims=True)
+    return at, np.rint(weights * 2**_BITS).astype(np.int32)
+
+
+def content_hash(data: bytes | memoryview) -> bytes:
+    """16 bytes of BLAKE2b of an image's encoded bytes: nobody can construct two files that share it.
+
+    Lets go of the GIL for more than 2 KB; about 1 GB/s a core.
+    """
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def pixel_hash(images: Any) -> NDArray[np.uint64]:
+    """(N, 2) uint64: a 128-bit digest of the pixels and their shape, whatever file they were decoded from.
+
+    See the head of this module. `to_hex` makes text of it.
+
+    Args:
+        images: (N, ...) uint8, or a list of N uint8 arrays of any shapes; numpy, CuPy or torch. The shape of an image
+            takes part: (2, 3, 3) and (3, 2, 3) differ, (2, 3) and (2, 3, 1) too.
+
+    Raises:
+        ValueError: Not uint8.
+    """
+    rows = to_torch(list(images) if isinstance(images, (list, tuple)) else images)
+    parts = [row[None] for row in rows] if isinstance(rows, list) else [rows]
+    return np.concatenate([np.empty((0, 2), np.uint64), *(_digests(part) for part in parts)])
+
+
+def same_digests(digests: NDArray[np.uint64] | Iterable[bytes]) -> NDArray[np.int64]:
+    """(N,) int64: for every digest the first one equal to it in all its bits, often itself.
+
+    Args:
+        digests: (N, 2) uint64 of `pixel_hash`, or N times 16 bytes of `content_hash`.
+
+    Raises:
+        ValueError: Neither.
+    """
+    if not isinstance(digests, np.ndarray):
+        texts = list(digests)
+        if any(len(text) != 16 for text in texts):
+            raise ValueError("a digest is not 16 bytes long; those of content_hash are")
+        digests = np.frombuffer(b"".join(texts), np.uint64).reshape(-1, 2)
+    if digests.dtype != np.uint64 or digests.shape[1:] != (2,):
+        raise ValueError(f"digests are {digests.dtype} of shape {digests.shape}; (N, 2) uint64 is needed")
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of equal ones stays the first
+    ordered = digests[order]
+    new = np.concatenate([np.ones(min(1, len(order)), bool), (ordered[1:] != ordered[:-1]).any(axis=1)])
+    same = np.empty(len(order), np.int64)
+    same[order] = order[new][np.cumsum(new) - 1]
+    return same
+
+
+def _digests(images: torch.Tensor) -> NDArray[np.uint64]:
+    """Digests of images of one shape."""
+    import torch
+
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}; uint8 is needed")
+    shape = images.shape[1:]
+    length = math.prod(shape)
+    chunks = -(-length // _CHUNK)
+    numbers = _numbers(str(images.device))
+    sums = torch.empty((len(images), chunks, _COLUMNS), dtype=torch.int64, device=images.device)
+    at_once = max(1, _CHUNKS_AT_ONCE // max(1, chunks))
+    for start in range(0, len(images), at_once):
+        flat = images[start : start + at_once].flatten(1)
+        for first in range(0, chunks, _CHUNKS_AT_ONCE):
+            part = flat[:, first * _CHUNK : (first + _CHUNKS_AT_ONCE) * _CHUNK]
+            part = torch.nn.functional.pad(part, (0, -part.shape[1] % _CHUNK))
+            part = part.reshape(len(flat), -1, _CHUNK).to(torch.float64)
+            sums[start : start + at_once, first : first + part.shape[1]] = (part @ numbers).to(torch.int64)
+    words = torch.cat([sums & 0xFFFFFFFF, sums >> 32], dim=1)
+    head = torch.tensor([len(shape), *shape], device=images.device)  # a size below 2^32
+    head = head[None, :, None].expand(len(images), -1, _COLUMNS)
+    words = torch.cat([head, words], dim=1)
+    keys = torch.from_numpy(_random(1, words.shape[1] * _COLUMNS).view(np.int64)).to(images.device)
+    columns = ((words * keys.view(-1, _COLUMNS)).sum(dim=1) >> 32) & 0xFFFFFFFF  # products and sums wrap, as wanted
+    columns = (columns[:, 0::2] << 32) | columns[:, 1::2]
+    return columns.cpu().numpy().view(np.uint64)
+
+
+@cache
+def _numbers(device: str) -> torch.Tensor:
+    """(8192, 4) float64: the random 32-bit numbers of the chunks."""
+    import torch
+
+    numbers = _random(0, _CHUNK * _COLUMNS) >> np.uint64(32)
+    return torch.from_numpy(numbers.reshape(_CHUNK, _COLUMNS).astype(np.float64)).to(device)
+
+
+def _random(stream: int, count: int) -> NDArray[np.uint64]:
+    """The first `count` numbers of SplitMix64 (Steele, Lea, Flood 2014): the same on every machine, for ever."""
+    with np.errstate(over="ignore"):
+        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return mix(steps + (np.uint64(stream) << np.uint64(61)))
 
 
 def grey(images: Any) -> torch.Tensor:
@@ -164,8 +396,8 @@ def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_
 
     basis = _basis(str(pixels.device))
     hashes = np.empty(len(pixels), np.uint64)
-    for start in range(0, len(pixels), _AT_ONCE):
-        part = pixels[start : start + _AT_ONCE]
+    for start in range(0, len(pixels), _IMAGES_AT_ONCE):
+        part = pixels[start : start + _IMAGES_AT_ONCE]
         low = (basis @ part.to(torch.float64) @ basis.T).flatten(1)
         ordered = low.sort(dim=1).values
         median = (ordered[:, 31:32] + ordered[:, 32:33]) / 2
@@ -174,7 +406,7 @@ def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_
         if unsure.any():
             rows = torch.nonzero(unsure)[:, 0]
             packed[rows.cpu().numpy()] = _phash_by_scipy(part[rows].cpu().numpy())
-        hashes[start : start + _AT_ONCE] = packed
+        hashes[start : start + _IMAGES_AT_ONCE] = packed
     return hashes, _is_flat(pixels, _FLAT_32) | _tells_little(hashes, "phash")
 
 

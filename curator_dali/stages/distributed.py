@@ -29,17 +29,15 @@ from curator_dali.similarity.clusters import (
     assign_rows,
     by_cluster,
     drawn_rows,
+    few,
     find_clusters,
     join_cluster,
+    kmeans,
     must_join_all,
     split_limit,
 )
-from curator_dali.similarity.cosine import join, join_self
-from curator_dali.similarity.kmeans import kmeans
-from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
-from curator_dali.similarity.products import block_rows
-from curator_dali.similarity.semantic import few
-from curator_dali.similarity.vectors import Picked, Vectors, blocks
+from curator_dali.similarity.cosine import block_rows, join, join_self
+from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Picked, Vectors, blocks
 from curator_dali.stages.scored import Reader, Spread
 
 __all__ = ["SpreadEmbeddings"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import curator_dali as cd
-from curator_dali.similarity.lanczos import reduce
+from curator_dali.similarity.hashes import reduce
 from curator_dali.sources import MemorySource
 from curator_dali.stages.deduplicate import HASH_VIEW
 from curator_dali.transforms import Grey, apply

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator_dali.similarity import products, similar_pairs
-from curator_dali.similarity.products import candidates, operand
+from curator_dali.similarity import similar_pairs
+from curator_dali.similarity.cosine import _slack, candidates, operand
 from tests.similarity.planted import planted
 
 
@@ -49,7 +49,7 @@ def test_the_error_stays_within_the_slack(seed: int, dim: int, spread: float) ->
     for dtype in (torch.bfloat16, torch.float32):
         fast = unit.to(torch.float32).to(dtype)
         error = (fast @ fast.T).to(torch.float64) - exact
-        assert error.abs().max() < products._slack(dtype, "cpu", dim)
+        assert error.abs().max() < _slack(dtype, "cpu", dim)
 
 
 def test_few_are_looked_at_that_are_not_alike(dtype: torch.dtype) -> None:
