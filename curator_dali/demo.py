@@ -184,7 +184,7 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
     """
     from curator_dali.batch.batch import contact_sheet
     from curator_dali.loader.loader import ImageLoader
-    from curator_dali.view.drawing import thumbnail
+    from curator_dali.view.thumbnails import thumbnail
 
     built = build(out)
     pattern = str(out / "shards" / "*.tar")

@@ -8,7 +8,7 @@ from PIL import Image, ImageFont
 
 from curator_dali.batch.batch import ImageBatch, contact_sheet
 from curator_dali.batch.image import ImageObject
-from curator_dali.view.drawing import _shorten, thumbnail
+from curator_dali.view.thumbnails import _shorten, thumbnail
 
 RED = (220, 20, 20)
 

@@ -18,7 +18,7 @@ from curator_dali.batch import checks
 from curator_dali.batch.columns import Columns
 from curator_dali.batch.image import ImageObject, clone
 from curator_dali.batch.notebook import Viewable
-from curator_dali.view.drawing import draw_contact_sheet
+from curator_dali.view.thumbnails import draw_contact_sheet
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -135,7 +135,7 @@ def preview(arguments: argparse.Namespace) -> int:
     from curator_dali.batch.batch import contact_sheet
     from curator_dali.curation.places import check_file
     from curator_dali.loader.loader import ImageLoader
-    from curator_dali.view.drawing import thumbnail
+    from curator_dali.view.thumbnails import thumbnail
 
     out: Path = arguments.out
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):

@@ -3,7 +3,7 @@
 `draw_contact_sheet` draws a picture, `Sheet` is HTML (`curator_dali.html`). Only thumbnails leave the device.
 """
 
-from curator_dali.view.drawing import draw_contact_sheet, thumbnail
 from curator_dali.view.sheets import Sheet
+from curator_dali.view.thumbnails import draw_contact_sheet, thumbnail
 
 __all__ = ["Sheet", "draw_contact_sheet", "thumbnail"]

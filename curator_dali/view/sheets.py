@@ -1,4 +1,4 @@
-"""Contact sheets in HTML, or as a table in a terminal, of pixels and plain values."""
+"""Contact sheets and tables in HTML, or as text in a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from curator_dali.errors import terminal_safe
 from curator_dali.view import html, thumbnails
 
-__all__ = ["Sheet", "draw_cards", "draw_image", "list_images", "size_of"]
+__all__ = ["Sheet", "draw_cards", "draw_image", "list_images", "loader_html", "size_of"]
 
 _BUDGET = 200_000  # bytes of JPEG in one display; as base64 a third more
 
@@ -99,3 +99,43 @@ def _trouble(image: Any) -> str:
     shape = tuple(image.shape)
     is_picture = len(shape) == 3 and 0 not in shape and (shape[2] == 3 or shape[0] == 3)
     return "" if is_picture else f"no picture: shape {shape}"
+
+
+def loader_html(loader: Any) -> str:
+    """What an `ImageLoader` reads, how, where it stands and what it did. Reads nothing."""
+    position, stats, shard = loader.position, loader.stats, loader.shard
+    done = f"{position.position:,} of {loader.num_samples:,} samples" if position.position else "at the beginning"
+    values = {
+        "source": repr(loader.source),
+        "samples": loader.num_samples,
+        "batch size": f"{loader.batch_size:,}",
+        "device": loader.device,
+        "images": _sequence(loader.transforms),
+        "views": ", ".join(map(_sequence, loader.views)),
+        "order": f"shuffled, seed {loader.shuffle.seed}" if loader.shuffle else "as the source has it",
+        "rank": f"{shard.rank} of {shard.world_size}" if shard.world_size > 1 else "",
+        "epoch": f"{position.epoch}, {done}",
+    }
+    parts = ["<h3>ImageLoader</h3>", html.facts(values)]
+    if stats.batches or stats.failed:
+        speed = f"{stats.images_per_second:,.0f} a second"
+        seconds = {name: getattr(stats, f"{name}_seconds") for name in ("wait", "read", "gate", "decode")}
+        parts += [
+            "<h4>This pass</h4>",
+            html.facts(
+                {
+                    "images": f"{stats.samples:,} in {stats.seconds:.2f} s, {speed}",
+                    "left out": html.count(stats.failed, "image") if stats.failed else "",
+                    "by Pillow": html.count(stats.fallback, "image") if stats.fallback else "",
+                    "bytes read": f"{stats.bytes / 1e6:,.1f} MB",
+                    "time": ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()),
+                }
+            ),
+        ]
+    return html.block(*parts)
+
+
+def _sequence(transforms: Any) -> str:
+    if transforms is None:
+        return "none, only views"
+    return ", ".join(map(repr, transforms)) or "as they are"
