@@ -11,10 +11,8 @@ import numpy as np
 from curator_dali.errors import OutputError
 from curator_dali.io import store
 from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.parquet import STATUSES
-from curator_dali.outputs.records import Part
-from curator_dali.outputs.rows import RowFiles
+from curator_dali.outputs.manifest import Manifest, Part
+from curator_dali.outputs.parquet import STATUSES, RowFiles
 
 __all__ = ["Accounts", "account"]
 

@@ -15,7 +15,7 @@ from curator_dali.curation.cluster import PATIENCE, breaks_context, first_line, 
 from curator_dali.curation.worker import Worker
 from curator_dali.errors import CuratorDaliError, SourceError
 from curator_dali.loader.loader import ImageLoader
-from curator_dali.outputs.records import Part
+from curator_dali.outputs.manifest import Part
 from curator_dali.sampling.order import Range
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.without import Without

@@ -27,9 +27,8 @@ from curator_dali.errors import OutputError, StageError, kind_of_failure
 from curator_dali.io import store
 from curator_dali.io.files import make_folder
 from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.records import Part, part_name
-from curator_dali.outputs.rows import RowFiles, RowSubset, read_embeddings, to_numpy
+from curator_dali.outputs.manifest import Manifest, Part, part_name
+from curator_dali.outputs.parquet import RowFiles, RowSubset, read_embeddings, to_numpy
 from curator_dali.sampling.order import Range
 from curator_dali.sources.base import Source
 from curator_dali.stages.base import GlobalSelector, Selector

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 from curator_dali.curation.worker import Worker
-from curator_dali.outputs.records import Part
+from curator_dali.outputs.manifest import Part
 from curator_dali.sampling.order import Range
 
 __all__ = ["Executor", "LocalExecutor", "Mapper", "executor_of"]

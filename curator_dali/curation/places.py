@@ -11,7 +11,7 @@ from typing import Any
 
 from curator_dali.errors import OutputError
 from curator_dali.io.remote import is_remote
-from curator_dali.outputs.records import part_name
+from curator_dali.outputs.manifest import part_name
 from curator_dali.sources.base import Source
 from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.patterns import expand_braces

@@ -16,7 +16,7 @@ from curator_dali.curation.executors import Mapper
 from curator_dali.curation.tasks import Tasks
 from curator_dali.curation.worker import Worker
 from curator_dali.errors import CuratorDaliError, OutputError
-from curator_dali.outputs.records import Part
+from curator_dali.outputs.manifest import Part
 from curator_dali.sampling.order import Range
 
 __all__ = ["RayExecutor"]

@@ -23,9 +23,8 @@ from curator_dali.decoding.headers import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import store
 from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest
+from curator_dali.outputs.manifest import Manifest, Part
 from curator_dali.outputs.parquet import RowSchema
-from curator_dali.outputs.records import Part
 from curator_dali.report.page import leave_report
 from curator_dali.report.report import Report
 from curator_dali.sources.base import Source

@@ -35,8 +35,7 @@ from curator_dali.curation.writing import Output
 from curator_dali.errors import OutputError, StageError
 from curator_dali.index.earlier import embedder_lineage
 from curator_dali.outputs.manifest import Manifest, labels_of
-from curator_dali.outputs.parquet import EMBEDDING, RowSchema
-from curator_dali.outputs.rows import RowFiles
+from curator_dali.outputs.parquet import EMBEDDING, RowFiles, RowSchema
 from curator_dali.report.page import leave_report
 from curator_dali.report.report import Report
 from curator_dali.report.selection import reopen_source

@@ -19,7 +19,7 @@ from curator_dali.curation.rows import DECODE, Rows
 from curator_dali.curation.settings import Settings
 from curator_dali.curation.writing import Output, Writing
 from curator_dali.decoding.decoder import Decoded
-from curator_dali.outputs.records import Part
+from curator_dali.outputs.manifest import Part
 from curator_dali.sampling.order import Range
 from curator_dali.sources.base import Source
 from curator_dali.stages.base import Selector

@@ -16,11 +16,9 @@ from curator_dali.curation.metadata import Misfits, add_misfits
 from curator_dali.curation.rows import Rows, scores_of
 from curator_dali.errors import OutputError
 from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.parquet import RowSchema
+from curator_dali.outputs.manifest import Manifest, Part, part_name
+from curator_dali.outputs.parquet import RowSchema, read_types
 from curator_dali.outputs.part import PartWriter
-from curator_dali.outputs.records import Part, part_name
-from curator_dali.outputs.rows import read_types
 from curator_dali.sampling.order import Range
 from curator_dali.threads import Background
 

@@ -16,8 +16,7 @@ from curator_dali.errors import StageError
 from curator_dali.index.index import Index, open_index
 from curator_dali.io.remote import is_remote
 from curator_dali.outputs.manifest import Manifest, labels_of
-from curator_dali.outputs.parquet import EMBEDDING
-from curator_dali.outputs.rows import RowFiles
+from curator_dali.outputs.parquet import EMBEDDING, RowFiles
 from curator_dali.similarity.pairs import MAX_PAIRS
 
 __all__ = ["Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier"]

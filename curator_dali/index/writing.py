@@ -25,10 +25,8 @@ from curator_dali.index.lookup import VectorIndex
 from curator_dali.io.files import AtomicFile, parse_json, read_regular, write_file
 from curator_dali.io.remote import is_remote
 from curator_dali.io.store import explained
-from curator_dali.outputs.locking import lock
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.parquet import EMBEDDING
-from curator_dali.outputs.rows import RowFiles
+from curator_dali.outputs.manifest import Manifest, lock
+from curator_dali.outputs.parquet import EMBEDDING, RowFiles
 from curator_dali.similarity.hashes import find_comparable
 from curator_dali.similarity.pairs import bad_rows, check_threshold
 from curator_dali.threads import ignore

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.parquet import ParquetWriter, RowSchema
+from curator_dali.outputs.manifest import Manifest, Part
+from curator_dali.outputs.parquet import ParquetWriter, RowFiles, RowSchema
 from curator_dali.outputs.part import PartWriter
-from curator_dali.outputs.records import Part
-from curator_dali.outputs.rows import RowFiles
 from curator_dali.outputs.tar import ShardedTarWriter, TarWriter
 
 __all__ = [

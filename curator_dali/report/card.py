@@ -11,8 +11,7 @@ from curator_dali.errors import OutputError
 from curator_dali.io import store
 from curator_dali.io.files import IMAGE_EXTENSIONS, write_file
 from curator_dali.io.store import explained, join
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.records import Part
+from curator_dali.outputs.manifest import Manifest, Part
 from curator_dali.outputs.tar import CURATION
 
 __all__ = ["CARD", "leave_card"]

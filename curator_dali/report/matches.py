@@ -23,8 +23,7 @@ from curator_dali.loader.loader import ImageLoader
 from curator_dali.models.loading import load_encoder
 from curator_dali.models.weights import WeightsError
 from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.parquet import EMBEDDING
-from curator_dali.outputs.rows import RowFiles, RowSubset
+from curator_dali.outputs.parquet import EMBEDDING, RowFiles, RowSubset
 from curator_dali.report.selection import load_samples
 from curator_dali.similarity.cosine import nearest
 from curator_dali.similarity.pairs import bad_rows

@@ -15,9 +15,8 @@ from curator_dali.errors import CuratorDaliError, SourceError
 from curator_dali.io import store
 from curator_dali.io.files import write_file
 from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.records import Part
-from curator_dali.outputs.rows import RowFiles
+from curator_dali.outputs.manifest import Manifest, Part
+from curator_dali.outputs.parquet import RowFiles
 from curator_dali.report.card import leave_card
 from curator_dali.report.report import Report, count_parts, read_report
 from curator_dali.report.scan import Group, Key, Kinds, Row, Scan, Sketch, Threshold, scan, thresholds

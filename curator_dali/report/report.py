@@ -15,8 +15,7 @@ from curator_dali.io import store
 from curator_dali.io.files import parse_json
 from curator_dali.io.remote import one_line
 from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.records import Part
+from curator_dali.outputs.manifest import Manifest, Part
 from curator_dali.report.selection import Count, Counts
 from curator_dali.view import html
 

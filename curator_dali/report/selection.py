@@ -19,7 +19,7 @@ from curator_dali.batch.joining import concat
 from curator_dali.errors import SourceError, terminal_safe
 from curator_dali.loader.loader import ImageLoader
 from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.rows import RowFiles, to_numpy
+from curator_dali.outputs.parquet import RowFiles, to_numpy
 from curator_dali.report.scan import Kinds, Row, priority, thresholds
 from curator_dali.sources.base import Source
 from curator_dali.sources.open import open_source, reopen

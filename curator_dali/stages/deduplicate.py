@@ -18,7 +18,7 @@ from curator_dali.arrays import objects
 from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.index.earlier import Matches, Way, check_earlier, match_earlier
-from curator_dali.outputs.rows import RowSubset
+from curator_dali.outputs.parquet import RowSubset
 from curator_dali.similarity.groups import Combined, Keep, Likeness, Linkage
 from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs
 from curator_dali.sources.samples import image_member

@@ -20,7 +20,7 @@ from curator_dali.errors import OutputError
 from curator_dali.io.files import Written, filesystem
 from curator_dali.io.store import join
 from curator_dali.outputs import Manifest, Part
-from curator_dali.outputs.records import part_name
+from curator_dali.outputs.manifest import part_name
 
 SETTINGS = {"stages": [{"kind": "filter", "min": 5.0}], "embeddings": True}
 LINEAGE = {"clip": {"sha256": "ab12"}}
@@ -178,7 +178,7 @@ RANGE = st.tuples(st.integers(0, 59), st.integers(1, 60)).filter(lambda pair: pa
 @settings(deadline=None)  # files are written
 @given(st.lists(RANGE, max_size=6), st.integers(1, 70))
 def test_missing_is_what_no_part_has(ranges: list[tuple[int, int]], size: int) -> None:
-    from curator_dali.outputs.records import Records
+    from curator_dali.outputs.manifest import Records
 
     filesystem("memory://")[0].store.clear()
     manifest = begin("memory://missing", samples=60)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from curator_dali import __version__
 from curator_dali.errors import OutputError
 from curator_dali.outputs import ParquetWriter, RowFiles, RowSchema
-from curator_dali.outputs.rows import read_embeddings
+from curator_dali.outputs.parquet import read_embeddings
 
 COLUMNS = {
     "aesthetic_score": "float32",
