@@ -12,9 +12,8 @@ from curator_dali._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from curator_dali import transforms
-    from curator_dali.batch.batch import ImageBatch, Task, contact_sheet
+    from curator_dali.batch.batch import ImageBatch, Task, concat, contact_sheet
     from curator_dali.batch.image import ImageObject
-    from curator_dali.batch.joining import concat
     from curator_dali.curation.run import Curation, curate
     from curator_dali.curation.thresholds import rethreshold, stages_of
     from curator_dali.errors import (
@@ -90,7 +89,7 @@ _HOME = {
     "Task": "batch.batch",
     "TooManyErrors": "errors",
     "ZeroShotTags": "stages.text",
-    "concat": "batch.joining",
+    "concat": "batch.batch",
     "contact_sheet": "batch.batch",
     "curate": "curation.run",
     "duplicate_groups": "report.matches",

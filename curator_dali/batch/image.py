@@ -1,17 +1,31 @@
-"""`ImageObject`: one image, with the names and meanings of NeMo Curator's. Import it from `curator_dali.batch`."""
+"""`ImageObject`: one image, with the names and meanings of NeMo Curator's; its fields, and checks of many images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali.arrays import objects
 from curator_dali.view.sheets import draw_image, size_of
 
-__all__ = ["ImageObject", "clone"]
+__all__ = [
+    "ImageObject",
+    "clone",
+    "describe_image",
+    "dtype_of",
+    "field_values",
+    "find_problems",
+    "misaligned",
+    "sort_rows",
+]
+
+_ATTRIBUTES = ("image_id", "image_path", "aesthetic_score", "nsfw_score")
 
 
 @dataclass(repr=False)
@@ -120,3 +134,134 @@ def clone(item: ImageObject, changes: Mapping[str, Any]) -> ImageObject:
     metadata = new.__dict__["_metadata"]
     new.__dict__["_metadata"] = metadata if callable(metadata) else dict(metadata)
     return new
+
+
+def field_values(data: Sequence[ImageObject], columns: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    """A field's value for each image.
+
+    Looks into `columns` first, then at the attributes that have a value, then into the metadata.
+
+    Args:
+        data: N images.
+        columns: Name -> (N,) values.
+        name: The field.
+
+    Returns:
+        (N,): numbers as float64 with NaN where an image has none, int64 or bool where all have one; else objects, with
+        None where an image has none.
+
+    Raises:
+        KeyError: No image has the field; the message names those that there are.
+    """
+    if name in columns:
+        return columns[name]
+    found: list[Any] = [getattr(item, name) for item in data] if name in _ATTRIBUTES else [None] * len(data)
+    if all(value is None for value in found):
+        found = [item.metadata.get(name) for item in data]
+    if data and all(value is None for value in found):
+        there = {*columns, *_ATTRIBUTES[:2], *(key for item in data for key in item.metadata)}
+        there |= {field for field in _ATTRIBUTES[2:] if any(getattr(item, field) is not None for item in data)}
+        raise KeyError(f"no image has a field {name!r}; there are {', '.join(sorted(map(str, there)))}")
+    kinds = {type(value) for value in found if value is not None}
+    if kinds and kinds <= {bool, int, float, np.float32, np.float64, np.int64}:
+        if None in found or kinds & {float, np.float32, np.float64}:
+            return np.array([np.nan if value is None else value for value in found], np.float64)
+        if kinds == {bool} or all(isinstance(v, bool) or -(2**63) <= v < 2**63 for v in found):
+            return np.array(found, bool if kinds == {bool} else np.int64)
+    return objects(found)
+
+
+def sort_rows(values: NDArray[Any], descending: bool = False) -> NDArray[np.int64]:
+    """Row numbers that sort values; equal ones keep their order, missing ones (None, NaN) come last either way.
+
+    Raises:
+        TypeError: Values of different kinds that cannot be compared.
+    """
+    missing = np.array([value is None or value != value for value in values.tolist()], bool)
+    there = np.flatnonzero(~missing)
+    ranks = np.unique(values[there], return_inverse=True)[1].ravel()
+    sort = np.argsort(-ranks if descending else ranks, kind="stable")
+    return np.concatenate([there[sort], np.flatnonzero(missing)]).astype(np.int64)
+
+
+def find_problems(data: Sequence[ImageObject], rows: Mapping[str, Any], check_paths: bool = True) -> list[str]:
+    """Every reason why a batch is not as it should be, a line each; see `ImageBatch.problems`.
+
+    Args:
+        data: N images.
+        rows: "images", "embeddings" and "encoded" -> N rows, or None.
+        check_paths: Whether to look for every path.
+    """
+    found = misaligned(data, rows)
+    images, embeddings = rows["images"], rows["embeddings"]
+    counts = Counter(item.image_id for item in data)
+    found += [f"image_id {key!r} is used by {count} images" for key, count in counts.items() if count > 1 and key]
+    found += [f"image {i} has no image_id" for i, item in enumerate(data) if not item.image_id]
+    pixels = [item.image_data for item in data] if images is None else list(images)
+    for i, image in enumerate(pixels):
+        if image is not None and not _is_image(image):
+            found.append(
+                f"{describe_image(data, i)}: pixels are {tuple(image.shape)} {dtype_of(image)}, not (H, W, 3) uint8 "
+                "nor (H, W, 3) or (3, H, W) floating point"
+            )
+    if embeddings is not None and (embeddings.ndim != 2 or "float" not in dtype_of(embeddings)):
+        found.append(f"embeddings are {tuple(embeddings.shape)} {dtype_of(embeddings)}, not (N, D) float")
+    if check_paths:
+        for i, trouble in _path_troubles([item.image_path for item in data]):
+            found.append(f"{describe_image(data, i)}: {trouble}")
+    return found
+
+
+def misaligned(data: Sequence[ImageObject], rows: Mapping[str, Any]) -> list[str]:
+    """Arrays that do not have a row an image."""
+    return [
+        f"{len(array)} rows of {what} for {len(data)} images in data"
+        for what, array in rows.items()
+        if array is not None and len(array) != len(data)
+    ]
+
+
+def describe_image(data: Sequence[ImageObject], row: int) -> str:
+    """What to call an image in a message."""
+    return f"image {row} ({data[row].image_id if row < len(data) else ''!r})"
+
+
+def dtype_of(array: Any) -> str:
+    """An array's or tensor's dtype as numpy names it."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _is_image(image: Any) -> bool:
+    shape = tuple(image.shape)
+    if len(shape) != 3 or 0 in shape:
+        return False
+    return (shape[2] == 3 and dtype_of(image) == "uint8") or (3 in (shape[0], shape[2]) and "float" in dtype_of(image))
+
+
+def _path_troubles(paths: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The paths that lead nowhere. An archive named by many (`tar://a.jpg::/data/0.tar`) is opened once."""
+    from fsspec.core import url_to_fs
+
+    archives: dict[tuple[str, str], Any] = {}
+    for i, path in enumerate(map(os.fspath, paths)):
+        first, _, chain = path.partition("::")
+        protocol, _, inner = first.rpartition("://")
+        try:
+            if not path:
+                yield i, "has no image_path"
+                continue
+            if not protocol and not chain:
+                exists = os.path.exists(path)
+            elif protocol and chain:
+                key = (protocol, chain)
+                if key not in archives:
+                    archives[key] = None  # for those that follow, if it cannot be opened
+                    archives[key], _ = url_to_fs(path)
+                exists = archives[key] is not None and archives[key].exists(inner)
+            else:
+                filesystem, inner = url_to_fs(path)
+                exists = filesystem.exists(inner)
+            if not exists:
+                yield i, f"image_path {path!r} does not exist"
+        except Exception as error:  # each store has its own
+            yield i, f"image_path {path!r} cannot be looked up: {error}"

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from curator_dali import arrays, similarity
 from curator_dali.arguments import checked
-from curator_dali.batch import checks, fields
-from curator_dali.batch.image import ImageObject
+from curator_dali.batch.image import ImageObject, dtype_of, field_values, sort_rows
 from curator_dali.threads import import_whole
 from curator_dali.view import html, plots
 from curator_dali.view.sheets import Sheet, draw_cards, list_images, size_of
@@ -64,7 +63,7 @@ class Viewable(ABC):
         Raises:
             KeyError: No image has the field.
         """
-        return fields.values(self.data, self.columns, field)
+        return field_values(self.data, self.columns, field)
 
     @checked
     def show(
@@ -134,7 +133,7 @@ class Viewable(ABC):
             TypeError: Its values cannot be compared with each other.
         """
         try:
-            rows = fields.order(self.values(field), descending)
+            rows = sort_rows(self.values(field), descending)
         except TypeError as error:
             raise TypeError(f"the values of {field!r} are of different kinds: {error}") from error
         return cast("Self", self[rows])
@@ -287,7 +286,7 @@ def _describe(batch: Viewable) -> list[str]:
     if batch.images is not None and batch.data:
         sizes = sorted(map(size_of, arrays.shapes(batch.images)), key=lambda size: (size[0] * size[1], size))
         ends = dict.fromkeys(f"{size[1]} × {size[0]}" for size in (sizes[0], sizes[-1]))
-        about.append(f"{' to '.join(ends)} {checks.dtype_of(batch.images[0])}")
+        about.append(f"{' to '.join(ends)} {dtype_of(batch.images[0])}")
     elif batch.images is None:
         about.append("a view" if batch.views else "no pixels on the device")
     if batch.embeddings is not None:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from curator_dali import arrays, dali
 from curator_dali.arguments import Count, Natural, Share, checked
-from curator_dali.batch.batch import ImageBatch
-from curator_dali.batch.joining import concat
+from curator_dali.batch.batch import ImageBatch, concat
 from curator_dali.decoding.decoder import Decoded, Decoder, gate
 from curator_dali.decoding.headers import MAX_PIXELS
 from curator_dali.errors import PassEndedError, TooManyErrors

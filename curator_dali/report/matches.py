@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, checked
-from curator_dali.batch.batch import ImageBatch
-from curator_dali.batch.joining import concat
+from curator_dali.batch.batch import ImageBatch, concat
 from curator_dali.errors import CuratorDaliError, OutputError, StageError
 from curator_dali.index.earlier import check_earlier, embedder_lineage, match_earlier
 from curator_dali.io.ranges import Storage

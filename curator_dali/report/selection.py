@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from curator_dali.arguments import checked
 from curator_dali.arrays import objects
-from curator_dali.batch.batch import ImageBatch
-from curator_dali.batch.fields import order
-from curator_dali.batch.image import ImageObject
-from curator_dali.batch.joining import concat
+from curator_dali.batch.batch import ImageBatch, concat
+from curator_dali.batch.image import ImageObject, sort_rows
 from curator_dali.errors import SourceError, terminal_safe
 from curator_dali.loader.loader import ImageLoader
 from curator_dali.outputs.manifest import Manifest
@@ -217,7 +215,7 @@ class Selection:
         if sort_by is None:
             return np.sort(index[np.argsort(priority(index, seed), kind="stable")[:n]])
         values = objects([value for block in blocks for value in block.column(len(names) - 1).to_pylist()])
-        found: NDArray[np.int64] = index[order(values, descending)[:n]]
+        found: NDArray[np.int64] = index[sort_rows(values, descending)[:n]]
         return found
 
     def _rows(self, indices: NDArray[np.int64], embeddings: bool = False) -> Any:

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from curator_dali.batch.batch import ImageBatch
-from curator_dali.batch.fields import order
-from curator_dali.batch.image import ImageObject
+from curator_dali.batch.image import ImageObject, sort_rows
 from curator_dali.view.plots import project
 from tests.display.conftest import EVIL
 
@@ -173,7 +172,7 @@ def test_nearest_says_what_is_wrong(batch: ImageBatch) -> None:
 def test_order_is_a_stable_sort_with_missing_last(values: list[float | None], descending: bool) -> None:
     array = np.empty(len(values), object)
     array[:] = values
-    rows = order(array, descending).tolist()
+    rows = sort_rows(array, descending).tolist()
     missing = [row for row, value in enumerate(values) if value is None or value != value]
     there = [row for row in range(len(values)) if row not in missing]
     assert rows == sorted(there, key=lambda row: values[row], reverse=descending) + missing
@@ -182,8 +181,8 @@ def test_order_is_a_stable_sort_with_missing_last(values: list[float | None], de
 @pytest.mark.parametrize("dtype", [bool, np.uint64, np.int8, np.float32, "U4"])
 def test_order_of_every_dtype(dtype: object) -> None:
     values = np.array([0, 1, 1, 0, 1]).astype(dtype)  # type: ignore[call-overload]
-    assert order(values).tolist() == [0, 3, 1, 2, 4]
-    assert order(values, descending=True).tolist() == [1, 2, 4, 0, 3]
+    assert sort_rows(values).tolist() == [0, 3, 1, 2, 4]
+    assert sort_rows(values, descending=True).tolist() == [1, 2, 4, 0, 3]
 
 
 def test_values_of_different_kinds_cannot_be_sorted(batch: ImageBatch) -> None:
