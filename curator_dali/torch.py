@@ -22,7 +22,7 @@ from curator_dali.loader.loader import ImageLoader
 from curator_dali.loader.results import LoaderStats
 from curator_dali.sources.base import EncodedBatch, Source
 from curator_dali.sources.mixture import Mixture
-from curator_dali.transforms.normalize import Normalize
+from curator_dali.transforms.colour import Normalize
 
 if TYPE_CHECKING:
     import torch

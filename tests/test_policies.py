@@ -12,14 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from curator_dali import transforms as T
 from curator_dali.sampling import uniforms
-from curator_dali.transforms.operations import (
-    OPERATIONS,
-    SIGNED,
-    WITHOUT_MAGNITUDE,
-    lower_operation,
-    number,
-    operation,
-)
+from curator_dali.transforms.policies import OPERATIONS, SIGNED, WITHOUT_MAGNITUDE, lower_operation, number, operation
 
 KEY = (8, 1)
 POLICIES = [T.AutoAugment(), T.RandAugment(), T.TrivialAugmentWide()]

@@ -29,7 +29,7 @@ from curator_dali.sources.base import EncodedBatch, Source
 from curator_dali.sources.open import open_source
 from curator_dali.threads import uninterrupted
 from curator_dali.transforms.base import Transform, output_size
-from curator_dali.transforms.bucketing import bring_to
+from curator_dali.transforms.geometry import bring_to
 from curator_dali.view.sheets import loader_html
 
 if TYPE_CHECKING:

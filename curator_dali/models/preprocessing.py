@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curator_dali.transforms.base import Transform, output_size
-from curator_dali.transforms.normalize import Normalize
+from curator_dali.transforms.colour import Normalize
 from curator_dali.transforms.presets import for_model
 
 __all__ = ["Preprocessing"]

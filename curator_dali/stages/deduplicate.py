@@ -26,7 +26,7 @@ from curator_dali.stages.base import GlobalSelector, Stage, View, checked_stage
 from curator_dali.stages.distributed import SpreadEmbeddings
 from curator_dali.stages.embed import embedder_of
 from curator_dali.stages.scored import Scored
-from curator_dali.transforms.grey import Grey
+from curator_dali.transforms.colour import Grey
 
 __all__ = ["HASH_VIEW", "Deduplicate", "embeddings_of"]
 

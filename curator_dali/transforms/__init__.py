@@ -5,16 +5,23 @@ decodes. A sequence that ends in a fixed size (`output_size`) makes every batch 
 What is random about a sample is a pure function of (seed, epoch, sample index).
 """
 
-from curator_dali.transforms.applying import apply
 from curator_dali.transforms.base import RandomTransform, Transform, output_size
-from curator_dali.transforms.bucketing import ToBucket
-from curator_dali.transforms.colour import ColorJitter, RandomGrayscale
-from curator_dali.transforms.crops import HorizontalFlip, RandomResizedCrop
-from curator_dali.transforms.distortions import GaussianBlur, RandomErasing, Rotate
-from curator_dali.transforms.geometry import CenterCrop, Pad, Resize
-from curator_dali.transforms.grey import Grey
+from curator_dali.transforms.colour import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ColorJitter,
+    GaussianBlur,
+    Grey,
+    Normalize,
+    RandomErasing,
+    RandomGrayscale,
+    Rotate,
+)
+from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, RandomResizedCrop, Resize, ToBucket
+from curator_dali.transforms.graph import apply
 from curator_dali.transforms.mixing import CutMix, MixUp
-from curator_dali.transforms.normalize import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Normalize
 from curator_dali.transforms.policies import AutoAugment, RandAugment, TrivialAugmentWide
 from curator_dali.transforms.presets import clip, for_model, imagenet_eval, imagenet_train
 

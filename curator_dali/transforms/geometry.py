@@ -1,24 +1,111 @@
-"""Deterministic changes of an image's size: scale, cut the middle out, pad."""
+"""Changes of an image's size and place: resize, crops, flip, padding, buckets.
+
+Pillow's border in a cubic resize: a kernel that reaches beyond it loses those weights; DALI repeats the border.
+
+Where an image shrinks, only the outermost two rows of what comes out differ: they alone are made anew.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.arguments import Level, Size, checked
-from curator_dali.transforms.base import Transform, pair
-from curator_dali.transforms.borders import lower_borders
-from curator_dali.transforms.branching import either
+from curator_dali.arguments import Level, Probability, Size, checked
+from curator_dali.sampling.buckets import Buckets
+from curator_dali.transforms.base import Crop, RandomTransform, Transform, check_range, either, only_where, pair
 
-__all__ = ["CenterCrop", "Interpolation", "Pad", "Resize", "exceed_crop", "filter_arguments"]
+__all__ = [
+    "CenterCrop",
+    "HorizontalFlip",
+    "Interpolation",
+    "Pad",
+    "RandomResizedCrop",
+    "Resize",
+    "ToBucket",
+    "bring_to",
+    "exceed_crop",
+    "filter_arguments",
+    "lower_borders",
+]
+
+_CUBIC_SUPPORT = 2.0  # of the cubic kernel, on each side
+_ROWS = 2
+_LEAST = 8  # rows: below that a kernel may reach beyond both borders, and the image is left as it is
 
 Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
-_SUPPORT = 3  # pixels on each side that the widest kernel, Lanczos, sees
+_LANCZOS_SUPPORT = 3  # pixels on each side that the widest kernel, Lanczos, sees
 _LONG = 8  # a side that is more times as long as the centre crop behind it is never scaled whole
+
+_ATTEMPTS = 10  # as torchvision's and DALI's own
+
+
+def lower_borders(images: Any, resized: Any) -> Any:
+    """The DALI graph that gives the first and last two rows of `resized` Pillow's border, where it shrinks.
+
+    Args:
+        images: The node before the resize, HWC uint8.
+        resized: The node behind it: cubic, antialiased, of fewer rows.
+    """
+    from nvidia.dali import types
+
+    before, behind = images.shape(dtype=types.INT32)[0], resized.shape(dtype=types.INT32)[0]
+
+    def branch(resized: Any, own: Mapping[str, Any]) -> Any:
+        return _bordered(own["images"], resized)
+
+    return only_where(resized, (before > behind) & (behind >= _LEAST), branch, {"images": images})
+
+
+def _bordered(images: Any, resized: Any) -> Any:
+    from nvidia.dali import fn, types
+
+    old, new = images.shape(dtype=types.INT32), resized.shape(dtype=types.INT32)
+    scale = fn.cast(old[0], dtype=types.FLOAT) / fn.cast(new[0], dtype=types.FLOAT)
+    reach = fn.cast(_CUBIC_SUPPORT * scale, dtype=types.INT32) + 2
+    length = fn.cast((_CUBIC_SUPPORT + _ROWS) * scale, dtype=types.INT32) + 2  # what those rows' kernels see
+    length = length * (length < old[0]) + old[0] * (length >= old[0])
+    columns = fn.cast(old[1], dtype=types.FLOAT)
+
+    def rows(node: Any, start: Any, count: Any) -> Any:
+        return fn.slice(node, start=fn.stack(start), shape=fn.stack(count), axes=(0,))
+
+    def mirrored(node: Any) -> Any:
+        return fn.flip(node, horizontal=0, vertical=1)
+
+    def strip(node: Any, start: Any, columns: Any) -> Any:
+        """The first rows of what comes out, as floats, where the image begins at row `start`."""
+        return fn.resize(
+            node,
+            size=fn.stack(columns * 0.0 + float(_ROWS), columns),
+            roi_start=fn.stack(start, columns * 0.0),
+            roi_end=fn.stack(start + float(_ROWS) * scale, columns),
+            interp_type=types.INTERP_CUBIC,
+            antialias=True,
+            dtype=types.FLOAT,
+        )
+
+    # the share of each kernel's weights beyond the border, (rows, 1, 1): what is resized is 255 there, else 0
+    marked = fn.slice(
+        fn.slice(images, start=[0, 0], shape=[1, 1], axes=(1, 2)) & 0,
+        start=fn.stack(-reach),
+        shape=fn.stack(length + reach),
+        axes=(0,),
+        out_of_bounds_policy="pad",
+        fill_values=255,
+    )
+    share = strip(fn.cast(marked, dtype=types.UINT8), fn.cast(reach, dtype=types.FLOAT), columns * 0.0 + 1.0) / 255.0
+
+    def edge(source: Any) -> Any:
+        values, first = strip(source, scale * 0.0, columns), fn.slice(source, start=[0], shape=[1], axes=(0,))
+        return fn.cast((values - share * first) / (1.0 - share), dtype=types.UINT8)
+
+    begin = edge(rows(images, old[0] * 0, length))
+    end = mirrored(edge(mirrored(rows(images, old[0] - length, length))))
+    return fn.cat(begin, rows(resized, old[0] * 0 + _ROWS, new[0] - 2 * _ROWS), end, axis=0)
 
 
 @checked
@@ -180,7 +267,7 @@ def _lower_middle(images: Any, length: Any, first: Any, count: int, axis: int) -
     before = images.shape(dtype=types.INT64)[axis]
     # begin, end: the wanted part in pixels of the image, whole numbers below and above
     begin, end = first * before // length, ((first + count) * before + length - 1) // length
-    reach = _SUPPORT * (before // length + 1) + 1
+    reach = _LANCZOS_SUPPORT * (before // length + 1) + 1
     start = (begin - reach) * (begin > reach)
     stop = before - (before - end - reach) * (before - end > reach)
     edges = [fn.stack(fn.cast(edge, dtype=types.INT32)) for edge in (start, stop)]
@@ -295,3 +382,163 @@ class Pad(Transform):
 
     def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: D102
         return np.maximum(sizes, pair(self.size))
+
+
+@checked
+@dataclass(frozen=True)
+class RandomResizedCrop(Crop):
+    """Cut out a window of random area and aspect ratio, and scale it to one size.
+
+    The window is chosen as torchvision's `RandomResizedCrop` chooses it (Szegedy et al. 2015): ten attempts of
+    area ~ U(scale), log(ratio) ~ U(log(ratio)), the first that fits at a uniform place; else the largest central
+    window of an allowed ratio. Differs from torchvision's by the random numbers, and by DALI's one-pass antialiased
+    resize (Pillow rounds to uint8 between two passes): 1/255 apart, more only along the border.
+
+    On the CPU, in first place of every output of a loader, only the window is decoded: the same pixels, sooner.
+
+    Args:
+        size: Side, or (height, width), of what comes out.
+        scale: Range of the window's area, as a share of the image's.
+        ratio: Range of the window's width / height.
+        interpolation: "linear" (default), "cubic", "nearest" or "lanczos".
+        stream: See `RandomTransform`.
+    """
+
+    draws: ClassVar[int] = 2 * _ATTEMPTS + 2
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "linear"
+
+    def __post_init__(self) -> None:
+        check_range(self.scale, "RandomResizedCrop.scale")
+        check_range(self.ratio, "RandomResizedCrop.ratio")
+
+    def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
+        heights, widths = np.ascontiguousarray(sizes.T)
+        low, high = np.log(self.ratio)
+        areas = (self.scale[0] + (self.scale[1] - self.scale[0]) * uniforms[:_ATTEMPTS]) * (heights * widths)
+        ratios = np.exp(low + (high - low) * uniforms[_ATTEMPTS : 2 * _ATTEMPTS])
+        wide = np.rint(np.sqrt(areas * ratios)).astype(np.int64)
+        tall = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
+        fits = (wide > 0) & (wide <= widths) & (tall > 0) & (tall <= heights)
+        first, column = fits.argmax(axis=0), np.arange(len(sizes))
+        found = fits[first, column]
+        least, most = self.ratio
+        whole = widths / heights
+        width = np.where(whole > most, np.rint(heights * most).astype(np.int64), widths)
+        height = np.where(whole < least, np.rint(widths / least).astype(np.int64), heights)
+        height = np.where(found, tall[first, column], np.clip(height, 1, heights))
+        width = np.where(found, wide[first, column], np.clip(width, 1, widths))
+        top = (uniforms[-2] * (heights - height + 1)).astype(np.int64)
+        left = (uniforms[-1] * (widths - width + 1)).astype(np.int64)
+        top = np.where(found, top, (heights - height) // 2)
+        left = np.where(found, left, (widths - width) // 2)
+        return {
+            "start": np.stack([top, left], axis=1).astype(np.int32),
+            "shape": np.stack([height, width], axis=1).astype(np.int32),
+        }
+
+    def lower_cut(self, images: Any) -> Any:  # noqa: D102
+        from nvidia.dali import fn
+
+        height, width = pair(self.size)
+        return fn.resize(images, resize_x=float(width), resize_y=float(height), **filter_arguments(self.interpolation))
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
+        return pair(self.size)
+
+
+@checked
+@dataclass(frozen=True)
+class HorizontalFlip(RandomTransform):
+    """Mirror left and right with probability `p`, as torchvision's `RandomHorizontalFlip`.
+
+    Directly before `Normalize` it costs no pass over the pixels of its own.
+
+    Args:
+        p: Probability.
+        stream: See `RandomTransform`.
+    """
+
+    draws: ClassVar[int] = 1
+
+    p: Probability = 0.5
+
+    def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
+        return {"mirror": (uniforms[0] < self.p).astype(np.int32)}
+
+    def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
+        from nvidia.dali import fn
+
+        return fn.flip(images, horizontal=parameters["mirror"])
+
+
+@checked
+@dataclass(frozen=True)
+class ToBucket(RandomTransform):
+    """Cut an image to the shape of the nearest bucket, around its centre, and scale it to the bucket's size.
+
+    Nothing about it is random; like random transforms it does something else to each image. A loader with `buckets`
+    puts it in front of its transforms by itself.
+
+    Args:
+        buckets: The sizes.
+        interpolation: As in `Resize`.
+    """
+
+    buckets: Buckets
+    interpolation: Interpolation = "cubic"
+
+    def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
+        targets = self.output_sizes(sizes)
+        scale = (targets / sizes).max(axis=1, keepdims=True)
+        window = np.clip(np.rint(targets / scale).astype(np.int64), 1, sizes)
+        return {
+            "start": ((sizes - window) // 2).astype(np.int32),
+            "shape": window.astype(np.int32),
+            "size": targets.astype(np.int32),
+        }
+
+    def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
+        from nvidia.dali import fn
+
+        # "pad": where a header lied about the size, the image is partly black, and its batch does not fail
+        start, shape, size = parameters["start"], parameters["shape"], parameters["size"]
+        images = fn.slice(images, start=start, shape=shape, axes=(0, 1), out_of_bounds_policy="pad")
+        return lower_resize(images, size[0], size[1], self.interpolation)
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
+        if len(self.buckets.sizes) == 1:
+            return self.buckets.sizes[0]
+        if size is None:
+            return None
+        height, width = self.output_sizes(np.array([size], np.int64))[0].tolist()
+        return height, width
+
+    def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: D102
+        return np.array(self.buckets.sizes, np.int64)[self.buckets.assign(np.maximum(sizes, 1))]
+
+
+def bring_to(buckets: Buckets, transforms: Sequence[Transform] | None) -> tuple[Transform, ...]:
+    """A sequence of transforms that begins with bringing images to their buckets.
+
+    Args:
+        buckets: The sizes.
+        transforms: May begin with a `ToBucket` of the same sizes, to say how it interpolates.
+
+    Raises:
+        ValueError: It has a `ToBucket` elsewhere, or of other sizes; or there is none (None).
+    """
+    if transforms is None:
+        raise ValueError("buckets are for the images, and transforms=None makes none: give transforms=()")
+    first = transforms[0] if transforms else None
+    if isinstance(first, ToBucket) and first.buckets == buckets:
+        return tuple(transforms)
+    for transform in transforms:
+        if isinstance(transform, ToBucket):
+            raise ValueError(
+                f"{transform!r} must come first and have the loader's sizes {buckets.sizes}, or be left out"
+            )
+    return (ToBucket(buckets), *transforms)

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from curator_dali.arguments import Count, checked
 from curator_dali.transforms.base import Transform
-from curator_dali.transforms.crops import HorizontalFlip, RandomResizedCrop
-from curator_dali.transforms.geometry import CenterCrop, Interpolation, Resize
-from curator_dali.transforms.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from curator_dali.transforms.colour import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Interpolation, RandomResizedCrop, Resize
 
 __all__ = ["clip", "for_model", "imagenet_eval", "imagenet_train"]
 
