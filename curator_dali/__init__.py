@@ -25,8 +25,7 @@ if TYPE_CHECKING:
         StageError,
         TooManyErrors,
     )
-    from curator_dali.index.index import Index, open_index
-    from curator_dali.index.writing import write_index
+    from curator_dali.index.index import Index, open_index, write_index
     from curator_dali.loader.loader import ImageLoader
     from curator_dali.loader.results import LoaderStats, write_errors
     from curator_dali.report.matches import DuplicateGroup, Found, Leak, duplicate_groups, leaks, search
@@ -100,7 +99,7 @@ _HOME = {
     "search": "report.matches",
     "stages_of": "curation.thresholds",
     "write_errors": "loader.results",
-    "write_index": "index.writing",
+    "write_index": "index.index",
     "write_report": "report.page",
 }
 

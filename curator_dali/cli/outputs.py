@@ -212,7 +212,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 
 def index(arguments: argparse.Namespace) -> int:
     """Make the index of an output."""
-    from curator_dali.index.writing import write_index
+    from curator_dali.index.index import write_index
 
     with ExitStack() as stack:
         bars: dict[str, Any] = {}

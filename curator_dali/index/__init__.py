@@ -4,7 +4,6 @@
 up in it; what that costs goes with the new images.
 """
 
-from curator_dali.index.index import Index, open_index
-from curator_dali.index.writing import write_index
+from curator_dali.index.index import Index, open_index, write_index
 
 __all__ = ["Index", "open_index", "write_index"]

@@ -1,31 +1,41 @@
-"""Embeddings in a file sorted by cluster, and sketches of them that rule most of a cluster out.
+"""Files of an index, and looking up in them: vectors by cluster, hashes by lane, digests by bisection.
 
 A sketch of a unit vector x is its part Px in the directions in which the embeddings are largest, and the length r of
 what is left. By Cauchy and Schwarz the cosine of x and y is at most Px * Py + rx * ry, the product of two sketches:
 whatever is below the threshold there need not be read. The others are, and their exact cosine decides. So precision is
 1, and what is missed is missed by the clusters: 0.2% of the pairs at the threshold.
+
+Perceptual hashes in files sorted by a quarter of their bits: what is near is found without comparing with all.
+
+The 64 bits are dealt into four lanes of 16. Where two hashes differ in at most d bits, some lane n of 0 to 3 differs in
+at most floor((d - n) / 4): else they would differ in d + 1 (Norouzi, Punjani, Fleet, "Fast Search in Hamming Space with
+Multi-Index Hashing", 2012). So each lane is looked up with all values that near; where these are so many that comparing
+with every hash costs less, that is done.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from curator_dali.index import arrays
+from curator_dali.io.files import AtomicFile, open_regular
 from curator_dali.similarity.clusters import Clusters, divide
 from curator_dali.similarity.cosine import collect, join
+from curator_dali.similarity.hamming import compare
 from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Vectors, as_vectors, blocks
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["VectorIndex"]
+__all__ = ["DigestIndex", "HashIndex", "VectorIndex", "check_regular", "load", "save", "save_blocks"]
 
 _WIDTH = 127  # directions of a sketch; with the length of the rest 256 bytes
 _SAMPLE = 16_384  # rows that the directions are found by
@@ -34,6 +44,44 @@ _ROWS = 8192  # of a cluster compared at once
 _QUERIES = 1024
 _HELD = 2**20  # candidates, until they are looked at
 _DENSE = 8  # one of so many a candidate: comparing all is cheaper
+
+_LANES, _VALUES = 4, 2**16
+_AT_ONCE = 2**18  # hashes looked up, or compared
+_LOOK_UP, _COMPARE, _SCAN = 20.0, 38.0, 1.0  # nanoseconds: a value of a lane, a hash that has it, one in a scan
+
+
+def save_blocks(
+    folder: str, name: str, dtype: DTypeLike, shape: tuple[int, ...], blocks: Iterable[NDArray[Any]]
+) -> None:
+    """Write FOLDER/NAME.npy from blocks of rows that together make up `shape`."""
+    # not through a mapped file: a full disk would kill the process
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with AtomicFile(os.path.join(folder, f"{name}.npy")) as file:
+        np.lib.format.write_array_header_2_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8))
+
+
+def save(folder: str, name: str, array: NDArray[Any]) -> None:
+    """Write FOLDER/NAME.npy."""
+    save_blocks(folder, name, array.dtype, array.shape, [array])
+
+
+def check_regular(path: str) -> None:
+    """Refuse what is no regular file: a pipe would be waited for.
+
+    Raises:
+        OSError: It is none, or cannot be opened.
+    """
+    os.close(open_regular(path))
+
+
+def load(folder: str, name: str) -> NDArray[Any]:
+    """FOLDER/NAME.npy, mapped: what is not looked at is not read."""
+    path = os.path.join(folder, f"{name}.npy")
+    check_regular(path)
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
+    return array
 
 
 @dataclass(frozen=True)
@@ -99,24 +147,24 @@ class VectorIndex:
                     yield part
                     told("stored", block.stop, count)
 
-            arrays.save_blocks(folder, "embedding.vectors", vectors.dtype, (count, dim), gathered())
+            save_blocks(folder, "embedding.vectors", vectors.dtype, (count, dim), gathered())
             room.flush()
             shape = (count, basis.shape[1] + 1)
             sketches = np.memmap(room, np.float16, "r", shape=shape)
-            arrays.save_blocks(folder, "embedding.sketches", np.float16, shape, (sketches[b] for b in blocks(count)))
-        arrays.save(folder, "embedding.rows", rows[order])
-        arrays.save(folder, "embedding.bounds", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-        arrays.save(folder, "embedding.basis", basis.cpu().numpy())
-        arrays.save(folder, "embedding.centroids", clusters.centroids)
+            save_blocks(folder, "embedding.sketches", np.float16, shape, (sketches[b] for b in blocks(count)))
+        save(folder, "embedding.rows", rows[order])
+        save(folder, "embedding.bounds", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+        save(folder, "embedding.basis", basis.cpu().numpy())
+        save(folder, "embedding.centroids", clusters.centroids)
         return {name: getattr(clusters, name) for name in ("threshold", "margin", "reach", "looked_at")}
 
     @classmethod
     def load(cls, folder: str, about: dict[str, Any]) -> VectorIndex:
         """The one that was written there."""
         names = ("vectors", "sketches", "rows", "bounds", "basis")
-        parts: dict[str, Any] = {name: arrays.load(folder, f"embedding.{name}") for name in names}
+        parts: dict[str, Any] = {name: load(folder, f"embedding.{name}") for name in names}
         known = {name: float(about[name]) for name in ("threshold", "margin", "reach", "looked_at")}
-        centroids = np.array(arrays.load(folder, "embedding.centroids"))
+        centroids = np.array(load(folder, "embedding.centroids"))
         return cls(**parts, clusters=Clusters(centroids, np.empty(0, np.int32), **known))
 
     def similar(
@@ -218,3 +266,153 @@ def _sketch(unit: torch.Tensor, basis: torch.Tensor) -> NDArray[np.float32]:
     rest = (1 - (inside * inside).sum(1, keepdim=True)).clamp_min(0.0).add(1e-6).sqrt()
     sketch: NDArray[np.float32] = torch.cat([inside, rest], 1).cpu().numpy()
     return sketch
+
+
+@dataclass(frozen=True)
+class HashIndex:
+    """Hashes, each once, with the first row that has it; four times, sorted by each lane.
+
+    Attributes:
+        hashes: (4, U) uint64, with the bits of a lane side by side; mapped.
+        rows: (4, U) int64, mapped.
+        starts: (4, 65537) int64: where a value of the lane begins; mapped.
+    """
+
+    hashes: NDArray[np.uint64]
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    @staticmethod
+    def write(folder: str, name: str, hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
+        """Write the files of one.
+
+        Args:
+            folder: Where.
+            name: What their names begin with.
+            hashes: (N,).
+            rows: (N,) ascending.
+        """
+        values, first = np.unique(hashes, return_index=True)
+        dealt, rows = _deal(values), rows[first]
+        lanes = _lanes(dealt)
+        orders = [np.argsort(lane, kind="stable") for lane in lanes]
+        shape = (_LANES, len(dealt))
+        save_blocks(folder, f"{name}.hashes", np.uint64, shape, (dealt[order] for order in orders))
+        save_blocks(folder, f"{name}.rows", np.int64, shape, (rows[order] for order in orders))
+        counts = [np.bincount(lane, minlength=_VALUES) for lane in lanes]
+        save(folder, f"{name}.starts", np.array([np.concatenate([[0], np.cumsum(c)]) for c in counts], np.int64))
+
+    @classmethod
+    def load(cls, folder: str, name: str) -> HashIndex:
+        """The one that was written there."""
+        return cls(*(load(folder, f"{name}.{part}") for part in ("hashes", "rows", "starts")))
+
+    def near(self, queries: NDArray[np.uint64], distance: int, *, max_pairs: int = MAX_PAIRS) -> Pairs:
+        """Pairs of a query and the first row of each hash that differs in at most `distance` bits, with the bits.
+
+        Args:
+            queries: (Q,).
+            distance: 0 to 16.
+            max_pairs: More than these are an error.
+
+        Raises:
+            TooManyPairs: More than `max_pairs` pairs.
+        """
+        found = Collector(max_pairs, within=False)
+        dealt = _deal(queries)
+        find = self._scan if self._cheaper_to_scan(distance) else self._look_up
+        find(found, dealt, distance)
+        return found.pairs()
+
+    def _look_up(self, found: Collector, dealt: NDArray[np.uint64], distance: int) -> None:
+        for number, lane in enumerate(_lanes(dealt)):
+            masks = _masks((distance - number) // _LANES)
+            for block in blocks(len(dealt), max(1, _AT_ONCE // max(1, len(masks)))):
+                values = (lane[block, None] ^ masks).ravel().astype(np.int64)
+                start, stop = self.starts[number][values], self.starts[number][values + 1]
+                left = np.repeat(dealt[block], len(masks))
+                for i, j, apart in compare(left, self.hashes[number], start, stop, distance):
+                    found.add(block.start + i // len(masks), self.rows[number][j], apart)
+
+    def _cheaper_to_scan(self, distance: int) -> bool:
+        """Whether comparing a query with all hashes costs less than looking it up."""
+        count = max(1, self.hashes.shape[1])
+        cost = 0.0
+        for number in range(_LANES):
+            # queries have the values that hashes have often more often
+            together = float((np.diff(self.starts[number]).astype(np.float64) ** 2).sum()) / count
+            cost += len(_masks((distance - number) // _LANES)) * (_LOOK_UP + _COMPARE * together)
+        return bool(cost > _SCAN * count)
+
+    def _scan(self, found: Collector, dealt: NDArray[np.uint64], distance: int) -> None:
+        for part in blocks(self.hashes.shape[1], _AT_ONCE // 64):
+            hashes = self.hashes[0][part]
+            for block in blocks(len(dealt), 64):
+                apart = np.bitwise_count(dealt[block, None] ^ hashes)
+                i, j = np.nonzero(apart <= distance)
+                found.add(block.start + i, self.rows[0][part.start + j], apart[i, j].astype(np.float32))
+
+
+def _deal(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hashes with their bits in another order, that of the lanes; they differ in as many as before.
+
+    Dealt in turn: neighbouring bits are of neighbouring pixels or frequencies, and go together too often.
+    """
+    bits = np.unpackbits(hashes.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1)
+    dealt = np.packbits(bits.reshape(-1, 16, _LANES).transpose(0, 2, 1).reshape(-1, 64), axis=1)
+    return dealt.view("<u8").reshape(-1).astype(np.uint64)
+
+
+def _lanes(dealt: NDArray[np.uint64]) -> list[NDArray[np.uint16]]:
+    return [(dealt >> np.uint64(16 * number)).astype(np.uint16) for number in range(_LANES)]
+
+
+@cache
+def _masks(bits: int) -> NDArray[np.uint16]:
+    """What 16 bits differ by, if they differ in at most so many; nothing if these are below 0."""
+    values = np.arange(_VALUES, dtype=np.uint16)
+    return values[np.bitwise_count(values) <= bits] if bits >= 0 else values[:0]
+
+
+@dataclass(frozen=True)
+class DigestIndex:
+    """Digests in order, each once, with the first row that has it.
+
+    Attributes:
+        keys: (U,) of 16 bytes, mapped.
+        rows: (U,) int64, mapped.
+    """
+
+    keys: NDArray[np.bytes_]
+    rows: NDArray[np.int64]
+
+    @staticmethod
+    def write(folder: str, name: str, digests: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        """Write the files of one.
+
+        Args:
+            folder: Where.
+            name: What their names begin with.
+            digests: (N, 16).
+            rows: (N,) ascending.
+        """
+        keys, first = np.unique(_as_keys(digests), return_index=True)
+        save(folder, f"{name}.keys", keys)
+        save(folder, f"{name}.rows", rows[first])
+
+    @classmethod
+    def load(cls, folder: str, name: str) -> DigestIndex:
+        """The one that was written there."""
+        return cls(load(folder, f"{name}.keys"), load(folder, f"{name}.rows"))
+
+    def find(self, digests: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which of (Q, 16) digests are there: their places, ascending, and the first row of each."""
+        wanted = _as_keys(digests)
+        at = np.searchsorted(self.keys, wanted)
+        inside = np.flatnonzero(at < len(self.keys))
+        hits = inside[self.keys[at[inside]] == wanted[inside]]
+        return hits, np.asarray(self.rows[at[hits]])
+
+
+def _as_keys(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    return np.ascontiguousarray(digests).view("S16").reshape(-1)

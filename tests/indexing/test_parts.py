@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curator_dali.index.digests import DigestIndex
-from curator_dali.index.hashes import HashIndex
 from curator_dali.index.index import digests_of
-from curator_dali.index.lookup import VectorIndex
+from curator_dali.index.lookup import DigestIndex, HashIndex, VectorIndex
 from curator_dali.similarity import pairs_between
 from curator_dali.similarity.pairs import Collector
 from tests.similarity.planted import planted
@@ -51,7 +49,7 @@ def test_hashes_by_lanes_and_by_a_scan_are_all_that_are_near(distance: int, tmp_
     i, j = np.nonzero(apart <= distance)
     HashIndex.write(str(tmp_path), "h", hashes, rows)
     index = HashIndex.load(str(tmp_path), "h")
-    from curator_dali.index.hashes import _deal
+    from curator_dali.index.lookup import _deal
 
     for find in (index._scan, index._look_up):
         found = Collector(10_000, within=False)
