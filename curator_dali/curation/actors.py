@@ -17,8 +17,7 @@ from curator_dali.errors import CuratorDaliError, SourceError
 from curator_dali.loader.loader import ImageLoader
 from curator_dali.outputs.manifest import Part
 from curator_dali.sampling.order import Range
-from curator_dali.sources.subset import Subset
-from curator_dali.sources.without import Without
+from curator_dali.sources.subset import Subset, Without
 from curator_dali.threads import ignore
 
 __all__ = ["Pool", "find_killers"]

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from curator_dali.arrays import objects
 from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.sources.base import Source, merge_types
-from curator_dali.sources.samples import to_text
+from curator_dali.sources.base import Source, merge_types, to_text
 from curator_dali.stages.base import Stage
 from curator_dali.stages.plan import LOADED, written
 

@@ -13,8 +13,8 @@ from curator_dali.errors import OutputError
 from curator_dali.io.remote import is_remote
 from curator_dali.outputs.manifest import part_name
 from curator_dali.sources.base import Source
+from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.mixture import Mixture
-from curator_dali.sources.patterns import expand_braces
 from curator_dali.sources.subset import Subset
 
 __all__ = ["check_file", "check_out"]

@@ -27,7 +27,7 @@ from curator_dali.report.selection import load_samples
 from curator_dali.similarity.cosine import nearest
 from curator_dali.similarity.pairs import bad_rows
 from curator_dali.sources.memory import MemorySource
-from curator_dali.sources.reading import read_bytes
+from curator_dali.sources.row_groups import read_bytes
 from curator_dali.stages.deduplicate import Deduplicate, embeddings_of
 from curator_dali.view import html
 

@@ -1,7 +1,9 @@
-"""What every source of encoded images offers: a length, and samples by index."""
+"""`Source`: a length, and samples by index; and the members of a sample: names, extensions, sidecars."""
 
 from __future__ import annotations
 
+import base64
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +14,25 @@ from numpy.typing import NDArray
 
 from curator_dali.batch.image import ImageObject
 from curator_dali.errors import SourceError
+from curator_dali.io.files import IMAGE_EXTENSIONS, parse_json
 
-__all__ = ["HEADER_DTYPE", "EncodedBatch", "LearningSource", "Source", "merge_schemas", "merge_types"]
+__all__ = [
+    "HEADER_DTYPE",
+    "SIDECARS",
+    "EncodedBatch",
+    "LearningSource",
+    "Source",
+    "add_sidecars",
+    "image_member",
+    "is_image",
+    "make_sidecars",
+    "merge_schemas",
+    "merge_types",
+    "parse_metadata",
+    "sniff_extension",
+    "split_name",
+    "to_text",
+]
 
 HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), ("orientation", "u1")])
 """What a header says of one image: pixels as stored, which decoder takes it, and which way up it is.
@@ -21,6 +40,33 @@ HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), (
 `codec` 0 means unknown; the other values are `curator_dali.headers.Codec`'s. `orientation` is EXIF's, 1 to 8, or 0
 where only decoding tells. `curator_dali.headers.upright_sizes` applies it.
 """
+
+SIDECARS = ("json", "txt", "cls")
+"""Extensions of the members that become metadata, in the order that `parse_metadata` takes them."""
+
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8", "jpg"),
+    (0, b"\x89PNG", "png"),
+    (8, b"WEBP", "webp"),
+    (0, b"BM", "bmp"),
+    (0, b"GIF8", "gif"),
+    *((0, magic, "tif") for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (4, b"jP  ", "jp2"),
+    (0, b"\xff\x4f\xff\x51", "j2k"),
+    *((4, magic, "avif") for magic in (b"ftypavif", b"ftypavis")),
+    *((4, magic, "heic") for magic in (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")),
+    (0, b"8BPS", "psd"),
+    (0, b"qoif", "qoi"),
+    (0, b"\0\0\1\0", "ico"),
+    (0, b"DDS ", "dds"),
+    (0, b"\1\xda", "sgi"),
+    *((0, bytes([10, version, 1]), "pcx") for version in (0, 2, 3, 4, 5)),
+    *(
+        (0, b"P%d%c" % (number, space), extension)
+        for number, extension in enumerate(("pbm", "pgm", "ppm") * 2, 1)
+        for space in b" \t\n\r#"
+    ),
+)
 
 
 @dataclass
@@ -193,3 +239,177 @@ def merge_schemas(schemas: Iterable[Mapping[str, str]]) -> dict[str, str]:
         for name, kind in schema.items():
             found.setdefault(name, set()).add(kind)
     return {name: merge_types(kinds) for name, kinds in found.items()}
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Split a member's name into key and extension as WebDataset does: at the first dot of the last component.
+
+    Returns:
+        `("a/b", "left.jpg")` for `a/b.left.jpg`, or None where the last component has no dot or starts with one
+        (`README`, `.DS_Store`, `._a.jpg`): WebDataset passes over such members, and so do we.
+    """
+    start = name.rfind("/") + 1
+    dot = name.find(".", start)
+    return (name[:dot], name[dot + 1 :]) if dot > start else None
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends in an image extension, in either case."""
+    _, dot, extension = name.rpartition(".")
+    return bool(dot) and extension.lower() in IMAGE_EXTENSIONS
+
+
+def sniff_extension(head: bytes | memoryview, default: str = "jpg") -> str:
+    """The extension that fits an image's first 16 bytes, or `default`."""
+    head = bytes(head[:16])
+    return next((extension for at, magic, extension in _MAGIC if head.startswith(magic, at)), default)
+
+
+def image_member(members: Mapping[str, memoryview], path: str) -> memoryview:
+    """The image among a sample's members.
+
+    Args:
+        members: Extension -> bytes.
+        path: The sample's `image_path`, whose name decides where several are images.
+    """
+    images = [extension for extension in members if is_image(f".{extension}")] or list(members)
+    if len(images) > 1:
+        name = path.partition("::")[0]
+        images = sorted(images, key=lambda extension: (not name.endswith(f".{extension}"), -len(extension)))
+    return members[images[0]] if images else memoryview(b"")
+
+
+def parse_metadata(
+    json_bytes: bytes | None = None,
+    txt: bytes | None = None,
+    cls: bytes | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    problem: str = "",
+) -> dict[str, Any]:
+    """Make a sample's metadata of its sidecars.
+
+    The fields of a JSON object come first; any other JSON value is kept under `"json"`. `.txt` is the `caption`
+    unless the JSON has one. `.cls` is the `label` (int), also over one in the JSON: it is there for nothing else.
+    `defaults` (a folder's label) fill what is still missing. What cannot be parsed never costs the image: the
+    reason stands under `"metadata_error"`.
+
+    Args:
+        json_bytes: The `.json` member, if there is one.
+        txt: The `.txt` member.
+        cls: The `.cls` member, an integer in ASCII.
+        defaults: Fields of lowest precedence.
+        problem: A reason why a sidecar could not be read, if there was one.
+    """
+    metadata: dict[str, Any] = {}
+    problems = [problem] if problem else []
+    if json_bytes is not None:
+        try:
+            value = parse_json(json_bytes)
+        except ValueError as error:
+            problems.append(f"invalid .json: {error}")
+        else:
+            metadata = value if isinstance(value, dict) else {"json": value}
+    if txt is not None:
+        if "caption" not in metadata and _is_broken("txt", txt):
+            problems.append("invalid .txt: not UTF-8, nor UTF-16 or UTF-32")
+        metadata.setdefault("caption", _decode_text(txt))
+    if cls is not None:
+        try:
+            metadata["label"] = int(_decode_text(cls))
+        except ValueError:
+            problems.append(f"invalid .cls: {cls[:40]!r} is not an integer")
+    for name, value in (defaults or {}).items():
+        metadata.setdefault(name, value)
+    if problems:
+        metadata["metadata_error"] = "; ".join(problems)
+    return metadata
+
+
+def make_sidecars(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """Make the sidecars of which `parse_metadata` makes this metadata.
+
+    A text `caption` goes into `.txt` and an integer `label` into `.cls`, where other tools look for these. All other
+    fields go into `.json`. Values that JSON does not have are written as text (dates as ISO 8601, bytes as Base64).
+
+    Returns:
+        Extension -> bytes, without empty sidecars.
+    """
+    fields = {str(name): value for name, value in metadata.items()}
+    sidecars: dict[str, bytes] = {}
+    label, caption = fields.get("label"), fields.get("caption")
+    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+        sidecars["cls"] = str(int(label)).encode()
+        del fields["label"]
+    if isinstance(caption, str):
+        text = caption.encode("utf-8", "replace")
+        if _decode_text(text) == caption:  # white space at its ends would be lost
+            sidecars["txt"] = text
+            del fields["caption"]
+    if fields:
+        try:
+            document = json.dumps(fields, ensure_ascii=False, default=_to_json)
+        except TypeError:  # a key inside that is neither text nor number
+            document = json.dumps(_name_keys(fields), ensure_ascii=False, default=_to_json)
+        sidecars["json"] = document.encode("utf-8", "surrogatepass")
+    return sidecars
+
+
+def add_sidecars(members: Mapping[str, memoryview], metadata: Mapping[str, Any]) -> Mapping[str, memoryview]:
+    """Let a sample's sidecars say all of its metadata, also what the source keeps elsewhere (folders, columns).
+
+    Sidecars that say so already keep their bytes. A sidecar that cannot be parsed moves to `EXTENSION.broken`, where
+    another one takes its place.
+
+    Args:
+        members: Extension -> bytes.
+        metadata: All that is known of the sample.
+    """
+    beside = {extension.lower(): data for extension, data in members.items() if extension.lower() in SIDECARS}
+    said = parse_metadata(*(bytes(beside[name]) if name in beside else None for name in SIDECARS))
+    if said == metadata:
+        return members
+    found = {name: data for name, data in members.items() if name.lower() not in SIDECARS}
+    found |= {f"{name}.broken": data for name, data in beside.items() if _is_broken(name, bytes(data))}
+    return found | {name: memoryview(data) for name, data in make_sidecars(metadata).items()}
+
+
+def _is_broken(extension: str, data: bytes) -> bool:
+    """Whether a sidecar cannot be parsed."""
+    try:
+        if extension == "json":
+            parse_json(data)
+        elif extension == "cls":
+            int(_decode_text(data))
+        else:
+            data.decode(json.detect_encoding(data))
+    except ValueError:
+        return True
+    return False
+
+
+def _decode_text(data: bytes) -> str:
+    """Text in UTF-8 or, by its byte-order mark or its zeros, in UTF-16 or UTF-32; without white space at its ends."""
+    return data.decode(json.detect_encoding(data), "replace").strip()
+
+
+def to_text(value: Any) -> str:
+    """Make a text of a value: as it is, dates and the like as `.json` has them, anything else as JSON."""
+    plain = value if isinstance(value, (str, int, float, list, dict, type(None))) else _to_json(value)
+    return plain if isinstance(plain, str) else json.dumps(_name_keys(plain), ensure_ascii=False, default=_to_json)
+
+
+def _name_keys(value: Any) -> Any:
+    """A value in which all keys of mappings are texts."""
+    if isinstance(value, Mapping):
+        return {str(name): _name_keys(inner) for name, inner in value.items()}
+    return [_name_keys(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _to_json(value: Any) -> Any:
+    """Make a value that JSON does not have into one that it has: numpy's as lists and numbers, bytes as Base64."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(value).decode()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

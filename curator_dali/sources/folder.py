@@ -19,19 +19,20 @@ from curator_dali.batch.image import ImageObject
 from curator_dali.errors import SourceError, count
 from curator_dali.io.ranges import Storage, fingerprint, strip_query, strip_signature
 from curator_dali.io.remote import LARGEST_FILE, is_http, is_remote, one_line
-from curator_dali.sources.annotations import Annotations
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource
-from curator_dali.sources.labels import number_classes, warn_of_split_folders
-from curator_dali.sources.listing import Listing, is_metadata_file, list_beside, list_folder, stem_of, warn_passed_over
-from curator_dali.sources.reading import is_unread, read_bytes, read_file
-from curator_dali.sources.samples import (
+from curator_dali.sources.annotations import Annotations, number_classes, warn_of_split_folders
+from curator_dali.sources.base import (
+    HEADER_DTYPE,
     SIDECARS,
+    EncodedBatch,
+    LearningSource,
     add_sidecars,
     is_image,
     make_sidecars,
     parse_metadata,
     sniff_extension,
 )
+from curator_dali.sources.listing import Listing, is_metadata_file, list_beside, list_folder, stem_of, warn_passed_over
+from curator_dali.sources.row_groups import is_unread, read_bytes, read_file
 
 __all__ = ["FolderSource"]
 

@@ -1,9 +1,10 @@
-"""Files below a folder, local or remote: listed once, without outputs of curations, and told where they are no use."""
+"""Files below a folder, local or remote; the patterns that name files; and advice where a name is no source."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,12 +12,18 @@ from typing import Any, NamedTuple
 from curator_dali.errors import SourceError, count
 from curator_dali.io.ranges import ask_listing, content_hash, filesystem, strip_query
 from curator_dali.io.remote import is_http, is_remote
-from curator_dali.sources.samples import SIDECARS
+from curator_dali.sources.base import SIDECARS
 
 __all__ = [
+    "COMPRESSED",
     "OUTPUT",
     "Listing",
+    "Pattern",
+    "advise_on_container",
+    "advise_on_missing",
+    "advise_on_protocol",
     "common_folder",
+    "expand_braces",
     "folders_above",
     "is_metadata_file",
     "list_below",
@@ -25,6 +32,7 @@ __all__ = [
     "list_local",
     "list_right_in",
     "listing_options",
+    "read_patterns",
     "stem_of",
     "version_of",
     "warn_passed_over",
@@ -42,6 +50,30 @@ _USUAL_STEMS, _USUAL_ENDINGS = (
     ("readme", "license", "licence"),
     (".md", "thumbs.db", "desktop.ini", "_stats.json", ".idx", ".cdindex", ".tar.headers"),
 )
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
+_MAGIC = re.compile(r"[*?\[]")
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+_PACK = "write its images as .tar shards (webdataset's TarWriter does) or as a .parquet file with a column of bytes"
+_CONTAINERS = {
+    (".zip", ".7z", ".rar"): "an archive, which is not read: unpack it first (unzip, 7z x), and give the folder",
+    (".tfrecord", ".tfrecords", ".tfrec"): f"a TFRecord file, which is not read: {_PACK}",
+    (".rec", ".rio"): f"a RecordIO file, which is not read: {_PACK}",
+    (".mdb", ".lmdb"): f"an LMDB database, which is not read: {_PACK}",
+    (".h5", ".hdf5", ".mat", ".npy", ".npz"): f"a file of arrays, which is not read: {_PACK}",
+    (".pkl", ".pickle", ".pt", ".pth"): "a pickle, which is not read: load it, and give its encoded images as a list",
+    (".arrow", ".feather"): (
+        "an Arrow file, which is not read: write it as Parquet (Dataset.to_parquet of datasets, write_table of "
+        "pyarrow.parquet)"
+    ),
+    (".txt", ".lst", ".tsv", ".csv", ".json", ".jsonl"): (
+        "no image. If it lists paths or URLs, give these as a list: [line.strip() for line in open(...)]"
+    ),
+}
+_ARCHIVES = re.compile(r"(?:^|::)(zip|tar|libarchive|dir)(?:://|::)")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 
 
 class Listing(NamedTuple):
@@ -279,3 +311,92 @@ def _list_remote(root: str) -> Listing:
     folders = {name.partition("/")[0] for name in kept if "/" in name}
     folders |= {name for name, info in kept.items() if info.get("type") == "directory" and "/" not in name}
     return Listing(list(files), sorted(folders), files)
+
+
+class Pattern(NamedTuple):
+    """A path, a URL or a glob of either."""
+
+    url: str
+    is_glob: bool
+
+    @property
+    def head(self) -> str:
+        """The folder that stands before the wildcards of a glob."""
+        head = _MAGIC.split(self.url, maxsplit=1)[0].rpartition("/")[0]
+        return head if is_remote(self.url) else os.path.abspath(head or ("/" if self.url[0] == "/" else "."))
+
+
+def read_patterns(text: str) -> list[Pattern]:
+    """Find the paths, URLs and globs that a text stands for.
+
+    A file or folder of the very name that a text, or a part of a brace list, spells goes before a glob. In the URL of a
+    web server a `?` begins the query; elsewhere it is a wildcard, or a part of a name.
+    """
+    text = text if is_remote(text) else os.path.expanduser(text)
+    urls = expand_braces(text)
+    if urls != [text] and _is_there(text):
+        return [Pattern(text, False)]
+    return [Pattern(url, bool(_MAGIC.search(strip_query(url))) and not _is_there(url)) for url in urls]
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand `{a,b}` and `{000..099}` (and `{0..8..2}`) as a shell does; other braces stand for themselves."""
+    for match in _BRACES.finditer(pattern):
+        body = match[1]
+        if numbers := _RANGE.fullmatch(body):
+            begin, end, step = int(numbers[1]), int(numbers[2]), abs(int(numbers[3] or 1)) or 1
+            padded = any(len(text) > 1 and text.lstrip("-").startswith("0") for text in (numbers[1], numbers[2]))
+            width = max(len(numbers[1]), len(numbers[2])) if padded else 0
+            step = step if end >= begin else -step
+            choices = [f"{value:0{width}d}" for value in range(begin, end + (1 if step > 0 else -1), step)]
+        elif "," in body:
+            choices = body.split(",")
+        else:
+            continue
+        head, tail = pattern[: match.start()], pattern[match.end() :]
+        return [url for choice in choices for url in expand_braces(f"{head}{choice}{tail}")]
+    return [pattern]
+
+
+def _is_there(url: str) -> bool:
+    """Whether a file or folder has a name that reads like a glob or a brace list. Web servers may answer to any."""
+    if not is_remote(url) or os.path.exists(url):  # "a::b.jpg" may be a file
+        return os.path.exists(url)
+    if is_http(url) and ("*" in url or not _MAGIC.search(strip_query(url))):
+        return False
+    fs, path = filesystem(url)
+    try:
+        return bool(fs.exists(path))
+    except Exception:  # the reader of the glob meets the reason
+        return False
+
+
+def advise_on_container(url: str) -> str:
+    """Say what a file of a known ending is, and what to do with it; "" for other endings."""
+    path = strip_query(url).lower()
+    return next((advice for endings, advice in _CONTAINERS.items() if path.endswith(endings)), "")
+
+
+def advise_on_protocol(text: str) -> str:
+    """Say why a command, or a URL of the members of an archive, is no source; "" for others."""
+    if text.startswith("pipe:"):
+        return "no commands are run. Give the tars themselves, or URLs that fsspec opens (s3://, gs://, https://)"
+    if match := _ARCHIVES.search(text):
+        return (
+            f"fsspec's {match[1]}:// goes through the whole archive for each image. Unpack the archive and give the "
+            "folder; a .tar is opened by its own path or URL"
+        )
+    return ""
+
+
+def advise_on_missing(text: str) -> str:
+    """Say what a name of nothing may have been meant for; "" where that is not clear."""
+    if text != text.strip():
+        known = "that name without it is there" if os.path.exists(text.strip()) else "leave it out"
+        return f"The name begins or ends with white space: {known}"
+    if _HUB_NAME.fullmatch(text):
+        return (
+            "If it is a data set of the Hugging Face hub, give its Parquet files, such as "
+            "'hf://datasets/OWNER/NAME/**/*.parquet' (pip install huggingface_hub)"
+        )
+    return ""

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from curator_dali.batch.image import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.io.ranges import fingerprint
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource
-from curator_dali.sources.samples import make_sidecars, sniff_extension
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource, make_sidecars, sniff_extension
 
 __all__ = ["MemorySource"]
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch.image import ImageObject, clone
 from curator_dali.io.ranges import fingerprint
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, add_sidecars, merge_schemas
 from curator_dali.sources.open import open_source
-from curator_dali.sources.samples import add_sidecars
 
 __all__ = ["Mixture"]
 

@@ -16,12 +16,17 @@ from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError
 from curator_dali.io.ranges import Storage, ask_listing, filesystem, strip_query
 from curator_dali.io.remote import is_http, is_remote, one_line
-from curator_dali.sources.base import Source
+from curator_dali.sources.annotations import warn_of_split_files
+from curator_dali.sources.base import Source, is_image, sniff_extension
 from curator_dali.sources.folder import FolderSource
-from curator_dali.sources.labels import warn_of_split_files
 from curator_dali.sources.listing import (
+    COMPRESSED,
     OUTPUT,
     Listing,
+    Pattern,
+    advise_on_container,
+    advise_on_missing,
+    advise_on_protocol,
     common_folder,
     folders_above,
     is_metadata_file,
@@ -31,14 +36,12 @@ from curator_dali.sources.listing import (
     list_local,
     list_right_in,
     listing_options,
+    read_patterns,
     stem_of,
     warn_passed_over,
 )
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.parquet import ParquetSource
-from curator_dali.sources.patterns import Pattern, read_patterns
-from curator_dali.sources.refusals import COMPRESSED, advise_on_container, advise_on_missing, advise_on_protocol
-from curator_dali.sources.samples import is_image, sniff_extension
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
 

@@ -20,20 +20,19 @@ from curator_dali.errors import SourceError
 from curator_dali.io.files import IMAGE_EXTENSIONS, open_regular
 from curator_dali.io.ranges import LRU, Stat, Storage, ask, common_name, filesystem, fingerprint, stat_of, strip_query
 from curator_dali.io.remote import PermanentError, is_remote, one_line
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, merge_schemas
-from curator_dali.sources.hive import partition_fields
-from curator_dali.sources.labels import ClassNames, add_class_names, read_class_names
+from curator_dali.sources.annotations import ClassNames, add_class_names, partition_fields, read_class_names
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_sidecars, merge_schemas, sniff_extension
 from curator_dali.sources.listing import common_folder
-from curator_dali.sources.named import NamedFiles, read_named
 from curator_dali.sources.row_groups import (
+    NamedFiles,
     RowGroupTooLarge,
     check_sizes,
     combine,
     holds_binary,
     is_binary,
+    read_named,
     read_row_group,
 )
-from curator_dali.sources.samples import make_sidecars, sniff_extension
 
 __all__ = ["ParquetSource"]
 

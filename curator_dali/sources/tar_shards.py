@@ -17,7 +17,10 @@ from curator_dali.errors import SourceError
 from curator_dali.io.ranges import LRU, Stat, Storage
 from curator_dali.io.remote import is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE
-from curator_dali.sources.index_store import (
+from curator_dali.sources.tar_headers import NotATarError, Scan, scan_tar
+from curator_dali.sources.tar_index import (
+    Summary,
+    TarIndex,
     index_path,
     load_headers,
     load_index,
@@ -25,8 +28,6 @@ from curator_dali.sources.index_store import (
     save_headers,
     save_index,
 )
-from curator_dali.sources.tar_headers import NotATarError, Scan, scan_tar
-from curator_dali.sources.tar_index import Summary, TarIndex
 
 __all__ = ["Shard", "Shards"]
 

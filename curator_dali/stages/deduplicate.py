@@ -21,7 +21,7 @@ from curator_dali.index.earlier import Matches, Way, check_earlier, match_earlie
 from curator_dali.outputs.parquet import RowSubset
 from curator_dali.similarity.groups import Combined, Keep, Likeness, Linkage
 from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs
-from curator_dali.sources.samples import image_member
+from curator_dali.sources.base import image_member
 from curator_dali.stages.base import GlobalSelector, Stage, View, checked_stage
 from curator_dali.stages.distributed import SpreadEmbeddings
 from curator_dali.stages.embed import embedder_of

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curator_dali.sources.arenas import Arenas
+from curator_dali.sources.tar import Arenas
 
 MB = 1 << 20
 

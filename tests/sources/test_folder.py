@@ -14,7 +14,7 @@ import pytest
 
 from curator_dali.errors import SourceError
 from curator_dali.sources import HEADER_DTYPE, FolderSource
-from curator_dali.sources.reading import is_unread
+from curator_dali.sources.row_groups import is_unread
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curator_dali.sources import Source, open_source
-from curator_dali.sources.hive import partition_fields
+from curator_dali.sources.annotations import partition_fields
 
 
 @pytest.mark.parametrize(

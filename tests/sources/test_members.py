@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from curator_dali.sources import FolderSource, MemorySource, Mixture, ParquetSource, Source, Subset
-from curator_dali.sources.samples import SIDECARS, parse_metadata
-from curator_dali.sources.without import Without
+from curator_dali.sources.base import SIDECARS, parse_metadata
+from curator_dali.sources.subset import Without
 
 JPEG = b"\xff\xd8\xff\xe0 an image"
 ROWS: list[dict[str, Any]] = [

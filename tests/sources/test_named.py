@@ -15,8 +15,7 @@ import pytest
 
 from curator_dali import ImageLoader, curate
 from curator_dali.sources import ParquetSource, open_source
-from curator_dali.sources.named import _LIMIT, NamedFiles
-from curator_dali.sources.reading import OutsideError
+from curator_dali.sources.row_groups import _FILE_LIMIT, NamedFiles, OutsideError
 from curator_dali.stages import Quality
 from tests.helpers import encode
 
@@ -106,7 +105,7 @@ def test_what_is_no_regular_image_file(tree: Path, allow_outside: bool) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "s.jpg"))
         with (folder / "large.jpg").open("wb") as file:
-            file.truncate(_LIMIT + 1)
+            file.truncate(_FILE_LIMIT + 1)
         names = ["pipe.jpg", "zero.jpg", "s.jpg", "large.jpg", "images", "a\0b", "gone.jpg", "noise.jpg/a", "notes.txt"]
         path = write(str(folder / "0.parquet"), *names, "noise.jpg", "x" * 5000)
         batch = ParquetSource(path, allow_outside=allow_outside).read(np.arange(11))

@@ -17,7 +17,7 @@ import pytest
 
 from curator_dali.errors import SourceError
 from curator_dali.sources import FolderSource, MemorySource, ParquetSource, Source, TarSource, open_source, reopen
-from curator_dali.sources.patterns import expand_braces
+from curator_dali.sources.listing import expand_braces
 from tests.helpers import write_tar
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from curator_dali.sources.reading import read_file
+from curator_dali.sources.row_groups import read_file
 
 SHORT = Path("/sys/devices/system/cpu/online")  # the kernel says 4,096 bytes, and has a few
 

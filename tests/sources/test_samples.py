@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curator_dali.sources.samples import SIDECARS, add_sidecars, make_sidecars, parse_metadata
+from curator_dali.sources.base import SIDECARS, add_sidecars, make_sidecars, parse_metadata
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

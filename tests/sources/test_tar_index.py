@@ -19,9 +19,17 @@ from curator_dali.errors import SourceError
 from curator_dali.io.files import IMAGE_EXTENSIONS
 from curator_dali.io.ranges import Stat
 from curator_dali.sources import HEADER_DTYPE, TarSource
-from curator_dali.sources.index_store import index_path, load_headers, load_index, peek_index, save_index
 from curator_dali.sources.tar_headers import CUT, DAMAGED, NotATarError, Scan, scan_tar
-from curator_dali.sources.tar_index import Status, Summary, TarIndex
+from curator_dali.sources.tar_index import (
+    Status,
+    Summary,
+    TarIndex,
+    index_path,
+    load_headers,
+    load_index,
+    peek_index,
+    save_index,
+)
 from tests.helpers import write_tar
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
