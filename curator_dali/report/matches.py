@@ -19,7 +19,7 @@ from curator_dali.index.earlier import check_earlier, embedder_lineage, match_ea
 from curator_dali.io.ranges import Storage
 from curator_dali.io.remote import is_remote, one_line
 from curator_dali.loader.loader import ImageLoader
-from curator_dali.models.loading import load_encoder
+from curator_dali.models.backbones import load_encoder
 from curator_dali.models.weights import WeightsError
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.parquet import EMBEDDING, RowFiles, RowSubset

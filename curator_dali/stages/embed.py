@@ -66,7 +66,7 @@ class Embed(Stage):
             ImportError: A package that the encoder needs is missing.
         """
         if not self._is_set_up(device):
-            from curator_dali.models.loading import load_encoder
+            from curator_dali.models.backbones import load_encoder
 
             self._keep((device, load_encoder(self.model, device=device, **self.options)))
 

@@ -52,7 +52,7 @@ class Aesthetic(Stage):
     def setup(self, device: str) -> None:
         """Load the head; see `Stage.setup`."""
         if not self._is_set_up(device):
-            from curator_dali.models.aesthetic import AestheticPredictor
+            from curator_dali.models.scorers import AestheticPredictor
 
             self._keep((device, AestheticPredictor(self.model, device=device)))
 

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from curator_dali.models import locating
-from curator_dali.models.locating import WeightsNotFoundError, find_directory, find_file
+from curator_dali.models.weights import (
+    MODELS_VARIABLE,
+    WeightsNotFoundError,
+    find_directory,
+    find_file,
+    is_hub_id,
+    weight_files,
+)
 
 HUB_ID = "openai/clip-vit-large-patch14"
 
@@ -16,7 +22,7 @@ HUB_ID = "openai/clip-vit-large-patch14"
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No models of the machine's user, and a working folder with nothing in it."""
-    monkeypatch.delenv(locating.MODELS_VARIABLE, raising=False)
+    monkeypatch.delenv(MODELS_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
 
 
@@ -39,7 +45,7 @@ def test_a_folder_of_models_gives_the_usual_one(tmp_path: Path) -> None:
 
 def test_a_hub_id_is_found_in_the_folder_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / HUB_ID, "config.json")
-    monkeypatch.setenv(locating.MODELS_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
     assert find_directory(HUB_ID) == folder
 
 
@@ -133,16 +139,16 @@ def test_a_missing_file_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 def test_hub_ids() -> None:
-    assert all(locating.is_hub_id(text) for text in (HUB_ID, "ttj/sac-logos-ava1-l14-linearMSE", "a_b/c.d"))
+    assert all(is_hub_id(text) for text in (HUB_ID, "ttj/sac-logos-ava1-l14-linearMSE", "a_b/c.d"))
     for other in ("clip", "a/b/c", "/a/b", "../a", "a/", "./a", Path("a/b"), "s3://a"):
-        assert not locating.is_hub_id(other)
+        assert not is_hub_id(other)
 
 
 def test_weight_files_are_safetensors_where_there_are_any(tmp_path: Path) -> None:
     make(tmp_path, "pytorch_model.bin", "training_args.bin", "config.json")
-    assert [path.name for path in locating.weight_files(tmp_path)] == ["pytorch_model.bin"]
+    assert [path.name for path in weight_files(tmp_path)] == ["pytorch_model.bin"]
     make(tmp_path, "model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors")
-    assert [path.name for path in locating.weight_files(tmp_path)] == [
+    assert [path.name for path in weight_files(tmp_path)] == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     ]

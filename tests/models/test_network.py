@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator_dali.models.network import Network, check_images, compute_dtype, in_batches, normalized
-from curator_dali.models.preprocessing import Preprocessing
+from curator_dali.models.base import Network, Preprocessing, check_images, compute_dtype, in_batches, normalized
 from curator_dali.transforms import CLIP_MEAN, CLIP_STD, CenterCrop, Resize
 
 SIZE = (6, 10)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from curator_dali import transforms
-from curator_dali.models.preprocessing import Preprocessing
+from curator_dali.models.base import Preprocessing
 from curator_dali.transforms import CenterCrop, Resize
 
 DINO = {
