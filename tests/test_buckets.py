@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator_dali.decoding.survey import read_headers
+from curator_dali.decoding.headers import read_headers
 from curator_dali.errors import SourceError
 from curator_dali.loader.ordering import order_of
 from curator_dali.sampling import BucketedOrder, Buckets, Order, Shard, Shuffle, ShuffledOrder

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from curator_dali import ImageLoader
-from curator_dali.decoding.exif import jpeg_orientation
-from curator_dali.decoding.headers import Codec, Header, inspect, upright_sizes
+from curator_dali.decoding.headers import Codec, Header, inspect, jpeg_orientation, upright_sizes
 from curator_dali.sources import HEADER_DTYPE
 from tests import formats
 

@@ -35,7 +35,7 @@ _LISTED = 20  # broken images named in `verify`'s table
 
 def info(arguments: argparse.Namespace) -> int:
     """Say what a source holds."""
-    from curator_dali.decoding.survey import scan
+    from curator_dali.decoding.headers import scan
     from curator_dali.sources.open import open_source
 
     with closing(open_source(source_of(arguments.source))) as source, progress(len(source), "headers") as bar:

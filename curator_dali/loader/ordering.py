@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.decoding import pillow
-from curator_dali.decoding.headers import Codec, upright_sizes
-from curator_dali.decoding.survey import read_headers
+from curator_dali.decoding.headers import Codec, read_headers, upright_sizes
 from curator_dali.sampling.buckets import BucketedOrder, Buckets
 from curator_dali.sampling.mixture import MixedOrder, quantise
 from curator_dali.sampling.order import Order, Shuffle, ShuffledOrder

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import curator_dali as cd
-from curator_dali.decoding.headers import Codec
-from curator_dali.decoding.survey import scan
+from curator_dali.decoding.headers import Codec, scan
 from curator_dali.sources import FolderSource, MemorySource, Mixture, Subset, open_source
 
 

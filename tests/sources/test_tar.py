@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator_dali.decoding.survey import scan
+from curator_dali.decoding.headers import scan
 from curator_dali.errors import SourceError
 from curator_dali.sources import TarSource
 from curator_dali.sources.tar import coalesce
