@@ -43,16 +43,14 @@ if TYPE_CHECKING:
     from curator_dali.sources.tar import TarSource
     from curator_dali.stages.base import Stage
     from curator_dali.stages.deduplicate import Deduplicate
-    from curator_dali.stages.embed import Embed
+    from curator_dali.stages.embed import NSFW, Aesthetic, CLIPScore, Embed, ZeroShotTags
     from curator_dali.stages.filter import Filter
     from curator_dali.stages.quality import Quality
-    from curator_dali.stages.scores import NSFW, Aesthetic
-    from curator_dali.stages.text import CLIPScore, ZeroShotTags
 
 _HOME = {
-    "Aesthetic": "stages.scores",
+    "Aesthetic": "stages.embed",
     "Buckets": "sampling.buckets",
-    "CLIPScore": "stages.text",
+    "CLIPScore": "stages.embed",
     "Curation": "curation.run",
     "CuratorDaliError": "errors",
     "Deduplicate": "stages.deduplicate",
@@ -70,7 +68,7 @@ _HOME = {
     "LoaderStats": "loader.results",
     "MemorySource": "sources.memory",
     "Mixture": "sources.mixture",
-    "NSFW": "stages.scores",
+    "NSFW": "stages.embed",
     "OutputError": "errors",
     "ParquetSource": "sources.parquet",
     "PassEndedError": "errors",
@@ -87,7 +85,7 @@ _HOME = {
     "TarSource": "sources.tar",
     "Task": "batch.batch",
     "TooManyErrors": "errors",
-    "ZeroShotTags": "stages.text",
+    "ZeroShotTags": "stages.embed",
     "concat": "batch.batch",
     "contact_sheet": "batch.batch",
     "curate": "curation.run",

