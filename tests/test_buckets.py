@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from curator_dali.decoding.headers import read_headers
 from curator_dali.errors import SourceError
-from curator_dali.loader.ordering import order_of
+from curator_dali.loader.state import order_of
 from curator_dali.sampling import BucketedOrder, Buckets, Order, Shard, Shuffle, ShuffledOrder
 from curator_dali.sources import EncodedBatch, MemorySource
 from tests.helpers import encode

@@ -19,10 +19,9 @@ from curator_dali.batch.batch import ImageBatch, concat
 from curator_dali.decoding.decoder import Decoded, Decoder, gate
 from curator_dali.decoding.headers import MAX_PIXELS
 from curator_dali.errors import PassEndedError, TooManyErrors
-from curator_dali.loader.ordering import order_of
 from curator_dali.loader.prefetch import Pass
 from curator_dali.loader.results import ErrorList, LoaderStats
-from curator_dali.loader.state import check_state, make_state
+from curator_dali.loader.state import check_state, make_state, order_of
 from curator_dali.sampling.buckets import Buckets
 from curator_dali.sampling.order import Position, Shard, Shuffle
 from curator_dali.sources.base import EncodedBatch, Source
