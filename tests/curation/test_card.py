@@ -14,7 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 import curator_dali as cd
-from curator_dali.report.card import CARD
+from curator_dali.report.page import CARD
 from curator_dali.sources import MemorySource
 from curator_dali.stages import Deduplicate, Filter, Quality
 from tests import helpers
