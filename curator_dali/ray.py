@@ -12,7 +12,6 @@ try:
 except ImportError as error:
     raise ImportError(f"Ray does not import ({error}): pip install 'curator-dali[ray]'") from error
 
-from curator_dali.curation.actors import find_killers
-from curator_dali.curation.ray_executor import RayExecutor
+from curator_dali.curation.ray_executor import RayExecutor, find_killers
 
 __all__ = ["RayExecutor", "find_killers"]

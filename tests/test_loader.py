@@ -20,7 +20,7 @@ from PIL import Image
 
 import curator_dali as cd
 from curator_dali import transforms
-from curator_dali.curation.loading import PartLoader
+from curator_dali.curation.worker import PartLoader
 from curator_dali.sources import EncodedBatch, MemorySource
 from tests import formats
 

@@ -28,8 +28,10 @@ from tests.account import account
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ray]'")
 cloudpickle = pytest.importorskip("cloudpickle")
 
-from curator_dali.curation.cluster import breaks_context  # noqa: E402
-from curator_dali.curation.ray_executor import RayExecutor  # noqa: E402 - behind the check that there is Ray
+from curator_dali.curation.ray_executor import (
+    RayExecutor,
+    breaks_context,
+)
 from curator_dali.sources.subset import Without  # noqa: E402
 
 MEMORY = 100 << 20  # of Ray's object store

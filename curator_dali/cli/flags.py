@@ -83,7 +83,7 @@ def add_output(parser: Any, embeddings: str) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Settings` that flags of the same name give."""
-    from curator_dali.curation.settings import Settings
+    from curator_dali.curation.config import Settings
 
     names = [field.name for field in fields(Settings)]
     return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}

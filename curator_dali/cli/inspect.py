@@ -68,7 +68,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Decode everything, and list what is broken."""
-    from curator_dali.curation.places import check_file
+    from curator_dali.curation.config import check_file
     from curator_dali.errors import kind_of_failure
     from curator_dali.loader.results import write_errors
 
@@ -133,7 +133,7 @@ def _print_verdict(errors: Sequence[ImageError], kinds: Counter[str]) -> None:
 def preview(arguments: argparse.Namespace) -> int:
     """Draw a contact sheet."""
     from curator_dali.batch.batch import contact_sheet
-    from curator_dali.curation.places import check_file
+    from curator_dali.curation.config import check_file
     from curator_dali.loader.loader import ImageLoader
     from curator_dali.view.thumbnails import thumbnail
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from curator_dali.curation.config import Settings
 from curator_dali.curation.decide import write_kept
+from curator_dali.curation.rows import Output
 from curator_dali.curation.run import Curation, curate
-from curator_dali.curation.settings import Settings
 from curator_dali.curation.thresholds import rethreshold, stages_of
 from curator_dali.curation.worker import Worker
-from curator_dali.curation.writing import Output
 
 __all__ = ["Curation", "Output", "Settings", "Worker", "curate", "rethreshold", "stages_of", "write_kept"]

@@ -19,10 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.curation.executors import Executor, Mapper
-from curator_dali.curation.metadata import add_misfits
-from curator_dali.curation.rows import DECODE, Rows
-from curator_dali.curation.writing import Account, Output, write_rows
+from curator_dali.curation.rows import DECODE, Account, Output, Rows, add_misfits, write_rows
+from curator_dali.curation.worker import Executor, Mapper
 from curator_dali.errors import OutputError, StageError, kind_of_failure
 from curator_dali.io import store
 from curator_dali.io.files import make_folder

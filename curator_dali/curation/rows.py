@@ -1,26 +1,203 @@
-"""`Rows`: what becomes of a batch's samples, a row each, filled in while the batch goes through the stages."""
+"""`Rows`: a row a sample, filled in by the stages; columns of metadata; the thread that writes."""
 
 from __future__ import annotations
 
+import queue
+import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from decimal import Decimal
+from numbers import Real
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays
+from curator_dali.arrays import objects
 from curator_dali.batch.batch import ImageBatch
-from curator_dali.curation.metadata import Misfits
 from curator_dali.decoding.decoder import Decoded
 from curator_dali.decoding.headers import Codec, upright_sizes
-from curator_dali.errors import kind_of_failure
+from curator_dali.errors import OutputError, StageError, kind_of_failure
+from curator_dali.io.store import join
+from curator_dali.outputs.manifest import Manifest, Part, part_name
+from curator_dali.outputs.parquet import RowSchema, read_types
+from curator_dali.outputs.part import PartWriter
+from curator_dali.sampling.order import Range
+from curator_dali.sources.base import Source, merge_types, to_text
+from curator_dali.stages.base import Stage
+from curator_dali.stages.plan import LOADED, written
+from curator_dali.threads import Background
 
-__all__ = ["DECODE", "Rows"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "DECODE",
+    "FIELD_TYPES",
+    "LOOKED_AT",
+    "Account",
+    "Misfits",
+    "Output",
+    "Rows",
+    "Writing",
+    "add_columns",
+    "add_misfits",
+    "field_types",
+    "to_column",
+    "write_rows",
+]
+
+FIELD_TYPES = ("bool", "int64", "float64", "string")
+"""Types of the columns that fields of the metadata become."""
+
+LOOKED_AT = 256  # samples whose metadata says what type a field has
+_AT_ONCE = 32  # samples whose images are in memory
+
+Misfits = dict[str, tuple[int, str]]
+"""Field -> how many values do not fit its column's type, and the first of these."""
 
 DECODE = "decode"
 """The `stage` of samples that failed."""
+
+_WAITING = 4  # batches that wait for the writer, with the bytes of their kept samples
+
+
+def field_types(source: Source, stages: Sequence[Stage]) -> dict[str, str]:
+    """The fields of the metadata, each with the type of its column.
+
+    A field is what its data set's schema says. Where there is no schema it is of the type that its values have in the
+    samples looked at, numbers always as "float64". Of a field with values of several types, or with none, the stages'
+    conditions decide, then "string".
+
+    Args:
+        source: At most 256 samples are read: the first ones, and without a schema others spread evenly.
+        stages: What reads the fields.
+
+    Returns:
+        Name -> one of `FIELD_TYPES`.
+
+    Raises:
+        StageError: A stage compares texts with a number.
+        SourceError: A sample cannot be read now.
+    """
+    schema, seen, texts = source.fields, dict[str, set[str]](), dict[str, Any]()
+    rows = _rows_to_look_at(len(source), spread=schema is None)
+    for start in range(0, len(rows), _AT_ONCE):
+        batch = source.read(rows[start : start + _AT_ONCE])
+        batch.check_read()
+        for item in batch.objects:
+            for name, value in item.metadata.items():
+                kinds = seen.setdefault(str(name), set())
+                if value is not None:
+                    kinds.add(_kind(value))
+                    texts.setdefault(str(name), value) if _kind(value) == "string" else None
+    types = {name: merge_types(kinds) if kinds else "" for name, kinds in seen.items()} | dict(schema or {})
+    made = {*LOADED, *(name for stage in stages for name in written(stage))}
+    for stage in stages:
+        for name, kind in stage.expects.items():
+            if name in made:
+                continue
+            if types.get(name) == "" or (types.get(name) == "string" and kind in seen.get(name, ())):
+                types[name] = kind
+            elif types.get(name) == "string" and kind == "float64":
+                example = f", as {texts[name]!r}" if name in texts else ""
+                raise StageError(
+                    f"{stage.name} compares with a number, and {name!r} is a text in the samples looked at{example}: "
+                    f"use equals= with texts or where=; or say metadata={{{name!r}: 'float64'}} if others have numbers"
+                )
+    return {name: kind or "string" for name, kind in types.items()}
+
+
+def _rows_to_look_at(count: int, spread: bool) -> NDArray[np.int64]:
+    """(M,) int64, ascending: the first rows, and as many others spread evenly."""
+    first = np.arange(min(LOOKED_AT // 2 if spread else LOOKED_AT, count), dtype=np.int64)
+    others = np.linspace(0, count - 1, LOOKED_AT // 2 if spread and count else 0).astype(np.int64)
+    return np.union1d(first, others)
+
+
+def add_columns(batch: ImageBatch, fields: Collection[str], types: Mapping[str, str]) -> Misfits:
+    """Turn fields of the metadata into columns of the batch.
+
+    Args:
+        batch: Gets the columns.
+        fields: Names of fields.
+        types: Field -> type, as `field_types` has them.
+
+    Returns:
+        What does not fit, and so counts as missing.
+    """
+    misfits: Misfits = {}
+    for name in fields:
+        found = objects([item.metadata.get(name) for item in batch.data])
+        batch.columns[name], odd = to_column(found, types[name])
+        if len(odd):
+            misfits[name] = (len(odd), _shorten(found[odd[0]]))
+    return misfits
+
+
+def add_misfits(total: Misfits, more: Mapping[str, Sequence[Any]]) -> None:
+    """Add misfits to others; the example of a field stays the first one."""
+    for name, (count, example) in more.items():
+        before, first = total.get(name, (0, example))
+        total[name] = (before + count, first)
+
+
+def to_column(values: NDArray[np.object_], kind: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Values of any type as a column of one.
+
+    Args:
+        values: (N,) objects.
+        kind: One of `FIELD_TYPES`.
+
+    Returns:
+        (N,): float64 with NaN where a value is missing, else objects with None there; and (M,) int64, the rows whose
+        value is not of that type, and so is missing.
+    """
+    column = np.full(len(values), np.nan) if kind == "float64" else np.full(len(values), None, object)
+    odd = []
+    for row, value in enumerate(values.tolist()):
+        if value is None:
+            continue
+        if (converted := _convert(value, kind)) is None:
+            odd.append(row)
+        else:
+            column[row] = converted
+    return column, np.array(odd, np.int64)
+
+
+def _convert(value: Any, kind: str) -> Any:
+    """A value as a column of a type holds it; None where it cannot."""
+    if kind == "string":
+        return to_text(value)
+    found = _kind(value)
+    if kind == "bool":
+        return bool(value) if found == "bool" else None
+    if found != "float64":
+        return None
+    if kind == "int64":
+        return int(value) if value == value // 1 and -(2**63) <= value < 2**63 else None
+    return float(value)
+
+
+def _kind(value: Any) -> str:
+    """The type of a column that a value alone would make."""
+    if isinstance(value, (bool, np.bool_)):
+        return "bool"
+    if not isinstance(value, (Real, Decimal)):
+        return "string"
+    try:
+        float(value)
+    except (OverflowError, ValueError):  # a whole number of more than 308 digits
+        return "string"
+    return "float64"
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass
@@ -144,3 +321,158 @@ def scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str,
 
 def _nothing(n: int, kind: str) -> NDArray[Any]:
     return np.full(n, np.nan, kind) if kind.startswith("float") else np.full(n, None, object)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written, and where.
+
+    Attributes:
+        manifest: Of the folder.
+        schema: Columns of the rows.
+        tars: Whether kept samples are written to tars.
+        max_samples: Samples in a tar.
+        max_bytes: Bytes in a tar.
+
+    Raises:
+        OutputError: The folder holds finished parts with other columns, as an earlier version left them.
+    """
+
+    manifest: Manifest
+    schema: RowSchema
+    tars: bool = True
+    max_samples: int | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        ranges = self.manifest.ranges()
+        if not ranges or not self.manifest.missing():
+            return
+        folder = self.manifest.folder
+        found = read_types(join(folder, f"{part_name(*ranges[0])}.parquet"))
+        # types and not their texts: the items of a list have another name in a file than in the schema
+        wanted = {field.name: field.type for field in self.schema.to_arrow()}
+        if differing := sorted(name for name in {**found, **wanted} if found.get(name) != wanted.get(name)):
+            name = differing[0]
+            raise OutputError(
+                f"{folder} holds finished parts with other columns ({name!r} is {found.get(name, 'missing')} there and "
+                f"{wanted.get(name, 'missing')} now), as another version of curator_dali writes them: go on with that "
+                "version, choose another folder, or delete this one"
+            )
+
+    def open(self, part: Range) -> PartWriter:
+        """Begin to write a part."""
+        return PartWriter(
+            self.manifest, *part, self.schema, tars=self.tars, max_samples=self.max_samples, max_bytes=self.max_bytes
+        )
+
+
+@dataclass
+class Account:
+    """What the rows of a part add up to."""
+
+    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    misfits: Misfits = field(default_factory=dict)
+
+    def add(self, rows: Rows, writing: float = 0.0) -> None:
+        """Add what rows say, and the seconds that it took to write them."""
+        self.reasons.update(rows.reasons)
+        add_misfits(self.misfits, rows.misfits)
+        for name, value in {**rows.seconds, "write": rows.seconds.get("write", 0.0) + writing}.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+
+    def info(self) -> dict[str, Any]:
+        """As a part's record has it."""
+        nested: dict[str, Any] = {"dropped": {}, "failed": {}}
+        for (status, stage, kind), count in sorted(self.reasons.items()):
+            nested[status].setdefault(stage, {})[kind] = count
+        seconds = {name: round(value, 6) for name, value in self.seconds.items()}
+        return nested | {"seconds": seconds} | ({"misfits": self.misfits} if self.misfits else {})
+
+
+class Writing:
+    """Writes parts in a thread of its own, in the order that their rows come in.
+
+    As a context manager it waits at the end until everything is written. If the block raises, the part under way is
+    dropped and the finished ones stay.
+
+    Args:
+        output: Where to.
+        finished: Called in the thread with every part once it is recorded.
+    """
+
+    def __init__(self, output: Output, finished: Callable[[Part], object]) -> None:
+        self._output, self._finished = output, finished
+        self._rows: queue.SimpleQueue[tuple[Range, Rows] | None] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # holds one for each batch that may come to wait
+        for _ in range(_WAITING):
+            self._room.put(None)
+        self._error: BaseException | None = None
+        self._stopping = False
+        self._thread = Background(self._run, name="curator-dali-write")
+
+    def put(self, part: Range, rows: Rows) -> None:
+        """Hand over rows of a part; waits while too many wait already.
+
+        Raises:
+            OutputError: An earlier one could not be written.
+        """
+        if self._error is None:
+            self._room.get()
+        if self._error is not None:
+            raise self._error
+        self._rows.put((part, rows))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping = kind is not None
+        try:
+            self._rows.put(None)
+            self._thread.join()
+        finally:
+            self._stopping = True  # where Ctrl-C ended the wait
+            self._rows.put(None)
+            self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        writer: PartWriter | None = None
+        account = Account()
+        try:
+            while (item := self._rows.get()) is not None and not self._stopping:
+                self._room.put(None)
+                part, rows = item
+                began = time.perf_counter()
+                if writer is None:
+                    writer, account = self._output.open(part), Account()
+                write_rows(writer, rows)
+                account.add(rows, time.perf_counter() - began)
+                if rows.columns["index"][-1] == part[1] - 1:
+                    committed = writer.commit(account.info())
+                    writer = None
+                    self._finished(committed)
+        except BaseException as error:  # raised where the next rows are put
+            self._error = error
+            self._room.put(None)  # for who waits to put them
+        finally:
+            if writer is not None:
+                writer.discard()
+
+
+def write_rows(writer: PartWriter, rows: Rows) -> None:
+    """Write rows, and the samples of those that are kept."""
+    kept = np.flatnonzero(rows.columns["status"] == "kept").tolist()
+    curation: list[dict[str, Any] | None] | None = None
+    if rows.members is not None:
+        curation = [None] * len(rows)
+        for row, scores in zip(kept, scores_of(rows.columns, kept), strict=True):
+            curation[row] = scores
+    writer.write(
+        rows.columns, embeddings=rows.embeddings, embedded=rows.embedded, members=rows.members, curation=curation
+    )

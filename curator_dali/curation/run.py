@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.arrays import resolve_device
+from curator_dali.curation.config import FieldTypes, Settings, check_out
 from curator_dali.curation.decide import finish
-from curator_dali.curation.executors import Executor, executor_of
-from curator_dali.curation.metadata import LOOKED_AT, field_types
-from curator_dali.curation.places import check_out
-from curator_dali.curation.settings import FieldTypes, Settings
-from curator_dali.curation.worker import Worker
-from curator_dali.curation.writing import Output
+from curator_dali.curation.rows import LOOKED_AT, Output, field_types
+from curator_dali.curation.worker import Executor, Worker, executor_of
 from curator_dali.decoding.headers import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import store

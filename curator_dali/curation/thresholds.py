@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch.batch import ImageBatch
 from curator_dali.batch.image import ImageObject
-from curator_dali.curation.config import make_stage
+from curator_dali.curation.config import Settings, check_out, make_stage
 from curator_dali.curation.decide import (  # fmt: skip
     FAILED,
     KEPT,
@@ -27,11 +27,9 @@ from curator_dali.curation.decide import (  # fmt: skip
     workroom,
     write_kept,
 )
-from curator_dali.curation.executors import Executor, executor_of
-from curator_dali.curation.places import check_out
+from curator_dali.curation.rows import Output
 from curator_dali.curation.run import label_facts
-from curator_dali.curation.settings import Settings
-from curator_dali.curation.writing import Output
+from curator_dali.curation.worker import Executor, executor_of
 from curator_dali.errors import OutputError, StageError
 from curator_dali.index.earlier import embedder_lineage
 from curator_dali.outputs.manifest import Manifest, labels_of

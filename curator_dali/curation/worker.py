@@ -1,33 +1,72 @@
-"""`Worker`: the loader and the stages of one process, which takes part after part of a source through them."""
+"""`Worker`: the loader and stages of one process; and the executors that have workers do parts."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch.batch import ImageBatch
-from curator_dali.curation.loading import GLANCE, PartLoader
-from curator_dali.curation.metadata import add_columns
-from curator_dali.curation.rows import DECODE, Rows
-from curator_dali.curation.settings import Settings
-from curator_dali.curation.writing import Output, Writing
+from curator_dali.curation.config import Settings
+from curator_dali.curation.rows import DECODE, Output, Rows, Writing, add_columns
 from curator_dali.decoding.decoder import Decoded
+from curator_dali.loader.loader import ImageLoader
+from curator_dali.loader.results import ErrorList
 from curator_dali.outputs.manifest import Part
-from curator_dali.sampling.order import Range
+from curator_dali.sampling.order import PartsOrder, Range
 from curator_dali.sources.base import Source
 from curator_dali.stages.base import Selector
 from curator_dali.stages.plan import Plan
+from curator_dali.transforms.geometry import Resize
 
-__all__ = ["Worker"]
+__all__ = ["GLANCE", "Executor", "LocalExecutor", "Mapper", "PartLoader", "Worker", "executor_of"]
 
 logger = logging.getLogger(__name__)
+
+GLANCE = (Resize((32, 32), "linear"),)
+"""The view where no stage wants one: a sample is kept only if it decodes."""
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class PartLoader(ImageLoader):
+    """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`.
+
+    Attributes:
+        refuse_unread: Whether a sample whose bytes cannot be read now ends the pass with a `SourceError`, instead of
+            counting as a bad image.
+    """
+
+    max_errors = 0  # the steps tell them
+    refuse_unread = False
+
+    def over(self, parts: Sequence[Range]) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
+        """Load ranges of the source, in order.
+
+        Yields:
+            Every step, and its batch: None where every image of it is bad. `columns["index"]` of a batch has the
+            samples' indices in the source.
+        """
+        self._order = PartsOrder(parts)
+        for decoded, batch in self.steps():
+            if batch is not None:
+                batch.columns["index"] = decoded.encoded.indices[decoded.rows]
+            yield decoded, batch
+
+    def _record(self, decoded: Decoded, errors: ErrorList) -> None:
+        if self.refuse_unread:
+            decoded.encoded.check_read()
+        super()._record(decoded, errors)
 
 
 @dataclass
@@ -160,3 +199,88 @@ def _current(device: str) -> Iterator[None]:
 
     with torch.cuda.device(device):
         yield
+
+
+class Mapper(Protocol):
+    """Other processes, on machines that all see the output's folder.
+
+    Attributes:
+        device: What a function finds there to compute on: "cpu", or "cuda:0".
+    """
+
+    device: str
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """What a function gives for each item, in their order.
+
+        Args:
+            function: Of the item alone; it may be run more than once for one, where a process died. It pickles, and so
+                do the items and what it gives.
+            items: Taken as they are needed: few are under way at a time.
+        """
+
+
+class Executor(Protocol):
+    """Has parts done by workers, in any order, each exactly once."""
+
+    def run(
+        self,
+        worker: Worker,
+        parts: Sequence[Range],
+        finished: Callable[[Part], object],
+        progress: Callable[[int], object],
+    ) -> None:
+        """Do parts.
+
+        Args:
+            worker: What does a part; it pickles.
+            parts: Ranges of its source.
+            finished: Called with each part that is written and recorded.
+            progress: Called with the number of samples decided since the last call.
+        """
+
+    def mapper(self) -> AbstractContextManager[Mapper | None]:
+        """Processes for what is decided of all samples; None: this one alone. What is under way ends with the block."""
+
+
+class LocalExecutor:
+    """This process, part after part."""
+
+    def run(
+        self,
+        worker: Worker,
+        parts: Sequence[Range],
+        finished: Callable[[Part], object],
+        progress: Callable[[int], object],
+    ) -> None:
+        """Do parts; see `Executor.run`."""
+        try:
+            worker.run(parts, finished, progress)
+        finally:
+            worker.close()
+
+    def mapper(self) -> AbstractContextManager[Mapper | None]:
+        """None."""
+        return nullcontext()
+
+
+def executor_of(executor: str | Executor) -> Executor:
+    """An executor from its name.
+
+    Args:
+        executor: "local", "ray" (with `curator_dali.ray.RayExecutor`'s defaults), or an `Executor`.
+
+    Raises:
+        ValueError: No such name.
+        ImportError: Ray is not installed.
+    """
+    if executor == "local":
+        return LocalExecutor()
+    if executor == "ray":
+        # by name, as the only step upwards: the module lies above, because it knows what is here
+        return importlib.import_module("curator_dali.ray").RayExecutor()  # type: ignore[no-any-return]
+    if isinstance(executor, (str, type)) or not all(
+        callable(getattr(executor, name, None)) for name in ("run", "mapper")
+    ):
+        raise ValueError(f'executor is {executor!r}; allowed: "local", "ray", or a curator_dali.ray.RayExecutor(...)')
+    return executor

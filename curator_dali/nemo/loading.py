@@ -13,7 +13,7 @@ from typing import Any, Literal
 from nemo_curator.tasks import FileGroupTask
 
 from curator_dali.batch.batch import ImageBatch
-from curator_dali.curation.loading import PartLoader
+from curator_dali.curation.worker import PartLoader
 from curator_dali.decoding.decoder import Decoded
 from curator_dali.errors import ImageError, SourceError
 from curator_dali.nemo.split import range_of

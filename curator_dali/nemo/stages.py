@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from curator_dali.arrays import resolve_device
 from curator_dali.batch.batch import ImageBatch
-from curator_dali.curation.loading import GLANCE
-from curator_dali.curation.metadata import add_columns
+from curator_dali.curation.rows import add_columns
+from curator_dali.curation.worker import GLANCE
 from curator_dali.decoding.headers import MAX_PIXELS
 from curator_dali.errors import StageError
 from curator_dali.nemo.emit import emit

@@ -26,8 +26,8 @@ import ray
 import torch
 
 import curator_dali as cd
-from curator_dali.curation.executors import Executor, LocalExecutor
 from curator_dali.curation.ray_executor import RayExecutor
+from curator_dali.curation.worker import Executor, LocalExecutor
 from tests.benchmarks.harness import spread
 
 PART, BATCH = 125, 25

@@ -31,7 +31,7 @@ def decide(folder: Path, workers: int, threads: int) -> dict[str, Any]:
     import torch
 
     from curator_dali.curation.decide import Candidates, workroom
-    from curator_dali.curation.executors import Executor, LocalExecutor
+    from curator_dali.curation.worker import Executor, LocalExecutor
     from curator_dali.outputs import RowFiles
     from curator_dali.stages import Deduplicate
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.curation.config import read_config
-from curator_dali.curation.metadata import add_misfits, field_types, to_column
+from curator_dali.curation.rows import add_misfits, field_types, to_column
 from curator_dali.errors import StageError
 from curator_dali.sources import MemorySource, ParquetSource, open_source
 from curator_dali.stages import Deduplicate, Filter

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.cli import main
-from curator_dali.curation.places import check_out
+from curator_dali.curation.config import check_out
 from curator_dali.sources import FolderSource, MemorySource, TarSource, open_source
 from tests import helpers
 
