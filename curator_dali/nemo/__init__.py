@@ -12,10 +12,8 @@ except ImportError as error:
         f"curator_dali.nemo needs NeMo Curator ({error}): pip install 'curator-dali[nemo]' (Python 3.11 to 3.13)"
     ) from error
 
-from curator_dali.nemo.read import DaliImageReaderStage
-from curator_dali.nemo.split import SampleRangeTask, SplitFilesStage
-from curator_dali.nemo.stages import DaliCurationStage
-from curator_dali.nemo.tasks import DROPPED, ERRORS, from_nemo, to_nemo
+from curator_dali.nemo.stages import DaliCurationStage, DaliImageReaderStage
+from curator_dali.nemo.tasks import DROPPED, ERRORS, SampleRangeTask, SplitFilesStage, from_nemo, to_nemo
 
 __all__ = [
     "DROPPED",
