@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import curator_dali as cd
-from curator_dali.cli.flags import add_executor, executor_of
+from curator_dali.cli.common import add_executor, executor_of
 from curator_dali.curation.worker import Worker
 from curator_dali.outputs import Manifest
 

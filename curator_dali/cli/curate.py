@@ -6,15 +6,21 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.cli.common import SOURCES, device_of, positive, print_json, print_rows, progress, source_of
-from curator_dali.cli.flags import (
+from curator_dali.cli.common import (
+    SOURCES,
     add_deduplicate,
     add_executor,
     add_limits,
     add_output,
     deduplicate_of,
+    device_of,
     executor_of,
+    positive,
+    print_json,
+    print_rows,
+    progress,
     settings_of,
+    source_of,
 )
 from curator_dali.errors import count as counted
 

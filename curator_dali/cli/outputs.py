@@ -8,15 +8,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.cli.common import check_folder_of, device_of, positive, print_json, print_rows, progress, size_text
-from curator_dali.cli.flags import (
+from curator_dali.cli.common import (
     add_deduplicate,
     add_executor,
     add_limits,
     add_output,
+    check_folder_of,
     deduplicate_of,
+    device_of,
     executor_of,
+    positive,
+    print_json,
+    print_rows,
+    progress,
     settings_of,
+    size_text,
 )
 from curator_dali.errors import count as counted
 
