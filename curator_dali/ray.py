@@ -7,11 +7,8 @@ to count the failures of a block, nor to give a block up. What a stage decides o
 
 from __future__ import annotations
 
-try:
-    import ray  # noqa: F401 - a message instead of a name
-except ImportError as error:
-    raise ImportError(f"Ray does not import ({error}): pip install 'curator-dali[ray]'") from error
-
-from curator_dali.curation.ray_executor import RayExecutor, find_killers
+from curator_dali.curation import RayExecutor, find_killers
 
 __all__ = ["RayExecutor", "find_killers"]
+
+__path__: list[str] = []  # so that `curator_dali.ray.executor`, in pickles of earlier versions, is looked for

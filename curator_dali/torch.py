@@ -14,26 +14,22 @@ from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from curator_dali.arguments import Limits, Natural, checked
-from curator_dali.batch.batch import ImageBatch
-from curator_dali.batch.image import ImageObject
-from curator_dali.decoding.decoder import Decoded
+from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.decoding import Decoded
 from curator_dali.errors import ImageError, PassEndedError
-from curator_dali.loader.loader import ImageLoader
-from curator_dali.loader.results import LoaderStats
-from curator_dali.sources.base import EncodedBatch, Source
-from curator_dali.sources.mixture import Mixture
-from curator_dali.transforms.colour import Normalize
+from curator_dali.loader import ImageLoader, LoaderStats
+from curator_dali.sources import EncodedBatch, Mixture, Source
+from curator_dali.transforms import Normalize
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EpochSampler", "Padded", "StepSampler", "TargetError", "Targets", "TorchImageLoader", "pad_images"]
+__all__ = ["EpochSampler", "Padded", "StepSampler", "TargetError", "TorchImageLoader", "pad_images"]
 
 logger = logging.getLogger(__name__)
 
 _PROBES = 8
 _FIX = "give target= another field, a function of the ImageObject, or None for images alone"
-
 
 Layout = Literal["NCHW", "NHWC"]
 

@@ -17,7 +17,7 @@ from curator_dali import arrays
 from curator_dali.arguments import Count, checked
 from curator_dali.batch.image import ImageObject, clone, describe_image, dtype_of, find_problems, misaligned
 from curator_dali.batch.notebook import Viewable
-from curator_dali.view.thumbnails import draw_contact_sheet
+from curator_dali.view import draw_contact_sheet
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import objects
-from curator_dali.view.sheets import draw_image, size_of
+from curator_dali.view import draw_image, size_of
 
 __all__ = [
     "ImageObject",

@@ -16,8 +16,7 @@ from curator_dali import arrays, similarity
 from curator_dali.arguments import checked
 from curator_dali.batch.image import ImageObject, dtype_of, field_values, sort_rows
 from curator_dali.threads import import_whole
-from curator_dali.view import html, plots
-from curator_dali.view.sheets import Sheet, draw_cards, list_images, size_of
+from curator_dali.view import Sheet, draw_cards, html, list_images, plots, size_of
 
 if TYPE_CHECKING:
     import pandas as pd

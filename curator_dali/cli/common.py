@@ -14,7 +14,7 @@ from curator_dali.errors import count as counted
 from curator_dali.errors import terminal_safe
 
 if TYPE_CHECKING:
-    from curator_dali.stages.base import Stage
+    from curator_dali.stages import Stage
 
 __all__ = [
     "EXIT_INTERRUPTED",
@@ -147,7 +147,7 @@ def add_limits(parser: Any) -> None:
 
 def deduplicate_of(arguments: argparse.Namespace) -> list[Stage]:
     """The `Deduplicate` that the flags ask for, if they do."""
-    from curator_dali.stages.deduplicate import Deduplicate
+    from curator_dali.stages import Deduplicate
 
     asked = (arguments.dedup, arguments.near, arguments.similarity)
     if all(value is None for value in asked):
@@ -183,7 +183,7 @@ def add_output(parser: Any, embeddings: str) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Settings` that flags of the same name give."""
-    from curator_dali.curation.config import Settings
+    from curator_dali.curation import Settings
 
     names = [field.name for field in fields(Settings)]
     return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
@@ -215,6 +215,6 @@ def executor_of(arguments: argparse.Namespace) -> Any:
         raise ValueError(f"--executor local takes no {', '.join(sorted(given))}: these are for --executor ray")
     if arguments.executor == "local" or not (arguments.executor or given):
         return arguments.executor
-    from curator_dali.curation.ray_executor import RayExecutor
+    from curator_dali.curation import RayExecutor
 
     return RayExecutor(**given)

@@ -25,8 +25,8 @@ from curator_dali.cli.common import (
 from curator_dali.errors import count as counted
 
 if TYPE_CHECKING:
-    from curator_dali.curation.run import Curation
-    from curator_dali.stages.base import Stage
+    from curator_dali.curation import Curation
+    from curator_dali.stages import Stage
 
 __all__ = ["add_arguments", "run"]
 
@@ -71,9 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Curate, or say what would be done."""
-    from curator_dali.curation.run import Curation
-    from curator_dali.sources.open import open_source
-    from curator_dali.sources.subset import Subset
+    from curator_dali.curation import Curation
+    from curator_dali.sources import Subset, open_source
 
     options = _options(arguments)
     source = options.pop("source")
@@ -102,7 +101,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `Curation`: the file's, and over them the command line's."""
     options: dict[str, Any] = {"stages": []}
     if arguments.config:
-        from curator_dali.curation.config import read_config
+        from curator_dali.curation import read_config
 
         options |= read_config(arguments.config)
     paths = arguments.paths
@@ -122,9 +121,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stages(arguments: argparse.Namespace) -> list[Stage]:
-    from curator_dali.stages.embed import NSFW, Aesthetic, Embed
-    from curator_dali.stages.filter import Filter
-    from curator_dali.stages.quality import Quality
+    from curator_dali.stages import NSFW, Aesthetic, Embed, Filter, Quality
 
     stages: list[Stage] = []
     if arguments.min_size:

@@ -25,11 +25,11 @@ from curator_dali.cli.common import (
     source_of,
 )
 from curator_dali.errors import count as counted
-from curator_dali.loader.loader import ImageLoader
+from curator_dali.loader import ImageLoader
 
 if TYPE_CHECKING:
     from curator_dali.errors import ImageError
-    from curator_dali.loader.loader import ImageLoader
+    from curator_dali.loader import ImageLoader
 
 __all__ = ["Benchmark", "Pass", "bench", "info", "measure", "preview", "verify"]
 
@@ -39,8 +39,8 @@ _LISTED = 20  # broken images named in `verify`'s table
 
 def info(arguments: argparse.Namespace) -> int:
     """Say what a source holds."""
-    from curator_dali.decoding.headers import scan
-    from curator_dali.sources.open import open_source
+    from curator_dali.decoding import scan
+    from curator_dali.sources import open_source
 
     with closing(open_source(source_of(arguments.source))) as source, progress(len(source), "headers") as bar:
         survey = scan(source, bar.update)
@@ -72,9 +72,9 @@ def info(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Decode everything, and list what is broken."""
-    from curator_dali.curation.config import check_file
+    from curator_dali.curation import check_file
     from curator_dali.errors import kind_of_failure
-    from curator_dali.loader.results import write_errors
+    from curator_dali.loader import write_errors
 
     report: Path | None = arguments.report
     if report:  # a wrong ending or folder shows now, not after hours of decoding
@@ -136,10 +136,10 @@ def _print_verdict(errors: Sequence[ImageError], kinds: Counter[str]) -> None:
 
 def preview(arguments: argparse.Namespace) -> int:
     """Draw a contact sheet."""
-    from curator_dali.batch.batch import contact_sheet
-    from curator_dali.curation.config import check_file
-    from curator_dali.loader.loader import ImageLoader
-    from curator_dali.view.thumbnails import thumbnail
+    from curator_dali.batch import contact_sheet
+    from curator_dali.curation import check_file
+    from curator_dali.loader import ImageLoader
+    from curator_dali.view import thumbnail
 
     out: Path = arguments.out
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -205,7 +205,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def _loader(arguments: argparse.Namespace) -> ImageLoader:
-    from curator_dali.loader.loader import ImageLoader
+    from curator_dali.loader import ImageLoader
 
     return ImageLoader(
         source_of(arguments.source),

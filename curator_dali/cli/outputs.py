@@ -27,7 +27,7 @@ from curator_dali.cli.common import (
 from curator_dali.errors import count as counted
 
 if TYPE_CHECKING:
-    from curator_dali.stages.base import Stage
+    from curator_dali.stages import Stage
 
 __all__ = [
     "add_duplicates",
@@ -61,8 +61,8 @@ def add_search(parser: argparse.ArgumentParser) -> None:
 
 def search(arguments: argparse.Namespace) -> int:
     """Print what is most like an image or a text."""
-    from curator_dali.batch.batch import contact_sheet
-    from curator_dali.report.matches import search as find
+    from curator_dali.batch import contact_sheet
+    from curator_dali.report import search as find
 
     if arguments.sheet:
         check_folder_of(arguments.sheet)
@@ -106,8 +106,8 @@ def add_rethreshold(parser: argparse.ArgumentParser) -> None:
 
 def rethreshold(arguments: argparse.Namespace) -> int:
     """Decide anew who stays of an output."""
-    from curator_dali.curation.thresholds import rethreshold as decide
-    from curator_dali.outputs.manifest import Manifest
+    from curator_dali.curation import rethreshold as decide
+    from curator_dali.outputs import Manifest
 
     options = _options(arguments)
     with progress(Manifest.load(arguments.out).samples, "decided") as bar:
@@ -121,8 +121,7 @@ def rethreshold(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `rethreshold`: the file's, and over them the command line's."""
-    from curator_dali.curation.config import read_config
-    from curator_dali.curation.thresholds import stages_of
+    from curator_dali.curation import read_config, stages_of
 
     options = read_config(arguments.config) if arguments.config else {}
     if refused := [name for name in options if name not in _FROM_FILE]:
@@ -137,8 +136,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _changed(stages: list[Stage], arguments: argparse.Namespace) -> list[Stage]:
     """Stages with the limits and the deduplication of the command line."""
-    from curator_dali.stages.deduplicate import Deduplicate
-    from curator_dali.stages.filter import Filter
+    from curator_dali.stages import Deduplicate, Filter
 
     stages = list(stages)
     for name in ("min", "max"):
@@ -169,7 +167,7 @@ def add_duplicates(parser: argparse.ArgumentParser) -> None:
 
 def duplicates(arguments: argparse.Namespace) -> int:
     """List groups of duplicates, or what two outputs share."""
-    from curator_dali.report.matches import duplicate_groups, leaks
+    from curator_dali.report import duplicate_groups, leaks
 
     if arguments.leaks:
         found = leaks(
@@ -218,7 +216,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 
 def index(arguments: argparse.Namespace) -> int:
     """Make the index of an output."""
-    from curator_dali.index.index import write_index
+    from curator_dali.index import write_index
 
     with ExitStack() as stack:
         bars: dict[str, Any] = {}
@@ -250,7 +248,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write report.html anew."""
-    from curator_dali.report.page import write_report
+    from curator_dali.report import write_report
 
     if arguments.to:
         check_folder_of(arguments.to)

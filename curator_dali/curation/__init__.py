@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from curator_dali.curation.config import Settings
+from typing import TYPE_CHECKING, Any
+
+from curator_dali.curation.config import Settings, check_file, read_config
 from curator_dali.curation.decide import write_kept
-from curator_dali.curation.rows import Output
+from curator_dali.curation.rows import Output, add_columns
 from curator_dali.curation.run import Curation, curate
 from curator_dali.curation.thresholds import rethreshold, stages_of
-from curator_dali.curation.worker import Worker
+from curator_dali.curation.worker import GLANCE, PartLoader, Worker
 
-__all__ = ["Curation", "Output", "Settings", "Worker", "curate", "rethreshold", "stages_of", "write_kept"]
+if TYPE_CHECKING:
+    from curator_dali.curation.ray_executor import RayExecutor, find_killers
+
+__all__ = [
+    "GLANCE",
+    "Curation",
+    "Output",
+    "PartLoader",
+    "RayExecutor",
+    "Settings",
+    "Worker",
+    "add_columns",
+    "check_file",
+    "curate",
+    "find_killers",
+    "read_config",
+    "rethreshold",
+    "stages_of",
+    "write_kept",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the executor on a Ray cluster at its first use, because that imports Ray."""
+    if name in ("RayExecutor", "find_killers"):
+        from curator_dali.curation import ray_executor
+
+        return getattr(ray_executor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,17 +31,12 @@ from typing import Annotated, Any, Literal
 
 from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.curation.rows import FIELD_TYPES
-from curator_dali.decoding.headers import MAX_PIXELS
+from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import CuratorDaliError, OutputError
-from curator_dali.io.files import DEEP, check_depth, read_regular
-from curator_dali.io.remote import is_remote
-from curator_dali.outputs.manifest import part_name
-from curator_dali.sources.base import Source
-from curator_dali.sources.listing import expand_braces
-from curator_dali.sources.mixture import Mixture
-from curator_dali.sources.subset import Subset
-from curator_dali.stages import STAGES
-from curator_dali.stages.base import Stage
+from curator_dali.io import DEEP, check_depth, is_remote, read_regular
+from curator_dali.outputs import part_name
+from curator_dali.sources import Mixture, Source, Subset, expand_braces
+from curator_dali.stages import STAGES, Stage
 
 __all__ = ["OPTIONS", "ConfigError", "FieldTypes", "Settings", "check_file", "check_out", "make_stage", "read_config"]
 

@@ -22,15 +22,11 @@ from numpy.typing import NDArray
 from curator_dali.curation.rows import DECODE, Account, Output, Rows, add_misfits, write_rows
 from curator_dali.curation.worker import Executor, Mapper
 from curator_dali.errors import OutputError, StageError, kind_of_failure
-from curator_dali.io import store
-from curator_dali.io.files import make_folder
-from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest, Part, part_name
-from curator_dali.outputs.parquet import RowFiles, RowSubset, read_embeddings, to_numpy
-from curator_dali.sampling.order import Range
-from curator_dali.sources.base import Source
-from curator_dali.stages.base import GlobalSelector, Selector, Spread
-from curator_dali.stages.plan import Plan
+from curator_dali.io import join, make_folder, store
+from curator_dali.outputs import Manifest, Part, RowFiles, RowSubset, part_name, read_embeddings, to_numpy
+from curator_dali.sampling import Range
+from curator_dali.sources import Source
+from curator_dali.stages import GlobalSelector, Plan, Selector, Spread
 
 __all__ = [
     "FAILED",

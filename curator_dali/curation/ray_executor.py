@@ -11,35 +11,26 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Annotated, Any, TypeGuard, TypeVar
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.curation.worker import Mapper, Worker
 from curator_dali.errors import CuratorDaliError, OutputError, SourceError
-from curator_dali.loader.loader import ImageLoader
-from curator_dali.outputs.manifest import Part
-from curator_dali.sampling.order import Range
-from curator_dali.sources.subset import Subset, Without
+from curator_dali.loader import ImageLoader
+from curator_dali.outputs import Part
+from curator_dali.sampling import Range
+from curator_dali.sources import Subset, Without
 from curator_dali.threads import ignore
 
-__all__ = [
-    "PATIENCE",
-    "Pool",
-    "RayExecutor",
-    "Tasks",
-    "breaks_context",
-    "connected",
-    "find_killers",
-    "first_line",
-    "free",
-    "raised",
-]
+try:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+except ImportError as error:
+    raise ImportError(f"Ray does not import ({error}): pip install 'curator-dali[ray]'") from error
+
+__all__ = ["RayExecutor", "find_killers"]
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 30.0  # seconds without anything finished, before it is said who is waited for
-
 
 T = TypeVar("T")
 R = TypeVar("R")

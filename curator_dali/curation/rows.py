@@ -17,18 +17,14 @@ from numpy.typing import NDArray
 
 from curator_dali import arrays
 from curator_dali.arrays import objects
-from curator_dali.batch.batch import ImageBatch
-from curator_dali.decoding.decoder import Decoded
-from curator_dali.decoding.headers import Codec, upright_sizes
+from curator_dali.batch import ImageBatch
+from curator_dali.decoding import Codec, Decoded, upright_sizes
 from curator_dali.errors import OutputError, StageError, kind_of_failure
-from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest, Part, part_name
-from curator_dali.outputs.parquet import RowSchema, read_types
-from curator_dali.outputs.part import PartWriter
-from curator_dali.sampling.order import Range
-from curator_dali.sources.base import Source, merge_types, to_text
-from curator_dali.stages.base import Stage
-from curator_dali.stages.plan import LOADED, written
+from curator_dali.io import join
+from curator_dali.outputs import Manifest, Part, PartWriter, RowSchema, part_name, read_types
+from curator_dali.sampling import Range
+from curator_dali.sources import Source, merge_types, to_text
+from curator_dali.stages import LOADED, Stage, written
 from curator_dali.threads import Background
 
 if TYPE_CHECKING:

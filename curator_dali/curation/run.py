@@ -15,27 +15,21 @@ from curator_dali.arrays import resolve_device
 from curator_dali.curation.config import FieldTypes, Settings, check_out
 from curator_dali.curation.decide import finish
 from curator_dali.curation.rows import LOOKED_AT, Output, field_types
-from curator_dali.curation.worker import Executor, Worker, executor_of
-from curator_dali.decoding.headers import MAX_PIXELS
+from curator_dali.curation.worker import Executor, LocalExecutor, Worker
+from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
-from curator_dali.io import store
-from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest, Part
-from curator_dali.outputs.parquet import RowSchema
-from curator_dali.report.page import leave_report
-from curator_dali.report.report import Report
-from curator_dali.sources.base import Source
-from curator_dali.sources.open import open_source
-from curator_dali.stages import STAGES
-from curator_dali.stages.base import Stage
-from curator_dali.stages.plan import LOADED, Plan, make_plan
+from curator_dali.io import join, store
+from curator_dali.outputs import Manifest, Part, RowSchema
+from curator_dali.report import Report, leave_report
+from curator_dali.sources import Source, open_source
+from curator_dali.stages import LOADED, STAGES, Plan, Stage, make_plan
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["Curation", "curate"]
+__all__ = ["Curation", "curate", "executor_of", "label_facts"]
 
 logger = logging.getLogger(__name__)
 
@@ -351,3 +345,26 @@ def _ranges(folder: str) -> list[tuple[int, int]]:
 
 def _finished(part: Part) -> None:
     logger.debug("finished samples %d to %d: %s", part.start, part.stop - 1, dict(part.counts))
+
+
+def executor_of(executor: str | Executor) -> Executor:
+    """An executor from its name.
+
+    Args:
+        executor: "local", "ray" (with `curator_dali.ray.RayExecutor`'s defaults), or an `Executor`.
+
+    Raises:
+        ValueError: No such name.
+        ImportError: Ray is not installed.
+    """
+    if executor == "local":
+        return LocalExecutor()
+    if executor == "ray":
+        from curator_dali.curation.ray_executor import RayExecutor
+
+        return RayExecutor()
+    if isinstance(executor, (str, type)) or not all(
+        callable(getattr(executor, name, None)) for name in ("run", "mapper")
+    ):
+        raise ValueError(f'executor is {executor!r}; allowed: "local", "ray", or a curator_dali.ray.RayExecutor(...)')
+    return executor

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, Limits, checked
-from curator_dali.batch.batch import ImageBatch
-from curator_dali.batch.image import ImageObject
+from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.curation.config import Settings, check_out, make_stage
-from curator_dali.curation.decide import (  # fmt: skip
+from curator_dali.curation.decide import (
     FAILED,
     KEPT,
     Candidates,
@@ -28,18 +27,13 @@ from curator_dali.curation.decide import (  # fmt: skip
     write_kept,
 )
 from curator_dali.curation.rows import Output
-from curator_dali.curation.run import label_facts
-from curator_dali.curation.worker import Executor, executor_of
+from curator_dali.curation.run import executor_of, label_facts
+from curator_dali.curation.worker import Executor
 from curator_dali.errors import OutputError, StageError
-from curator_dali.index.earlier import embedder_lineage
-from curator_dali.outputs.manifest import Manifest, labels_of
-from curator_dali.outputs.parquet import EMBEDDING, RowFiles, RowSchema
-from curator_dali.report.page import leave_report
-from curator_dali.report.report import Report
-from curator_dali.report.selection import reopen_source
-from curator_dali.stages.base import GlobalSelector, Selector, Stage
-from curator_dali.stages.deduplicate import Deduplicate
-from curator_dali.stages.plan import LOADED, Plan, check_type
+from curator_dali.index import embedder_lineage
+from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, RowSchema, labels_of
+from curator_dali.report import Report, leave_report, reopen_source
+from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
 from curator_dali.threads import ignore
 
 __all__ = ["rethreshold", "stages_of"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -14,26 +13,23 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch import ImageBatch
 from curator_dali.curation.config import Settings
 from curator_dali.curation.rows import DECODE, Output, Rows, Writing, add_columns
-from curator_dali.decoding.decoder import Decoded
-from curator_dali.loader.loader import ImageLoader
-from curator_dali.loader.results import ErrorList
-from curator_dali.outputs.manifest import Part
-from curator_dali.sampling.order import PartsOrder, Range
-from curator_dali.sources.base import Source
-from curator_dali.stages.base import Selector
-from curator_dali.stages.plan import Plan
-from curator_dali.transforms.geometry import Resize
+from curator_dali.decoding import Decoded
+from curator_dali.loader import ErrorList, ImageLoader
+from curator_dali.outputs import Part
+from curator_dali.sampling import PartsOrder, Range
+from curator_dali.sources import Source
+from curator_dali.stages import Plan, Selector
+from curator_dali.transforms import Resize
 
-__all__ = ["GLANCE", "Executor", "LocalExecutor", "Mapper", "PartLoader", "Worker", "executor_of"]
+__all__ = ["GLANCE", "Executor", "LocalExecutor", "Mapper", "PartLoader", "Worker"]
 
 logger = logging.getLogger(__name__)
 
 GLANCE = (Resize((32, 32), "linear"),)
 """The view where no stage wants one: a sample is kept only if it decodes."""
-
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -262,25 +258,3 @@ class LocalExecutor:
     def mapper(self) -> AbstractContextManager[Mapper | None]:
         """None."""
         return nullcontext()
-
-
-def executor_of(executor: str | Executor) -> Executor:
-    """An executor from its name.
-
-    Args:
-        executor: "local", "ray" (with `curator_dali.ray.RayExecutor`'s defaults), or an `Executor`.
-
-    Raises:
-        ValueError: No such name.
-        ImportError: Ray is not installed.
-    """
-    if executor == "local":
-        return LocalExecutor()
-    if executor == "ray":
-        # by name, as the only step upwards: the module lies above, because it knows what is here
-        return importlib.import_module("curator_dali.ray").RayExecutor()  # type: ignore[no-any-return]
-    if isinstance(executor, (str, type)) or not all(
-        callable(getattr(executor, name, None)) for name in ("run", "mapper")
-    ):
-        raise ValueError(f'executor is {executor!r}; allowed: "local", "ray", or a curator_dali.ray.RayExecutor(...)')
-    return executor

@@ -1,1 +1,20 @@
-"""decoding."""
+"""From encoded bytes to device arrays: the gate in front of DALI, DALI, and Pillow for the rest."""
+
+from __future__ import annotations
+
+from curator_dali.decoding import pillow
+from curator_dali.decoding.decoder import Decoded, Decoder, Gated, gate
+from curator_dali.decoding.headers import MAX_PIXELS, Codec, read_headers, scan, upright_sizes
+
+__all__ = [
+    "MAX_PIXELS",
+    "Codec",
+    "Decoded",
+    "Decoder",
+    "Gated",
+    "gate",
+    "pillow",
+    "read_headers",
+    "scan",
+    "upright_sizes",
+]

@@ -22,9 +22,8 @@ from curator_dali.dali import merge_ready
 from curator_dali.decoding import pillow
 from curator_dali.decoding.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
 from curator_dali.errors import ImageError
-from curator_dali.sources.base import EncodedBatch
-from curator_dali.transforms.base import Transform
-from curator_dali.transforms.graph import Plan, pixel_graph
+from curator_dali.sources import EncodedBatch
+from curator_dali.transforms import Plan, Transform, pixel_graph
 
 __all__ = ["Decoded", "Decoder", "Gated", "gate"]
 

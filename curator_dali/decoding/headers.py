@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from curator_dali.dali import quiet_import
 from curator_dali.decoding import pillow
-from curator_dali.sources.base import Source
+from curator_dali.sources import Source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.io.remote import one_line
+from curator_dali.io import one_line
 
 __all__ = ["ToneError", "decode", "describe", "open_image", "upright_size"]
 

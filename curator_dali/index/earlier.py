@@ -14,10 +14,9 @@ from curator_dali import similarity
 from curator_dali.arrays import objects
 from curator_dali.errors import StageError
 from curator_dali.index.index import Index, open_index
-from curator_dali.io.remote import is_remote
-from curator_dali.outputs.manifest import Manifest, labels_of
-from curator_dali.outputs.parquet import EMBEDDING, RowFiles
-from curator_dali.similarity.pairs import MAX_PAIRS
+from curator_dali.io import is_remote
+from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, labels_of
+from curator_dali.similarity import MAX_PAIRS
 
 __all__ = ["Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier"]
 
@@ -26,7 +25,6 @@ logger = logging.getLogger(__name__)
 _ROWS = 65_536  # of an earlier output in memory at once
 _CLUSTERED = 50_000  # new rows from which clusters of them are cheaper than all products
 _LARGE = 100_000  # rows whose reading takes seconds
-
 
 Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 """New rows, earlier rows, and how far apart or how similar they are."""

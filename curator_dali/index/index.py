@@ -28,13 +28,9 @@ from curator_dali.arguments import checked
 from curator_dali.arrays import objects, resolve_device
 from curator_dali.errors import OutputError
 from curator_dali.index.lookup import DigestIndex, HashIndex, VectorIndex, check_regular
-from curator_dali.io.files import AtomicFile, parse_json, read_regular, write_file
-from curator_dali.io.remote import is_remote
-from curator_dali.io.store import explained
-from curator_dali.outputs.manifest import Manifest, lock
-from curator_dali.outputs.parquet import EMBEDDING, RowFiles
-from curator_dali.similarity.hashes import CONSTANT_HASHES, find_comparable
-from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, bad_rows, check_threshold
+from curator_dali.io import AtomicFile, explained, is_remote, parse_json, read_regular, write_file
+from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, lock
+from curator_dali.similarity import CONSTANT_HASHES, MAX_PAIRS, Pairs, bad_rows, check_threshold, find_comparable
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:

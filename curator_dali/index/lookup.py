@@ -25,11 +25,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from curator_dali.io.files import AtomicFile, open_regular
-from curator_dali.similarity.clusters import Clusters, divide
-from curator_dali.similarity.cosine import collect, join
-from curator_dali.similarity.hamming import compare
-from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Vectors, as_vectors, blocks
+from curator_dali.io import AtomicFile, open_regular
+from curator_dali.similarity import (
+    MAX_PAIRS,
+    Clusters,
+    Collector,
+    Pairs,
+    Vectors,
+    as_vectors,
+    blocks,
+    collect,
+    compare,
+    divide,
+    join,
+)
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:

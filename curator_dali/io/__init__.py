@@ -1,1 +1,71 @@
-"""io."""
+"""Files and stores, here or behind fsspec: written whole or not at all, listed, and read in ranges."""
+
+from __future__ import annotations
+
+from curator_dali.io import store
+from curator_dali.io.files import (
+    DEEP,
+    IMAGE_EXTENSIONS,
+    AtomicFile,
+    Written,
+    check_depth,
+    make_folder,
+    open_regular,
+    parse_json,
+    read_regular,
+    write_file,
+)
+from curator_dali.io.ranges import (
+    LRU,
+    Request,
+    Stat,
+    Storage,
+    ask,
+    ask_listing,
+    common_name,
+    content_hash,
+    filesystem,
+    fingerprint,
+    stat_of,
+    strip_query,
+    strip_signature,
+)
+from curator_dali.io.remote import LARGEST_FILE, PermanentError, is_http, is_remote, one_line
+from curator_dali.io.store import differences, explained, join, prepare_folder, printable
+
+__all__ = [
+    "DEEP",
+    "IMAGE_EXTENSIONS",
+    "LARGEST_FILE",
+    "LRU",
+    "AtomicFile",
+    "PermanentError",
+    "Request",
+    "Stat",
+    "Storage",
+    "Written",
+    "ask",
+    "ask_listing",
+    "check_depth",
+    "common_name",
+    "content_hash",
+    "differences",
+    "explained",
+    "filesystem",
+    "fingerprint",
+    "is_http",
+    "is_remote",
+    "join",
+    "make_folder",
+    "one_line",
+    "open_regular",
+    "parse_json",
+    "prepare_folder",
+    "printable",
+    "read_regular",
+    "stat_of",
+    "store",
+    "strip_query",
+    "strip_signature",
+    "write_file",
+]

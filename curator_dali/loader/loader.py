@@ -15,21 +15,17 @@ from numpy.typing import NDArray
 
 from curator_dali import arrays, dali
 from curator_dali.arguments import Count, Natural, Share, checked
-from curator_dali.batch.batch import ImageBatch, concat
-from curator_dali.decoding.decoder import Decoded, Decoder, gate
-from curator_dali.decoding.headers import MAX_PIXELS
+from curator_dali.batch import ImageBatch, concat
+from curator_dali.decoding import MAX_PIXELS, Decoded, Decoder, gate
 from curator_dali.errors import PassEndedError, TooManyErrors
 from curator_dali.loader.prefetch import Pass
 from curator_dali.loader.results import ErrorList, LoaderStats
 from curator_dali.loader.state import check_state, make_state, order_of
-from curator_dali.sampling.buckets import Buckets
-from curator_dali.sampling.order import Position, Shard, Shuffle
-from curator_dali.sources.base import EncodedBatch, Source
-from curator_dali.sources.open import open_source
+from curator_dali.sampling import Buckets, Position, Shard, Shuffle
+from curator_dali.sources import EncodedBatch, Source, open_source
 from curator_dali.threads import uninterrupted
-from curator_dali.transforms.base import Transform, output_size
-from curator_dali.transforms.geometry import bring_to
-from curator_dali.view.sheets import loader_html
+from curator_dali.transforms import Transform, bring_to, output_size
+from curator_dali.view import loader_html
 
 if TYPE_CHECKING:
     import torch

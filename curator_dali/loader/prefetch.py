@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.dali import check_process, use_device
-from curator_dali.decoding.decoder import Decoded, Decoder, Gated, gate
-from curator_dali.sources.base import Source
+from curator_dali.decoding import Decoded, Decoder, Gated, gate
+from curator_dali.sources import Source
 from curator_dali.threads import Background, uninterrupted
 
 __all__ = ["Item", "Pass"]

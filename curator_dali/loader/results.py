@@ -9,7 +9,7 @@ from pathlib import Path
 
 from curator_dali.arguments import checked
 from curator_dali.errors import ImageError
-from curator_dali.io.files import AtomicFile
+from curator_dali.io import AtomicFile
 from curator_dali.view import html
 
 __all__ = ["ErrorList", "LoaderStats", "write_errors"]

@@ -10,13 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.decoding import pillow
-from curator_dali.decoding.headers import Codec, read_headers, upright_sizes
-from curator_dali.sampling.buckets import BucketedOrder, Buckets
-from curator_dali.sampling.mixture import MixedOrder, quantise
-from curator_dali.sampling.order import Order, Shuffle, ShuffledOrder
-from curator_dali.sources.base import Source
-from curator_dali.sources.mixture import Mixture
+from curator_dali.decoding import Codec, pillow, read_headers, upright_sizes
+from curator_dali.sampling import BucketedOrder, Buckets, MixedOrder, Order, Shuffle, ShuffledOrder, quantise
+from curator_dali.sources import Mixture, Source
 
 __all__ = ["check_state", "make_state", "order_of"]
 

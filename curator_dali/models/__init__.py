@@ -1,5 +1,7 @@
 """Frozen networks on device arrays: embeddings and scores, each with the lineage of its weights."""
 
+from __future__ import annotations
+
 from curator_dali.models.backbones import EfficientNetLite0, TimmEncoder, load_encoder
 from curator_dali.models.base import ImageEncoder, NoTextTowerError
 from curator_dali.models.clip import CLIPImageEncoder

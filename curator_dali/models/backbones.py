@@ -9,7 +9,7 @@ from curator_dali.arrays import resolve_device
 from curator_dali.models.base import ImageEncoder, Network, Preprocessing, compute_dtype
 from curator_dali.models.clip import CLIPImageEncoder
 from curator_dali.models.weights import WeightsError, lineage_of, load_state, need, sha256, state_sha256
-from curator_dali.transforms.geometry import CenterCrop, Resize
+from curator_dali.transforms import CenterCrop, Resize
 
 if TYPE_CHECKING:
     import torch

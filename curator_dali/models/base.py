@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.errors import CuratorDaliError
-from curator_dali.transforms.base import Transform, output_size
-from curator_dali.transforms.colour import Normalize
-from curator_dali.transforms.presets import for_model
+from curator_dali.transforms import Normalize, Transform, for_model, output_size
 
 if TYPE_CHECKING:
     import torch

@@ -25,8 +25,7 @@ from curator_dali.models.weights import (
     sha256,
     state_sha256,
 )
-from curator_dali.transforms.base import Transform
-from curator_dali.transforms.geometry import CenterCrop, Resize
+from curator_dali.transforms import CenterCrop, Resize, Transform
 
 if TYPE_CHECKING:
     import torch

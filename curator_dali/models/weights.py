@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.errors import CuratorDaliError
-from curator_dali.transforms.base import Transform
+from curator_dali.transforms import Transform
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 4 << 20  # bytes read at a time
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
-
 
 MODELS_VARIABLE = "CURATOR_DALI_MODELS"
 """Environment variable: a folder of models, laid out as NeMo Curator's model_dir: OWNER/NAME/files."""

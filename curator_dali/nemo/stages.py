@@ -18,15 +18,12 @@ from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, checked
 from curator_dali.arrays import resolve_device
-from curator_dali.batch.batch import ImageBatch
-from curator_dali.curation.rows import add_columns
-from curator_dali.curation.worker import GLANCE
-from curator_dali.decoding.headers import MAX_PIXELS
+from curator_dali.batch import ImageBatch
+from curator_dali.curation import GLANCE, add_columns
+from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import StageError
 from curator_dali.nemo.tasks import DROPPED, ERRORS, Errors, TaskLoader, emit, wants_gpu
-from curator_dali.stages import STAGES
-from curator_dali.stages.base import GlobalSelector, Stage
-from curator_dali.stages.plan import Plan, make_plan
+from curator_dali.stages import STAGES, GlobalSelector, Plan, Stage, make_plan
 
 __all__ = ["DaliCurationStage", "DaliImageReaderStage", "check", "report"]
 

@@ -18,13 +18,11 @@ from nemo_curator.tasks import ImageBatch as NemoImageBatch
 from nemo_curator.tasks import ImageObject as NemoImageObject
 from numpy.typing import NDArray
 
-from curator_dali.batch.batch import ImageBatch
-from curator_dali.batch.image import ImageObject
-from curator_dali.curation.worker import PartLoader
-from curator_dali.decoding.decoder import Decoded
+from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.curation import PartLoader
+from curator_dali.decoding import Decoded
 from curator_dali.errors import ImageError, SourceError
-from curator_dali.sources.base import Source
-from curator_dali.sources.open import open_source
+from curator_dali.sources import Source, open_source
 
 __all__ = [
     "DROPPED",
@@ -57,7 +55,6 @@ _SCORES = ("aesthetic_score", "nsfw_score")  # an attribute in both; NeMo Curato
 
 RANGE = "samples"
 """Of a `FileGroupTask`'s `reader_config`: [start, stop) of the files' samples that it is about."""
-
 
 Errors = list[dict[str, Any]]
 

@@ -1,19 +1,33 @@
-"""Where a curation's results go: tars of original bytes, Parquet of rows, and a manifest of what is finished."""
+"""The folder that a curation leaves, written and read: tars of original bytes, Parquet of rows, a manifest."""
 
 from __future__ import annotations
 
-from curator_dali.outputs.manifest import Manifest, Part
-from curator_dali.outputs.parquet import ParquetWriter, RowFiles, RowSchema
+from curator_dali.outputs.manifest import Manifest, Part, labels_of, lock, part_name
+from curator_dali.outputs.parquet import (
+    EMBEDDING,
+    RowFiles,
+    RowSchema,
+    RowSubset,
+    read_embeddings,
+    read_types,
+    to_numpy,
+)
 from curator_dali.outputs.part import PartWriter
-from curator_dali.outputs.tar import ShardedTarWriter, TarWriter
+from curator_dali.outputs.tar import CURATION
 
 __all__ = [
+    "CURATION",
+    "EMBEDDING",
     "Manifest",
-    "ParquetWriter",
     "Part",
     "PartWriter",
     "RowFiles",
     "RowSchema",
-    "ShardedTarWriter",
-    "TarWriter",
+    "RowSubset",
+    "labels_of",
+    "lock",
+    "part_name",
+    "read_embeddings",
+    "read_types",
+    "to_numpy",
 ]

@@ -22,10 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 from curator_dali._version import __version__
 from curator_dali.errors import OutputError
-from curator_dali.io import store
-from curator_dali.io.files import Written, parse_json, write_file
-from curator_dali.io.remote import is_remote
-from curator_dali.io.store import differences, explained, join, prepare_folder
+from curator_dali.io import (
+    Written,
+    differences,
+    explained,
+    is_remote,
+    join,
+    parse_json,
+    prepare_folder,
+    store,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from curator_dali._version import __version__
 from curator_dali.arrays import objects
 from curator_dali.errors import OutputError
-from curator_dali.io import store
-from curator_dali.io.files import AtomicFile, Written, parse_json
-from curator_dali.io.remote import is_remote
-from curator_dali.io.store import explained, join, printable
+from curator_dali.io import AtomicFile, Written, explained, is_remote, join, parse_json, printable, store
 from curator_dali.outputs.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import OutputError
-from curator_dali.io import store
-from curator_dali.io.files import Written
-from curator_dali.io.store import join
+from curator_dali.io import Written, join, store
 from curator_dali.outputs.manifest import Manifest, Part, part_name
 from curator_dali.outputs.parquet import ParquetWriter, RowSchema
 from curator_dali.outputs.tar import ShardedTarWriter

@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.io.files import AtomicFile, Written
-from curator_dali.io.store import explained, join, printable
+from curator_dali.io import AtomicFile, Written, explained, join, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,1 +1,21 @@
-"""A curation's report: `report.html`, and the samples that a `Report` counts."""
+"""A finished output, looked at: its report, selections of its samples, searches and duplicates."""
+
+from __future__ import annotations
+
+from curator_dali.report.matches import DuplicateGroup, Found, Leak, duplicate_groups, leaks, search
+from curator_dali.report.page import leave_report, write_report
+from curator_dali.report.report import Report
+from curator_dali.report.selection import reopen_source
+
+__all__ = [
+    "DuplicateGroup",
+    "Found",
+    "Leak",
+    "Report",
+    "duplicate_groups",
+    "leaks",
+    "leave_report",
+    "reopen_source",
+    "search",
+    "write_report",
+]

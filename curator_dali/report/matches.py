@@ -13,28 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, checked
-from curator_dali.batch.batch import ImageBatch, concat
+from curator_dali.batch import ImageBatch, concat
 from curator_dali.errors import CuratorDaliError, OutputError, StageError
-from curator_dali.index.earlier import check_earlier, embedder_lineage, match_earlier
-from curator_dali.io.ranges import Storage
-from curator_dali.io.remote import is_remote, one_line
-from curator_dali.loader.loader import ImageLoader
-from curator_dali.models.backbones import load_encoder
-from curator_dali.models.weights import WeightsError
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.parquet import EMBEDDING, RowFiles, RowSubset
+from curator_dali.index import check_earlier, embedder_lineage, match_earlier
+from curator_dali.io import Storage, is_remote, one_line
+from curator_dali.loader import ImageLoader
+from curator_dali.models import WeightsError, load_encoder
+from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, RowSubset
 from curator_dali.report.selection import load_samples
-from curator_dali.similarity.cosine import nearest
-from curator_dali.similarity.pairs import bad_rows
-from curator_dali.sources.memory import MemorySource
-from curator_dali.sources.row_groups import read_bytes
-from curator_dali.stages.deduplicate import Deduplicate, embeddings_of
+from curator_dali.similarity import bad_rows, nearest
+from curator_dali.sources import MemorySource, read_bytes
+from curator_dali.stages import Deduplicate, embeddings_of
 from curator_dali.view import html
 
 if TYPE_CHECKING:
     import torch
 
-    from curator_dali.models.base import ImageEncoder
+    from curator_dali.models import ImageEncoder
 
 __all__ = ["DuplicateGroup", "Found", "Leak", "Member", "SearchError", "duplicate_groups", "leaks", "search"]
 

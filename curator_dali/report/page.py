@@ -14,12 +14,8 @@ from typing import TYPE_CHECKING, Any
 from curator_dali._version import __version__
 from curator_dali.arguments import checked
 from curator_dali.errors import CuratorDaliError, OutputError, SourceError
-from curator_dali.io import store
-from curator_dali.io.files import IMAGE_EXTENSIONS, write_file
-from curator_dali.io.store import explained, join
-from curator_dali.outputs.manifest import Manifest, Part
-from curator_dali.outputs.parquet import RowFiles
-from curator_dali.outputs.tar import CURATION
+from curator_dali.io import IMAGE_EXTENSIONS, explained, join, store, write_file
+from curator_dali.outputs import CURATION, Manifest, Part, RowFiles
 from curator_dali.report.report import Report, count_parts, read_report
 from curator_dali.report.scan import Group, Key, Kinds, Row, Scan, Sketch, Threshold, scan, thresholds
 from curator_dali.report.selection import Picture, encode_pictures, make_cards, read_pictures
@@ -58,7 +54,6 @@ _MARK = "\n<!-- as written: {digest} -->\n"  # a card that was changed since is 
 # Types of the members that `datasets` decodes by their extensions. A JSON member is `json`, since fields of samples
 # differ; an extension that is neither here nor an image's leaves all types to `datasets`.
 _TYPES = {"txt": "string", "text": "string", "cls": "int64", "json": "json"}
-
 
 NAME = "report.html"
 _BUDGET = 1_000_000  # bytes of all thumbnails; a third more as base64

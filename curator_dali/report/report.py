@@ -11,11 +11,8 @@ from typing import Any
 
 from curator_dali.arguments import checked
 from curator_dali.errors import OutputError
-from curator_dali.io import store
-from curator_dali.io.files import parse_json
-from curator_dali.io.remote import one_line
-from curator_dali.io.store import join
-from curator_dali.outputs.manifest import Manifest, Part
+from curator_dali.io import join, one_line, parse_json, store
+from curator_dali.outputs import Manifest, Part
 from curator_dali.report.selection import Count, Counts
 from curator_dali.view import html
 

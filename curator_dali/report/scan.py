@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import StageError, kind_of_failure
-from curator_dali.outputs.manifest import labels_of
-from curator_dali.outputs.parquet import RowFiles
-from curator_dali.sampling.order import mix
-from curator_dali.stages import STAGES
-from curator_dali.stages.base import GlobalSelector, Selector, Stage
+from curator_dali.outputs import RowFiles, labels_of
+from curator_dali.sampling import mix
+from curator_dali.stages import STAGES, GlobalSelector, Selector, Stage
 
 __all__ = [
     "OTHERS",

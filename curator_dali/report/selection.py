@@ -12,18 +12,13 @@ from numpy.typing import NDArray
 
 from curator_dali.arguments import checked
 from curator_dali.arrays import objects
-from curator_dali.batch.batch import ImageBatch, concat
-from curator_dali.batch.image import ImageObject, sort_rows
+from curator_dali.batch import ImageBatch, ImageObject, concat, sort_rows
 from curator_dali.errors import SourceError, terminal_safe
-from curator_dali.loader.loader import ImageLoader
-from curator_dali.outputs.manifest import Manifest
-from curator_dali.outputs.parquet import RowFiles, to_numpy
+from curator_dali.loader import ImageLoader
+from curator_dali.outputs import Manifest, RowFiles, to_numpy
 from curator_dali.report.scan import Kinds, Row, priority, thresholds
-from curator_dali.sources.base import Source
-from curator_dali.sources.open import open_source, reopen
-from curator_dali.sources.subset import Subset
-from curator_dali.view import html, thumbnails
-from curator_dali.view.sheets import Sheet
+from curator_dali.sources import Source, Subset, open_source, reopen
+from curator_dali.view import Sheet, html, thumbnails
 
 if TYPE_CHECKING:
     import pandas as pd

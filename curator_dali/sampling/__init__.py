@@ -6,6 +6,8 @@ cuts them into steps; `Shard` says which positions of a step are a rank's. Nothi
 size was before.
 """
 
+from __future__ import annotations
+
 from curator_dali.sampling.buckets import BucketedOrder, Buckets
 from curator_dali.sampling.mixture import MixedOrder, quantise
 from curator_dali.sampling.order import (
@@ -16,6 +18,7 @@ from curator_dali.sampling.order import (
     Shard,
     Shuffle,
     ShuffledOrder,
+    mix,
     permute,
     uniforms,
 )
@@ -31,6 +34,7 @@ __all__ = [
     "Shard",
     "Shuffle",
     "ShuffledOrder",
+    "mix",
     "permute",
     "quantise",
     "uniforms",

@@ -6,10 +6,27 @@ does so for several ways of being alike at once. `pairs_between`,
 `near_between` and `nearest` compare one set with another and never a set with itself.
 """
 
-from curator_dali.similarity.clusters import Clusters, divide, few, pairs_between, similar_pairs
-from curator_dali.similarity.cosine import nearest
+from __future__ import annotations
+
+from curator_dali.similarity.clusters import (
+    Clusters,
+    assign,
+    assign_rows,
+    by_cluster,
+    divide,
+    drawn_rows,
+    few,
+    find_clusters,
+    join_cluster,
+    kmeans,
+    must_join_all,
+    pairs_between,
+    similar_pairs,
+    split_limit,
+)
+from curator_dali.similarity.cosine import block_rows, collect, join, join_self, nearest
 from curator_dali.similarity.groups import Combined, Groups, Keep, Likeness, Linkage, combine, group, keep_order
-from curator_dali.similarity.hamming import near_between, near_pairs
+from curator_dali.similarity.hamming import compare, near_between, near_pairs
 from curator_dali.similarity.hashes import (
     CONSTANT_HASHES,
     content_hash,
@@ -23,31 +40,61 @@ from curator_dali.similarity.hashes import (
     same_digests,
     to_hex,
 )
-from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs, bad_rows
+from curator_dali.similarity.pairs import (
+    MAX_PAIRS,
+    Collector,
+    Pairs,
+    Picked,
+    TooManyPairs,
+    Vectors,
+    as_vectors,
+    bad_rows,
+    blocks,
+    check_threshold,
+)
 
 __all__ = [
     "CONSTANT_HASHES",
     "MAX_PAIRS",
     "Clusters",
+    "Collector",
     "Combined",
     "Groups",
     "Keep",
     "Likeness",
     "Linkage",
     "Pairs",
+    "Picked",
     "TooManyPairs",
+    "Vectors",
+    "as_vectors",
+    "assign",
+    "assign_rows",
     "bad_rows",
+    "block_rows",
+    "blocks",
+    "by_cluster",
+    "check_threshold",
+    "collect",
     "combine",
+    "compare",
     "content_hash",
     "dhash",
     "divide",
+    "drawn_rows",
     "few",
+    "find_clusters",
     "find_comparable",
     "from_hex",
     "grey",
     "group",
     "hash_images",
+    "join",
+    "join_cluster",
+    "join_self",
     "keep_order",
+    "kmeans",
+    "must_join_all",
     "near_between",
     "near_pairs",
     "nearest",
@@ -56,5 +103,6 @@ __all__ = [
     "pixel_hash",
     "same_digests",
     "similar_pairs",
+    "split_limit",
     "to_hex",
 ]

@@ -42,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arrays import to_torch
-from curator_dali.sampling.order import mix
+from curator_dali.sampling import mix
 from curator_dali.threads import import_whole
 
 if TYPE_CHECKING:

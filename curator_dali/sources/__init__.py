@@ -1,12 +1,16 @@
 """Where encoded images come from: folders, WebDataset tars, Parquet files and memory."""
 
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source
+from __future__ import annotations
+
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, merge_types, to_text
 from curator_dali.sources.folder import FolderSource
+from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
-from curator_dali.sources.subset import Subset
+from curator_dali.sources.row_groups import read_bytes
+from curator_dali.sources.subset import Subset, Without
 from curator_dali.sources.tar import TarSource
 
 __all__ = [
@@ -19,6 +23,12 @@ __all__ = [
     "Source",
     "Subset",
     "TarSource",
+    "Without",
+    "expand_braces",
+    "image_member",
+    "merge_types",
     "open_source",
+    "read_bytes",
     "reopen",
+    "to_text",
 ]

@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io.files import parse_json
-from curator_dali.io.ranges import strip_query
-from curator_dali.io.remote import one_line
+from curator_dali.io import one_line, parse_json, strip_query
 from curator_dali.sources.listing import common_folder
 from curator_dali.sources.row_groups import read_row_group
 
@@ -42,7 +40,6 @@ _FIX = "mend it, or move the file out of the folder"
 _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _NUMBER = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"  # any whole part of it fits a float
 _BOOL = "^([tT]rue|[fF]alse)$"
-
 
 _Fields = Callable[[int], dict[str, Any]]
 """The fields of a row of one metadata file."""

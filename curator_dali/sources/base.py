@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.batch.image import ImageObject
+from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.io.files import IMAGE_EXTENSIONS, parse_json
+from curator_dali.io import IMAGE_EXTENSIONS, parse_json
 
 __all__ = [
     "HEADER_DTYPE",

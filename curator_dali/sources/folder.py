@@ -15,10 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import checked
-from curator_dali.batch.image import ImageObject
+from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError, count
-from curator_dali.io.ranges import Storage, fingerprint, strip_query, strip_signature
-from curator_dali.io.remote import LARGEST_FILE, is_http, is_remote, one_line
+from curator_dali.io import (
+    LARGEST_FILE,
+    Storage,
+    fingerprint,
+    is_http,
+    is_remote,
+    one_line,
+    strip_query,
+    strip_signature,
+)
 from curator_dali.sources.annotations import Annotations, number_classes, warn_of_split_folders
 from curator_dali.sources.base import (
     HEADER_DTYPE,

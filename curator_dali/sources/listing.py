@@ -10,8 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from curator_dali.errors import SourceError, count
-from curator_dali.io.ranges import ask_listing, content_hash, filesystem, strip_query
-from curator_dali.io.remote import is_http, is_remote
+from curator_dali.io import ask_listing, content_hash, filesystem, is_http, is_remote, strip_query
 from curator_dali.sources.base import SIDECARS
 
 __all__ = [

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.batch.image import ImageObject
+from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.io.ranges import fingerprint
+from curator_dali.io import fingerprint
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource, make_sidecars, sniff_extension
 
 __all__ = ["MemorySource"]

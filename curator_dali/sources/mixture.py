@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, Limits, checked
-from curator_dali.batch.image import ImageObject, clone
-from curator_dali.io.ranges import fingerprint
+from curator_dali.batch import ImageObject, clone
+from curator_dali.io import fingerprint
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, add_sidecars, merge_schemas
 from curator_dali.sources.open import open_source
 

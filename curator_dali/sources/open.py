@@ -14,8 +14,7 @@ import numpy as np
 
 from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError
-from curator_dali.io.ranges import Storage, ask_listing, filesystem, strip_query
-from curator_dali.io.remote import is_http, is_remote, one_line
+from curator_dali.io import Storage, ask_listing, filesystem, is_http, is_remote, one_line, strip_query
 from curator_dali.sources.annotations import warn_of_split_files
 from curator_dali.sources.base import Source, is_image, sniff_extension
 from curator_dali.sources.folder import FolderSource

@@ -15,11 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import checked, list_paths
-from curator_dali.batch.image import ImageObject
+from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.io.files import IMAGE_EXTENSIONS, open_regular
-from curator_dali.io.ranges import LRU, Stat, Storage, ask, common_name, filesystem, fingerprint, stat_of, strip_query
-from curator_dali.io.remote import PermanentError, is_remote, one_line
+from curator_dali.io import (
+    IMAGE_EXTENSIONS,
+    LRU,
+    PermanentError,
+    Stat,
+    Storage,
+    ask,
+    common_name,
+    filesystem,
+    fingerprint,
+    is_remote,
+    one_line,
+    open_regular,
+    stat_of,
+    strip_query,
+)
 from curator_dali.sources.annotations import ClassNames, add_class_names, partition_fields, read_class_names
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_sidecars, merge_schemas, sniff_extension
 from curator_dali.sources.listing import common_folder

@@ -14,9 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.io.files import open_regular
-from curator_dali.io.ranges import Storage, strip_query
-from curator_dali.io.remote import is_remote, one_line
+from curator_dali.io import Storage, is_remote, one_line, open_regular, strip_query
 from curator_dali.sources.base import sniff_extension
 
 __all__ = [

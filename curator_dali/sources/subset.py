@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.io.ranges import fingerprint
+from curator_dali.io import fingerprint
 from curator_dali.sources.base import EncodedBatch, Source
 
 __all__ = ["Subset", "Without"]

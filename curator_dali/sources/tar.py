@@ -14,11 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import checked, list_paths
-from curator_dali.batch.image import ImageObject
+from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.io.files import parse_json, read_regular
-from curator_dali.io.ranges import Request, Storage, common_name, fingerprint, strip_query
-from curator_dali.io.remote import LARGEST_FILE, is_http, is_remote, one_line
+from curator_dali.io import (
+    LARGEST_FILE,
+    Request,
+    Storage,
+    common_name,
+    fingerprint,
+    is_http,
+    is_remote,
+    one_line,
+    parse_json,
+    read_regular,
+    strip_query,
+)
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, parse_metadata
 from curator_dali.sources.tar_index import COLUMNS, Status, Summary, TarIndex
 from curator_dali.sources.tar_shards import Shards
@@ -30,7 +40,6 @@ logger = logging.getLogger(__name__)
 _WORTH_KEEPING = 1 << 20  # bytes; below, the allocator keeps memory itself
 _MOST_FREE = 4
 _MOST_TOO_LARGE = 8  # a buffer so many times larger than what is asked for is let go
-
 
 _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
 _RUN_BYTES = 1 << 26  # of a `run.json`, at the most

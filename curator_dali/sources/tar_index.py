@@ -23,9 +23,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.io.files import IMAGE_EXTENSIONS, open_regular, parse_json, read_regular, write_file
-from curator_dali.io.ranges import Stat, strip_signature
-from curator_dali.io.remote import is_remote
+from curator_dali.io import (
+    IMAGE_EXTENSIONS,
+    Stat,
+    is_remote,
+    open_regular,
+    parse_json,
+    read_regular,
+    strip_signature,
+    write_file,
+)
 from curator_dali.sources.base import HEADER_DTYPE, SIDECARS, split_name
 from curator_dali.sources.tar_headers import Scan
 
@@ -53,7 +60,6 @@ are counted in bytes of the blob, the key in characters of the name."""
 
 _OTHER, _IMAGE, _COMPOUND_IMAGE, _FIRST_SIDECAR = 0, 1, 2, 3
 _LONGEST = 200  # characters of a name in a warning
-
 
 _MAGIC, _VERSION = 0x4344_5441_5258, 2
 # magic, version, tar size, tar version, samples, repeated keys, crc32 of what follows, digest, bytes of warnings, and

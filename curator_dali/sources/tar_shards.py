@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io.ranges import LRU, Stat, Storage
-from curator_dali.io.remote import is_remote, one_line
+from curator_dali.io import LRU, Stat, Storage, is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE
 from curator_dali.sources.tar_headers import NotATarError, Scan, scan_tar
 from curator_dali.sources.tar_index import (

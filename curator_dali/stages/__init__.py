@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from curator_dali.stages.base import GlobalSelector, Scored, Selector, Spread, Stage
-from curator_dali.stages.deduplicate import Deduplicate
+from curator_dali.stages.deduplicate import Deduplicate, embeddings_of
 from curator_dali.stages.embed import NSFW, Aesthetic, CLIPScore, Embed, ZeroShotTags
 from curator_dali.stages.filter import Filter
-from curator_dali.stages.plan import LOADED, Plan, make_plan
+from curator_dali.stages.plan import LOADED, Plan, check_type, make_plan, written
 from curator_dali.stages.quality import Quality
 
 __all__ = [
@@ -26,7 +26,10 @@ __all__ = [
     "Spread",
     "Stage",
     "ZeroShotTags",
+    "check_type",
+    "embeddings_of",
     "make_plan",
+    "written",
 ]
 
 STAGES: dict[str, type[Stage]] = {

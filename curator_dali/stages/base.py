@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import checked
-from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.transforms.base import Transform
+from curator_dali.transforms import Transform
 
 __all__ = [
     "DTYPES",

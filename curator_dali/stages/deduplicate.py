@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 from curator_dali import similarity
 from curator_dali.arguments import Count, Limits
 from curator_dali.arrays import objects
-from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.index.earlier import Matches, Way, check_earlier, match_earlier
-from curator_dali.outputs.parquet import RowSubset
-from curator_dali.similarity.groups import Combined, Keep, Likeness, Linkage
-from curator_dali.similarity.pairs import MAX_PAIRS, Pairs, TooManyPairs
-from curator_dali.sources.base import image_member
+from curator_dali.index import Matches, Way, check_earlier, match_earlier
+from curator_dali.outputs import RowSubset
+from curator_dali.similarity import MAX_PAIRS, Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
+from curator_dali.sources import image_member
 from curator_dali.stages.base import GlobalSelector, Scored, Stage, View, checked_stage
 from curator_dali.stages.distributed import SpreadEmbeddings
 from curator_dali.stages.embed import embedder_of
-from curator_dali.transforms.colour import Grey
+from curator_dali.transforms import Grey
 
 __all__ = ["HASH_VIEW", "Deduplicate", "embeddings_of"]
 

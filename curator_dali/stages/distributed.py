@@ -21,23 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import similarity
-from curator_dali.io import store
-from curator_dali.io.files import AtomicFile
-from curator_dali.similarity.clusters import (
+from curator_dali.io import AtomicFile, store
+from curator_dali.similarity import (
+    MAX_PAIRS,
     Clusters,
+    Collector,
+    Pairs,
+    Picked,
+    Vectors,
     assign,
     assign_rows,
+    block_rows,
+    blocks,
     by_cluster,
     drawn_rows,
     few,
     find_clusters,
+    join,
     join_cluster,
+    join_self,
     kmeans,
     must_join_all,
     split_limit,
 )
-from curator_dali.similarity.cosine import block_rows, join, join_self
-from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Picked, Vectors, blocks
 from curator_dali.stages.base import Reader, Spread
 
 __all__ = ["SpreadEmbeddings"]

@@ -12,14 +12,14 @@ import numpy as np
 
 from curator_dali import arrays
 from curator_dali.arguments import Limits
-from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.stages.base import Stage, View, checked_stage
 
 if TYPE_CHECKING:
     import torch
 
-    from curator_dali.models.base import ImageEncoder
+    from curator_dali.models import ImageEncoder
 
 __all__ = ["NSFW", "OPEN_NSFW", "Aesthetic", "CLIPScore", "Embed", "ZeroShotTags", "embedder_of", "refuse_width"]
 
@@ -74,7 +74,7 @@ class Embed(Stage):
             ImportError: A package that the encoder needs is missing.
         """
         if not self._is_set_up(device):
-            from curator_dali.models.backbones import load_encoder
+            from curator_dali.models import load_encoder
 
             self._keep((device, load_encoder(self.model, device=device, **self.options)))
 
@@ -147,7 +147,7 @@ class Aesthetic(Stage):
     def setup(self, device: str) -> None:
         """Load the head; see `Stage.setup`."""
         if not self._is_set_up(device):
-            from curator_dali.models.scorers import AestheticPredictor
+            from curator_dali.models import AestheticPredictor
 
             self._keep((device, AestheticPredictor(self.model, device=device)))
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import list_items
-from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.sources.base import to_text
+from curator_dali.sources import to_text
 from curator_dali.stages.base import Selector, checked_stage
 
 __all__ = ["Filter"]

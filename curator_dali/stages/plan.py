@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.outputs.manifest import labels_of
+from curator_dali.outputs import labels_of
 from curator_dali.stages.base import DTYPES, GlobalSelector, Selector, Stage, View
 from curator_dali.threads import import_whole
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from curator_dali.batch.batch import ImageBatch
+from curator_dali.batch import ImageBatch
 from curator_dali.stages.base import Stage, View
-from curator_dali.transforms.geometry import Resize
+from curator_dali.transforms import Resize
 
 if TYPE_CHECKING:
     import torch

@@ -5,6 +5,8 @@ decodes. A sequence that ends in a fixed size (`output_size`) makes every batch 
 What is random about a sample is a pure function of (seed, epoch, sample index).
 """
 
+from __future__ import annotations
+
 from curator_dali.transforms.base import RandomTransform, Transform, output_size
 from curator_dali.transforms.colour import (
     CLIP_MEAN,
@@ -20,7 +22,10 @@ from curator_dali.transforms.colour import (
     Rotate,
 )
 from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, RandomResizedCrop, Resize, ToBucket
+from curator_dali.transforms.geometry import bring_to as bring_to
+from curator_dali.transforms.graph import Plan as Plan
 from curator_dali.transforms.graph import apply
+from curator_dali.transforms.graph import pixel_graph as pixel_graph
 from curator_dali.transforms.mixing import CutMix, MixUp
 from curator_dali.transforms.policies import AutoAugment, RandAugment, TrivialAugmentWide
 from curator_dali.transforms.presets import clip, for_model, imagenet_eval, imagenet_train

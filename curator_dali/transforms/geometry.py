@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Level, Probability, Size, checked
-from curator_dali.sampling.buckets import Buckets
+from curator_dali.sampling import Buckets
 from curator_dali.transforms.base import Crop, RandomTransform, Transform, check_range, either, only_where, pair
 
 __all__ = [

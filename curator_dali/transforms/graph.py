@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays, dali
-from curator_dali.sampling.order import uniforms
+from curator_dali.sampling import uniforms
 from curator_dali.transforms.base import Crop, RandomTransform, Transform, output_size
 from curator_dali.transforms.colour import Normalize
 from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, Resize, exceed_crop

@@ -1,9 +1,21 @@
-"""Pictures and HTML of pixels, arrays and plain values, for notebooks and terminals.
+"""Batches, loaders and outputs as HTML, text, thumbnails and plots: made of plain values and arrays."""
 
-`draw_contact_sheet` draws a picture, `Sheet` is HTML (`curator_dali.html`). Only thumbnails leave the device.
-"""
+from __future__ import annotations
 
-from curator_dali.view.sheets import Sheet
+from curator_dali.view import html, plots, thumbnails
+from curator_dali.view.sheets import Sheet, draw_cards, draw_image, list_images, loader_html, size_of
 from curator_dali.view.thumbnails import draw_contact_sheet, thumbnail
 
-__all__ = ["Sheet", "draw_contact_sheet", "thumbnail"]
+__all__ = [
+    "Sheet",
+    "draw_cards",
+    "draw_contact_sheet",
+    "draw_image",
+    "html",
+    "list_images",
+    "loader_html",
+    "plots",
+    "size_of",
+    "thumbnail",
+    "thumbnails",
+]
