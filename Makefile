@@ -19,7 +19,7 @@ test: $(VENV)/.installed-test ## The tests; ARGS='-k tar -x' goes to pytest
 
 test-nemo: ## The tests inside NeMo Curator, in an environment of its own; ARGS goes to pytest
 	@$(MAKE) --no-print-directory VENV=$(VENV)-nemo $(VENV)-nemo/.installed-test-nemo
-	@$(VENV)-nemo/bin/python -m pytest tests/test_nemo.py $(ARGS)
+	@$(VENV)-nemo/bin/python -m pytest tests/nemo $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Style, format and types
 	@$(BIN)/ruff check .

@@ -24,13 +24,13 @@ AT_ONCE = 2
 # What a snippet has in it that this machine has not -> why it does not run here. Each must be in one snippet at least.
 ELSEWHERE = {
     "nemo_curator": "NeMo Curator lives in an environment of its own: make test-nemo",
-    "s3://bucket": "needs a store and a cluster; tests/test_ray.py and tests/sources/test_s3.py run the like",
+    "s3://bucket": "needs a store and a cluster; tests/curation/test_ray.py and tests/sources/test_s3.py run the like",
     "ray.train": "needs a cluster of 16 GPUs; tests/training/test_machines.py runs it on two workers",
     "pip install": "changes the environment",
     "git clone": "changes the environment",
     "make ": "the targets of the Makefile; CI runs them",
     "torchrun": "tests/training/test_docs.py runs it",
-    "MODELS": "needs CLIP's weights; tests/test_cli_curate.py runs the flags",
+    "MODELS": "needs CLIP's weights; tests/cli/test_curate.py runs the flags",
 }
 
 

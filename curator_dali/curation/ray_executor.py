@@ -260,7 +260,7 @@ def _decode(source: Any, start: int, stop: int, device: str, max_pixels: int) ->
 
 
 class Tasks:
-    """What `RayExecutor.mapper` gives: see `curator_dali.curation.executors.Mapper`.
+    """What `RayExecutor.mapper` gives: see `curator_dali.curation.worker.Mapper`.
 
     Args:
         start: Called once, before the first task: connects, and says how many workers there are.
@@ -379,7 +379,7 @@ class RayExecutor:
         finished: Callable[[Part], object],
         progress: Callable[[int], object],
     ) -> None:
-        """Do parts; see `curator_dali.curation.executors.Executor`.
+        """Do parts; see `curator_dali.curation.worker.Executor`.
 
         Raises:
             ValueError: See `resources`.

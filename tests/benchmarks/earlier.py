@@ -1,6 +1,6 @@
 """What an incremental run costs: new rows against an output, by reading it and by its index: `similarity --earlier`.
 
-Outputs are those of tests/indexing/outputs.py, written as a curation writes them, and lie in the page cache. All four
+Outputs are those of tests/index/outputs.py, written as a curation writes them, and lie in the page cache. All four
 comparisons are made at once: bytes, pixels, pHash within 6 bits, cosines of `threshold` and more. Each time is of the
 first call in a process of its own, and the best of one to five later ones. Peaks of memory are without mapped files.
 """
@@ -42,7 +42,7 @@ def earlier(folder: Path, rows: int, dim: int, threshold: float, threads: int) -
 
 
 def output(folder: Path, rows: str, dim: str, threshold: str) -> dict[str, Any]:
-    from tests.indexing.outputs import made_up, write_output
+    from tests.index.outputs import made_up, write_output
 
     old, new = made_up(int(rows), max(SHARDS), int(dim), float(threshold))
     write_output(folder / "out", old)

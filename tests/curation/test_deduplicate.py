@@ -22,7 +22,7 @@ from curator_dali.similarity import dhash, from_hex, phash, to_hex
 from curator_dali.stages import Deduplicate, Embed, Filter
 from tests import helpers
 from tests.curation.helpers import make_older, read_members, read_rows
-from tests.indexing.outputs import write_output
+from tests.index.outputs import write_output
 from tests.stages.helpers import BlindEncoder, ColourEncoder
 
 
@@ -231,7 +231,7 @@ def test_hashes_of_blank_images_in_an_older_output_are_compared_with_nothing(
     if indexed:
         with monkeypatch.context() as patch:  # as that version did
             patch.setattr(
-                "curator_dali.indexing.writing.find_comparable",
+                "curator_dali.index.index.find_comparable",
                 lambda values, name: (np.arange(len(values)), from_hex(values)),
             )
             cd.write_index(tmp_path / "old")

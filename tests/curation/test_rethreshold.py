@@ -91,7 +91,7 @@ def test_killed_it_goes_on(out: Path, tmp_path: Path) -> None:
     code = f"""
 import time, curator_dali as cd
 from tests.curation.test_rethreshold import AFTER
-from curator_dali.sinks import PartWriter
+from curator_dali.outputs import PartWriter
 commit = PartWriter.commit
 def slowly(self, info=None):
     part = commit(self, info)

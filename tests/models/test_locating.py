@@ -68,7 +68,7 @@ def test_the_hubs_cache_is_used_offline(tmp_path: Path) -> None:
     folder = make(repository / "snapshots" / commit, "config.json", "model.safetensors")
     make(repository / "refs")
     (repository / "refs" / "main").write_text(commit)
-    code = f"from curator_dali.models.locating import find_directory; print(find_directory({HUB_ID!r}))"
+    code = f"from curator_dali.models.weights import find_directory; print(find_directory({HUB_ID!r}))"
     assert hub_run(code, tmp_path) == str(folder)
 
 
@@ -79,7 +79,7 @@ def test_half_a_model_in_the_hubs_cache_is_none(tmp_path: Path) -> None:
     make(repository / "refs")
     (repository / "refs" / "main").write_text(commit)
     code = f"""
-from curator_dali.models.locating import WeightsNotFoundError, find_directory
+from curator_dali.models.weights import WeightsNotFoundError, find_directory
 try:
     find_directory({HUB_ID!r})
 except WeightsNotFoundError as error:
@@ -92,7 +92,7 @@ except WeightsNotFoundError as error:
 
 def test_the_error_says_every_place_and_the_way(tmp_path: Path) -> None:
     code = f"""
-from curator_dali.models.locating import WeightsNotFoundError, find_directory
+from curator_dali.models.weights import WeightsNotFoundError, find_directory
 try:
     find_directory({HUB_ID!r}, default="a/b")
 except WeightsNotFoundError as error:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curator_dali.similarity import similar_pairs
+from curator_dali.similarity import cosine, similar_pairs
 from curator_dali.similarity.cosine import _slack, candidates, operand
 from tests.similarity.planted import planted
 
@@ -17,7 +17,7 @@ from tests.similarity.planted import planted
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """What the product runs in, whatever this machine would choose."""
     chosen: torch.dtype = request.param
-    monkeypatch.setattr(products, "_fast_dtype", lambda device: chosen)
+    monkeypatch.setattr(cosine, "_fast_dtype", lambda device: chosen)
     return chosen
 
 
@@ -72,7 +72,7 @@ def test_pairs_are_the_same_in_every_dtype(monkeypatch: pytest.MonkeyPatch) -> N
     rows = planted(2500, 128, 0.95, topics=30, share=0.3)
     found = []
     for dtype in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr(products, "_fast_dtype", lambda device, dtype=dtype: dtype)
+        monkeypatch.setattr(cosine, "_fast_dtype", lambda device, dtype=dtype: dtype)
         found.append(similar_pairs(rows, 0.95))
     assert len(found[0]) > 300
     for name in ("first", "second", "value"):

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-import curator_dali.sources.storage as storage
 from curator_dali.errors import SourceError
+from curator_dali.io import ranges as storage
 from curator_dali.sources import FolderSource, ParquetSource, TarSource, open_source
 from tests.helpers import write_tar
 from tests.sources.web_server import Server

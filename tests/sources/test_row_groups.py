@@ -15,6 +15,7 @@ import pytest
 from curator_dali import ImageLoader
 from curator_dali.errors import SourceError
 from curator_dali.sources import FolderSource, ParquetSource
+from curator_dali.sources import row_groups as module
 from curator_dali.sources.row_groups import RowGroupTooLarge, check_sizes
 from tests.helpers import encode
 

@@ -1,0 +1,111 @@
+"""One pass over the rows: what is picked depends on the rows and the seed alone; kinds are those that were counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curator_dali.outputs import Manifest, RowFiles
+from curator_dali.report.report import Report
+from curator_dali.report.scan import OTHERS, Kinds, priority, scan, thresholds
+from curator_dali.stages import Filter
+from tests.curation.helpers import read_rows
+from tests.report.makers import plain
+
+
+@pytest.fixture(scope="module")
+def outputs(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same in one part and in many."""
+    folder = tmp_path_factory.mktemp("outputs")
+    for name, size in (("one", 60), ("many", 7)):
+        plain(list(map(str, shards)), folder / name, part_size=size, html=False)
+    return folder / "one", folder / "many"
+
+
+def look(out: Path, seed: int = 0, **more: int) -> object:
+    kinds = Kinds(Manifest.load(str(out)).run["settings"], Report.load(out).dropped)
+    return scan(RowFiles(str(out)), kinds, seed=seed, **more)
+
+
+def picked(found: object) -> dict[tuple[str, str, str], list[int]]:
+    return {key: [row["index"] for row in rows] for key, rows in found.samples.items()}  # type: ignore[attr-defined]
+
+
+def test_what_is_picked_does_not_depend_on_the_parts(outputs: tuple[Path, Path]) -> None:
+    one, many = (picked(look(out, each=3, kept=5)) for out in outputs)
+    assert one == many
+    assert [len(rows) for rows in one.values()] == [2, 3, 5]
+    assert picked(look(outputs[0], seed=1, each=3, kept=5)) != one
+
+
+def test_kinds_are_those_of_the_counts(outputs: tuple[Path, Path]) -> None:
+    report = Report.load(outputs[0])
+    counted = Counter(key[1:] for key, rows in look(outputs[0], each=100).samples.items() for _ in rows if key[1])  # type: ignore[attr-defined]
+    assert counted == {(stage, kind): n for stage, kinds in report.dropped.items() for kind, n in kinds.items()}
+
+
+def test_scores_are_of_all_rows_that_have_one(outputs: tuple[Path, Path]) -> None:
+    found = look(outputs[1])
+    rows = read_rows(outputs[1])
+    scores = found.scores  # type: ignore[attr-defined]
+    assert set(scores) == {
+        "width",
+        "height",
+        "sharpness",
+        "brightness",
+        "contrast",
+        "entropy",
+        "aspect_ratio",
+        "pixels",
+    }
+    for name, sketch in scores.items():
+        assert len(sketch) == sum(row[name] is not None for row in rows) > 0
+
+
+def test_a_stage_with_very_many_kinds_has_a_rest(tmp_path: Path, photos: dict[str, np.ndarray]) -> None:
+    from curator_dali.curation import curate
+    from curator_dali.sources import MemorySource
+    from tests.report.makers import Every, jpegs
+
+    out = tmp_path / "out"
+    curate(MemorySource(jpegs(photos, 4) * 25), out, stages=[Every()], device="cpu", html=False)
+    found = scan(RowFiles(str(out)), lambda status, stage, reason: reason, each=2)
+    assert len(found.samples) == 65
+    assert len(found.samples["dropped", "Every", OTHERS]) == 2
+
+
+def test_priorities_are_spread_and_depend_on_the_seed() -> None:
+    values = priority(np.arange(10_000), 0)
+    assert len(np.unique(values)) == 10_000
+    assert abs(values.astype(np.float64).mean() / 2**64 - 0.5) < 0.02
+    assert not np.array_equal(values, priority(np.arange(10_000), 1))
+
+
+def test_kinds_of_stages_that_cannot_be_made_again() -> None:
+    counted = {"Own": {"too dark": 3, "colour is grey": 2}, "Filter(tag)": {"tag fails f()": 1, "tag is missing": 1}}
+    settings = {"stages": [{"type": "Own"}, {"type": "Filter", "field": "tag", "where": "module:f"}]}
+    kinds = Kinds(settings, counted)
+    assert kinds("dropped", "Own", "colour of this is grey, by 3") == "colour of this is grey, by 3"
+    assert kinds("dropped", "Own", "colour red is grey") == "colour is grey"
+    assert kinds("dropped", "Filter(tag)", "tag 'a' fails f()") == "tag fails f()"
+    assert kinds("dropped", "elsewhere", "so it is") == "so it is"
+    assert kinds("failed", "decode", "cannot be decoded: odd") == "cannot be decoded"
+
+
+def test_a_stage_behind_one_that_cannot_be_made_again_has_its_own_label() -> None:
+    first, second = Filter("tag", where=np.isfinite), Filter("tag", min=3, max=9)
+    counted = {
+        "Filter(tag)": {"tag fails isfinite()": 2, "tag is missing": 1},
+        "Filter(tag) #2": {"tag < 3": 1, "tag > 9": 1},
+    }
+    kinds = Kinds({"stages": [first.settings, second.settings]}, counted)
+    assert kinds("dropped", "Filter(tag)", "tag 2 fails isfinite()") == "tag fails isfinite()"
+    assert kinds("dropped", "Filter(tag) #2", "tag 2 < 3") == "tag < 3"
+
+
+def test_thresholds_of_several_filters_are_the_strictest() -> None:
+    filters = [Filter("a", min=1), Filter("a", min=2, max=9), Filter("b", equals="x")]
+    assert thresholds({"stages": [stage.settings for stage in filters]}) == {"a": (2, 9), "b": (None, None)}
