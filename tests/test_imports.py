@@ -1,4 +1,4 @@
-"""Importing is cheap, and modules know only what lies below them."""
+"""Importing is cheap, and every import points down: to a lower floor, and there to a folder's face."""
 
 from __future__ import annotations
 
@@ -9,140 +9,162 @@ import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+import curator_dali
 
 PACKAGE = Path(__file__).parents[1] / "curator_dali"
 HEAVY = ["PIL", "cupy", "fsspec", "nvidia.dali", "nvidia.nvimgcodec", "pyarrow", "torch", "tqdm", "transformers"]
 
-# Module or folder -> what lies directly below it. What is further down may be imported as well.
-LAYERS: dict[str, set[str]] = {
-    "cli": {"ray", "bench", "curation", "demo", "display", "reporting", "searching", "survey"},
-    "searching": {"reporting.selection"},
-    "ray": {"curation"},
-    "nemo": {"curation"},
-    "torch": {"loader", "padding", "targets"},
-    "padding": set(),
-    "targets": {"sources"},
-    "bench": {"loader"},
-    "demo": {"curation", "display", "searching"},
-    "curation": {"callbacks", "reporting", "stages"},
-    "reporting": {"report"},
-    "report": {"reporting.selection"},
-    "reporting.selection": {"loader", "reporting.scan"},
-    "reporting.scan": {"stages"},
-    "loader": {"display", "joining", "ordering", "prefetching", "state", "stats"},
-    "joining": {"batch"},
-    "stats": set(),
-    "ordering": {"sampling", "survey"},
-    "state": {"sampling", "sources"},
-    "prefetching": {"decoding", "pipelines"},
-    "interrupts": set(),
-    "callbacks": set(),
-    "decoding": {"headers", "sources.base", "transforms", "pipelines", "batch"},
-    "survey": {"headers", "sources"},
-    "stages": {"batch", "indexing", "models", "sources.samples", "transforms"},
-    "indexing": {"callbacks", "similarity", "sinks"},
-    "sinks": {"batch", "documents", "sources.samples"},
-    "display": {"batch", "html", "similarity"},
-    "sources": {"sources.base", "sources.samples", "batch", "documents"},
-    "sources.base": {"batch"},
-    "sources.samples": {"documents"},
-    "batch": {"arrays", "checks", "columns", "errors", "fields", "image"},
-    "columns": {"arrays", "fields"},
-    "fields": {"image"},
-    "checks": {"errors", "image"},
-    "image": {"viewing"},
-    "viewing": set(),
-    "html": {"wording"},
-    "wording": set(),
-    "models": {"arrays", "transforms"},
-    "similarity": {"arrays", "transforms"},
-    "arrays": {"errors", "importing"},
-    "importing": {"interrupts"},
-    "headers": {"errors", "exif", "pillow", "quieting"},
-    "exif": set(),
-    "pillow": {"files"},
-    "transforms": {"sampling", "pipelines"},
-    "pipelines": {"interrupts", "lending", "quieting"},
-    "quieting": set(),
-    "lending": {"arrays"},
-    "sampling": {"errors"},
-    "errors": {"files", "html"},
-    "documents": set(),
-    "files": {"arguments", "stores"},
-    "httpfs": {"stores"},
-    "stores": set(),
-    "arguments": set(),
-}
-# Modules whose functions may import what lies above them: a batch's own methods for notebooks call `display`.
-MAY_LOOK_UP = {
-    "viewing": {"display", "fields"},
-    "stores": {"httpfs"},
-}
+# A file or folder of the package may import only what lies on a lower floor; the ground is the first line.
+FLOORS = """
+errors arguments threads _version
+sampling io arrays
+dali similarity view outputs
+batch transforms index
+sources models
+decoding stages
+loader
+report torch
+curation
+nemo ray demo
+cli __init__
+"""
+FLOOR = {name: number for number, line in enumerate(FLOORS.strip().splitlines()) for name in line.split()}
 # Modules that exist for the sake of a library may import it when they are imported themselves.
-MAY_BE_HEAVY = {"torch", "ray", "nemo", "httpfs"}
-
-
-def layer(module: str) -> str:
-    """Layer of a module, by its name below the package: its own name where LAYERS has it, else its folder's."""
-    return module if module in LAYERS else module.split(".")[0]
-
-
-def below(name: str) -> set[str]:
-    return set().union(*({lower} | below(lower) for lower in LAYERS[name]))
+MAY_BE_HEAVY = {"torch", "ray", "nemo", "io.http", "curation.ray_executor"}
 
 
 def module_name(path: Path) -> str:
-    """`sources.base` for curator_dali/sources/base.py, `sources` for its __init__, "" for the package's own."""
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+    """`sources.base` for curator_dali/sources/base.py, `sources` for its face, `__init__` for the package's own."""
+    names = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(names if len(names) == 1 or names[-1] != "__init__" else names[:-1])
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in MODULES.items()}
+FOLDERS = {name for name, path in MODULES.items() if path.name == "__init__.py" and name != "__init__"}
 
 
-def imported(name: str, path: Path) -> Iterator[tuple[int, str]]:
-    """(line, module below the package) of every import in a file, those inside functions included."""
-    folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    tree = ast.parse(path.read_text(), str(path))
-    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    late = {inner for function in functions for inner in ast.walk(function)}
+class Import(NamedTuple):
+    """One name that a file imports: `from curator_dali.<module> import <name>`, on a line of it."""
+
+    line: int
+    module: str
+    name: str
+
+
+def find_imports(tree: ast.AST) -> Iterator[Import]:
+    """Every import of the package in a file: in functions, for type checkers, and by a name in a text."""
     for node in ast.walk(tree):
-        targets: list[str] = []
         if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
+            for alias in node.names:
+                yield from find_module(node.lineno, alias.name)
         elif isinstance(node, ast.ImportFrom):
-            parts = ["curator_dali", *filter(None, folder.split("."))] if node.level else []
-            base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
-            targets = [f"{base}.{alias.name}" for alias in node.names]
-        for target in targets:
-            if target.split(".")[0] == "curator_dali" and target != "curator_dali.__version__":
-                inner = target.partition(".")[2]
-                while inner and inner not in MODULES:  # from curator_dali.batch import ImageBatch
-                    inner = inner.rpartition(".")[0]
-                if node not in late or layer(inner) not in MAY_LOOK_UP.get(name, ()):
-                    yield node.lineno, inner
+            assert not node.level, f"line {node.lineno}: a relative import"
+            package, _, module = str(node.module).partition(".")
+            for alias in node.names if package == "curator_dali" else ():
+                named = not module and alias.name in MODULES  # from curator_dali import arrays
+                yield Import(node.lineno, alias.name if named else module or "__init__", "" if named else alias.name)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from find_named(node.args[0])
+
+
+def find_module(line: int, dotted: str) -> Iterator[Import]:
+    package, _, module = dotted.partition(".")
+    if package == "curator_dali":
+        yield Import(line, module or "__init__", "")
+
+
+def find_named(name: ast.expr) -> Iterator[Import]:
+    """Imports by `import_module`: of a text, or of all that a text "curator_dali.{}" with a name of a table may be."""
+    if isinstance(name, ast.Constant):
+        yield from find_module(name.lineno, str(name.value))
+    elif isinstance(name, ast.JoinedStr) and str(getattr(name.values[0], "value", "")).startswith("curator_dali"):
+        for module in {*curator_dali._NAMES, *map(unit, curator_dali._MOVED.values())}:
+            yield Import(name.lineno, module, "")
+
+
+def find_defined(face: str) -> set[str]:
+    """The names that a folder's face defines itself."""
+    nodes = list(ast.walk(TREES[face]))
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return stored | {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+def find_offered(face: str) -> set[str]:
+    """The names that a folder's face offers to other folders."""
+    imports = [node for node in ast.walk(TREES[face]) if isinstance(node, ast.ImportFrom)]
+    return find_defined(face) | {alias.asname or alias.name for node in imports for alias in node.names}
+
+
+def unit(module: str) -> str:
+    """The file or folder at the package's root that a module belongs to."""
+    return module.partition(".")[0]
 
 
 def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
-def test_layers_have_no_cycle() -> None:
-    TopologicalSorter(LAYERS).prepare()
+def test_floors_hold_the_whole_package() -> None:
+    assert len(FLOORS.split()) == len(FLOOR), "a name is on two floors"
+    assert set(FLOOR) == {unit(name) for name in MODULES}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name])
+@pytest.mark.parametrize("name", MODULES)
 def test_imports_point_down(name: str) -> None:
-    own = layer(name)
-    assert own in LAYERS, f"say in LAYERS what curator_dali.{name} lies above"
-    allowed = {own} | below(own)
-    wrong = [
-        f"line {line}: curator_dali.{target}" if target else f"line {line}: the package itself; name the module"
-        for line, target in imported(name, MODULES[name])
-        if layer(target) not in allowed
-    ]
-    assert not wrong, f"curator_dali.{name} imports what does not lie below it: {wrong}"
+    wrong = []
+    for line, module, imported in find_imports(TREES[name]):
+        own, other = unit(name), unit(module)
+        if own == other:
+            inside = {*MODULES, *(f"{own}.{defined}" for defined in find_defined(own))}
+            if module == own != name and f"{module}.{imported}" not in inside:
+                wrong.append(f"line {line}: its own face; import {imported} from the file that defines it")
+        elif FLOOR[other] >= FLOOR[own]:
+            wrong.append(f"line {line}: curator_dali.{module} is on floor {FLOOR[other] + 1}, this on {FLOOR[own] + 1}")
+        elif module != other:
+            wrong.append(f"line {line}: curator_dali.{module} is inside a folder; import from curator_dali.{other}")
+        elif other in FOLDERS and imported and imported not in find_offered(other):
+            wrong.append(f"line {line}: curator_dali.{other} does not offer {imported}; name it in its face")
+    assert not wrong, f"curator_dali.{name}: {wrong}"
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS))
+def test_files_of_a_folder_import_in_no_circle(folder: str) -> None:
+    inside = {name for name in MODULES if unit(name) == folder}
+    below = {
+        name: {f"{module}.{inner}" if f"{module}.{inner}" in MODULES else module for _, module, inner in imports}
+        for name, imports in ((name, find_imports(TREES[name])) for name in inside)
+    }
+    TopologicalSorter({name: modules & inside - {name} for name, modules in below.items()}).prepare()
+
+
+def test_a_reader_finds_the_way() -> None:
+    assert len(MODULES) <= 114
+    assert len([name for name, path in MODULES.items() if path.parent == PACKAGE]) <= 10
+    lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert not {name: count for name, count in lines.items() if count > 600}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def late():\n    from curator_dali.loader import ImageLoader", [(2, "loader", "ImageLoader")]),
+        ("if TYPE_CHECKING:\n    from curator_dali.io import store", [(2, "io", "store")]),
+        ("from curator_dali.io.store import join", [(1, "io.store", "join")]),
+        ("from curator_dali import arrays", [(1, "arrays", "")]),
+        ("import curator_dali.torch", [(1, "torch", "")]),
+        ("from curator_dali import __version__", [(1, "__init__", "__version__")]),
+        ("importlib.import_module('curator_dali.ray')", [(1, "ray", "")]),
+        ("__import__('curator_dali.ray')", [(1, "ray", "")]),
+        ("from torch import nn", []),
+    ],
+)
+def test_every_kind_of_import_is_seen(text: str, expected: list[tuple[int, str, str]]) -> None:
+    assert list(find_imports(ast.parse(text))) == expected
 
 
 def test_importing_the_package_is_fast() -> None:
@@ -159,7 +181,7 @@ def test_importing_the_package_loads_nothing_heavy(statement: str) -> None:
 
 
 def test_no_module_loads_heavy_libraries_on_import() -> None:
-    names = [f"curator_dali.{name}" for name in MODULES if name and layer(name) not in MAY_BE_HEAVY]
+    names = [f"curator_dali.{name}" for name in MODULES if not {name, unit(name)} & MAY_BE_HEAVY]
     code = f"""
 import importlib, json, sys
 guilty = {{}}

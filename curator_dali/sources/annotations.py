@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
 from curator_dali.io import one_line, parse_json, strip_query
-from curator_dali.sources.listing import common_folder
+from curator_dali.sources.listing import common_folder, list_names, warn_of_split_folders
 from curator_dali.sources.row_groups import read_row_group
 
 __all__ = [
@@ -29,8 +29,6 @@ __all__ = [
     "number_classes",
     "partition_fields",
     "read_class_names",
-    "warn_of_split_files",
-    "warn_of_split_folders",
 ]
 
 logger = logging.getLogger(__name__)
@@ -44,11 +42,6 @@ _BOOL = "^([tT]rue|[fF]alse)$"
 _Fields = Callable[[int], dict[str, Any]]
 """The fields of a row of one metadata file."""
 
-SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev"])
-"""Usual names of the parts of a data set, in lower case."""
-
-_SPLIT_FILE = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:[-_.]?\d[^/]*)?\.\w+", re.IGNORECASE)
-_MOST_NAMES = 5
 _KEY = b"huggingface"  # of the metadata of a schema
 
 ClassNames = Mapping[str, Sequence[str]]
@@ -283,7 +276,7 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
                 root,
                 above.count(""),
                 len(above),
-                _list_names(filled - {""}),
+                list_names(filled - {""}),
             )
         return [], none
     names = sorted(filled.union(folders))
@@ -294,49 +287,11 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
             len(empty),
             len(names),
             root,
-            _list_names(empty),
+            list_names(empty),
         )
     warn_of_split_folders(names, root)
     numbers = {name: number for number, name in enumerate(names)}
     return names, np.array([numbers[folder] for folder in above], np.int32)
-
-
-def warn_of_split_folders(names: Sequence[str], root: str) -> None:
-    """Warn where the folders right below the root are splits of a data set, not classes."""
-    splits = [name for name in names if name.lower() in SPLITS]
-    if splits and ("train" in splits or len(splits) == len(names)):
-        logger.warning(
-            "the folders %s in %s are named like splits of a data set, and all are read as one, with these as its "
-            "classes if it has class folders: open %s/%s instead, or give label_from_folder=False",
-            _list_names(splits),
-            root,
-            root,
-            splits[0],
-        )
-
-
-def warn_of_split_files(urls: Sequence[str], spec: str) -> None:
-    """Warn where files that are read as one data set are splits (`train-00000-of-00002.parquet`, `test.tar`).
-
-    Args:
-        urls: The files.
-        spec: What the user named.
-    """
-    splits: dict[str, str] = {}  # split -> a pattern of its files
-    for url in urls:
-        folder, _, file = strip_query(url).rpartition("/")
-        above = folder.rpartition("/")[2]
-        if match := _SPLIT_FILE.fullmatch(file):
-            splits.setdefault(match[1], f"{folder}/{match[1]}*.{file.rpartition('.')[2]}")
-        elif above.lower() in SPLITS:
-            splits.setdefault(above, folder)
-    if len(splits) > 1:
-        logger.warning(
-            "%s holds the splits %s, and all are read as one data set: give %r for one of them",
-            spec,
-            _list_names(splits),
-            next(iter(splits.values())),
-        )
 
 
 def read_class_names(schema: Any) -> dict[str, list[str]]:
@@ -380,11 +335,6 @@ def add_class_names(fields: dict[str, Any], classes: ClassNames) -> dict[str, An
         if isinstance(number, int) and 0 <= number < len(names):  # -1 is no class: of test data, say
             fields.setdefault(f"{column}_name", names[number])
     return fields
-
-
-def _list_names(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(map(repr, names[:_MOST_NAMES])) + (f" and {len(names) - _MOST_NAMES} more" * (len(names) > 5))
 
 
 def partition_fields(urls: Sequence[str]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from curator_dali.io import (
     strip_query,
     strip_signature,
 )
-from curator_dali.sources.annotations import Annotations, number_classes, warn_of_split_folders
+from curator_dali.sources.annotations import Annotations, number_classes
 from curator_dali.sources.base import (
     HEADER_DTYPE,
     SIDECARS,
@@ -39,7 +39,15 @@ from curator_dali.sources.base import (
     parse_metadata,
     sniff_extension,
 )
-from curator_dali.sources.listing import Listing, is_metadata_file, list_beside, list_folder, stem_of, warn_passed_over
+from curator_dali.sources.listing import (
+    Listing,
+    is_metadata_file,
+    list_beside,
+    list_folder,
+    stem_of,
+    warn_of_split_folders,
+    warn_passed_over,
+)
 from curator_dali.sources.row_groups import is_unread, read_bytes, read_file
 
 __all__ = ["FolderSource"]

@@ -29,16 +29,24 @@ __all__ = [
     "list_beside",
     "list_folder",
     "list_local",
+    "list_names",
     "list_right_in",
     "listing_options",
     "read_patterns",
     "stem_of",
     "version_of",
+    "warn_of_split_files",
+    "warn_of_split_folders",
     "warn_passed_over",
 ]
 
 logger = logging.getLogger(__name__)
 
+SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev"])
+"""Usual names of the parts of a data set, in lower case."""
+
+_SPLIT_FILE = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:[-_.]?\d[^/]*)?\.\w+", re.IGNORECASE)
+_MOST_NAMES = 5
 OUTPUT = "_manifest"
 """The folder that every output of a curation has."""
 
@@ -245,10 +253,48 @@ def warn_passed_over(where: str, paths: Iterable[str], used: Container[str], fol
     parts = [f"{number:,} {ending}" for ending, number in counts.most_common(_MOST_ENDINGS)]
     if rest := total - sum(number for _, number in counts.most_common(_MOST_ENDINGS)):
         parts.append(f"{rest:,} with other endings")
-    skipped = [count(total, "file")] * (total > 0) + [count(folders, "folder")] * (folders > 0)
+    skipped = [count(number, kind) for number, kind in ((total, "file"), (folders, "folder")) if number > 0]
     if skipped:
         logger.warning(
             "passing over %s of %s%s", " and ".join(skipped), where, f": {', '.join(parts)}" if parts else ""
+        )
+
+
+def warn_of_split_folders(names: Sequence[str], root: str) -> None:
+    """Warn where the folders right below the root are splits of a data set, not classes."""
+    splits = [name for name in names if name.lower() in SPLITS]
+    if splits and ("train" in splits or len(splits) == len(names)):
+        logger.warning(
+            "the folders %s in %s are named like splits of a data set, and all are read as one, with these as its "
+            "classes if it has class folders: open %s/%s instead, or give label_from_folder=False",
+            list_names(splits),
+            root,
+            root,
+            splits[0],
+        )
+
+
+def warn_of_split_files(urls: Sequence[str], spec: str) -> None:
+    """Warn where files that are read as one data set are splits (`train-00000-of-00002.parquet`, `test.tar`).
+
+    Args:
+        urls: The files.
+        spec: What the user named.
+    """
+    splits: dict[str, str] = {}  # split -> a pattern of its files
+    for url in urls:
+        folder, _, file = strip_query(url).rpartition("/")
+        above = folder.rpartition("/")[2]
+        if match := _SPLIT_FILE.fullmatch(file):
+            splits.setdefault(match[1], f"{folder}/{match[1]}*.{file.rpartition('.')[2]}")
+        elif above.lower() in SPLITS:
+            splits.setdefault(above, folder)
+    if len(splits) > 1:
+        logger.warning(
+            "%s holds the splits %s, and all are read as one data set: give %r for one of them",
+            spec,
+            list_names(splits),
+            next(iter(splits.values())),
         )
 
 
@@ -399,3 +445,9 @@ def advise_on_missing(text: str) -> str:
             "'hf://datasets/OWNER/NAME/**/*.parquet' (pip install huggingface_hub)"
         )
     return ""
+
+
+def list_names(names: Iterable[str]) -> str:
+    """List names in quotes for a message: five, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(map(repr, names[:_MOST_NAMES])) + (f" and {len(names) - _MOST_NAMES} more" * (len(names) > 5))

@@ -15,7 +15,6 @@ import numpy as np
 from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError
 from curator_dali.io import Storage, ask_listing, filesystem, is_http, is_remote, one_line, strip_query
-from curator_dali.sources.annotations import warn_of_split_files
 from curator_dali.sources.base import Source, is_image, sniff_extension
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.listing import (
@@ -37,6 +36,7 @@ from curator_dali.sources.listing import (
     listing_options,
     read_patterns,
     stem_of,
+    warn_of_split_files,
     warn_passed_over,
 )
 from curator_dali.sources.memory import MemorySource

@@ -70,7 +70,7 @@ except KeyboardInterrupt:
 def test_an_interrupt_while_a_pipeline_is_shut_down_is_not_lost() -> None:
     code = """
 import signal
-from curator_dali import pipelines
+from curator_dali import dali
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Pipeline:
@@ -80,7 +80,7 @@ class Pipeline:
 
 kept = {"batch": Pipeline(), "again": Pipeline()}
 try:
-    pipelines.close(kept)
+    dali.close(kept)
 except KeyboardInterrupt:
     print(kept)
 """
