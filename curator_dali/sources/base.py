@@ -37,8 +37,8 @@ __all__ = [
 HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), ("orientation", "u1")])
 """What a header says of one image: pixels as stored, which decoder takes it, and which way up it is.
 
-`codec` 0 means unknown; the other values are `curator_dali.decoding.headers.Codec`'s. `orientation` is EXIF's, 1 to 8, or 0
-where only decoding tells. `curator_dali.decoding.headers.upright_sizes` applies it.
+`codec` 0 means unknown; the other values are those of `curator_dali.decoding.Codec`. `orientation` is EXIF's, 1 to 8,
+or 0 where only decoding tells. `curator_dali.decoding.upright_sizes` applies it.
 """
 
 SIDECARS = ("json", "txt", "cls")
