@@ -25,7 +25,7 @@ from curator_dali.errors import StageError
 from curator_dali.nemo.tasks import DROPPED, ERRORS, Errors, TaskLoader, emit, wants_gpu
 from curator_dali.stages import STAGES, GlobalSelector, Plan, Stage, make_plan
 
-__all__ = ["DaliCurationStage", "DaliImageReaderStage", "check", "report"]
+__all__ = ["DaliCurationStage", "DaliImageReaderStage"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class DaliImageReaderStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # t
     name: str = "dali_image_reader"
 
     def __post_init__(self) -> None:
-        check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
+        _check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
         self.resources = Resources(gpus=self.num_gpus_per_worker) if wants_gpu(self.device) else Resources()
         self._loader: TaskLoader | None = None
 
@@ -109,41 +109,11 @@ class DaliImageReaderStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # t
     def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
         """All batches of a task."""
         batches = list(self.stream(task))
-        report(self, batches, self.verbose)
+        _report(self, batches, self.verbose)
         return batches
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_loader": None}  # threads and pipelines stay behind
-
-
-@checked
-def check(
-    dali_batch_size: Count,
-    num_threads: Count | None,
-    image_ids: Literal["key", "shard/key"],
-    on_error: Literal["skip", "raise"],
-) -> None:
-    """Refuse what the stages cannot take, when they are made and not in a worker.
-
-    Raises:
-        ValueError: The argument is named, with the values that are allowed.
-    """
-
-
-def report(stage: ProcessingStage, batches: list[NemoImageBatch], verbose: bool) -> None:
-    """Log what a task left out, and give the counts to NeMo Curator's measurements of the stage."""
-    failed = [row for batch in batches for row in batch._metadata.get(ERRORS, [])]
-    dropped = sum(len(batch._metadata.get(DROPPED, [])) for batch in batches)
-    kept = sum(len(batch.data) for batch in batches)
-    stage._log_metrics({"images": kept, "failed": len(failed), "dropped": dropped})
-    for row in failed if verbose else ():
-        logger.warning("left out: image %r (%s): %s", row["image_id"], row["image_path"], row["reason"])
-    if failed and not verbose:
-        first = failed[0]
-        logger.warning(
-            "%d of %d images left out; the first: %s: %s",
-            len(failed), kept + dropped + len(failed), first["image_path"] or first["shard"], first["reason"],
-        )  # fmt: skip
 
 
 @dataclass
@@ -188,7 +158,7 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
     name: str = "dali_curation"
 
     def __post_init__(self) -> None:
-        check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
+        _check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
         self._plan: Plan = make_plan(self.stages, self.metadata, list(STAGES.values()))
         for stage in self.stages:
             if isinstance(stage, GlobalSelector):
@@ -255,7 +225,7 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
     def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
         """All batches of a task; small ones, unless they carry images."""
         batches = list(self.stream(task))
-        report(self, batches, self.verbose)
+        _report(self, batches, self.verbose)
         return batches
 
     def __getstate__(self) -> dict[str, Any]:
@@ -279,3 +249,33 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
             item = batch[row]
             who = {"image_id": item.image_id, "image_path": item.image_path}
             dropped.append({**who, "stage": self._plan.labels[number], "reason": reasons[row]})
+
+
+@checked
+def _check(
+    dali_batch_size: Count,
+    num_threads: Count | None,
+    image_ids: Literal["key", "shard/key"],
+    on_error: Literal["skip", "raise"],
+) -> None:
+    """Refuse what the stages cannot take, when they are made and not in a worker.
+
+    Raises:
+        ValueError: The argument is named, with the values that are allowed.
+    """
+
+
+def _report(stage: ProcessingStage, batches: list[NemoImageBatch], verbose: bool) -> None:
+    """Log what a task left out, and give the counts to NeMo Curator's measurements of the stage."""
+    failed = [row for batch in batches for row in batch._metadata.get(ERRORS, [])]
+    dropped = sum(len(batch._metadata.get(DROPPED, [])) for batch in batches)
+    kept = sum(len(batch.data) for batch in batches)
+    stage._log_metrics({"images": kept, "failed": len(failed), "dropped": dropped})
+    for row in failed if verbose else ():
+        logger.warning("left out: image %r (%s): %s", row["image_id"], row["image_path"], row["reason"])
+    if failed and not verbose:
+        first = failed[0]
+        logger.warning(
+            "%d of %d images left out; the first: %s: %s",
+            len(failed), kept + dropped + len(failed), first["image_path"] or first["shard"], first["reason"],
+        )  # fmt: skip
