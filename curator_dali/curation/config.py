@@ -38,12 +38,25 @@ from curator_dali.outputs import part_name
 from curator_dali.sources import Mixture, Source, Subset, expand_braces
 from curator_dali.stages import STAGES, Stage
 
-__all__ = ["OPTIONS", "ConfigError", "FieldTypes", "Settings", "check_file", "check_out", "make_stage", "read_config"]
+__all__ = [
+    "OPTIONS",
+    "SCORED",
+    "ConfigError",
+    "FieldTypes",
+    "Settings",
+    "check_file",
+    "check_out",
+    "make_stage",
+    "read_config",
+]
 
 FieldTypes = Annotated[Mapping[str, str], Limits("fields with their types, as {'score': 'float64'}")]
 
 _Place = tuple[str, ...]
 """The protocol ("" on this machine) and the names from the root down to a file or folder, links followed."""
+
+SCORED = "_scored"
+"""The folder in an output with the rows of all samples, until a stage that sees them all has decided."""
 
 _WILDCARD = re.compile(r"[*?\[]")
 _PROTOCOLS = {"file": "", "local": "", "s3a": "s3", "gcs": "gs"}
@@ -52,7 +65,7 @@ _WRITTEN_PLACES = (  # a glob that matches the output itself would open it as a 
     (),
     *((f"{_PART_NAME}-{shard}.tar",) for shard in ("0000", "0001")),
     (f"{_PART_NAME}.parquet",),
-    ("_scored", f"{_PART_NAME}.parquet"),
+    (SCORED, f"{_PART_NAME}.parquet"),
 )
 
 _MOST_FILE_BYTES, _MOST_YAML_NODES = 1 << 20, 100_000

@@ -55,7 +55,7 @@ DECODE = "decode"
 """The `stage` of samples that failed."""
 
 LOOKED_AT = 256  # samples whose metadata says what type a field has
-_READ_AT_ONCE = 32  # of these: samples whose images are in memory
+_READ_AT_ONCE = 32  # of these, whose images are in memory at once
 _MOST_WAITING = 4  # batches that wait for the writer, with the bytes of their kept samples
 
 

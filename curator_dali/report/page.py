@@ -29,7 +29,7 @@ __all__ = ["CARD", "leave_report", "write_report"]
 logger = logging.getLogger(__name__)
 
 _PAGE = "report.html"
-_PICTURE_BYTES = 1_000_000  # bytes of all thumbnails; a third more as base64
+_PICTURE_BYTES = 1_000_000  # of all thumbnails; a third more as base64
 _MOST_SHEETS = 24  # of reasons; those of more are counted, and have no pictures
 _MOST_CLASSES = 12
 

@@ -1,4 +1,4 @@
-"""One pass over an output's rows: histograms of scores, samples of every kind of reason; the kinds and thresholds."""
+"""One pass over an output's rows: histograms of scores, samples of every kind of reason; thresholds of its filters."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ _MOST_VALUES = 200  # different texts of a column that are told apart; one with 
 _ABOUT_COLUMNS = ("image_id", "image_path", "index", "status", "stage", "reason", "tar", "key", "embedding")
 _HASH_COLUMNS = ("duplicate_group", "duplicate_of", "content_hash", "pixel_hash", "phash", "dhash")
 _NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS])
+
 _DROPPED_BITS = 13  # of a float32's 23 of the fraction: what is left tells values apart that differ by 0.1%
 _TAIL = 0.005  # of the values at either end may be gathered in the outermost bar
 _FAR_RANGES = 4  # times the values' range: a bound beyond that would leave no picture of the values

@@ -39,7 +39,7 @@ __all__ = [
 _PICTURE_BYTES = 200_000  # of JPEG in one contact sheet, as a batch's
 _OTHER_COLUMNS = ("image_id", "image_path", "embedding")  # a batch has these in other places
 _IMAGES_AT_ONCE = 8  # whole images in memory
-_THUMBNAIL_HEIGHT = 168  # of a thumbnail, at the most
+_THUMBNAIL_HEIGHT = 168  # pixels, at the most
 _MOST_FACTS = 3
 
 

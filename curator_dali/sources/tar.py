@@ -38,9 +38,8 @@ __all__ = ["Arenas", "TarSource", "coalesce"]
 logger = logging.getLogger(__name__)
 
 _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
-_RUN_BYTES = 1 << 26  # of a `run.json`, at the most
-
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
+_RUN_BYTES = 1 << 26  # of a `run.json`, at the most
 _NO_INDEX = TarIndex(
     np.zeros((0, len(COLUMNS)), np.int64), b"", np.zeros(1, np.int64), np.zeros((0, 4), np.int64), Summary()
 )

@@ -61,8 +61,8 @@ _OTHER, _IMAGE, _COMPOUND_IMAGE, _FIRST_SIDECAR = 0, 1, 2, 3  # kinds of extensi
 _LONGEST_NAME = 200  # characters of a name in a warning
 
 _FILE_MAGIC, _FILE_VERSION = 0x4344_5441_5258, 2
-# magic, version, tar size, tar version, samples, repeated keys, crc32 of what follows, digest, bytes of warnings, and
-# crc32 of these nine
+# Magic, version, tar size, tar version, samples, repeated keys, crc32 of what follows, digest, bytes of warnings, and
+# crc32 of these nine.
 _HEAD_NUMBERS = 10
 _HEAD_BYTES = 128 + 8 * _HEAD_NUMBERS  # np.save writes 128 bytes before a small array
 _PEEK_BYTES = 4096  # the head with all usual warnings

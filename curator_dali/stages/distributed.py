@@ -53,8 +53,8 @@ __all__ = ["SpreadEmbeddings"]
 
 logger = logging.getLogger(__name__)
 
-_TASK_BYTES = 1 << 26  # bytes; 32,768 rows of 512
-_GROUP_BYTES = 1 << 28  # bytes of the rows of a group of clusters
+_TASK_BYTES = 1 << 26  # 32,768 rows of 512
+_GROUP_BYTES = 1 << 28  # of the rows of a group of clusters
 _LEAST_GROUPS = 32  # so that there is work for many
 
 _Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
