@@ -22,16 +22,58 @@ from curator_dali.batch import ImageBatch
 from curator_dali.curation import GLANCE, add_columns
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import StageError
-from curator_dali.nemo.tasks import DROPPED, ERRORS, Errors, TaskLoader, emit, wants_gpu
+from curator_dali.nemo.tasks import DROPPED, ERRORS, SCORES, Errors, TaskLoader, emit, wants_gpu
 from curator_dali.stages import STAGES, GlobalSelector, Plan, Stage, make_plan
 
 __all__ = ["DaliCurationStage", "DaliImageReaderStage"]
 
 logger = logging.getLogger(__name__)
 
+_Step = tuple[ImageBatch | None, Errors, Errors]
+"""A batch, the images that failed since the one before it, and those that were dropped; see `emit`."""
+
+
+class _LoadingStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ignore[misc]
+    """A stage whose worker keeps a loader."""
+
+    _is_abstract_root = True  # so that NeMo Curator registers no such stage, but those derived from it
+    _loader: TaskLoader | None
+
+    def inputs(self) -> tuple[list[str], list[str]]:
+        """What a task must have: as NeMo Curator's reader."""
+        return [], []
+
+    def teardown(self) -> None:
+        """Drop the decoder."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    def stream(self, task: FileGroupTask) -> Iterator[NemoImageBatch]:
+        """The batches of a task, one after the other, each decoded while its predecessor is used.
+
+        Raises:
+            ValueError: The task has no files.
+            SourceError, ImageError: With `on_error="raise"`.
+        """
+        self.setup()
+        return emit(task, self._load(task))
+
+    def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
+        """All batches of a task."""
+        batches = list(self.stream(task))
+        _report(self, batches, self.verbose)
+        return batches
+
+    def _load(self, task: FileGroupTask) -> Iterator[_Step]:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_loader": None}  # threads, pipelines and weights stay behind
+
 
 @dataclass
-class DaliImageReaderStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ignore[misc]
+class DaliImageReaderStage(_LoadingStage):
     """Read and decode the images of WebDataset tars (also of Parquet files, folders and URLs of these).
 
     A drop-in for NeMo Curator's `ImageReaderStage`. What differs: images keep their own keys, paths, captions and
@@ -69,10 +111,6 @@ class DaliImageReaderStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # t
         self.resources = Resources(gpus=self.num_gpus_per_worker) if wants_gpu(self.device) else Resources()
         self._loader: TaskLoader | None = None
 
-    def inputs(self) -> tuple[list[str], list[str]]:
-        """What a task must have: as its reader."""
-        return [], []
-
     def outputs(self) -> tuple[list[str], list[str]]:
         """What the batches have."""
         return ["data"], ["image_data", "image_path", "image_id", "metadata"]
@@ -89,35 +127,13 @@ class DaliImageReaderStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # t
                 max_pixels=self.max_pixels,
             )
 
-    def teardown(self) -> None:
-        """Drop the decoder."""
-        if self._loader is not None:
-            self._loader.close()
-            self._loader = None
-
-    def stream(self, task: FileGroupTask) -> Iterator[NemoImageBatch]:
-        """The batches of a task, one after the other, each decoded while its predecessor is used.
-
-        Raises:
-            ValueError: The task has no files.
-            SourceError, ImageError: With `on_error="raise"`.
-        """
-        self.setup()
+    def _load(self, task: FileGroupTask) -> Iterator[_Step]:
         assert self._loader is not None
-        return emit(task, ((batch, errors, []) for batch, errors in self._loader.load(task)))
-
-    def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
-        """All batches of a task."""
-        batches = list(self.stream(task))
-        _report(self, batches, self.verbose)
-        return batches
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loader": None}  # threads and pipelines stay behind
+        return ((batch, errors, []) for batch, errors in self._loader.load(task))
 
 
 @dataclass
-class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ignore[misc]
+class DaliCurationStage(_LoadingStage):
     """NeMo Curator's reader, embedding and filter stages in one, and whatever else `curator_dali.stages` has.
 
     Images are decoded straight to what the models look at, and scored where they lie. To the host come, a batch:
@@ -169,13 +185,9 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
         self.resources = Resources(gpus=self.num_gpus_per_worker) if wants_gpu(self.device) else Resources()
         self._loader: TaskLoader | None = None
 
-    def inputs(self) -> tuple[list[str], list[str]]:
-        """What a task must have."""
-        return [], []
-
     def outputs(self) -> tuple[list[str], list[str]]:
         """What the batches have."""
-        scores = [name for name in ("aesthetic_score", "nsfw_score") if name in self._plan.columns]
+        scores = [name for name in SCORES if name in self._plan.columns]
         made = ["embedding"] * self._plan.embeds + ["image_data"] * self.keep_images
         return ["data"], ["image_path", "image_id", "metadata", *made, *scores]
 
@@ -206,32 +218,7 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
             max_pixels=self.max_pixels,
         )
 
-    def teardown(self) -> None:
-        """Drop the decoder."""
-        if self._loader is not None:
-            self._loader.close()
-            self._loader = None
-
-    def stream(self, task: FileGroupTask) -> Iterator[NemoImageBatch]:
-        """The batches of a task, one after the other, each decoded while its predecessor is scored.
-
-        Raises:
-            ValueError: The task has no files.
-            SourceError, ImageError: With `on_error="raise"`.
-        """
-        self.setup()
-        return emit(task, self._scored(task))
-
-    def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
-        """All batches of a task; small ones, unless they carry images."""
-        batches = list(self.stream(task))
-        _report(self, batches, self.verbose)
-        return batches
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loader": None}  # threads, pipelines and weights stay behind
-
-    def _scored(self, task: FileGroupTask) -> Iterator[tuple[ImageBatch | None, Errors, Errors]]:
+    def _load(self, task: FileGroupTask) -> Iterator[_Step]:
         assert self._loader is not None
         for batch, errors in self._loader.load(task):
             dropped: Errors = []

@@ -27,6 +27,7 @@ from curator_dali.sources import Source, open_source
 __all__ = [
     "DROPPED",
     "ERRORS",
+    "SCORES",
     "Errors",
     "SampleRangeTask",
     "SplitFilesStage",
@@ -48,13 +49,15 @@ ERRORS = "image_errors"
 DROPPED = "dropped_images"
 """Of a task's `_metadata`: the images that a stage dropped, each {image_id, image_path, stage, reason}."""
 
+SCORES = ("aesthetic_score", "nsfw_score")
+"""Attributes of both `ImageObject`s, which NeMo Curator's stages overwrite."""
+
 _KEY = "curator_dali"
 """Of an image's metadata: its values of `columns`, which NeMo Curator's `ImageObject` has no place for."""
 
 _RANGE = "samples"
 """Of a `FileGroupTask`'s `reader_config`: [start, stop) of the files' samples that it is about."""
 
-_SCORES = ("aesthetic_score", "nsfw_score")  # an attribute in both; NeMo Curator's stages overwrite it
 _MOST_THREADS = 8  # NeMo Curator's reader takes that many; several readers share a machine
 
 
@@ -74,7 +77,7 @@ def to_nemo(batch: ImageBatch) -> NemoImageBatch:
         ValueError: The metadata of an image uses the name "curator_dali" already.
     """
     batch.to_host()
-    columns = {name: values for name, values in batch.columns.items() if name not in _SCORES}
+    columns = {name: values for name, values in batch.columns.items() if name not in SCORES}
     rows = _rows(columns, len(batch))
     task = NemoImageBatch(
         dataset_name=batch.dataset_name,
@@ -82,7 +85,7 @@ def to_nemo(batch: ImageBatch) -> NemoImageBatch:
         _stage_perf=list(batch._stage_perf),
         _metadata=dict(batch._metadata),
     )
-    for name in _SCORES:
+    for name in SCORES:
         for item, value in zip(task.data, batch.columns.get(name, ()), strict=name in batch.columns):
             if getattr(item, name) is None and value is not None and not np.isnan(value):
                 setattr(item, name, float(value))
@@ -108,7 +111,7 @@ def from_nemo(task: NemoImageBatch, device: str | None = None) -> ImageBatch:
     data = [_from_object(item) for item in task.data]
     values = [item.metadata.get(_KEY, {}) for item in task.data]
     columns = {name: _column(found, types.get(name)) for name, found in _transposed(values, types).items()}
-    for name in _SCORES:
+    for name in SCORES:
         if name in types:
             columns[name] = _column([getattr(item, name) for item in data], types[name])
     batch = ImageBatch(
@@ -162,7 +165,7 @@ def _rows(columns: Mapping[str, NDArray[Any]], count: int) -> list[dict[str, Any
 
 
 def _transposed(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> dict[str, list[Any]]:
-    names = dict.fromkeys([*(name for name in types if name not in _SCORES), *(name for row in rows for name in row)])
+    names = dict.fromkeys([*(name for name in types if name not in SCORES), *(name for row in rows for name in row)])
     return {name: [row.get(name) for row in rows] for name in names}
 
 
