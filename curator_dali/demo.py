@@ -24,8 +24,8 @@ __all__ = ["Built", "build", "photographs", "run"]
 
 SAMPLES = 240
 SHARDS = 4
-_LONGEST = 320  # pixels of a crop's longer side
-_ON_SHEET = 40
+_LONGEST_SIDE = 320  # of a crop, in pixels
+_ON_SHEET = 40  # images
 _MARKER = "README.txt"
 _MARKER_TEXT = """\
 curator-dali demo: made by `curator-dali demo`, which rewrites this folder; delete it as you like.
@@ -190,7 +190,7 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
     pattern = str(out / "shards" / "*.tar")
     size = sum(path.stat().st_size for path in built.shards)
     yield f"Built    {SAMPLES} samples in {SHARDS} tars, {size / 1e6:.1f} MB: {pattern}"
-    yield f"         Crops, reduced to {_LONGEST} pixels, of {len(built.photographs)} real photographs that"
+    yield f"         Crops, reduced to {_LONGEST_SIDE} pixels, of {len(built.photographs)} real photographs that"
     yield f"         {' and '.join(built.packages)} carry. Three are broken on purpose, {len(_COPIES)} are copies."
 
     thumbnails: list[Image.Image] = []
@@ -291,7 +291,7 @@ def _crop(image: Image.Image, rng: random.Random) -> tuple[Image.Image, list[int
     left, top = rng.randrange(image.width - width), rng.randrange(image.height - height)
     box = (left, top, left + width, top + height)
     crop = image.crop(box)
-    crop.thumbnail((_LONGEST, _LONGEST))
+    crop.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     return crop, list(box)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,158 +21,14 @@ from curator_dali.loader import ImageLoader, LoaderStats
 from curator_dali.sources import EncodedBatch, Mixture, Source
 from curator_dali.transforms import Normalize
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["EpochSampler", "Padded", "StepSampler", "TargetError", "TorchImageLoader", "pad_images"]
 
 logger = logging.getLogger(__name__)
 
-_PROBES = 8
-_FIX = "give target= another field, a function of the ImageObject, or None for images alone"
+_TARGET_PROBES = 8  # samples of a source whose targets are looked at before any batch
+_TARGET_FIX = "give target= another field, a function of the ImageObject, or None for images alone"
 
 Layout = Literal["NCHW", "NHWC"]
-
-
-class Padded(NamedTuple):
-    """Images of different sizes in one tensor.
-
-    Attributes:
-        images: (N, H, W, C) or (N, C, H, W), zero where there is no image.
-        mask: (N, H, W) bool on the same device, true where there is one.
-    """
-
-    images: torch.Tensor
-    mask: torch.Tensor
-
-
-def pad_images(images: Any, multiple: int = 1, *, channels_first: bool = False) -> Padded:
-    """Put images of different sizes into the upper left corners of one tensor.
-
-    Args:
-        images: N tensors (H_i, W_i, C), or (C, H_i, W_i), on one device; or one tensor of equal ones.
-        multiple: Height and width are rounded up to a multiple of this.
-        channels_first: Which of the two.
-    """
-    import torch
-
-    rows = 1 if channels_first else 0
-    sizes = [tuple(image.shape[rows : rows + 2]) for image in images]
-    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
-    mask = torch.zeros((len(images), height, width), dtype=torch.bool, device=images[0].device)
-    for one, (h, w) in zip(mask, sizes, strict=True):
-        one[:h, :w] = True
-    if isinstance(images, torch.Tensor) and sizes[0] == (height, width):
-        return Padded(images, mask)
-    channels = images[0].shape[0 if channels_first else 2]
-    shape = (channels, height, width) if channels_first else (height, width, channels)
-    padded = images[0].new_zeros((len(images), *shape))
-    for one, image, (h, w) in zip(padded, images, sizes, strict=True):
-        (one[:, :h, :w] if channels_first else one[:h, :w]).copy_(image)
-    return Padded(padded, mask)
-
-
-class TargetError(ValueError):
-    """An image has no target, or one of another kind than the others."""
-
-
-class Targets:
-    """Collects the targets of batches.
-
-    Args:
-        target: A field of the metadata (`label` is the folder's, the `.cls` member's or the JSON's), or a function
-            that takes an `ImageObject` and returns a number or an array of numbers.
-        classes: Values of the field, in the order of their numbers: `["cat", "dog"]` makes a 1 of "dog".
-        floats: True makes float32 of all numbers, False int64 and refuses what is none; None goes by the first ones.
-    """
-
-    def __init__(
-        self,
-        target: str | Callable[[ImageObject], Any],
-        classes: Sequence[Any] | None = None,
-        floats: bool | None = None,
-    ) -> None:
-        if not (isinstance(target, str) or callable(target)):
-            raise TypeError(f"target is {target!r}; give the name of a metadata field, a function, or None for none")
-        if classes is not None and (isinstance(classes, str) or len(set(classes)) != len(classes) or not classes):
-            raise ValueError(f"classes is {classes!r}; give different values of the field, as ['cat', 'dog']")
-        self._target, self._floats = target, floats
-        self._numbers = None if classes is None else {value: number for number, value in enumerate(classes)}
-        self._shape: tuple[int, ...] | None = None
-
-    def probe(self, source: Source) -> None:
-        """Look at the targets of a few samples, so that what is wrong with all is told before any batch.
-
-        Raises:
-            TargetError: One of them has none, or they are of different kinds.
-        """
-        named = {part: names for part, names in source.class_lists.items() if names}
-        if self._target == "label" and self._numbers is None and len(set(map(tuple, named.values()))) > 1:
-            raise TargetError(
-                f"the parts of {source.name!r} number different classes: {named}; give target='label_name' and "
-                "classes=[...], or a function of the ImageObject"
-            )
-        parts = list(source.sources.values()) if isinstance(source, Mixture) else [source]
-        items = []
-        for part in parts:
-            if len(part):
-                chosen = np.unique(np.linspace(0, len(part) - 1, min(_PROBES, len(part))).astype(np.int64))
-                items += part.read(chosen).objects
-        if not items:
-            return
-        values = [self._value(item) for item in items]
-        if self._floats is None:
-            self._floats = any(value.dtype.kind == "f" for value in values)
-        self(items)
-
-    def __call__(self, items: Sequence[ImageObject]) -> NDArray[Any]:
-        """The targets of some images: (N,) int64 or float32, or (N, ...) where each is an array.
-
-        Raises:
-            TargetError: Names the image, its value and the fix.
-        """
-        values = [self._value(item) for item in items]
-        if values and self._floats is None:
-            self._floats = values[0].dtype.kind == "f"
-        if values and self._shape is None:
-            self._shape = values[0].shape
-        for item, value in zip(items, values, strict=True):
-            if not self._floats and value.dtype.kind == "f":
-                raise TargetError(
-                    f"{self._of(item)} is {value.tolist()}, the others are whole numbers; give "
-                    "target_dtype=torch.float32 to make all of them floats, or mend it"
-                )
-            if value.shape != self._shape:
-                raise TargetError(f"{self._of(item)} has the shape {value.shape}, the others {self._shape}")
-        shape = (len(values), *(self._shape or ()))
-        return np.array(values, np.float32 if self._floats else np.int64).reshape(shape)
-
-    def _of(self, item: ImageObject) -> str:
-        name = repr(self._target) if isinstance(self._target, str) else "the target"
-        return f"{name} of image {item.image_id!r} ({item.image_path})"
-
-    def _value(self, item: ImageObject) -> NDArray[Any]:
-        if isinstance(self._target, str):
-            metadata = item.metadata
-            if self._target not in metadata:
-                trouble = f" ({metadata['metadata_error']})" if "metadata_error" in metadata else ""
-                raise TargetError(
-                    f"image {item.image_id!r} ({item.image_path}) has no {self._target!r} in its metadata{trouble}; "
-                    f"the fields there: {', '.join(map(str, metadata)) or 'none'}; {_FIX}"
-                )
-            value = metadata[self._target]
-        else:
-            value = self._target(item)
-        if self._numbers is not None:
-            try:
-                value = self._numbers[value]
-            except (KeyError, TypeError):
-                raise TargetError(f"{self._of(item)} is {value!r}; classes has {list(self._numbers)}") from None
-        number = np.asarray(value) if value is not None and not isinstance(value, (str, bytes)) else None
-        if number is None or number.dtype.kind not in "biuf":
-            fix = "give classes=[...] to number them" if isinstance(value, str) else _FIX
-            raise TargetError(f"{self._of(item)} is {value!r} ({type(value).__name__}), not a number; {fix}")
-        return number
 
 
 class TorchImageLoader:
@@ -517,3 +373,142 @@ class StepSampler(BatchSampler):
 
     def __len__(self) -> int:
         return len(self._loader)
+
+
+class Targets:
+    """Collects the targets of batches.
+
+    Args:
+        target: A field of the metadata (`label` is the folder's, the `.cls` member's or the JSON's), or a function
+            that takes an `ImageObject` and returns a number or an array of numbers.
+        classes: Values of the field, in the order of their numbers: `["cat", "dog"]` makes a 1 of "dog".
+        floats: True makes float32 of all numbers, False int64 and refuses what is none; None goes by the first ones.
+    """
+
+    def __init__(
+        self,
+        target: str | Callable[[ImageObject], Any],
+        classes: Sequence[Any] | None = None,
+        floats: bool | None = None,
+    ) -> None:
+        if not (isinstance(target, str) or callable(target)):
+            raise TypeError(f"target is {target!r}; give the name of a metadata field, a function, or None for none")
+        if classes is not None and (isinstance(classes, str) or len(set(classes)) != len(classes) or not classes):
+            raise ValueError(f"classes is {classes!r}; give different values of the field, as ['cat', 'dog']")
+        self._target, self._floats = target, floats
+        self._numbers = None if classes is None else {value: number for number, value in enumerate(classes)}
+        self._shape: tuple[int, ...] | None = None
+
+    def probe(self, source: Source) -> None:
+        """Look at the targets of a few samples, so that what is wrong with all is told before any batch.
+
+        Raises:
+            TargetError: One of them has none, or they are of different kinds.
+        """
+        named = {part: names for part, names in source.class_lists.items() if names}
+        if self._target == "label" and self._numbers is None and len(set(map(tuple, named.values()))) > 1:
+            raise TargetError(
+                f"the parts of {source.name!r} number different classes: {named}; give target='label_name' and "
+                "classes=[...], or a function of the ImageObject"
+            )
+        parts = list(source.sources.values()) if isinstance(source, Mixture) else [source]
+        items = []
+        for part in parts:
+            if len(part):
+                chosen = np.unique(np.linspace(0, len(part) - 1, min(_TARGET_PROBES, len(part))).astype(np.int64))
+                items += part.read(chosen).objects
+        if not items:
+            return
+        values = [self._value(item) for item in items]
+        if self._floats is None:
+            self._floats = any(value.dtype.kind == "f" for value in values)
+        self(items)
+
+    def __call__(self, items: Sequence[ImageObject]) -> NDArray[Any]:
+        """The targets of some images: (N,) int64 or float32, or (N, ...) where each is an array.
+
+        Raises:
+            TargetError: Names the image, its value and the fix.
+        """
+        values = [self._value(item) for item in items]
+        if values and self._floats is None:
+            self._floats = values[0].dtype.kind == "f"
+        if values and self._shape is None:
+            self._shape = values[0].shape
+        for item, value in zip(items, values, strict=True):
+            if not self._floats and value.dtype.kind == "f":
+                raise TargetError(
+                    f"{self._of(item)} is {value.tolist()}, the others are whole numbers; give "
+                    "target_dtype=torch.float32 to make all of them floats, or mend it"
+                )
+            if value.shape != self._shape:
+                raise TargetError(f"{self._of(item)} has the shape {value.shape}, the others {self._shape}")
+        shape = (len(values), *(self._shape or ()))
+        return np.array(values, np.float32 if self._floats else np.int64).reshape(shape)
+
+    def _of(self, item: ImageObject) -> str:
+        name = repr(self._target) if isinstance(self._target, str) else "the target"
+        return f"{name} of image {item.image_id!r} ({item.image_path})"
+
+    def _value(self, item: ImageObject) -> NDArray[Any]:
+        if isinstance(self._target, str):
+            metadata = item.metadata
+            if self._target not in metadata:
+                trouble = f" ({metadata['metadata_error']})" if "metadata_error" in metadata else ""
+                raise TargetError(
+                    f"image {item.image_id!r} ({item.image_path}) has no {self._target!r} in its metadata{trouble}; "
+                    f"the fields there: {', '.join(map(str, metadata)) or 'none'}; {_TARGET_FIX}"
+                )
+            value = metadata[self._target]
+        else:
+            value = self._target(item)
+        if self._numbers is not None:
+            try:
+                value = self._numbers[value]
+            except (KeyError, TypeError):
+                raise TargetError(f"{self._of(item)} is {value!r}; classes has {list(self._numbers)}") from None
+        number = np.asarray(value) if value is not None and not isinstance(value, (str, bytes)) else None
+        if number is None or number.dtype.kind not in "biuf":
+            fix = "give classes=[...] to number them" if isinstance(value, str) else _TARGET_FIX
+            raise TargetError(f"{self._of(item)} is {value!r} ({type(value).__name__}), not a number; {fix}")
+        return number
+
+
+class TargetError(ValueError):
+    """An image has no target, or one of another kind than the others."""
+
+
+class Padded(NamedTuple):
+    """Images of different sizes in one tensor.
+
+    Attributes:
+        images: (N, H, W, C) or (N, C, H, W), zero where there is no image.
+        mask: (N, H, W) bool on the same device, true where there is one.
+    """
+
+    images: torch.Tensor
+    mask: torch.Tensor
+
+
+def pad_images(images: Any, multiple: int = 1, *, channels_first: bool = False) -> Padded:
+    """Put images of different sizes into the upper left corners of one tensor.
+
+    Args:
+        images: N tensors (H_i, W_i, C), or (C, H_i, W_i), on one device; or one tensor of equal ones.
+        multiple: Height and width are rounded up to a multiple of this.
+        channels_first: Which of the two.
+    """
+    rows = 1 if channels_first else 0
+    sizes = [tuple(image.shape[rows : rows + 2]) for image in images]
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    mask = torch.zeros((len(images), height, width), dtype=torch.bool, device=images[0].device)
+    for one, (h, w) in zip(mask, sizes, strict=True):
+        one[:h, :w] = True
+    if isinstance(images, torch.Tensor) and sizes[0] == (height, width):
+        return Padded(images, mask)
+    channels = images[0].shape[0 if channels_first else 2]
+    shape = (channels, height, width) if channels_first else (height, width, channels)
+    padded = images[0].new_zeros((len(images), *shape))
+    for one, image, (h, w) in zip(padded, images, sizes, strict=True):
+        (one[:, :h, :w] if channels_first else one[:h, :w]).copy_(image)
+    return Padded(padded, mask)

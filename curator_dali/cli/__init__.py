@@ -16,9 +16,9 @@ from curator_dali.cli.common import EXIT_INTERRUPTED, SOURCES, device_of, positi
 
 __all__ = ["main"]
 
-# Heavy modules are imported by the commands that need them, so that --help and a typing error answer at once.
+_EXIT_ERROR = 2  # the user's error, as argparse has it
 
-EXIT_ERROR = 2  # the user's error, as argparse has it
+# Heavy modules are imported by the commands that need them, so that --help and a typing error answer at once.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a name's letters is no reason to end
             stream.reconfigure(errors="backslashreplace")
-    arguments = make_parser().parse_args(argv)
+    arguments = _make_parser().parse_args(argv)
     try:
         code: int = arguments.command(arguments)
         sys.stdout.flush()
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("CURATOR_DALI_DEBUG") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return _EXIT_ERROR
 
 
-def make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; `arguments.command` is the function to call."""
     parser = argparse.ArgumentParser(
         prog="curator-dali",

@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.errors import count as counted
 from curator_dali.errors import terminal_safe
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ __all__ = [
     "add_limits",
     "add_output",
     "check_folder_of",
-    "counted",
     "deduplicate_of",
     "device_of",
     "executor_of",
@@ -48,16 +46,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
-
-
-def size_in_bytes(text: str) -> int:
-    """Bytes, of a text such as 500000, 64MB or 1GiB, for argparse."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
-    step = 1024 if match and match[3] else 1000
-    size = int(float(match[1]) * step ** " kmgt".index(match[2] or " ")) if match else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 64MB or 1GB")
-    return size
 
 
 def device_of(name: str) -> str:
@@ -145,6 +133,17 @@ def add_limits(parser: Any) -> None:
         )  # fmt: skip
 
 
+def _limit(text: str) -> tuple[str, float]:
+    field, _, limit = text.rpartition("=")
+    if not field:
+        raise argparse.ArgumentTypeError(f"{text!r} has no '='; write it as sharpness=100")
+    try:
+        number = float(limit)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{limit!r} in {text!r} is no number") from None
+    return field, int(number) if number.is_integer() else number
+
+
 def deduplicate_of(arguments: argparse.Namespace) -> list[Stage]:
     """The `Deduplicate` that the flags ask for, if they do."""
     from curator_dali.stages import Deduplicate
@@ -161,17 +160,6 @@ def deduplicate_of(arguments: argparse.Namespace) -> list[Stage]:
     return [Deduplicate(exact, arguments.near, arguments.similarity, against=tuple(arguments.against or ()), **rule)]
 
 
-def _limit(text: str) -> tuple[str, float]:
-    field, _, limit = text.rpartition("=")
-    if not field:
-        raise argparse.ArgumentTypeError(f"{text!r} has no '='; write it as sharpness=100")
-    try:
-        number = float(limit)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{limit!r} in {text!r} is no number") from None
-    return field, int(number) if number.is_integer() else number
-
-
 def add_output(parser: Any, embeddings: str) -> None:
     """Add the flags of what is written; `embeddings` is the help of that flag."""
     parser.add_argument("--embeddings", choices=["float32", "float16"], nargs="?", const="float32", help=embeddings)
@@ -179,6 +167,16 @@ def add_output(parser: Any, embeddings: str) -> None:
     parser.add_argument("--no-html", dest="html", action="store_const", const=False, help="leave no report.html")
     parser.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
     parser.add_argument("--shard-bytes", type=size_in_bytes, metavar="SIZE", help="bytes in a tar, as 1GB")
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes, of a text such as 500000, 64MB or 1GiB, for argparse."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
+    step = 1024 if match and match[3] else 1000
+    size = int(float(match[1]) * step ** " kmgt".index(match[2] or " ")) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 64MB or 1GB")
+    return size
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -24,17 +24,16 @@ from curator_dali.cli.common import (
     size_text,
     source_of,
 )
+from curator_dali.errors import ImageError
 from curator_dali.errors import count as counted
-from curator_dali.loader import ImageLoader
 
 if TYPE_CHECKING:
-    from curator_dali.errors import ImageError
     from curator_dali.loader import ImageLoader
 
-__all__ = ["Benchmark", "Pass", "bench", "info", "measure", "preview", "verify"]
+__all__ = ["bench", "info", "preview", "verify"]
 
-EXIT_BROKEN = 1  # `verify` found images that are broken, or that cannot be read now
-_LISTED = 20  # broken images named in `verify`'s table
+_EXIT_BROKEN = 1  # `verify` found images that are broken, or that cannot be read now
+_MOST_LISTED = 20  # broken images named in `verify`'s table
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -118,17 +117,17 @@ def verify(arguments: argparse.Namespace) -> int:
             print(f"wrote {report} ({counted(len(errors), 'row')})")
     if interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_BROKEN if errors else 0
+    return _EXIT_BROKEN if errors else 0
 
 
 def _print_verdict(errors: Sequence[ImageError], kinds: Counter[str]) -> None:
     if not errors:
         return
-    shown = errors[:_LISTED]
+    shown = errors[:_MOST_LISTED]
     head = "images that are broken, or cannot be read now" if any(e.unread for e in errors) else "broken images"
-    print(head + (f" (the first {_LISTED} of {len(errors):,})" if len(errors) > _LISTED else ""))
+    print(head + (f" (the first {_MOST_LISTED} of {len(errors):,})" if len(errors) > _MOST_LISTED else ""))
     print_rows([(error.image_id, Path(error.shard).name, error.reason) for error in shown], indent="  ")
-    if len(errors) > _LISTED:
+    if len(errors) > _MOST_LISTED:
         print("  --report FILE names them all")
     print("reasons")
     print_rows([(f"{count:,}", kind) for kind, count in kinds.most_common()], indent="  ")
@@ -175,7 +174,7 @@ def bench(arguments: argparse.Namespace) -> int:
     """Measure the loader."""
     with _loader(arguments) as loader:
         with progress(loader.num_samples * (arguments.rounds + 1), "images") as bar:
-            result = measure(loader, arguments.rounds, bar.update)
+            result = _measure(loader, arguments.rounds, bar.update)
         source = loader.source.name
         complete = len(result.passes) == arguments.rounds + 1
     if arguments.json:
@@ -204,37 +203,39 @@ def bench(arguments: argparse.Namespace) -> int:
     return 0 if complete else EXIT_INTERRUPTED
 
 
-def _loader(arguments: argparse.Namespace) -> ImageLoader:
-    from curator_dali.loader import ImageLoader
+def _measure(loader: ImageLoader, rounds: int = 3, progress: Callable[[int], object] | None = None) -> Benchmark:
+    """Pass over a loader's source once to warm up, and then `rounds` times.
 
-    return ImageLoader(
-        source_of(arguments.source),
-        batch_size=arguments.batch_size,
-        device=device_of(arguments.device),
-        num_threads=arguments.threads,
-    )
+    Ctrl-C ends the measurement; what was measured until then is returned if it holds a whole pass.
 
+    Args:
+        loader: What to measure; stays open.
+        rounds: Steady passes.
+        progress: Called with the number of images, good and bad, done since the last call.
 
-@dataclass(frozen=True)
-class Pass:
-    """One pass over a source.
-
-    Attributes:
-        samples: Images decoded.
-        failed: Images that could not be.
-        seconds: From the request for the first batch to the end.
-        stats: The loader's own account of the pass.
+    Raises:
+        KeyboardInterrupt: Ctrl-C before the first pass was over.
+        ValueError: The source has no samples.
     """
-
-    samples: int
-    failed: int
-    seconds: float
-    stats: dict[str, Any]
-
-    @property
-    def images_per_second(self) -> float:
-        """Images, good and bad, a second."""
-        return (self.samples + self.failed) / self.seconds if self.seconds else 0.0
+    if not loader.num_samples:
+        raise ValueError("the source has no samples: nothing to measure")
+    passes: list[Pass] = []
+    try:
+        for _ in range(rounds + 1):
+            started = time.perf_counter()
+            seen = 0
+            for _ in loader:
+                done = loader.stats.samples + loader.stats.failed
+                if progress:
+                    progress(done - seen)
+                seen = done
+            seconds = time.perf_counter() - started
+            passes.append(Pass(loader.stats.samples, loader.stats.failed, seconds, loader.stats.as_dict()))
+    except KeyboardInterrupt:
+        if not passes:
+            raise
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Benchmark(loader.device, passes, peak)
 
 
 @dataclass(frozen=True)
@@ -278,36 +279,34 @@ class Benchmark:
         }
 
 
-def measure(loader: ImageLoader, rounds: int = 3, progress: Callable[[int], object] | None = None) -> Benchmark:
-    """Pass over a loader's source once to warm up, and then `rounds` times.
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a source.
 
-    Ctrl-C ends the measurement; what was measured until then is returned if it holds a whole pass.
-
-    Args:
-        loader: What to measure; stays open.
-        rounds: Steady passes.
-        progress: Called with the number of images, good and bad, done since the last call.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C before the first pass was over.
-        ValueError: The source has no samples.
+    Attributes:
+        samples: Images decoded.
+        failed: Images that could not be.
+        seconds: From the request for the first batch to the end.
+        stats: The loader's own account of the pass.
     """
-    if not loader.num_samples:
-        raise ValueError("the source has no samples: nothing to measure")
-    passes: list[Pass] = []
-    try:
-        for _ in range(rounds + 1):
-            started = time.perf_counter()
-            seen = 0
-            for _ in loader:
-                done = loader.stats.samples + loader.stats.failed
-                if progress:
-                    progress(done - seen)
-                seen = done
-            seconds = time.perf_counter() - started
-            passes.append(Pass(loader.stats.samples, loader.stats.failed, seconds, loader.stats.as_dict()))
-    except KeyboardInterrupt:
-        if not passes:
-            raise
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Benchmark(loader.device, passes, peak)
+
+    samples: int
+    failed: int
+    seconds: float
+    stats: dict[str, Any]
+
+    @property
+    def images_per_second(self) -> float:
+        """Images, good and bad, a second."""
+        return (self.samples + self.failed) / self.seconds if self.seconds else 0.0
+
+
+def _loader(arguments: argparse.Namespace) -> ImageLoader:
+    from curator_dali.loader import ImageLoader
+
+    return ImageLoader(
+        source_of(arguments.source),
+        batch_size=arguments.batch_size,
+        device=device_of(arguments.device),
+        num_threads=arguments.threads,
+    )

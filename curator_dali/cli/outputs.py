@@ -42,8 +42,8 @@ __all__ = [
     "search",
 ]
 
-_LISTED = 20  # groups, without --all
-_FROM_FILE = ("stages", "executor", "source", "tars", "shard_samples", "shard_bytes", "embeddings", "html")
+_MOST_LISTED = 20  # groups or leaks, without --all
+_FILE_OPTIONS = ("stages", "executor", "source", "tars", "shard_samples", "shard_bytes", "embeddings", "html")
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -124,9 +124,9 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     from curator_dali.curation import read_config, stages_of
 
     options = read_config(arguments.config) if arguments.config else {}
-    if refused := [name for name in options if name not in _FROM_FILE]:
+    if refused := [name for name in options if name not in _FILE_OPTIONS]:
         raise ValueError(
-            f"{arguments.config}: rethreshold takes no {', '.join(refused)}; it takes {', '.join(_FROM_FILE)}"
+            f"{arguments.config}: rethreshold takes no {', '.join(refused)}; it takes {', '.join(_FILE_OPTIONS)}"
         )
     stages = options["stages"] if "stages" in options else stages_of(arguments.out)
     options |= {"stages": _changed(stages, arguments)} | settings_of(arguments)
@@ -159,7 +159,7 @@ def _changed(stages: list[Stage], arguments: argparse.Namespace) -> list[Stage]:
 def add_duplicates(parser: argparse.ArgumentParser) -> None:
     """Add what `duplicates` takes."""
     parser.add_argument("out", metavar="OUT", help="the output of a curation")
-    parser.add_argument("--all", action="store_true", help=f"list everything, not only the first {_LISTED}")
+    parser.add_argument("--all", action="store_true", help=f"list everything, not only the first {_MOST_LISTED}")
     parser.add_argument("--leaks", metavar="OTHER", help="instead: what of OUT is also in this output (test, training)")
     parser.add_argument("--near", type=int, metavar="BITS", help="with --leaks: by perceptual hashes")
     parser.add_argument("--similarity", type=float, metavar="X", help="with --leaks: by embeddings' cosine")
@@ -178,7 +178,7 @@ def duplicates(arguments: argparse.Namespace) -> int:
             print_json({"out": arguments.out, "other": arguments.leaks, "leaks": [asdict(leak) for leak in found]})
             return 0
         print(f"{counted(len(found), 'image')} of {arguments.out} are like one of {arguments.leaks}")
-        shown = found if arguments.all else found[:_LISTED]
+        shown = found if arguments.all else found[:_MOST_LISTED]
         if shown:
             print_rows([(leak.image_id, leak.other, leak.why) for leak in shown], indent="  ")
         _rest(len(found) - len(shown))
@@ -190,7 +190,7 @@ def duplicates(arguments: argparse.Namespace) -> int:
         print_json({"out": arguments.out, "groups": [asdict(group) for group in groups]})
         return 0
     print(f"{counted(len(groups), 'group')} of duplicates, {sum(len(g.members) for g in groups):,} images")
-    listed = groups if arguments.all else groups[:_LISTED]
+    listed = groups if arguments.all else groups[:_MOST_LISTED]
     lines = [
         (f"{group.number}" if n == 0 else "", member.image_id, member.reason or member.status)
         for group in listed
@@ -200,6 +200,11 @@ def duplicates(arguments: argparse.Namespace) -> int:
         print_rows(lines, indent="  ")
     _rest(len(groups) - len(listed))
     return 0
+
+
+def _rest(number: int) -> None:
+    if number:
+        print(f"  and {number:,} more: --all lists them")
 
 
 def add_index(parser: argparse.ArgumentParser) -> None:
@@ -257,8 +262,3 @@ def report(arguments: argparse.Namespace) -> int:
         + write_report(arguments.out, source=arguments.source, to=arguments.to, device=device_of(arguments.device))
     )
     return 0
-
-
-def _rest(number: int) -> None:
-    if number:
-        print(f"  and {number:,} more: --all lists them")

@@ -1,15 +1,14 @@
-"""Curation: a source through the loader, the stages and the sinks, in one process, resumable at every part."""
+"""Curation: a source through the loader and the stages, here or on a cluster, resumable at every part."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.curation.config import Settings, check_file, read_config
-from curator_dali.curation.decide import write_kept
-from curator_dali.curation.rows import Output, add_columns
+from curator_dali.curation.rows import add_columns
 from curator_dali.curation.run import Curation, curate
 from curator_dali.curation.thresholds import rethreshold, stages_of
-from curator_dali.curation.worker import GLANCE, PartLoader, Worker
+from curator_dali.curation.worker import GLANCE, PartLoader
 
 if TYPE_CHECKING:
     from curator_dali.curation.ray_executor import RayExecutor, find_killers
@@ -17,11 +16,9 @@ if TYPE_CHECKING:
 __all__ = [
     "GLANCE",
     "Curation",
-    "Output",
     "PartLoader",
     "RayExecutor",
     "Settings",
-    "Worker",
     "add_columns",
     "check_file",
     "curate",
@@ -29,7 +26,6 @@ __all__ = [
     "read_config",
     "rethreshold",
     "stages_of",
-    "write_kept",
 ]
 
 

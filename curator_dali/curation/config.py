@@ -1,4 +1,4 @@
-"""`Settings` of a curation, checked before any work, and their TOML or YAML file.
+"""`Settings` of a curation, the places that it may write to, and its TOML or YAML file.
 
 source = "shards/*.tar"
 out = "curated"
@@ -38,22 +38,37 @@ from curator_dali.outputs import part_name
 from curator_dali.sources import Mixture, Source, Subset, expand_braces
 from curator_dali.stages import STAGES, Stage
 
-__all__ = ["OPTIONS", "ConfigError", "FieldTypes", "Settings", "check_file", "check_out", "make_stage", "read_config"]
+__all__ = [
+    "OPTIONS",
+    "SCORED",
+    "ConfigError",
+    "FieldTypes",
+    "Settings",
+    "check_file",
+    "check_out",
+    "make_stage",
+    "read_config",
+]
 
 FieldTypes = Annotated[Mapping[str, str], Limits("fields with their types, as {'score': 'float64'}")]
 
 _Place = tuple[str, ...]
 """The protocol ("" on this machine) and the names from the root down to a file or folder, links followed."""
 
-_MAGIC = re.compile(r"[*?\[]")
+SCORED = "_scored"
+"""The folder in an output with the rows of all samples, until a stage that sees them all has decided."""
+
+_WILDCARD = re.compile(r"[*?\[]")
 _PROTOCOLS = {"file": "", "local": "", "s3a": "s3", "gcs": "gs"}
-_PART = part_name(0, 8192)
-_WRITTEN = (  # a glob that matches the output itself would open it as a folder of tars
+_PART_NAME = part_name(0, 8192)
+_WRITTEN_PLACES = (  # a glob that matches the output itself would open it as a folder of tars
     (),
-    *((f"{_PART}-{shard}.tar",) for shard in ("0000", "0001")),
-    (f"{_PART}.parquet",),
-    ("_scored", f"{_PART}.parquet"),
+    *((f"{_PART_NAME}-{shard}.tar",) for shard in ("0000", "0001")),
+    (f"{_PART_NAME}.parquet",),
+    (SCORED, f"{_PART_NAME}.parquet"),
 )
+
+_MOST_FILE_BYTES, _MOST_YAML_NODES = 1 << 20, 100_000
 
 
 @checked
@@ -108,11 +123,11 @@ def check_out(
     Raises:
         OutputError: The output is one of those places.
     """
-    files = _check(out, _WRITTEN, source, origin, folders)
+    files = _check_places(out, _WRITTEN_PLACES, source, origin, folders)
     place = _find_place(out)
     for folder in sorted({url.rpartition("/")[0] for url in files}):
         if _find_place(folder)[: len(place)] == place:
-            raise _refuse(out, f"holds files of the data set, in {folder!r}")
+            raise _make_refusal(out, f"holds files of the data set, in {folder!r}")
 
 
 def check_file(path: str | os.PathLike[str], source: Source) -> None:
@@ -123,12 +138,12 @@ def check_file(path: str | os.PathLike[str], source: Source) -> None:
     """
     path = os.fspath(path)
     name = os.path.basename(path)
-    same = [url for url in _check(path, ((),), source) if url.rpartition("/")[2] == name]
+    same = [url for url in _check_places(path, ((),), source) if url.rpartition("/")[2] == name]
     if _find_place(path) in map(_find_place, same):
-        raise _refuse(path, "is a file of the data set")
+        raise _make_refusal(path, "is a file of the data set")
 
 
-def _check(
+def _check_places(
     out: str,
     written: Sequence[_Place],
     source: Source | None,
@@ -140,10 +155,10 @@ def _check(
     locations = () if source is None else source.locations
     folders = [*folders, *(url for url in locations if url.endswith("/"))]
     files = {url for url in locations if not url.endswith("/")}
-    for spec in _specs(source, origin):
-        if _MAGIC.search(spec) and spec not in files and not os.path.exists(spec):
+    for spec in _find_specs(source, origin):
+        if _WILDCARD.search(spec) and spec not in files and not os.path.exists(spec):
             if any(_matches(_find_pattern(spec), place + names) for names in written):
-                raise _refuse(out, f"is where {spec!r} looks for the data set's files")
+                raise _make_refusal(out, f"is where {spec!r} looks for the data set's files")
         elif spec in files or (not is_remote(spec) and not os.path.isdir(spec)):
             files.add(spec)
         else:
@@ -152,24 +167,24 @@ def _check(
         where = _find_place(folder)
         if place[: len(where)] == where or where[: len(place)] == place:
             how = "is" if place == where else "lies in" if len(place) > len(where) else "lies around"
-            raise _refuse(out, f"{how} the folder {folder.rstrip('/')!r}, which is read")
+            raise _make_refusal(out, f"{how} the folder {folder.rstrip('/')!r}, which is read")
     return files
 
 
-def _refuse(out: str, why: str) -> OutputError:
+def _make_refusal(out: str, why: str) -> OutputError:
     return OutputError(
         f"the output {out!r} {why}: a later run would take what it holds for data. Choose a folder elsewhere"
     )
 
 
-def _specs(source: Source | None, origin: Mapping[str, Any] | None = None) -> Iterator[str]:
+def _find_specs(source: Source | None, origin: Mapping[str, Any] | None = None) -> Iterator[str]:
     """Iterate over the absolute paths, URLs and globs that a data set was opened by, brace lists written out."""
     if isinstance(source, Mixture):
         for part in source.sources.values():
-            yield from _specs(part)
+            yield from _find_specs(part)
         return
     if isinstance(source, Subset):
-        yield from _specs(source.source)
+        yield from _find_specs(source.source)
         return
     origin = origin if source is None else source.origin
     while origin is not None and "of" in origin:
@@ -192,7 +207,7 @@ def _find_place(url: str) -> _Place:
 
 def _find_pattern(pattern: str) -> _Place:
     """Find the place of a glob. Links are followed in the folders before its first wildcard."""
-    fixed = pattern[: _MAGIC.search(pattern).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    fixed = pattern[: _WILDCARD.search(pattern).start()].rpartition("/")[0]  # type: ignore[union-attr]
     return *_find_place(fixed), *filter(None, pattern[len(fixed) :].split("/"))
 
 
@@ -206,8 +221,6 @@ def _matches(pattern: _Place, place: _Place) -> bool:
 
 OPTIONS = ("source", "out", "stages", "device", "executor", *(field.name for field in fields(Settings)))
 """What a file may say: the arguments of `curate`."""
-
-_MOST_BYTES, _MOST_NODES = 1 << 20, 100_000
 
 
 class ConfigError(CuratorDaliError, ValueError):
@@ -227,7 +240,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ImportError: A package that reads the format is missing.
     """
     path = Path(path)
-    content = _parse(path)
+    content = _parse_file(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}, not keys with values")
     _refuse_unknown(content, OPTIONS, str(path))
@@ -258,11 +271,11 @@ def make_stage(settings: Any, where: str) -> Stage:
     name = settings["type"]
     if not isinstance(name, str):
         raise ConfigError(f"{where}: its type is a {type(name).__name__}; allowed: {', '.join(STAGES)}")
-    own = _function(name, f"{where}.type") if ":" in name else None
+    own = _import_named(name, f"{where}.type") if ":" in name else None
     if own is not None and not (isinstance(own, type) and issubclass(own, Stage)):
         raise ConfigError(f"{where}: {name} is {own!r}, which is no kind of stage")
     if own is None and name not in STAGES:
-        raise ConfigError(f"{where}: there is no stage {name!r}{_close(name, STAGES)}; allowed: {', '.join(STAGES)}")
+        raise ConfigError(f"{where}: there is no stage {name!r}{_suggest(name, STAGES)}; allowed: {', '.join(STAGES)}")
     kind = own or STAGES[name]
     arguments = {key: value for key, value in settings.items() if key != "type"}
     known = [field for field in fields(kind) if field.init]
@@ -273,16 +286,16 @@ def make_stage(settings: Any, where: str) -> Stage:
     if needed:
         raise ConfigError(f"{where}: {name} needs {', '.join(needed)}")
     if isinstance(arguments.get("where"), str):
-        arguments["where"] = _function(arguments["where"], f"{where} ({name}).where")
+        arguments["where"] = _import_named(arguments["where"], f"{where} ({name}).where")
     return kind(**arguments)
 
 
-def _parse(path: Path) -> Any:
+def _parse_file(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in (".toml", ".yaml", ".yml"):
         raise ConfigError(f"cannot read {str(path)!r}: the name must end in .toml, .yaml or .yml")
     kind = "TOML" if suffix == ".toml" else "YAML"
-    data = read_regular(path, _MOST_BYTES)
+    data = read_regular(path, _MOST_FILE_BYTES)
     try:
         content = (_parse_toml if kind == "TOML" else _parse_yaml)(data.decode("utf-8"))
         check_depth(content)
@@ -317,9 +330,9 @@ def _parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return {}
-        if _count_nodes(node, {}) > _MOST_NODES:
+        if _count_nodes(node, {}) > _MOST_YAML_NODES:
             raise ValueError(
-                f"its aliases (*name) make more than {_MOST_NODES:,} values of it: write out what is meant"
+                f"its aliases (*name) make more than {_MOST_YAML_NODES:,} values of it: write out what is meant"
             )
         return loader.construct_document(node) or {}
     except yaml.YAMLError as error:
@@ -351,15 +364,17 @@ def _count_nodes(node: Any, known: dict[int, int]) -> int:
 def _refuse_unknown(given: Mapping[str, Any], allowed: Collection[str], where: str) -> None:
     for key in given:
         if key not in allowed:
-            raise ConfigError(f"{where}: there is no {key!r}{_close(str(key), allowed)}; allowed: {', '.join(allowed)}")
+            raise ConfigError(
+                f"{where}: there is no {key!r}{_suggest(str(key), allowed)}; allowed: {', '.join(allowed)}"
+            )
 
 
-def _close(name: str, allowed: Collection[str]) -> str:
+def _suggest(name: str, allowed: Collection[str]) -> str:
     found = difflib.get_close_matches(name, allowed, 1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
-def _function(text: str, where: str) -> Any:
+def _import_named(text: str, where: str) -> Any:
     module, _, name = text.partition(":")
     try:
         found: Any = importlib.import_module(module)

@@ -26,322 +26,15 @@ try:
 except ImportError as error:
     raise ImportError(f"Ray does not import ({error}): pip install 'curator-dali[ray]'") from error
 
-__all__ = ["RayExecutor", "find_killers"]
+__all__ = ["RayExecutor", "breaks_context", "find_killers"]
 
 logger = logging.getLogger(__name__)
-
-PATIENCE = 30.0  # seconds without anything finished, before it is said who is waited for
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+_PATIENCE = 30.0  # seconds without anything finished, before it is said who is waited for
 _AHEAD = 4  # items handed out and not yet asked for, times the workers: so that one slow item holds nobody up
-
-
-@contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Be connected to a cluster; what was not connected before is let go afterwards."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def free() -> str:
-    """What nobody has reserved."""
-    left: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return f"{left.get('CPU', 0):g} CPUs, {left.get('GPU', 0):g} GPUs"
-
-
-def raised(error: RayError) -> TypeGuard[RayTaskError]:
-    """Whether what ran there raised; any other error is a death, as of its machine or by Ray's memory monitor."""
-    return isinstance(error, RayTaskError)
-
-
-def breaks_context(error: BaseException) -> bool:
-    """Whether an error's text is one of CUDA's, after most of which every later call in that process fails too."""
-    return re.search("CUDA error|cudaError|CUDA_ERROR|illegal memory access", str(error)) is not None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return str(error).strip().partition("\n")[0]
-
-
-class _Actor:
-    """One worker in a process of its own."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def ready(self) -> None:
-        """Answers once the process has started."""
-
-    def run(self, part: Range, left_out: dict[int, str]) -> Part:
-        """Do one part, without some of its samples, and say what became of it."""
-        worker = self._worker
-        if left_out:
-            worker = replace(worker, source=Without(worker.source, left_out))
-        done: list[Part] = []
-        try:
-            worker.run([part], done.append, ignore)
-        finally:
-            if left_out:
-                worker.close()
-        return done[0]
-
-
-@dataclass
-class Pool:
-    """Actors, and who of them does what.
-
-    Attributes:
-        resources: What an actor asks of Ray.
-        max_deaths: Actors that a part may take with it, and failures that it may have.
-        worker: What every actor gets a copy of.
-        count: Actors.
-    """
-
-    resources: Mapping[str, float]
-    max_deaths: int
-    worker: Worker
-    count: int
-    _starting: dict[Any, Any] = field(default_factory=dict, init=False)  # task -> actor
-    _idle: list[Any] = field(default_factory=list, init=False)
-    _busy: dict[Any, tuple[Any, Range]] = field(default_factory=dict, init=False)  # task -> (actor, part)
-    _left_out: dict[Range, dict[int, str]] = field(default_factory=dict, init=False)
-    _shared: Any = field(default=None, init=False)  # the worker in Ray's object store
-    _deaths_at_start: int = field(default=0, init=False)
-
-    def run(
-        self, parts: Sequence[Range], finished: Callable[[Part], object], progress: Callable[[int], object]
-    ) -> None:
-        """Do all parts."""
-        for _ in range(self.count):
-            self._start()
-        waiting, troubles = deque(parts), Counter[Range]()
-        while waiting or self._busy:
-            while waiting and self._idle:
-                actor, part = self._idle.pop(), waiting.popleft()
-                self._busy[actor.run.remote(part, self._left_out.get(part, {}))] = (actor, part)
-            done, _ = ray.wait([*self._busy, *self._starting], timeout=PATIENCE)
-            if not done:
-                logger.info(
-                    "waiting for %d parts and %d workers that start; free: %s",
-                    len(self._busy), len(self._starting), free(),
-                )  # fmt: skip
-            for task in done:
-                if task in self._starting:
-                    self._started(task)
-                    continue
-                actor, part = self._busy.pop(task)
-                try:
-                    record = ray.get(task)
-                except RayError as error:
-                    troubles[part] += 1
-                    if raised(error):
-                        self._excuse(actor, part, error, troubles[part])
-                    else:
-                        self._bury(actor, part, error, troubles[part])
-                    waiting.appendleft(part)
-                else:
-                    self._idle.append(actor)
-                    finished(record)
-                    progress(part[1] - part[0])
-
-    def _start(self) -> None:
-        """Ask for an actor; it gets work once it runs, for which there may never be room."""
-        if self._shared is None:
-            self._shared = ray.put(self.worker)
-        make = ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **self.resources)
-        actor: Any = make.remote(self._shared)
-        self._starting[actor.ready.remote()] = actor
-
-    def _started(self, task: Any) -> None:
-        actor = self._starting.pop(task)
-        try:
-            ray.get(task)
-        except RayError as error:
-            logger.warning("a worker died while it started: %s", first_line(error))
-            self._deaths_at_start += 1
-            if self._deaths_at_start > self.max_deaths * self.count:
-                raise CuratorDaliError(f"workers die while they start, see Ray's logs: {first_line(error)}") from error
-            self._start()
-        else:
-            self._idle.append(actor)
-
-    def _excuse(self, actor: Any, part: Range, error: RayTaskError, failures: int) -> None:
-        """A part failed: raise what it raised if it has done so often enough.
-
-        A source that cannot be read ends the run at once. Reading was tried again where it failed.
-        """
-        if failures >= self.max_deaths or isinstance(error.cause, SourceError):
-            raise error.cause or error from None
-        logger.warning("samples %d to %d failed, trying again: %s", part[0], part[1] - 1, first_line(error))
-        if breaks_context(error):
-            ray.kill(actor)
-            self._start()
-        else:
-            self._idle.append(actor)
-
-    def _bury(self, actor: Any, part: Range, error: BaseException, deaths: int) -> None:
-        """An actor died, or is out of reach, with a part in its hands: see what the part has to do with it."""
-        logger.warning("the worker of samples %d to %d died: %s", part[0], part[1] - 1, first_line(error))
-        ray.kill(actor)  # out of reach, it might go on
-        if deaths == self.max_deaths:
-            self._left_out[part] = self._killers(part)  # in the place that the dead actor left free
-        elif deaths > self.max_deaths:
-            raise CuratorDaliError(
-                f"samples {part[0]} to {part[1] - 1} of {self.worker.source.name} ended {deaths} workers, and decoding "
-                "them alone ends none: see Ray's logs (no memory?)"
-            ) from error
-        self._start()
-
-    def _killers(self, part: Range) -> dict[int, str]:
-        logger.warning("looking for what ends the workers of samples %d to %d", part[0], part[1] - 1)
-        found = find_killers(self.worker, part, self.resources)
-        for index, reason in found.items():
-            logger.warning("sample %d is left out: %s", index, reason)
-        return found
-
-    def close(self) -> None:
-        """End the actors."""
-        for actor in [*self._idle, *self._starting.values(), *(actor for actor, _ in self._busy.values())]:
-            ray.kill(actor)
-
-
-def find_killers(worker: Worker, part: Range, resources: Mapping[str, float]) -> dict[int, str]:
-    """The samples of a part whose decoding, alone, ends a process twice.
-
-    Args:
-        worker: Its source, and how it loads.
-        part: The range.
-        resources: Of a process that decodes.
-
-    Returns:
-        Sample index -> why it must not be decoded; empty where no process ends.
-
-    Raises:
-        Exception: What reading raised.
-    """
-    source = ray.put(worker.source)
-    decode = ray.remote(_decode).options(max_retries=0, **resources)
-    found: dict[int, str] = {}
-    suspects: set[int] = set()
-    ranges = [part]
-    while ranges:
-        start, stop = ranges.pop()
-        try:
-            ray.get(decode.remote(source, start, stop, worker.device, worker.loading.max_pixels))
-        except RayError as error:
-            if raised(error):
-                raise error.cause or error from None
-            if stop - start > 1:
-                middle = (start + stop) // 2
-                ranges += [(middle, stop), (start, middle)]
-            elif start in suspects:
-                found[start] = "decoding it ends the process: left out"
-            else:  # once may be chance: a machine that went away, memory that others took
-                suspects.add(start)
-                ranges.append((start, stop))
-    return found
-
-
-def _decode(source: Any, start: int, stop: int, device: str, max_pixels: int) -> None:
-    with ImageLoader(
-        Subset(source, slice(start, stop)), batch_size=32, device=device, num_threads=1, max_pixels=max_pixels
-    ) as loader:
-        for _ in loader:
-            pass
-
-
-class Tasks:
-    """What `RayExecutor.mapper` gives: see `curator_dali.curation.worker.Mapper`.
-
-    Args:
-        start: Called once, before the first task: connects, and says how many workers there are.
-        resources: What a task asks of Ray.
-        max_deaths: Workers that an item may take with it, and failures that it may have.
-    """
-
-    def __init__(self, start: Callable[[], int], resources: Mapping[str, float], max_deaths: int) -> None:
-        self.device = "cuda:0" if resources["num_gpus"] else "cpu"  # Ray shows a task its own GPUs alone
-        self._start, self._resources, self._max_deaths = start, resources, max_deaths
-        self._count = 0
-        self._running: dict[Any, tuple[int, Any]] = {}  # task -> (number of the item, the item)
-
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """What a function gives for each item, in their order.
-
-        Raises:
-            CuratorDaliError: The workers of one item die each time.
-            Exception: What the function raised each time that an item was tried.
-        """
-        self._count = self._count or self._start()
-        run: Any = ray.remote(_of_item).options(max_retries=0, **self._resources)
-        shared = ray.put(function)
-        waiting = enumerate(items)
-        again: deque[tuple[int, Any]] = deque()
-        results: dict[int, R] = {}
-        troubles = Counter[int]()
-        asked = 0
-        try:
-            while True:
-                room = self._count * _AHEAD - len(results) - len(self._running)
-                for number, item in [*_taken(again, room), *islice(waiting, max(0, room - len(again)))]:
-                    self._running[run.remote(shared, item)] = (number, item)
-                if asked in results:
-                    yield results.pop(asked)
-                    asked += 1
-                    continue  # there is room for one more
-                if not self._running:
-                    return
-                done, _ = ray.wait([*self._running], timeout=PATIENCE)
-                if not done:
-                    logger.info("waiting for %d tasks; free: %s", len(self._running), free())
-                for task in done:
-                    number, item = self._running.pop(task)
-                    try:
-                        results[number] = ray.get(task)
-                    except RayError as error:
-                        troubles[number] += 1
-                        self._judge(error, troubles[number])
-                        again.append((number, item))
-        finally:
-            self.close()
-
-    def _judge(self, error: RayError, times: int) -> None:
-        """An item failed, or its worker died: raise if it has done so often enough."""
-        if times < self._max_deaths + (not raised(error)):
-            what = "a task failed" if raised(error) else "a worker died"
-            logger.warning("%s, trying again: %s", what, first_line(error))
-        elif raised(error):
-            raise error.cause or error from None
-        else:
-            raise CuratorDaliError(
-                f"one and the same task ended {times} workers, see Ray's logs (no memory?): {first_line(error)}"
-            ) from error
-
-    def close(self) -> None:
-        """End what is under way."""
-        for task in self._running:
-            ray.cancel(task, force=True)
-        self._running.clear()
-
-
-def _of_item(function: Callable[[T], R], item: T) -> R:
-    """What a task does."""
-    return function(item)
-
-
-def _taken(queue: deque[T], count: int) -> Iterator[T]:
-    while queue and count > 0:
-        count -= 1
-        yield queue.popleft()
 
 
 @checked
@@ -362,7 +55,7 @@ class RayExecutor:
         num_workers: Actors at most. None takes as many as the cluster has room for, by the CPUs and GPUs of one.
         cpus_per_worker: CPUs of an actor: its decoding threads, and what Ray reserves.
         gpus_per_worker: GPUs of an actor, or a share of one; above 0 it works on "cuda:0" of its own. None is 1 where
-            the run's device is a GPU, else 0. Tasks of `mapper` have none with None.
+            the run's device is a GPU, else 0. _Tasks of `mapper` have none with None.
         max_deaths: Actors that a part may take with it, and failures that it may have.
     """
 
@@ -393,9 +86,9 @@ class RayExecutor:
         resources = self.resources(worker.device)
         device = "cuda:0" if resources["num_gpus"] else "cpu"  # Ray shows an actor its own GPUs alone
         worker = replace(worker, device=device, loading=replace(worker.loading, num_threads=threads))
-        with connected(self.address):
+        with _connected(self.address):
             count = min(self.count(resources), len(parts))
-            pool = Pool(resources, self.max_deaths, worker, count)
+            pool = _Pool(resources, self.max_deaths, worker, count)
             try:
                 pool.run(parts, finished, progress)
             finally:
@@ -412,10 +105,10 @@ class RayExecutor:
         with ExitStack() as stack:
 
             def start() -> int:
-                stack.enter_context(connected(self.address))
+                stack.enter_context(_connected(self.address))
                 return self.count(resources)
 
-            tasks = Tasks(start, resources, self.max_deaths)
+            tasks = _Tasks(start, resources, self.max_deaths)
             try:
                 yield tasks
             finally:
@@ -458,3 +151,309 @@ class RayExecutor:
                 f"{resources['num_gpus']:g}: give other cpus_per_worker and gpus_per_worker"
             )
         return min(self.num_workers or room, room)
+
+
+@dataclass
+class _Pool:
+    """Actors, and who of them does what.
+
+    Attributes:
+        resources: What an actor asks of Ray.
+        max_deaths: Actors that a part may take with it, and failures that it may have.
+        worker: What every actor gets a copy of.
+        count: Actors.
+    """
+
+    resources: Mapping[str, float]
+    max_deaths: int
+    worker: Worker
+    count: int
+    _starting: dict[Any, Any] = field(default_factory=dict, init=False)  # task -> actor
+    _idle: list[Any] = field(default_factory=list, init=False)
+    _busy: dict[Any, tuple[Any, Range]] = field(default_factory=dict, init=False)  # task -> (actor, part)
+    _left_out: dict[Range, dict[int, str]] = field(default_factory=dict, init=False)
+    _shared: Any = field(default=None, init=False)  # the worker in Ray's object store
+    _deaths_at_start: int = field(default=0, init=False)
+
+    def run(
+        self, parts: Sequence[Range], finished: Callable[[Part], object], progress: Callable[[int], object]
+    ) -> None:
+        """Do all parts."""
+        for _ in range(self.count):
+            self._start()
+        waiting, troubles = deque(parts), Counter[Range]()
+        while waiting or self._busy:
+            while waiting and self._idle:
+                actor, part = self._idle.pop(), waiting.popleft()
+                self._busy[actor.run.remote(part, self._left_out.get(part, {}))] = (actor, part)
+            done, _ = ray.wait([*self._busy, *self._starting], timeout=_PATIENCE)
+            if not done:
+                logger.info(
+                    "waiting for %d parts and %d workers that start; free: %s",
+                    len(self._busy), len(self._starting), _describe_free(),
+                )  # fmt: skip
+            for task in done:
+                if task in self._starting:
+                    self._started(task)
+                    continue
+                actor, part = self._busy.pop(task)
+                try:
+                    record = ray.get(task)
+                except RayError as error:
+                    troubles[part] += 1
+                    if _is_raised(error):
+                        self._excuse(actor, part, error, troubles[part])
+                    else:
+                        self._bury(actor, part, error, troubles[part])
+                    waiting.appendleft(part)
+                else:
+                    self._idle.append(actor)
+                    finished(record)
+                    progress(part[1] - part[0])
+
+    def _start(self) -> None:
+        """Ask for an actor; it gets work once it runs, for which there may never be room."""
+        if self._shared is None:
+            self._shared = ray.put(self.worker)
+        make = ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **self.resources)
+        actor: Any = make.remote(self._shared)
+        self._starting[actor.ready.remote()] = actor
+
+    def _started(self, task: Any) -> None:
+        actor = self._starting.pop(task)
+        try:
+            ray.get(task)
+        except RayError as error:
+            logger.warning("a worker died while it started: %s", _first_line(error))
+            self._deaths_at_start += 1
+            if self._deaths_at_start > self.max_deaths * self.count:
+                raise CuratorDaliError(f"workers die while they start, see Ray's logs: {_first_line(error)}") from error
+            self._start()
+        else:
+            self._idle.append(actor)
+
+    def _excuse(self, actor: Any, part: Range, error: RayTaskError, failures: int) -> None:
+        """A part failed: raise what it raised if it has done so often enough.
+
+        A source that cannot be read ends the run at once. Reading was tried again where it failed.
+        """
+        if failures >= self.max_deaths or isinstance(error.cause, SourceError):
+            raise error.cause or error from None
+        logger.warning("samples %d to %d failed, trying again: %s", part[0], part[1] - 1, _first_line(error))
+        if breaks_context(error):
+            ray.kill(actor)
+            self._start()
+        else:
+            self._idle.append(actor)
+
+    def _bury(self, actor: Any, part: Range, error: BaseException, deaths: int) -> None:
+        """An actor died, or is out of reach, with a part in its hands: see what the part has to do with it."""
+        logger.warning("the worker of samples %d to %d died: %s", part[0], part[1] - 1, _first_line(error))
+        ray.kill(actor)  # out of reach, it might go on
+        if deaths == self.max_deaths:
+            self._left_out[part] = self._killers(part)  # in the place that the dead actor left free
+        elif deaths > self.max_deaths:
+            raise CuratorDaliError(
+                f"samples {part[0]} to {part[1] - 1} of {self.worker.source.name} ended {deaths} workers, and decoding "
+                "them alone ends none: see Ray's logs (no memory?)"
+            ) from error
+        self._start()
+
+    def _killers(self, part: Range) -> dict[int, str]:
+        logger.warning("looking for what ends the workers of samples %d to %d", part[0], part[1] - 1)
+        found = find_killers(self.worker, part, self.resources)
+        for index, reason in found.items():
+            logger.warning("sample %d is left out: %s", index, reason)
+        return found
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in [*self._idle, *self._starting.values(), *(actor for actor, _ in self._busy.values())]:
+            ray.kill(actor)
+
+
+class _Actor:
+    """One worker in a process of its own."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def ready(self) -> None:
+        """Answers once the process has started."""
+
+    def run(self, part: Range, left_out: dict[int, str]) -> Part:
+        """Do one part, without some of its samples, and say what became of it."""
+        worker = self._worker
+        if left_out:
+            worker = replace(worker, source=Without(worker.source, left_out))
+        done: list[Part] = []
+        try:
+            worker.run([part], done.append, ignore)
+        finally:
+            if left_out:
+                worker.close()
+        return done[0]
+
+
+def find_killers(worker: Worker, part: Range, resources: Mapping[str, float]) -> dict[int, str]:
+    """The samples of a part whose decoding, alone, ends a process twice.
+
+    Args:
+        worker: Its source, and how it loads.
+        part: The range.
+        resources: Of a process that decodes.
+
+    Returns:
+        Sample index -> why it must not be decoded; empty where no process ends.
+
+    Raises:
+        Exception: What reading raised.
+    """
+    source = ray.put(worker.source)
+    decode = ray.remote(_decode).options(max_retries=0, **resources)
+    found: dict[int, str] = {}
+    suspects: set[int] = set()
+    ranges = [part]
+    while ranges:
+        start, stop = ranges.pop()
+        try:
+            ray.get(decode.remote(source, start, stop, worker.device, worker.loading.max_pixels))
+        except RayError as error:
+            if _is_raised(error):
+                raise error.cause or error from None
+            if stop - start > 1:
+                middle = (start + stop) // 2
+                ranges += [(middle, stop), (start, middle)]
+            elif start in suspects:
+                found[start] = "decoding it ends the process: left out"
+            else:  # once may be chance: a machine that went away, memory that others took
+                suspects.add(start)
+                ranges.append((start, stop))
+    return found
+
+
+def _decode(source: Any, start: int, stop: int, device: str, max_pixels: int) -> None:
+    with ImageLoader(
+        Subset(source, slice(start, stop)), batch_size=32, device=device, num_threads=1, max_pixels=max_pixels
+    ) as loader:
+        for _ in loader:
+            pass
+
+
+class _Tasks:
+    """What `RayExecutor.mapper` gives: see `curator_dali.curation.worker.Mapper`.
+
+    Args:
+        start: Called once, before the first task: connects, and says how many workers there are.
+        resources: What a task asks of Ray.
+        max_deaths: Workers that an item may take with it, and failures that it may have.
+    """
+
+    def __init__(self, start: Callable[[], int], resources: Mapping[str, float], max_deaths: int) -> None:
+        self.device = "cuda:0" if resources["num_gpus"] else "cpu"  # Ray shows a task its own GPUs alone
+        self._start, self._resources, self._max_deaths = start, resources, max_deaths
+        self._count = 0
+        self._running: dict[Any, tuple[int, Any]] = {}  # task -> (number of the item, the item)
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """What a function gives for each item, in their order.
+
+        Raises:
+            CuratorDaliError: The workers of one item die each time.
+            Exception: What the function raised each time that an item was tried.
+        """
+        self._count = self._count or self._start()
+        run: Any = ray.remote(_of_item).options(max_retries=0, **self._resources)
+        shared = ray.put(function)
+        waiting = enumerate(items)
+        again: deque[tuple[int, Any]] = deque()
+        results: dict[int, R] = {}
+        troubles = Counter[int]()
+        asked = 0
+        try:
+            while True:
+                room = self._count * _AHEAD - len(results) - len(self._running)
+                for number, item in [*_taken(again, room), *islice(waiting, max(0, room - len(again)))]:
+                    self._running[run.remote(shared, item)] = (number, item)
+                if asked in results:
+                    yield results.pop(asked)
+                    asked += 1
+                    continue  # there is room for one more
+                if not self._running:
+                    return
+                done, _ = ray.wait([*self._running], timeout=_PATIENCE)
+                if not done:
+                    logger.info("waiting for %d tasks; free: %s", len(self._running), _describe_free())
+                for task in done:
+                    number, item = self._running.pop(task)
+                    try:
+                        results[number] = ray.get(task)
+                    except RayError as error:
+                        troubles[number] += 1
+                        self._judge(error, troubles[number])
+                        again.append((number, item))
+        finally:
+            self.close()
+
+    def _judge(self, error: RayError, times: int) -> None:
+        """An item failed, or its worker died: raise if it has done so often enough."""
+        if times < self._max_deaths + (not _is_raised(error)):
+            what = "a task failed" if _is_raised(error) else "a worker died"
+            logger.warning("%s, trying again: %s", what, _first_line(error))
+        elif _is_raised(error):
+            raise error.cause or error from None
+        else:
+            raise CuratorDaliError(
+                f"one and the same task ended {times} workers, see Ray's logs (no memory?): {_first_line(error)}"
+            ) from error
+
+    def close(self) -> None:
+        """End what is under way."""
+        for task in self._running:
+            ray.cancel(task, force=True)
+        self._running.clear()
+
+
+def _of_item(function: Callable[[T], R], item: T) -> R:
+    """What a task does."""
+    return function(item)
+
+
+def _taken(queue: deque[T], count: int) -> Iterator[T]:
+    while queue and count > 0:
+        count -= 1
+        yield queue.popleft()
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Be connected to a cluster; what was not connected before is let go afterwards."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _describe_free() -> str:
+    """What nobody has reserved."""
+    left: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return f"{left.get('CPU', 0):g} CPUs, {left.get('GPU', 0):g} GPUs"
+
+
+def _is_raised(error: RayError) -> TypeGuard[RayTaskError]:
+    """Whether what ran there raised; any other error is a death, as of its machine or by Ray's memory monitor."""
+    return isinstance(error, RayTaskError)
+
+
+def breaks_context(error: BaseException) -> bool:
+    """Whether an error's text is one of CUDA's, after most of which every later call in that process fails too."""
+    return re.search("CUDA error|cudaError|CUDA_ERROR|illegal memory access", str(error)) is not None
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return str(error).strip().partition("\n")[0]

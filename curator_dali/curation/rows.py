@@ -35,7 +35,6 @@ __all__ = [
     "FIELD_TYPES",
     "LOOKED_AT",
     "Account",
-    "Misfits",
     "Output",
     "Rows",
     "Writing",
@@ -49,16 +48,125 @@ __all__ = [
 FIELD_TYPES = ("bool", "int64", "float64", "string")
 """Types of the columns that fields of the metadata become."""
 
-LOOKED_AT = 256  # samples whose metadata says what type a field has
-_AT_ONCE = 32  # samples whose images are in memory
-
 Misfits = dict[str, tuple[int, str]]
 """Field -> how many values do not fit its column's type, and the first of these."""
 
 DECODE = "decode"
 """The `stage` of samples that failed."""
 
-_WAITING = 4  # batches that wait for the writer, with the bytes of their kept samples
+LOOKED_AT = 256  # samples whose metadata says what type a field has
+_READ_AT_ONCE = 32  # of these, whose images are in memory at once
+_MOST_WAITING = 4  # batches that wait for the writer, with the bytes of their kept samples
+
+
+@dataclass
+class Rows:
+    """N samples of a source, each with what is known of it.
+
+    Attributes:
+        columns: Name -> (N,) values: floats with NaN, anything else as objects with None where nothing is known.
+        embeddings: None or (N, D) on the host; only the rows of `embedded` count.
+        embedded: (N,) which rows have an embedding.
+        members: None or a sample's members' original bytes, None for who is not kept.
+        reasons: How often (status, stage, kind of reason) occurs.
+        seconds: Stage -> seconds that it took.
+        misfits: Values of the metadata that do not fit their columns.
+    """
+
+    columns: dict[str, NDArray[Any]]
+    embeddings: NDArray[Any] | None = None
+    embedded: NDArray[np.bool_] | None = None
+    members: list[Mapping[str, memoryview] | None] | None = None
+    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    misfits: Misfits = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, decoded: Decoded, kinds: Mapping[str, str]) -> Rows:
+        """All samples of a decoded step, of which only the failures are known so far.
+
+        Args:
+            decoded: The step.
+            kinds: The columns to keep, with their types.
+        """
+        encoded = decoded.encoded
+        n = len(encoded)
+        columns: dict[str, NDArray[Any]] = {name: _nothing(n, kind) for name, kind in kinds.items()}
+        columns |= {name: np.full(n, None, object) for name in ("status", "stage", "reason")}
+        columns["index"] = encoded.indices
+        columns["image_id"][:] = [item.image_id for item in encoded.objects]
+        columns["image_path"][:] = [item.image_path for item in encoded.objects]
+        known = np.flatnonzero(encoded.headers["codec"] != Codec.UNKNOWN)
+        sizes = upright_sizes(encoded.headers[known])
+        columns["height"][known], columns["width"][known] = sizes[:, 0], sizes[:, 1]
+        rows = cls(columns)
+        for row, reason in decoded.errors.items():
+            rows.decide(np.array([row]), "failed", DECODE, [reason], [kind_of_failure(reason)])
+        return rows
+
+    def __len__(self) -> int:
+        return len(self.columns["index"])
+
+    def __getitem__(self, rows: slice) -> Rows:
+        """Some of the rows, without their bytes and what they add up to."""
+        return Rows(
+            {name: values[rows] for name, values in self.columns.items()},
+            None if self.embeddings is None else self.embeddings[rows],
+            None if self.embedded is None else self.embedded[rows],
+        )
+
+    def record(
+        self, at: NDArray[np.int64], batch: ImageBatch, dim: int, which: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Take over what a batch knows of its images.
+
+        Args:
+            at: (M,) the rows that the batch's images have here.
+            batch: M images.
+            dim: Width of the embeddings to keep; 0 for none.
+            which: (M,) of which images; None for all.
+        """
+        picked = np.arange(len(at)) if which is None else np.flatnonzero(which)
+        at = at[picked]
+        for name, values in self.columns.items():
+            if name in batch.columns and name not in ("index", "image_id", "image_path"):
+                values[at] = batch.columns[name][picked]
+        if dim and batch.embeddings is not None:
+            if self.embeddings is None:
+                self.embeddings, self.embedded = np.zeros((len(self), dim), np.float32), np.zeros(len(self), bool)
+            assert self.embedded is not None
+            self.embeddings[at] = arrays.to_host(arrays.take(batch.embeddings, picked))
+            self.embedded[at] = True
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """Count what a stage took."""
+        self.seconds[stage] += seconds
+
+    def decide(
+        self, at: NDArray[np.int64], status: str, stage: str, reasons: Sequence[str], kinds: Sequence[str]
+    ) -> None:
+        """Say what became of rows that are dropped or failed: where, and why, in one line and in kind."""
+        self.columns["status"][at] = status
+        self.columns["stage"][at] = stage
+        self.columns["reason"][at] = reasons
+        self.reasons.update((status, stage, kind) for kind in kinds)
+
+    def keep(self, at: NDArray[np.int64], members: Sequence[Mapping[str, memoryview]] | None) -> None:
+        """Say that rows are kept.
+
+        Args:
+            at: (M,) rows.
+            members: Their M samples' bytes, if they are to be written.
+        """
+        self.columns["status"][at] = "kept"
+        if members is not None:
+            self.members = [None] * len(self)
+            for row, found in zip(at.tolist(), members, strict=True):
+                self.members[row] = found
+
+
+def _nothing(n: int, kind: str) -> NDArray[Any]:
+    return np.full(n, np.nan, kind) if kind.startswith("float") else np.full(n, None, object)
 
 
 def field_types(source: Source, stages: Sequence[Stage]) -> dict[str, str]:
@@ -81,8 +189,8 @@ def field_types(source: Source, stages: Sequence[Stage]) -> dict[str, str]:
     """
     schema, seen, texts = source.fields, dict[str, set[str]](), dict[str, Any]()
     rows = _rows_to_look_at(len(source), spread=schema is None)
-    for start in range(0, len(rows), _AT_ONCE):
-        batch = source.read(rows[start : start + _AT_ONCE])
+    for start in range(0, len(rows), _READ_AT_ONCE):
+        batch = source.read(rows[start : start + _READ_AT_ONCE])
         batch.check_read()
         for item in batch.objects:
             for name, value in item.metadata.items():
@@ -196,129 +304,6 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-@dataclass
-class Rows:
-    """N samples of a source, each with what is known of it.
-
-    Attributes:
-        columns: Name -> (N,) values: floats with NaN, anything else as objects with None where nothing is known.
-        embeddings: None or (N, D) on the host; only the rows of `embedded` count.
-        embedded: (N,) which rows have an embedding.
-        members: None or a sample's members' original bytes, None for who is not kept.
-        reasons: How often (status, stage, kind of reason) occurs.
-        seconds: Stage -> seconds that it took.
-        misfits: Values of the metadata that do not fit their columns.
-    """
-
-    columns: dict[str, NDArray[Any]]
-    embeddings: NDArray[Any] | None = None
-    embedded: NDArray[np.bool_] | None = None
-    members: list[Mapping[str, memoryview] | None] | None = None
-    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    misfits: Misfits = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, decoded: Decoded, kinds: Mapping[str, str]) -> Rows:
-        """All samples of a decoded step, of which only the failures are known so far.
-
-        Args:
-            decoded: The step.
-            kinds: The columns to keep, with their types.
-        """
-        encoded = decoded.encoded
-        n = len(encoded)
-        columns: dict[str, NDArray[Any]] = {name: _nothing(n, kind) for name, kind in kinds.items()}
-        columns |= {name: np.full(n, None, object) for name in ("status", "stage", "reason")}
-        columns["index"] = encoded.indices
-        columns["image_id"][:] = [item.image_id for item in encoded.objects]
-        columns["image_path"][:] = [item.image_path for item in encoded.objects]
-        known = np.flatnonzero(encoded.headers["codec"] != Codec.UNKNOWN)
-        sizes = upright_sizes(encoded.headers[known])
-        columns["height"][known], columns["width"][known] = sizes[:, 0], sizes[:, 1]
-        rows = cls(columns)
-        for row, reason in decoded.errors.items():
-            rows.decide(np.array([row]), "failed", DECODE, [reason], [kind_of_failure(reason)])
-        return rows
-
-    def __len__(self) -> int:
-        return len(self.columns["index"])
-
-    def __getitem__(self, rows: slice) -> Rows:
-        """Some of the rows, without their bytes and what they add up to."""
-        return Rows(
-            {name: values[rows] for name, values in self.columns.items()},
-            None if self.embeddings is None else self.embeddings[rows],
-            None if self.embedded is None else self.embedded[rows],
-        )
-
-    def record(
-        self, at: NDArray[np.int64], batch: ImageBatch, dim: int, which: NDArray[np.bool_] | None = None
-    ) -> None:
-        """Take over what a batch knows of its images.
-
-        Args:
-            at: (M,) the rows that the batch's images have here.
-            batch: M images.
-            dim: Width of the embeddings to keep; 0 for none.
-            which: (M,) of which images; None for all.
-        """
-        picked = np.arange(len(at)) if which is None else np.flatnonzero(which)
-        at = at[picked]
-        for name, values in self.columns.items():
-            if name in batch.columns and name not in ("index", "image_id", "image_path"):
-                values[at] = batch.columns[name][picked]
-        if dim and batch.embeddings is not None:
-            if self.embeddings is None:
-                self.embeddings, self.embedded = np.zeros((len(self), dim), np.float32), np.zeros(len(self), bool)
-            assert self.embedded is not None
-            self.embeddings[at] = arrays.to_host(arrays.take(batch.embeddings, picked))
-            self.embedded[at] = True
-
-    def spend(self, stage: str, seconds: float) -> None:
-        """Count what a stage took."""
-        self.seconds[stage] += seconds
-
-    def decide(
-        self, at: NDArray[np.int64], status: str, stage: str, reasons: Sequence[str], kinds: Sequence[str]
-    ) -> None:
-        """Say what became of rows that are dropped or failed: where, and why, in one line and in kind."""
-        self.columns["status"][at] = status
-        self.columns["stage"][at] = stage
-        self.columns["reason"][at] = reasons
-        self.reasons.update((status, stage, kind) for kind in kinds)
-
-    def keep(self, at: NDArray[np.int64], members: Sequence[Mapping[str, memoryview]] | None) -> None:
-        """Say that rows are kept.
-
-        Args:
-            at: (M,) rows.
-            members: Their M samples' bytes, if they are to be written.
-        """
-        self.columns["status"][at] = "kept"
-        if members is not None:
-            self.members = [None] * len(self)
-            for row, found in zip(at.tolist(), members, strict=True):
-                self.members[row] = found
-
-
-def scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str, Any]]:
-    """Make `curation.json` of some rows: where the image came from, its size, and every score that it has.
-
-    What is not known (None, NaN) is left out. Hugging Face's `datasets` takes a field that begins with null for null.
-    """
-    names = [name for name in columns if name not in ("image_id", "index", "status", "stage", "reason")]
-    picked = {name: np.asarray(columns[name])[list(rows)].tolist() for name in names}
-    return [
-        {name: value for name, value in zip(names, values, strict=True) if value is not None and value == value}
-        for values in zip(*picked.values(), strict=True)
-    ]
-
-
-def _nothing(n: int, kind: str) -> NDArray[Any]:
-    return np.full(n, np.nan, kind) if kind.startswith("float") else np.full(n, None, object)
-
-
 @dataclass(frozen=True)
 class Output:
     """What is written, and where.
@@ -402,7 +387,7 @@ class Writing:
         self._output, self._finished = output, finished
         self._rows: queue.SimpleQueue[tuple[Range, Rows] | None] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # holds one for each batch that may come to wait
-        for _ in range(_WAITING):
+        for _ in range(_MOST_WAITING):
             self._room.put(None)
         self._error: BaseException | None = None
         self._stopping = False
@@ -467,8 +452,21 @@ def write_rows(writer: PartWriter, rows: Rows) -> None:
     curation: list[dict[str, Any] | None] | None = None
     if rows.members is not None:
         curation = [None] * len(rows)
-        for row, scores in zip(kept, scores_of(rows.columns, kept), strict=True):
+        for row, scores in zip(kept, _scores_of(rows.columns, kept), strict=True):
             curation[row] = scores
     writer.write(
         rows.columns, embeddings=rows.embeddings, embedded=rows.embedded, members=rows.members, curation=curation
     )
+
+
+def _scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Make `curation.json` of some rows: where the image came from, its size, and every score that it has.
+
+    What is not known (None, NaN) is left out. Hugging Face's `datasets` takes a field that begins with null for null.
+    """
+    names = [name for name in columns if name not in ("image_id", "index", "status", "stage", "reason")]
+    picked = {name: np.asarray(columns[name])[list(rows)].tolist() for name in names}
+    return [
+        {name: value for name, value in zip(names, values, strict=True) if value is not None and value == value}
+        for values in zip(*picked.values(), strict=True)
+    ]

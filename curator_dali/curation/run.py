@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.arrays import resolve_device
-from curator_dali.curation.config import FieldTypes, Settings, check_out
+from curator_dali.curation.config import SCORED, FieldTypes, Settings, check_out
 from curator_dali.curation.decide import finish
 from curator_dali.curation.rows import LOOKED_AT, Output, field_types
 from curator_dali.curation.worker import Executor, LocalExecutor, Worker
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Curation", "curate", "executor_of", "label_facts"]
 
 logger = logging.getLogger(__name__)
-
-_SCORED = "_scored"  # folder in the output with the rows of all samples, until a stage that sees them all has decided
 
 
 class Curation:
@@ -97,7 +95,7 @@ class Curation:
     @property
     def work(self) -> tuple[int, int]:
         """How many samples earlier runs have done, and how many there are; twice as many where they are done twice."""
-        folders = [self.out, join(self.out, _SCORED)] if self.plan.is_global else [self.out]
+        folders = [self.out, join(self.out, SCORED)] if self.plan.is_global else [self.out]
         ranges = [_ranges(folder) for folder in folders]
         done = [sum(stop - start for start, stop in found) for found in ranges]
         if self.plan.is_global and done[0] == len(self.source):  # then what was scored is gone
@@ -205,7 +203,7 @@ class Curation:
 
     def _run_twice(self, manifest: Manifest, progress: Callable[[int], object]) -> None:
         """Score everything, let the stages decide that see everything, and write who stays from the source's bytes."""
-        folder = join(manifest.folder, _SCORED)
+        folder = join(manifest.folder, SCORED)
         if not manifest.missing():
             store.remove_folder(folder)  # of a run that was killed when all was written
             return

@@ -33,16 +33,16 @@ from curator_dali.errors import OutputError, StageError
 from curator_dali.index import embedder_lineage
 from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, RowSchema, labels_of
 from curator_dali.report import Report, leave_report, reopen_source
-from curator_dali.stages import LOADED, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
+from curator_dali.stages import LOADED, STAGES, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
 from curator_dali.threads import ignore
 
 __all__ = ["rethreshold", "stages_of"]
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 8192  # rows that a selector judges at once
-_FIXED = (*LOADED, "status", "stage", "reason", "tar", "key", EMBEDDING)
-_DECIDED = tuple(Deduplicate().decides)  # what an earlier decision left: of no use to the next
+_BLOCK_ROWS = 8192  # that a selector judges at once
+_FIXED_COLUMNS = (*LOADED, "status", "stage", "reason", "tar", "key", EMBEDDING)
+_DECIDED_COLUMNS = tuple(Deduplicate().decides)  # what an earlier decision left: of no use to the next
 
 
 @checked
@@ -134,7 +134,7 @@ def rethreshold(
             output = Output(manifest, schema, tars, **limits)
             if parts and files is not None:
                 with workroom(sharing, manifest.folder) as shared:
-                    decisions = judge(files, plan, shared)
+                    decisions = _judge_all(files, plan, shared)
                 for part in parts:
                     rows = _undecided(read_rows(old.folder, part, plan))
                     apply(rows, decisions, part, plan)
@@ -157,108 +157,6 @@ def rethreshold(
             opened.close()
 
 
-@checked
-def stages_of(out: str | os.PathLike[str]) -> list[Stage]:
-    """The stages of an output that decided who stays, as new objects.
-
-    Raises:
-        OutputError: There is no output.
-        StageError: One cannot be made again from what was recorded: it has a function, or is a kind of your own.
-    """
-    found: list[Stage] = []
-    for settings in Manifest.load(os.fspath(out)).run["settings"].get("stages", []):
-        if settings["type"] not in ("Filter", "Deduplicate"):
-            if settings["type"] in _scorers():
-                continue
-            raise StageError(f"{settings['type']}, which decided in {out}, cannot be made again: name all stages anew")
-        if settings.get("where") is not None:
-            raise StageError(
-                f"Filter({settings['field']!r}, where=...) of {out} cannot be made again from its name "
-                f"({settings['where']}): name all stages anew"
-            )
-        found.append(make_stage(settings, f"{out}: a stage"))
-    return found
-
-
-def judge(files: RowFiles, plan: Plan, workroom: Workroom | None = None) -> Decisions:
-    """What becomes of every row of an output under other stages.
-
-    Args:
-        files: The output's rows.
-        plan: Stages that look at nothing but stored columns.
-        workroom: Who shares the work; None: nobody.
-    """
-    status = files.columns(["status"])["status"]
-    stage = np.full(len(status), KEPT, np.int16)
-    stage[status == "failed"] = FAILED
-    decisions = Decisions(stage)
-    for number, selector in enumerate(plan.stages):
-        rows = np.flatnonzero(stage == KEPT)
-        if isinstance(selector, GlobalSelector):
-            _drop(decisions, number, rows, _unscored(files, selector, rows))
-            candidates = Candidates(files, np.flatnonzero(stage == KEPT), plan.columns, workroom)
-            decide_with(selector, number, candidates, plan, decisions)
-        elif isinstance(selector, Selector):
-            began = time.perf_counter()
-            _drop(decisions, number, rows, _judge(files, selector, rows))
-            decisions.seconds[plan.labels[number]] = time.perf_counter() - began
-    return decisions
-
-
-def _drop(decisions: Decisions, number: int, rows: NDArray[np.int64], reasons: NDArray[np.object_]) -> None:
-    dropped = np.array([reason is not None for reason in reasons], bool)
-    decisions.stage[rows[dropped]] = number
-    decisions.reasons.update(zip(rows[dropped].tolist(), reasons[dropped].tolist(), strict=True))
-
-
-def _judge(files: RowFiles, selector: Selector, rows: NDArray[np.int64]) -> NDArray[np.object_]:
-    """Reasons of a selector, which is given batches without pixels."""
-    names = sorted({*selector.reads, "image_id", "image_path", "index"} - {"embeddings"})
-    columns = {name: values[rows] for name, values in files.columns(names).items()}
-    reasons = np.full(len(rows), None, object)
-    for start in range(0, len(rows), _BLOCK):
-        block = {name: values[start : start + _BLOCK] for name, values in columns.items()}
-        pairs = zip(block["image_path"].tolist(), block["image_id"].tolist(), strict=True)
-        batch = ImageBatch(data=[ImageObject(path, key) for path, key in pairs], columns=block)
-        reasons[start : start + _BLOCK] = selector.judge(batch)
-    return reasons
-
-
-def _unscored(files: RowFiles, selector: GlobalSelector, rows: NDArray[np.int64]) -> NDArray[np.object_]:
-    """Reasons of those that the first run dropped before what the stage looks at was known of them."""
-    needs = getattr(selector, "needs", tuple(selector.reads))
-    reasons = np.full(len(rows), None, object)
-    for name in needs:
-        if name == getattr(selector, "score", None):
-            continue  # a missing score is the worst, as in a first run
-        known = _known(files, EMBEDDING if name == "embeddings" else name)[rows]
-        if f"{name}_blank" in files.schema.names:  # a blank image was looked at and has no hash
-            known |= _known(files, f"{name}_blank")[rows]
-        reasons[~known & (reasons == None)] = f"{name} is missing"  # noqa: E711 - element by element
-    if count := sum(reason is not None for reason in reasons):
-        logger.warning(
-            "%d images have nothing to be compared by: the first run dropped them before; they stay dropped. To judge "
-            "them too, curate again", count,
-        )  # fmt: skip
-    return reasons
-
-
-def _known(files: RowFiles, name: str) -> NDArray[np.bool_]:
-    """(N,) whether a column has a value."""
-    masks = [batch.column(0).is_valid().to_numpy(zero_copy_only=False) for batch in files.batches([name])]
-    return np.concatenate([np.empty(0, bool), *masks])
-
-
-def _undecided(rows: Any) -> Any:
-    """Rows as if nothing but failures was known of them."""
-    judged = rows.columns["status"] != "failed"
-    rows.columns["status"][judged] = "kept"
-    for name in ("stage", "reason"):
-        rows.columns[name] = rows.columns[name].astype(object)
-        rows.columns[name][judged] = None
-    return rows
-
-
 def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any]) -> Plan:
     """The stages that decide, with the columns that come out.
 
@@ -267,8 +165,8 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
     """
     if not isinstance(stages, (list, tuple)) or not stages:
         raise StageError(f"stages is {stages!r}; give the stages that are to decide, as [Filter('width', min=256)]")
-    stored = {} if files is None else {f.name: _kind(f.type) for f in files.schema if f.name not in _FIXED}
-    columns = {**LOADED, **{name: kind for name, kind in stored.items() if name not in _DECIDED}}
+    stored = {} if files is None else {f.name: _kind(f.type) for f in files.schema if f.name not in _FIXED_COLUMNS}
+    columns = {**LOADED, **{name: kind for name, kind in stored.items() if name not in _DECIDED_COLUMNS}}
     settings = run["settings"]
     scored = settings.get("scored") or settings.get("stages", [])
     deciding: list[Stage] = []
@@ -325,7 +223,98 @@ def _kind(arrow: Any) -> str:
     return {"float": "float32", "double": "float64"}.get(text, "list<string>" if text.startswith("list") else text)
 
 
-def _scorers() -> list[str]:
-    from curator_dali.stages import STAGES
+def _judge_all(files: RowFiles, plan: Plan, workroom: Workroom | None = None) -> Decisions:
+    """What becomes of every row of an output under other stages.
 
-    return [name for name, kind in STAGES.items() if not issubclass(kind, (Selector, GlobalSelector))]
+    Args:
+        files: The output's rows.
+        plan: Stages that look at nothing but stored columns.
+        workroom: Who shares the work; None: nobody.
+    """
+    status = files.columns(["status"])["status"]
+    stage = np.full(len(status), KEPT, np.int16)
+    stage[status == "failed"] = FAILED
+    decisions = Decisions(stage)
+    for number, selector in enumerate(plan.stages):
+        rows = np.flatnonzero(stage == KEPT)
+        if isinstance(selector, GlobalSelector):
+            decisions.drop(number, rows, _unscored(files, selector, rows))
+            candidates = Candidates(files, np.flatnonzero(stage == KEPT), plan.columns, workroom)
+            decide_with(selector, number, candidates, plan, decisions)
+        elif isinstance(selector, Selector):
+            began = time.perf_counter()
+            decisions.drop(number, rows, _judge(files, selector, rows))
+            decisions.seconds[plan.labels[number]] = time.perf_counter() - began
+    return decisions
+
+
+def _judge(files: RowFiles, selector: Selector, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+    """Reasons of a selector, which is given batches without pixels."""
+    names = sorted({*selector.reads, "image_id", "image_path", "index"} - {"embeddings"})
+    columns = {name: values[rows] for name, values in files.columns(names).items()}
+    reasons = np.full(len(rows), None, object)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = {name: values[start : start + _BLOCK_ROWS] for name, values in columns.items()}
+        pairs = zip(block["image_path"].tolist(), block["image_id"].tolist(), strict=True)
+        batch = ImageBatch(data=[ImageObject(path, key) for path, key in pairs], columns=block)
+        reasons[start : start + _BLOCK_ROWS] = selector.judge(batch)
+    return reasons
+
+
+def _unscored(files: RowFiles, selector: GlobalSelector, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+    """Reasons of those that the first run dropped before what the stage looks at was known of them."""
+    needs = getattr(selector, "needs", tuple(selector.reads))
+    reasons = np.full(len(rows), None, object)
+    for name in needs:
+        if name == getattr(selector, "score", None):
+            continue  # a missing score is the worst, as in a first run
+        known = _known(files, EMBEDDING if name == "embeddings" else name)[rows]
+        if f"{name}_blank" in files.schema.names:  # a blank image was looked at and has no hash
+            known |= _known(files, f"{name}_blank")[rows]
+        reasons[~known & (reasons == None)] = f"{name} is missing"  # noqa: E711 - element by element
+    if count := sum(reason is not None for reason in reasons):
+        logger.warning(
+            "%d images have nothing to be compared by: the first run dropped them before; they stay dropped. To judge "
+            "them too, curate again", count,
+        )  # fmt: skip
+    return reasons
+
+
+def _known(files: RowFiles, name: str) -> NDArray[np.bool_]:
+    """(N,) whether a column has a value."""
+    masks = [batch.column(0).is_valid().to_numpy(zero_copy_only=False) for batch in files.batches([name])]
+    return np.concatenate([np.empty(0, bool), *masks])
+
+
+def _undecided(rows: Any) -> Any:
+    """Rows as if nothing but failures was known of them."""
+    judged = rows.columns["status"] != "failed"
+    rows.columns["status"][judged] = "kept"
+    for name in ("stage", "reason"):
+        rows.columns[name] = rows.columns[name].astype(object)
+        rows.columns[name][judged] = None
+    return rows
+
+
+@checked
+def stages_of(out: str | os.PathLike[str]) -> list[Stage]:
+    """The stages of an output that decided who stays, as new objects.
+
+    Raises:
+        OutputError: There is no output.
+        StageError: One cannot be made again from what was recorded: it has a function, or is a kind of your own.
+    """
+    found: list[Stage] = []
+    scorers = [name for name, kind in STAGES.items() if not issubclass(kind, (Selector, GlobalSelector))]
+    for settings in Manifest.load(os.fspath(out)).run["settings"].get("stages", []):
+        if settings["type"] not in ("Filter", "Deduplicate"):
+            if settings["type"] in scorers:
+                continue
+            raise StageError(f"{settings['type']}, which decided in {out}, cannot be made again: name all stages anew")
+        if settings.get("where") is not None:
+            raise StageError(
+                f"Filter({settings['field']!r}, where=...) of {out} cannot be made again from its name "
+                f"({settings['where']}): name all stages anew"
+            )
+        found.append(make_stage(settings, f"{out}: a stage"))
+    return found

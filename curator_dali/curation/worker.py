@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -28,41 +27,11 @@ __all__ = ["GLANCE", "Executor", "LocalExecutor", "Mapper", "PartLoader", "Worke
 
 logger = logging.getLogger(__name__)
 
-GLANCE = (Resize((32, 32), "linear"),)
-"""The view where no stage wants one: a sample is kept only if it decodes."""
-
 T = TypeVar("T")
 R = TypeVar("R")
 
-
-class PartLoader(ImageLoader):
-    """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`.
-
-    Attributes:
-        refuse_unread: Whether a sample whose bytes cannot be read now ends the pass with a `SourceError`, instead of
-            counting as a bad image.
-    """
-
-    max_errors = 0  # the steps tell them
-    refuse_unread = False
-
-    def over(self, parts: Sequence[Range]) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
-        """Load ranges of the source, in order.
-
-        Yields:
-            Every step, and its batch: None where every image of it is bad. `columns["index"]` of a batch has the
-            samples' indices in the source.
-        """
-        self._order = PartsOrder(parts)
-        for decoded, batch in self.steps():
-            if batch is not None:
-                batch.columns["index"] = decoded.encoded.indices[decoded.rows]
-            yield decoded, batch
-
-    def _record(self, decoded: Decoded, errors: ErrorList) -> None:
-        if self.refuse_unread:
-            decoded.encoded.check_read()
-        super()._record(decoded, errors)
+GLANCE = (Resize((32, 32), "linear"),)
+"""The view where no stage wants one: a sample is kept only if it decodes."""
 
 
 @dataclass
@@ -185,7 +154,7 @@ class Worker:
             rows.keep(at, batch.encoded if self.output.tars else None)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _current(device: str) -> Iterator[None]:
     """Make a GPU the current one of torch."""
     if device == "cpu":
@@ -195,6 +164,36 @@ def _current(device: str) -> Iterator[None]:
 
     with torch.cuda.device(device):
         yield
+
+
+class PartLoader(ImageLoader):
+    """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`.
+
+    Attributes:
+        refuse_unread: Whether a sample whose bytes cannot be read now ends the pass with a `SourceError`, instead of
+            counting as a bad image.
+    """
+
+    max_errors = 0  # the steps tell them
+    refuse_unread = False
+
+    def over(self, parts: Sequence[Range]) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
+        """Load ranges of the source, in order.
+
+        Yields:
+            Every step, and its batch: None where every image of it is bad. `columns["index"]` of a batch has the
+            samples' indices in the source.
+        """
+        self._order = PartsOrder(parts)
+        for decoded, batch in self.steps():
+            if batch is not None:
+                batch.columns["index"] = decoded.encoded.indices[decoded.rows]
+            yield decoded, batch
+
+    def _record(self, decoded: Decoded, errors: ErrorList) -> None:
+        if self.refuse_unread:
+            decoded.encoded.check_read()
+        super()._record(decoded, errors)
 
 
 class Mapper(Protocol):

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import dali
-from curator_dali.dali import merge_ready
 from curator_dali.decoding import pillow
 from curator_dali.decoding.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
 from curator_dali.errors import ImageError
@@ -26,6 +25,9 @@ from curator_dali.sources import EncodedBatch
 from curator_dali.transforms import Plan, Transform, pixel_graph
 
 __all__ = ["Decoded", "Decoder", "Gated", "gate"]
+
+_Part = tuple[list[int], list[Any]]
+"""Rows, and of each output the arrays."""
 
 # DALI reports everything as RuntimeError: a bad image only where its decoder failed, and not the device. (A damaged
 # header can make a decoder ask for absurd amounts of host memory: that bad_alloc is the image's fault.) Where device or
@@ -37,8 +39,6 @@ _DEVICE_TROUBLE = re.compile(
     r"|cuda allocation failed|can't allocate \d+ bytes on|allocator_failure",
     re.IGNORECASE,
 )
-_Part = tuple[list[int], list[Any]]
-"""Rows, and of each output the arrays."""
 _PARTS = 8  # of a failed batch: halves would decode an image near a bad one eight times, not three
 _HW_DECODER_LOAD = 0.65  # the share of JPEGs for a GPU's hardware engine; DALI's default
 
@@ -121,16 +121,6 @@ def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:
             gated.learnt.append(row)
         (gated.dali if codec < Codec.OTHER else gated.pillow).append(row)
     return gated
-
-
-@dataclass
-class _UnderWay:
-    """A batch that was submitted: its key, its arguments for the pipeline (a row a sample), and what Pillow does."""
-
-    gated: Gated
-    key: tuple[int, int]
-    arguments: dict[str, NDArray[Any]]
-    pillow: list[Future[NDArray[np.uint8]]]
 
 
 class Decoder:
@@ -241,7 +231,7 @@ class Decoder:
             places = [np.array([at[row] for row in part], np.int64) for part, _ in parts]
             for i in range(len(outputs)):
                 these = [made[i] for _, made in parts]
-                outputs[i] = merge_ready(list(zip(places, these, strict=True)), len(rows), self.device)
+                outputs[i] = dali.merge_ready(list(zip(places, these, strict=True)), len(rows), self.device)
         return Decoded(encoded, rows, outputs, sizes[rows], errors, fallback)
 
     def close(self) -> None:
@@ -250,13 +240,11 @@ class Decoder:
         self._under_way.clear()
         dali.close(self._pipelines)
 
-    def _decode_in_parts(
-        self, batch: _UnderWay, rows: list[int]
-    ) -> tuple[list[tuple[list[int], list[Any]]], list[int]]:
+    def _decode_in_parts(self, batch: _UnderWay, rows: list[int]) -> tuple[list[_Part], list[int]]:
         """Rows that DALI refused together: (rows, outputs) of what it takes in parts, and the rows that it does not."""
         if len(rows) == 1:
             return [], rows
-        parts: list[tuple[list[int], list[Any]]] = []
+        parts: list[_Part] = []
         bad: list[int] = []
         step = -(-len(rows) // _PARTS)
         for part in (rows[start : start + step] for start in range(0, len(rows), step)):
@@ -322,6 +310,16 @@ class Decoder:
         start, shape = (inputs[name] for name in window)
         images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **how)
         return self._plan.lower(images, inputs, cut=True)
+
+
+@dataclass
+class _UnderWay:
+    """A batch that was submitted: its key, its arguments for the pipeline (a row a sample), and what Pillow does."""
+
+    gated: Gated
+    key: tuple[int, int]
+    arguments: dict[str, NDArray[Any]]
+    pillow: list[Future[NDArray[np.uint8]]]
 
 
 def _raise_unless_bad_image(error: RuntimeError) -> None:

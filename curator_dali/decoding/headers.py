@@ -1,4 +1,4 @@
-"""The gate in front of DALI: what an encoded image is, from its header alone, and which decoder may have it.
+"""Headers of encoded images: what each is, and which decoder may have it; of one image, and of a whole source.
 
 DALI 2.4 can crash the process when a file fails in its parser inside a batch, and JPEG 2000, TIFF and animated PNG
 can crash it in the decoder. So nothing reaches DALI that its own parser refuses or that belongs to these; Pillow
@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +22,11 @@ from curator_dali.dali import quiet_import
 from curator_dali.decoding import pillow
 from curator_dali.sources import Source
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 __all__ = [
     "MAX_PIXELS",
-    "TURNED",
     "Codec",
     "Header",
-    "Range",
     "Refusal",
-    "Survey",
     "inspect",
     "jpeg_orientation",
     "read_headers",
@@ -40,85 +34,16 @@ __all__ = [
     "upright_sizes",
 ]
 
-TURNED = (5, 6, 7, 8)
-"""Orientations that swap height and width (EXIF 2.3, tag 0x0112)."""
-
-_ORIENTATION, _SHORT = 0x0112, 3
-_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
-_APP1, _SCAN = b"\xff\xe1", b"\xff\xda"
-_TABLES = 640  # bytes; enough for the tables and the frame header that usually follow the application's segments
-_MOST_ENTRIES = 512  # of a directory; a real one has some dozens
-
 MAX_PIXELS = 178_956_970
 """Largest image, in pixels, that is decoded by default: where Pillow refuses a decompression bomb."""
 
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_APP1, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xe1", b"\xff\xda", b"\xff\xd9"
+_TABLES = 640  # bytes; enough for the tables and the frame header that usually follow the application's segments
+_MOST_ENTRIES = 512  # of a TIFF's directory; a real one has some dozens
+_SHORT = 3  # the type of an orientation in a TIFF's directory
 _CHUNK = 256  # samples a read: large enough for numpy, small enough that a chunk of large images fits in memory
-
-
-def jpeg_orientation(data: memoryview) -> int | None:
-    """The orientation of a JPEG, 1 to 8, where DALI and Pillow read the same one.
-
-    Without EXIF, or with a value out of range (some cameras write 0), the image lies as it is: 1.
-
-    Args:
-        data: The file's bytes.
-
-    Returns:
-        None where only Pillow's reading counts: several or damaged EXIF segments, one behind the first segment that
-        is neither an application's nor a comment, and an orientation in XMP instead.
-    """
-    at, found, in_xmp = 2, None, False
-    while at + 4 <= len(data) and data[at] == 0xFF and (0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE):
-        size = data[at + 2] << 8 | data[at + 3]
-        if data[at + 1] == 0xE1:
-            segment = data[at + 4 : at + 2 + size]
-            if segment[:6] == _EXIF:
-                if found is not None:
-                    return None
-                found = _from_tiff(bytes(segment[6:]))
-                if found is None:
-                    return None
-            elif segment[: len(_XMP)] == _XMP:
-                in_xmp = in_xmp or b"tiff:Orientation" in bytes(segment)
-        at += 2 + size
-    rest = bytes(data[at : at + _TABLES])
-    if (_APP1 in rest or _SCAN not in rest) and _is_late(data, at):
-        return None
-    if not found:
-        return None if in_xmp else 1
-    return found if found <= 8 else 1
-
-
-def _is_late(data: memoryview, at: int) -> bool:
-    """Whether EXIF or XMP follows among the segments from `at` to the first scan, where writers hardly ever put it."""
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        if data[at + 1] == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if data[at + 1] == 0xE1:
-            segment = bytes(data[at + 4 : at + 4 + len(_XMP)])
-            if segment.startswith(_EXIF) or segment == _XMP:
-                return True
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return False
-
-
-def _from_tiff(tiff: bytes) -> int | None:
-    """The tag's value in the first directory, 0 without one; None where the directory is damaged or of another type."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None or len(tiff) < 8:
-        return None
-    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-    if start + 2 > len(tiff):
-        return None
-    (entries,) = struct.unpack_from(f"{order}H", tiff, start)
-    if entries > _MOST_ENTRIES or start + 2 + 12 * entries > len(tiff):
-        return None
-    for entry in range(start + 2, start + 2 + 12 * entries, 12):
-        tag, kind, count, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
-        if tag == _ORIENTATION:
-            return value if kind == _SHORT and count == 1 else None
-    return 0
 
 
 class Codec(enum.IntEnum):
@@ -169,33 +94,6 @@ class Refusal:
     reason: str
 
 
-_PILLOW_FORMATS = {
-    "JPEG": Codec.JPEG_PILLOW,
-    "MPO": Codec.JPEG_PILLOW,
-    "PNG": Codec.PNG_PILLOW,
-    "WEBP": Codec.WEBP_PILLOW,
-    "BMP": Codec.BMP_PILLOW,
-    "DIB": Codec.BMP_PILLOW,
-    "JPEG2000": Codec.JPEG2000,
-    "TIFF": Codec.TIFF,
-    "GIF": Codec.GIF,
-    "AVIF": Codec.AVIF,
-    "HEIF": Codec.HEIC,
-}
-_END_OF_IMAGE = b"\xff\xd9"
-_START_OF_SCAN = b"\xff\xda"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def _code_stream(buffer: NDArray[np.uint8]) -> Any:
-    with quiet_import():
-        from nvidia import nvimgcodec
-
-    global _code_stream
-    _code_stream = nvimgcodec.CodeStream  # the import runs once; afterwards the name is the class itself
-    return _code_stream(buffer)
-
-
 def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header | Refusal:
     """Read an encoded image's header; microseconds, no pixels.
 
@@ -238,17 +136,13 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
     return Header(height, width, codec, orientation)
 
 
-def upright_sizes(headers: NDArray[np.void]) -> NDArray[np.int64]:
-    """Heights and widths of images once they are upright.
+def _code_stream(buffer: NDArray[np.uint8]) -> Any:
+    with quiet_import():
+        from nvidia import nvimgcodec
 
-    Args:
-        headers: (N,) `HEADER_DTYPE`.
-
-    Returns:
-        (N, 2) int64 (height, width) in pixels; as stored where the orientation is not known.
-    """
-    sizes = np.stack([headers["height"], headers["width"]], axis=1).astype(np.int64)
-    return np.where(np.isin(headers["orientation"], TURNED)[:, None], sizes[:, ::-1], sizes)
+    global _code_stream
+    _code_stream = nvimgcodec.CodeStream  # the import runs once; afterwards the name is the class itself
+    return _code_stream(buffer)
 
 
 def _codec_for_dali(data: memoryview) -> Codec | None:
@@ -262,52 +156,6 @@ def _codec_for_dali(data: memoryview) -> Codec | None:
         return Codec.WEBP if _plain_webp(data) else None
     if head.startswith(b"BM"):
         return Codec.BMP if _plain_bmp(data) else None
-    return None
-
-
-def _too_large(height: int, width: int, max_pixels: int) -> Refusal:
-    return Refusal(f"too large: {width}x{height} is over the limit of {max_pixels:,} pixels")
-
-
-def _inspect_with_pillow(data: memoryview, max_pixels: int) -> Header | Refusal:
-    """The header of what DALI may not have, as Pillow reads it."""
-    from PIL import Image
-
-    try:
-        with pillow.open_image(data) as image:
-            width, height = image.size
-            codec = _PILLOW_FORMATS.get(image.format or "", Codec.OTHER)
-    except Image.DecompressionBombError as error:
-        return Refusal(f"too large: {error}")
-    except Exception as error:  # Pillow's plugins raise almost anything on damaged headers
-        return Refusal(_why_unreadable(data, error))
-    if height * width > max_pixels:
-        return _too_large(height, width, max_pixels)
-    return Header(height, width, codec, 0)
-
-
-def _why_unreadable(data: memoryview, error: Exception) -> str:
-    head = bytes(data[:512])
-    text = head[:24].decode("latin-1")
-    if all(c.isprintable() or c.isspace() for c in text) and text.isascii():
-        return f"not an image: it begins with the text {text!r}"
-    if head.startswith(b"\xff\xd8"):
-        return _deep_jpeg(data) or "a JPEG whose header is damaged or cut off"
-    if type(error).__name__ == "UnidentifiedImageError":
-        if head[:4] in _TIFF:
-            return "a TIFF whose header is damaged, or whose samples Pillow does not read (floats of 16 or 64 bits)"
-        return f"not an image of a known format: it begins with the bytes {head[:8].hex(' ')}"
-    return pillow.describe(error)
-
-
-def _deep_jpeg(data: memoryview) -> str | None:
-    """That this is a JPEG of more bits than anybody here decodes, if it is one."""
-    at = 2
-    while at + 5 <= len(data) and data[at] == 0xFF:
-        marker, bits = data[at + 1], data[at + 4]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame; those are tables and reserved
-            return f"a JPEG of {bits} bits a sample: only 8 can be decoded" if bits != 8 else None
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
     return None
 
 
@@ -347,48 +195,144 @@ def _plain_bmp(data: memoryview) -> bool:
     return bool(bits == 24 and compression == 0 and start + row * abs(height) <= len(data))
 
 
-@dataclass(frozen=True)
-class Range:
-    """Smallest, median and largest of a quantity."""
+_PILLOW_FORMATS = {
+    "JPEG": Codec.JPEG_PILLOW,
+    "MPO": Codec.JPEG_PILLOW,
+    "PNG": Codec.PNG_PILLOW,
+    "WEBP": Codec.WEBP_PILLOW,
+    "BMP": Codec.BMP_PILLOW,
+    "DIB": Codec.BMP_PILLOW,
+    "JPEG2000": Codec.JPEG2000,
+    "TIFF": Codec.TIFF,
+    "GIF": Codec.GIF,
+    "AVIF": Codec.AVIF,
+    "HEIF": Codec.HEIC,
+}
 
-    minimum: int
-    median: int
-    maximum: int
+
+def _inspect_with_pillow(data: memoryview, max_pixels: int) -> Header | Refusal:
+    """The header of what DALI may not have, as Pillow reads it."""
+    from PIL import Image
+
+    try:
+        with pillow.open_image(data) as image:
+            width, height = image.size
+            codec = _PILLOW_FORMATS.get(image.format or "", Codec.OTHER)
+    except Image.DecompressionBombError as error:
+        return Refusal(f"too large: {error}")
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged headers
+        return Refusal(_why_unreadable(data, error))
+    if height * width > max_pixels:
+        return _too_large(height, width, max_pixels)
+    return Header(height, width, codec, 0)
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a source holds.
+def _why_unreadable(data: memoryview, error: Exception) -> str:
+    head = bytes(data[:512])
+    text = head[:24].decode("latin-1")
+    if all(c.isprintable() or c.isspace() for c in text) and text.isascii():
+        return f"not an image: it begins with the text {text!r}"
+    if head.startswith(b"\xff\xd8"):
+        return _deep_jpeg(data) or "a JPEG whose header is damaged or cut off"
+    if type(error).__name__ == "UnidentifiedImageError":
+        if head[:4] in _TIFF_STARTS:
+            return "a TIFF whose header is damaged, or whose samples Pillow does not read (floats of 16 or 64 bits)"
+        return f"not an image of a known format: it begins with the bytes {head[:8].hex(' ')}"
+    return pillow.describe(error)
 
-    Attributes:
-        name: The source's name.
-        samples: Number of samples.
-        shards: Number of files (folders) that they lie in.
-        image_bytes: Encoded bytes of the images whose size is known.
-        images_sized: How many these are: all, unless the source kept the headers of an earlier scan but no sizes.
-        unreadable: Samples without an image, or with one whose header is refused.
-        formats: Images by format, most frequent first.
-        by_pillow: Images in a format, or a variant of one, that Pillow decodes instead of DALI.
-        pixels: Sum of height times width.
-        width: Pixels as stored, before EXIF orientation; None where no image is readable.
-        height: Likewise.
+
+def _deep_jpeg(data: memoryview) -> str | None:
+    """That this is a JPEG of more bits than anybody here decodes, if it is one."""
+    at = 2
+    while at + 5 <= len(data) and data[at] == 0xFF:
+        marker, bits = data[at + 1], data[at + 4]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame; those are tables and reserved
+            return f"a JPEG of {bits} bits a sample: only 8 can be decoded" if bits != 8 else None
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None
+
+
+def _too_large(height: int, width: int, max_pixels: int) -> Refusal:
+    return Refusal(f"too large: {width}x{height} is over the limit of {max_pixels:,} pixels")
+
+
+def jpeg_orientation(data: memoryview) -> int | None:
+    """The orientation of a JPEG, 1 to 8, where DALI and Pillow read the same one.
+
+    Without EXIF, or with a value out of range (some cameras write 0), the image lies as it is: 1.
+
+    Args:
+        data: The file's bytes.
+
+    Returns:
+        None where only Pillow's reading counts: several or damaged EXIF segments, one behind the first segment that
+        is neither an application's nor a comment, and an orientation in XMP instead.
     """
+    at, found, in_xmp = 2, None, False
+    while at + 4 <= len(data) and data[at] == 0xFF and (0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE):
+        size = data[at + 2] << 8 | data[at + 3]
+        if data[at + 1] == 0xE1:
+            segment = data[at + 4 : at + 2 + size]
+            if segment[:6] == _EXIF:
+                if found is not None:
+                    return None
+                found = _from_tiff(bytes(segment[6:]))
+                if found is None:
+                    return None
+            elif segment[: len(_XMP)] == _XMP:
+                in_xmp = in_xmp or b"tiff:Orientation" in bytes(segment)
+        at += 2 + size
+    rest = bytes(data[at : at + _TABLES])
+    if (_APP1 in rest or _START_OF_SCAN not in rest) and _is_late(data, at):
+        return None
+    if not found:
+        return None if in_xmp else 1
+    return found if found <= 8 else 1
 
-    name: str
-    samples: int
-    shards: int
-    image_bytes: int = 0
-    images_sized: int = 0
-    unreadable: int = 0
-    formats: dict[str, int] = field(default_factory=dict)
-    by_pillow: int = 0
-    pixels: int = 0
-    width: Range | None = None
-    height: Range | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The survey as plain values for JSON."""
-        return asdict(self)
+def _is_late(data: memoryview, at: int) -> bool:
+    """Whether EXIF or XMP follows among the segments from `at` to the first scan, where writers hardly ever put it."""
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if data[at + 1] == 0xE1:
+            segment = bytes(data[at + 4 : at + 4 + len(_XMP)])
+            if segment.startswith(_EXIF) or segment == _XMP:
+                return True
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return False
+
+
+def _from_tiff(tiff: bytes) -> int | None:
+    """The tag's value in the first directory, 0 without one; None where the directory is damaged or of another type."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None or len(tiff) < 8:
+        return None
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    if start + 2 > len(tiff):
+        return None
+    (entries,) = struct.unpack_from(f"{order}H", tiff, start)
+    if entries > _MOST_ENTRIES or start + 2 + 12 * entries > len(tiff):
+        return None
+    for entry in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, kind, count, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+        if tag == pillow.ORIENTATION:
+            return value if kind == _SHORT and count == 1 else None
+    return 0
+
+
+def upright_sizes(headers: NDArray[np.void]) -> NDArray[np.int64]:
+    """Heights and widths of images once they are upright.
+
+    Args:
+        headers: (N,) `HEADER_DTYPE`.
+
+    Returns:
+        (N, 2) int64 (height, width) in pixels; as stored where the orientation is not known.
+    """
+    sizes = np.stack([headers["height"], headers["width"]], axis=1).astype(np.int64)
+    return np.where(np.isin(headers["orientation"], pillow.TURNED)[:, None], sizes[:, ::-1], sizes)
 
 
 def read_headers(
@@ -483,6 +427,50 @@ def scan(source: Source, progress: Callable[[int], object] | None = None) -> Sur
         width=_range(widths),
         height=_range(heights),
     )
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a source holds.
+
+    Attributes:
+        name: The source's name.
+        samples: Number of samples.
+        shards: Number of files (folders) that they lie in.
+        image_bytes: Encoded bytes of the images whose size is known.
+        images_sized: How many these are: all, unless the source kept the headers of an earlier scan but no sizes.
+        unreadable: Samples without an image, or with one whose header is refused.
+        formats: Images by format, most frequent first.
+        by_pillow: Images in a format, or a variant of one, that Pillow decodes instead of DALI.
+        pixels: Sum of height times width.
+        width: Pixels as stored, before EXIF orientation; None where no image is readable.
+        height: Likewise.
+    """
+
+    name: str
+    samples: int
+    shards: int
+    image_bytes: int = 0
+    images_sized: int = 0
+    unreadable: int = 0
+    formats: dict[str, int] = field(default_factory=dict)
+    by_pillow: int = 0
+    pixels: int = 0
+    width: Range | None = None
+    height: Range | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The survey as plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Smallest, median and largest of a quantity."""
+
+    minimum: int
+    median: int
+    maximum: int
 
 
 def _range(counts: Counter[int]) -> Range | None:

@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 
 from curator_dali.io import one_line
 
-__all__ = ["ToneError", "decode", "describe", "open_image", "upright_size"]
+__all__ = ["ORIENTATION", "TURNED", "decode", "describe", "open_image", "upright_size"]
+
+ORIENTATION = 0x0112
+"""The tag of EXIF 2.3 that says which way up an image is, 1 to 8."""
+
+TURNED = (5, 6, 7, 8)
+"""Orientations that swap height and width."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_ORIENTATION = 0x0112  # EXIF 2.3
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES, _COLOUR_MAP = 258, 262, 284, 320  # TIFF 6.0
 # EPS runs Ghostscript, a program that can read and write files; the others are stubs that need a decoder of yours.
-_NEVER = frozenset(["EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"])
+_NEVER_FORMATS = frozenset(["EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"])
 _FIX = "convert the image to 8 bits a channel"
 _DARKEST = 16  # grey levels; a brighter image of 16 bits has some of its upper four set
-
-
-class ToneError(ValueError):
-    """An image whose values do not fit into eight bits: all but its extremes would be lost."""
 
 
 def open_image(data: Any) -> Any:
@@ -48,7 +49,7 @@ def open_image(data: Any) -> Any:
         if not encoded.startswith(_PNG):
             raise
         image = Image.open(io.BytesIO(_drop_damaged_chunks(encoded)))
-    if image.format in _NEVER:
+    if image.format in _NEVER_FORMATS:
         image.close()
         raise ValueError(f"{image.format} is no format of photographs: {_FIX}, as PNG or JPEG")
     return image
@@ -100,7 +101,7 @@ def upright_size(data: Any) -> tuple[int, int]:
     """
     with open_image(data) as image:
         width, height = image.size
-        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+        return (width, height) if _orientation(image) in TURNED else (height, width)
 
 
 def describe(error: Exception) -> str:
@@ -108,6 +109,10 @@ def describe(error: Exception) -> str:
     if isinstance(error, ToneError):
         return f"tones would be lost: {error}"
     return f"cannot be decoded: {one_line(str(error)) or type(error).__name__}"[:200]
+
+
+class ToneError(ValueError):
+    """An image whose values do not fit into eight bits: all but its extremes would be lost."""
 
 
 def _drop_damaged_chunks(png: bytes) -> bytes:
@@ -126,7 +131,7 @@ def _drop_damaged_chunks(png: bytes) -> bytes:
 def _orientation(image: Any) -> Any:
     """The tag's value, 1 to 8 where it makes sense; 1 where EXIF or XMP data are damaged."""
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        return image.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow's reader of EXIF raises almost anything; the pixels are whole
         return 1
 

@@ -30,7 +30,7 @@ from curator_dali.view import loader_html
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ImageLoader", "LoaderStats"]
+__all__ = ["ImageLoader"]
 
 logger = logging.getLogger(__name__)
 

@@ -23,19 +23,9 @@ from curator_dali.decoding import Decoded, Decoder, Gated, gate
 from curator_dali.sources import Source
 from curator_dali.threads import Background, uninterrupted
 
-__all__ = ["Item", "Pass"]
+__all__ = ["Pass"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Item:
-    """A decoded batch, and what it cost its threads in seconds."""
-
-    decoded: Decoded
-    read_seconds: float
-    gate_seconds: float
-    decode_seconds: float
 
 
 class Pass:
@@ -87,6 +77,16 @@ class Pass:
         self.stopped |= not self._over
         self._over = True
         _stop(self._thread, self._shared)
+
+
+@dataclass
+class Item:
+    """A decoded batch, and what it cost its threads in seconds."""
+
+    decoded: Decoded
+    read_seconds: float
+    gate_seconds: float
+    decode_seconds: float
 
 
 class _Shared:

@@ -19,33 +19,12 @@ __all__ = ["EfficientNetLite0", "TimmEncoder", "import_timm", "load_encoder"]
 # As its authors trained and evaluate it: tensorflow/tpu, models/official/efficientnet: preprocessing.py (the middle
 # 224/256 of the shorter side, bicubic) and lite/efficientnet_lite_builder.py (mean 127, std 128). The PyTorch
 # package's README shows ImageNet's mean and std, left over from the package that it was made from.
-PREPROCESSING = Preprocessing((Resize(256), CenterCrop(224)), (127 / 255,) * 3, (128 / 255,) * 3)
+_LITE0_PREPROCESSING = Preprocessing((Resize(256), CenterCrop(224)), (127 / 255,) * 3, (128 / 255,) * 3)
 
-ACCEPTED = (
+_ACCEPTED = (
     "a folder with a CLIP or SigLIP model, a folder of models in NeMo Curator's layout, a hub id as "
     "'openai/clip-vit-large-patch14', 'efficientnet-lite0', 'timm:NAME', or an ImageEncoder"
 )
-
-
-def import_timm() -> Any:
-    """The library, or why it cannot be used.
-
-    Raises:
-        ImportError: timm, or the torchvision that it needs, does not import. torchvision's own failure beside another
-            build of torch is a RuntimeError; it comes out as this too.
-    """
-    try:
-        import timm
-    except ImportError as error:
-        fix = "pip install 'curator-dali[timm]'"
-        raise ImportError(f"a timm: model needs timm, which does not import ({error}): {fix}", name="timm") from error
-    except Exception as error:
-        raise ImportError(
-            f"a timm: model needs timm, which does not import ({error}): it imports torchvision, which must be of "
-            "the same build (CPU or CUDA) as torch: pip install torchvision from the same index as torch",
-            name="timm",
-        ) from error
-    return timm
 
 
 class TimmEncoder(ImageEncoder):
@@ -140,6 +119,27 @@ class TimmEncoder(ImageEncoder):
         return self.network(images)
 
 
+def import_timm() -> Any:
+    """The library, or why it cannot be used.
+
+    Raises:
+        ImportError: timm, or the torchvision that it needs, does not import. torchvision's own failure beside another
+            build of torch is a RuntimeError; it comes out as this too.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        fix = "pip install 'curator-dali[timm]'"
+        raise ImportError(f"a timm: model needs timm, which does not import ({error}): {fix}", name="timm") from error
+    except Exception as error:
+        raise ImportError(
+            f"a timm: model needs timm, which does not import ({error}): it imports torchvision, which must be of "
+            "the same build (CPU or CUDA) as torch: pip install torchvision from the same index as torch",
+            name="timm",
+        ) from error
+    return timm
+
+
 class EfficientNetLite0(ImageEncoder):
     """A classifier's backbone of 3.4 million weights, trained on ImageNet's 1000 classes: 1280 pooled features.
 
@@ -160,7 +160,7 @@ class EfficientNetLite0(ImageEncoder):
 
     name = "efficientnet-lite0"
     dim = 1280
-    view = PREPROCESSING.view
+    view = _LITE0_PREPROCESSING.view
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class EfficientNetLite0(ImageEncoder):
             lambda pixels: model.extract_features(pixels).mean(dim=(2, 3)),
             name=self.name,
             dim=self.dim,
-            preprocessing=PREPROCESSING,
+            preprocessing=_LITE0_PREPROCESSING,
             device=self.device,
             dtype=kind,
             batch_size=batch_size,
@@ -239,4 +239,4 @@ def load_encoder(spec: str | Path | ImageEncoder, device: str = "auto", **option
     # with a slash it is meant as a path or a hub id, also where nothing is there: the search says where it looked
     if isinstance(spec, Path) or (isinstance(spec, str) and ("/" in spec or (spec and Path(spec).is_dir()))):
         return CLIPImageEncoder(spec, device=device, **options)
-    raise ValueError(f"no encoder {spec!r}; give {ACCEPTED}")
+    raise ValueError(f"no encoder {spec!r}; give {_ACCEPTED}")

@@ -24,14 +24,10 @@ __all__ = [
     "normalized",
 ]
 
-DTYPES = ("float32", "bfloat16", "float16")
-_ON_A_CPU = 16
+_DTYPES = ("float32", "bfloat16", "float16")
+_CPU_BATCH = 16
 """Images a run on a CPU, where more outgrow its caches: of 1 to 64, OpenNSFW and CLIP ViT-B/32 were fastest at 16 (14.3
 and 27.4 ms an image; 16.4 and 32.7 at 64), EfficientNet-Lite0 took 17.2 ms (23.1 at 64)."""
-
-
-class NoTextTowerError(CuratorDaliError, NotImplementedError):
-    """This encoder embeds images only."""
 
 
 class ImageEncoder(ABC):
@@ -85,6 +81,10 @@ class ImageEncoder(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, dim={self.dim}, {self.device})"
+
+
+class NoTextTowerError(CuratorDaliError, NotImplementedError):
+    """This encoder embeds images only."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def compute_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
             return torch.float32
         with torch.cuda.device(device):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if name not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; allowed: 'auto', {', '.join(map(repr, DTYPES))}")
+    if name not in _DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; allowed: 'auto', {', '.join(map(repr, _DTYPES))}")
     found: torch.dtype = getattr(torch, name)
     return found
 
@@ -202,7 +202,7 @@ def in_batches(
     """
     import torch.nn.functional as F
 
-    step = batch_size or (_ON_A_CPU if images.device.type == "cpu" else max(len(images), 1))
+    step = batch_size or (_CPU_BATCH if images.device.type == "cpu" else max(len(images), 1))
     for start in range(0, len(images), step):
         part = images[start : start + step]
         rows = len(part)

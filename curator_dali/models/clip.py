@@ -21,7 +21,7 @@ __all__ = ["CLIPImageEncoder"]
 
 logger = logging.getLogger(__name__)
 
-NEMO_MODEL = "openai/clip-vit-large-patch14"
+_NEMO_MODEL = "openai/clip-vit-large-patch14"
 """The CLIP of NeMo Curator's image curation, and where it lies below a model_dir."""
 
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model")  # any of them makes a tokenizer
@@ -73,7 +73,7 @@ class CLIPImageEncoder(ImageEncoder):
 
     def __init__(
         self,
-        model: str | Path = NEMO_MODEL,
+        model: str | Path = _NEMO_MODEL,
         *,
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
@@ -84,7 +84,7 @@ class CLIPImageEncoder(ImageEncoder):
         transformers = _transformers()
         self.device = resolve_device(device)
         self.dtype = compute_dtype(dtype, self.device)
-        self.directory = find_directory(model, default=NEMO_MODEL, revision=revision)
+        self.directory = find_directory(model, default=_NEMO_MODEL, revision=revision)
         self.name = str(model)
         with _quiet():
             self._family, both = _family(self.directory)

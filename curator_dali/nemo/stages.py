@@ -22,16 +22,58 @@ from curator_dali.batch import ImageBatch
 from curator_dali.curation import GLANCE, add_columns
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import StageError
-from curator_dali.nemo.tasks import DROPPED, ERRORS, Errors, TaskLoader, emit, wants_gpu
+from curator_dali.nemo.tasks import DROPPED, ERRORS, SCORES, Errors, TaskLoader, emit, wants_gpu
 from curator_dali.stages import STAGES, GlobalSelector, Plan, Stage, make_plan
 
-__all__ = ["DaliCurationStage", "DaliImageReaderStage", "check", "report"]
+__all__ = ["DaliCurationStage", "DaliImageReaderStage"]
 
 logger = logging.getLogger(__name__)
 
+_Step = tuple[ImageBatch | None, Errors, Errors]
+"""A batch, the images that failed since the one before it, and those that were dropped; see `emit`."""
+
+
+class _LoadingStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ignore[misc]
+    """A stage whose worker keeps a loader."""
+
+    _is_abstract_root = True  # so that NeMo Curator registers no such stage, but those derived from it
+    _loader: TaskLoader | None
+
+    def inputs(self) -> tuple[list[str], list[str]]:
+        """What a task must have: as NeMo Curator's reader."""
+        return [], []
+
+    def teardown(self) -> None:
+        """Drop the decoder."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    def stream(self, task: FileGroupTask) -> Iterator[NemoImageBatch]:
+        """The batches of a task, one after the other, each decoded while its predecessor is used.
+
+        Raises:
+            ValueError: The task has no files.
+            SourceError, ImageError: With `on_error="raise"`.
+        """
+        self.setup()
+        return emit(task, self._load(task))
+
+    def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
+        """All batches of a task."""
+        batches = list(self.stream(task))
+        _report(self, batches, self.verbose)
+        return batches
+
+    def _load(self, task: FileGroupTask) -> Iterator[_Step]:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_loader": None}  # threads, pipelines and weights stay behind
+
 
 @dataclass
-class DaliImageReaderStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ignore[misc]
+class DaliImageReaderStage(_LoadingStage):
     """Read and decode the images of WebDataset tars (also of Parquet files, folders and URLs of these).
 
     A drop-in for NeMo Curator's `ImageReaderStage`. What differs: images keep their own keys, paths, captions and
@@ -65,13 +107,9 @@ class DaliImageReaderStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # t
     name: str = "dali_image_reader"
 
     def __post_init__(self) -> None:
-        check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
+        _check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
         self.resources = Resources(gpus=self.num_gpus_per_worker) if wants_gpu(self.device) else Resources()
         self._loader: TaskLoader | None = None
-
-    def inputs(self) -> tuple[list[str], list[str]]:
-        """What a task must have: as its reader."""
-        return [], []
 
     def outputs(self) -> tuple[list[str], list[str]]:
         """What the batches have."""
@@ -89,65 +127,13 @@ class DaliImageReaderStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # t
                 max_pixels=self.max_pixels,
             )
 
-    def teardown(self) -> None:
-        """Drop the decoder."""
-        if self._loader is not None:
-            self._loader.close()
-            self._loader = None
-
-    def stream(self, task: FileGroupTask) -> Iterator[NemoImageBatch]:
-        """The batches of a task, one after the other, each decoded while its predecessor is used.
-
-        Raises:
-            ValueError: The task has no files.
-            SourceError, ImageError: With `on_error="raise"`.
-        """
-        self.setup()
+    def _load(self, task: FileGroupTask) -> Iterator[_Step]:
         assert self._loader is not None
-        return emit(task, ((batch, errors, []) for batch, errors in self._loader.load(task)))
-
-    def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
-        """All batches of a task."""
-        batches = list(self.stream(task))
-        report(self, batches, self.verbose)
-        return batches
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loader": None}  # threads and pipelines stay behind
-
-
-@checked
-def check(
-    dali_batch_size: Count,
-    num_threads: Count | None,
-    image_ids: Literal["key", "shard/key"],
-    on_error: Literal["skip", "raise"],
-) -> None:
-    """Refuse what the stages cannot take, when they are made and not in a worker.
-
-    Raises:
-        ValueError: The argument is named, with the values that are allowed.
-    """
-
-
-def report(stage: ProcessingStage, batches: list[NemoImageBatch], verbose: bool) -> None:
-    """Log what a task left out, and give the counts to NeMo Curator's measurements of the stage."""
-    failed = [row for batch in batches for row in batch._metadata.get(ERRORS, [])]
-    dropped = sum(len(batch._metadata.get(DROPPED, [])) for batch in batches)
-    kept = sum(len(batch.data) for batch in batches)
-    stage._log_metrics({"images": kept, "failed": len(failed), "dropped": dropped})
-    for row in failed if verbose else ():
-        logger.warning("left out: image %r (%s): %s", row["image_id"], row["image_path"], row["reason"])
-    if failed and not verbose:
-        first = failed[0]
-        logger.warning(
-            "%d of %d images left out; the first: %s: %s",
-            len(failed), kept + dropped + len(failed), first["image_path"] or first["shard"], first["reason"],
-        )  # fmt: skip
+        return ((batch, errors, []) for batch, errors in self._loader.load(task))
 
 
 @dataclass
-class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ignore[misc]
+class DaliCurationStage(_LoadingStage):
     """NeMo Curator's reader, embedding and filter stages in one, and whatever else `curator_dali.stages` has.
 
     Images are decoded straight to what the models look at, and scored where they lie. To the host come, a batch:
@@ -188,7 +174,7 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
     name: str = "dali_curation"
 
     def __post_init__(self) -> None:
-        check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
+        _check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
         self._plan: Plan = make_plan(self.stages, self.metadata, list(STAGES.values()))
         for stage in self.stages:
             if isinstance(stage, GlobalSelector):
@@ -199,13 +185,9 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
         self.resources = Resources(gpus=self.num_gpus_per_worker) if wants_gpu(self.device) else Resources()
         self._loader: TaskLoader | None = None
 
-    def inputs(self) -> tuple[list[str], list[str]]:
-        """What a task must have."""
-        return [], []
-
     def outputs(self) -> tuple[list[str], list[str]]:
         """What the batches have."""
-        scores = [name for name in ("aesthetic_score", "nsfw_score") if name in self._plan.columns]
+        scores = [name for name in SCORES if name in self._plan.columns]
         made = ["embedding"] * self._plan.embeds + ["image_data"] * self.keep_images
         return ["data"], ["image_path", "image_id", "metadata", *made, *scores]
 
@@ -236,32 +218,7 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
             max_pixels=self.max_pixels,
         )
 
-    def teardown(self) -> None:
-        """Drop the decoder."""
-        if self._loader is not None:
-            self._loader.close()
-            self._loader = None
-
-    def stream(self, task: FileGroupTask) -> Iterator[NemoImageBatch]:
-        """The batches of a task, one after the other, each decoded while its predecessor is scored.
-
-        Raises:
-            ValueError: The task has no files.
-            SourceError, ImageError: With `on_error="raise"`.
-        """
-        self.setup()
-        return emit(task, self._scored(task))
-
-    def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
-        """All batches of a task; small ones, unless they carry images."""
-        batches = list(self.stream(task))
-        report(self, batches, self.verbose)
-        return batches
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loader": None}  # threads, pipelines and weights stay behind
-
-    def _scored(self, task: FileGroupTask) -> Iterator[tuple[ImageBatch | None, Errors, Errors]]:
+    def _load(self, task: FileGroupTask) -> Iterator[_Step]:
         assert self._loader is not None
         for batch, errors in self._loader.load(task):
             dropped: Errors = []
@@ -279,3 +236,33 @@ class DaliCurationStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type
             item = batch[row]
             who = {"image_id": item.image_id, "image_path": item.image_path}
             dropped.append({**who, "stage": self._plan.labels[number], "reason": reasons[row]})
+
+
+@checked
+def _check(
+    dali_batch_size: Count,
+    num_threads: Count | None,
+    image_ids: Literal["key", "shard/key"],
+    on_error: Literal["skip", "raise"],
+) -> None:
+    """Refuse what the stages cannot take, when they are made and not in a worker.
+
+    Raises:
+        ValueError: The argument is named, with the values that are allowed.
+    """
+
+
+def _report(stage: ProcessingStage, batches: list[NemoImageBatch], verbose: bool) -> None:
+    """Log what a task left out, and give the counts to NeMo Curator's measurements of the stage."""
+    failed = [row for batch in batches for row in batch._metadata.get(ERRORS, [])]
+    dropped = sum(len(batch._metadata.get(DROPPED, [])) for batch in batches)
+    kept = sum(len(batch.data) for batch in batches)
+    stage._log_metrics({"images": kept, "failed": len(failed), "dropped": dropped})
+    for row in failed if verbose else ():
+        logger.warning("left out: image %r (%s): %s", row["image_id"], row["image_path"], row["reason"])
+    if failed and not verbose:
+        first = failed[0]
+        logger.warning(
+            "%d of %d images left out; the first: %s: %s",
+            len(failed), kept + dropped + len(failed), first["image_path"] or first["shard"], first["reason"],
+        )  # fmt: skip

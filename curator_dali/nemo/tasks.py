@@ -27,23 +27,21 @@ from curator_dali.sources import Source, open_source
 __all__ = [
     "DROPPED",
     "ERRORS",
-    "KEY",
-    "RANGE",
+    "SCORES",
     "Errors",
     "SampleRangeTask",
     "SplitFilesStage",
     "TaskLoader",
     "emit",
     "from_nemo",
-    "range_of",
     "to_nemo",
     "wants_gpu",
 ]
 
 logger = logging.getLogger(__name__)
 
-KEY = "curator_dali"
-"""Of an image's metadata: its values of `columns`, which NeMo Curator's `ImageObject` has no place for."""
+Errors = list[dict[str, Any]]
+"""The images that were left out, each with what is known of it."""
 
 ERRORS = "image_errors"
 """Of a task's `_metadata`: the images that could not be used, each with the fields of an `ImageError`."""
@@ -51,12 +49,14 @@ ERRORS = "image_errors"
 DROPPED = "dropped_images"
 """Of a task's `_metadata`: the images that a stage dropped, each {image_id, image_path, stage, reason}."""
 
-_SCORES = ("aesthetic_score", "nsfw_score")  # an attribute in both; NeMo Curator's stages overwrite it
+SCORES = ("aesthetic_score", "nsfw_score")
+"""Attributes of both `ImageObject`s, which NeMo Curator's stages overwrite."""
 
-RANGE = "samples"
+_KEY = "curator_dali"
+"""Of an image's metadata: its values of `columns`, which NeMo Curator's `ImageObject` has no place for."""
+
+_RANGE = "samples"
 """Of a `FileGroupTask`'s `reader_config`: [start, stop) of the files' samples that it is about."""
-
-Errors = list[dict[str, Any]]
 
 _MOST_THREADS = 8  # NeMo Curator's reader takes that many; several readers share a machine
 
@@ -77,7 +77,7 @@ def to_nemo(batch: ImageBatch) -> NemoImageBatch:
         ValueError: The metadata of an image uses the name "curator_dali" already.
     """
     batch.to_host()
-    columns = {name: values for name, values in batch.columns.items() if name not in _SCORES}
+    columns = {name: values for name, values in batch.columns.items() if name not in SCORES}
     rows = _rows(columns, len(batch))
     task = NemoImageBatch(
         dataset_name=batch.dataset_name,
@@ -85,12 +85,12 @@ def to_nemo(batch: ImageBatch) -> NemoImageBatch:
         _stage_perf=list(batch._stage_perf),
         _metadata=dict(batch._metadata),
     )
-    for name in _SCORES:
+    for name in SCORES:
         for item, value in zip(task.data, batch.columns.get(name, ()), strict=name in batch.columns):
             if getattr(item, name) is None and value is not None and not np.isnan(value):
                 setattr(item, name, float(value))
     if batch.columns:
-        task._metadata[KEY] = {name: values.dtype.str for name, values in batch.columns.items()}
+        task._metadata[_KEY] = {name: values.dtype.str for name, values in batch.columns.items()}
     task.task_id = batch.task_id
     return task
 
@@ -107,11 +107,11 @@ def from_nemo(task: NemoImageBatch, device: str | None = None) -> ImageBatch:
         ValueError: A device is given, and only some of the images have pixels (or an embedding).
     """
     metadata = dict(task._metadata)
-    types: dict[str, str] = metadata.pop(KEY, {})
+    types: dict[str, str] = metadata.pop(_KEY, {})
     data = [_from_object(item) for item in task.data]
-    values = [item.metadata.get(KEY, {}) for item in task.data]
+    values = [item.metadata.get(_KEY, {}) for item in task.data]
     columns = {name: _column(found, types.get(name)) for name, found in _transposed(values, types).items()}
-    for name in _SCORES:
+    for name in SCORES:
         if name in types:
             columns[name] = _column([getattr(item, name) for item in data], types[name])
     batch = ImageBatch(
@@ -128,11 +128,11 @@ def from_nemo(task: NemoImageBatch, device: str | None = None) -> ImageBatch:
 def _to_object(item: ImageObject, row: Mapping[str, Any]) -> NemoImageObject:
     metadata = dict(item.metadata)
     if row:
-        if KEY in metadata:
+        if _KEY in metadata:
             raise ValueError(
-                f"image {item.image_id!r} has {KEY!r} in its metadata, where its columns go: rename that field"
+                f"image {item.image_id!r} has {_KEY!r} in its metadata, where its columns go: rename that field"
             )
-        metadata[KEY] = dict(row)
+        metadata[_KEY] = dict(row)
     return NemoImageObject(
         image_path=item.image_path,
         image_id=item.image_id,
@@ -148,7 +148,7 @@ def _from_object(item: NemoImageObject) -> ImageObject:
     return ImageObject(
         image_path=item.image_path,
         image_id=item.image_id,
-        metadata={name: value for name, value in item.metadata.items() if name != KEY},
+        metadata={name: value for name, value in item.metadata.items() if name != _KEY},
         image_data=item.image_data,
         embedding=item.embedding,
         aesthetic_score=item.aesthetic_score,
@@ -165,7 +165,7 @@ def _rows(columns: Mapping[str, NDArray[Any]], count: int) -> list[dict[str, Any
 
 
 def _transposed(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> dict[str, list[Any]]:
-    names = dict.fromkeys([*(name for name in types if name not in _SCORES), *(name for row in rows for name in row)])
+    names = dict.fromkeys([*(name for name in types if name not in SCORES), *(name for row in rows for name in row)])
     return {name: [row.get(name) for row in rows] for name in names}
 
 
@@ -187,7 +187,7 @@ class SampleRangeTask(FileGroupTask):  # type: ignore[misc]
 
     def get_deterministic_id(self) -> str:
         """Of the files and the range; that of the files alone would be the same for all tasks of a file."""
-        start, stop = self.reader_config[RANGE]
+        start, stop = self.reader_config[_RANGE]
         return f"{super().get_deterministic_id()}-{start}-{stop}"
 
 
@@ -221,7 +221,7 @@ class SplitFilesStage(ProcessingStage[FileGroupTask, FileGroupTask]):  # type: i
 
     def process(self, task: FileGroupTask) -> list[FileGroupTask]:
         """The ranges of each file, in order. A file that cannot be opened stays as it is: the reader reports it."""
-        if RANGE in task.reader_config:
+        if _RANGE in task.reader_config:
             return [task]
         found: list[FileGroupTask] = []
         for file in task.data:
@@ -234,21 +234,9 @@ class SplitFilesStage(ProcessingStage[FileGroupTask, FileGroupTask]):  # type: i
             count = len(source)
             source.close()
             for start in range(0, count, self.samples_per_task):
-                config = {**task.reader_config, RANGE: [start, min(start + self.samples_per_task, count)]}
+                config = {**task.reader_config, _RANGE: [start, min(start + self.samples_per_task, count)]}
                 found.append(SampleRangeTask(**shared, _metadata=dict(task._metadata), reader_config=config))
         return found
-
-
-def range_of(task: FileGroupTask, count: int) -> tuple[int, int]:
-    """Which of a source's `count` samples a task is about.
-
-    Raises:
-        ValueError: `reader_config["samples"]` is no range of them.
-    """
-    start, stop = task.reader_config.get(RANGE, (0, count))
-    if not 0 <= start <= stop <= count:
-        raise ValueError(f'reader_config["samples"] is [{start}, {stop}], and {task.data} hold {count} samples')
-    return int(start), int(stop)
 
 
 class TaskLoader:
@@ -319,7 +307,7 @@ class TaskLoader:
         if self._loader is None:
             self._loader = PartLoader(source, **self._options)
         self._loader.source = source  # the decoder stays: to build one for each task costs as much as a small shard
-        part = range_of(task, len(source))
+        part = _range_of(task, len(source))
         if part[0] < part[1]:
             yield from self._loader.over([part])
 
@@ -328,6 +316,18 @@ class TaskLoader:
         if self._image_ids == "shard/key":
             for row, item in zip(decoded.rows.tolist(), batch.data, strict=True):
                 item.image_id = f"{PurePosixPath(decoded.encoded.shards[row]).stem}/{item.image_id}"
+
+
+def _range_of(task: FileGroupTask, count: int) -> tuple[int, int]:
+    """Which of a source's `count` samples a task is about.
+
+    Raises:
+        ValueError: `reader_config["samples"]` is no range of them.
+    """
+    start, stop = task.reader_config.get(_RANGE, (0, count))
+    if not 0 <= start <= stop <= count:
+        raise ValueError(f'reader_config["samples"] is [{start}, {stop}], and {task.data} hold {count} samples')
+    return int(start), int(stop)
 
 
 def _refused(files: Sequence[str], error: SourceError) -> ImageError:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DuplicateGroup", "Found", "Leak", "Member", "SearchError", "duplicate_groups", "leaks", "search"]
 
-_ROWS = 16_384  # embeddings in memory at once
+_BLOCK_ROWS = 16_384  # embeddings in memory at once
 
 
 class SearchError(CuratorDaliError, ValueError):
@@ -167,7 +167,7 @@ def _nearest(
     """The rows with the highest cosines, of equal ones the first."""
     kept = files.columns(["status"])["status"] == "kept"
     best, values = np.empty(0, np.int64), np.empty(0, np.float32)
-    for rows, block in files.embeddings(rows=_ROWS):
+    for rows, block in files.embeddings(rows=_BLOCK_ROWS):
         good = np.ones(len(rows), bool) if dropped else kept[rows]
         if len(block):
             good[bad_rows(block)] = False
@@ -214,7 +214,7 @@ def _by_id(files: RowFiles, key: str) -> NDArray[np.float32]:
     import pyarrow.compute as pc
 
     seen = False
-    for batch in files.batches(["image_id", EMBEDDING], rows=_ROWS):
+    for batch in files.batches(["image_id", EMBEDDING], rows=_BLOCK_ROWS):
         for row in np.flatnonzero(pc.equal(batch.column(0), key).to_numpy(zero_copy_only=False)).tolist():
             seen = True
             if (found := batch.column(1)[row].as_py()) is not None:
@@ -261,25 +261,6 @@ def _embed(image: Any, encoder: ImageEncoder) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Member:
-    """One image of a group.
-
-    Attributes:
-        image_id: Its key.
-        image_path: Where it is.
-        index: Its place in the source.
-        status: "kept" or "dropped".
-        reason: Why it was dropped, as "duplicate of KEY (cosine 0.973)"; empty for what is kept.
-    """
-
-    image_id: str
-    image_path: str
-    index: int
-    status: str
-    reason: str = ""
-
-
-@dataclass(frozen=True)
 class DuplicateGroup:
     """Images that are alike.
 
@@ -295,23 +276,6 @@ class DuplicateGroup:
         rows = [(member.image_id, member.status, member.reason, member.image_path) for member in self.members]
         title = html.note(f"group {self.number}, {html.count(len(rows), 'image')}")
         return html.block(title, html.table(["image", "status", "reason", "path"], rows))
-
-
-@dataclass(frozen=True)
-class Leak:
-    """An image of one output that is in another, too.
-
-    Attributes:
-        image_id: Of the first output.
-        image_path: Its path.
-        other: `image_id` of the image of the second output that it is most like.
-        why: As "same bytes", "pHash distance 2", "cosine 0.973".
-    """
-
-    image_id: str
-    image_path: str
-    other: str
-    why: str
 
 
 @checked
@@ -337,6 +301,42 @@ def duplicate_groups(out: str | os.PathLike[str]) -> list[DuplicateGroup]:
         for number, members in groups.items()
     ]
     return sorted(found, key=lambda group: (-len(group.members), group.number))
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image of a group.
+
+    Attributes:
+        image_id: Its key.
+        image_path: Where it is.
+        index: Its place in the source.
+        status: "kept" or "dropped".
+        reason: Why it was dropped, as "duplicate of KEY (cosine 0.973)"; empty for what is kept.
+    """
+
+    image_id: str
+    image_path: str
+    index: int
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """An image of one output that is in another, too.
+
+    Attributes:
+        image_id: Of the first output.
+        image_path: Its path.
+        other: `image_id` of the image of the second output that it is most like.
+        why: As "same bytes", "pHash distance 2", "cosine 0.973".
+    """
+
+    image_id: str
+    image_path: str
+    other: str
+    why: str
 
 
 @checked

@@ -24,14 +24,22 @@ from curator_dali.view import html
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CARD", "NAME", "leave_card", "leave_report", "write_report"]
+__all__ = ["CARD", "leave_report", "write_report"]
 
 logger = logging.getLogger(__name__)
+
+_PAGE = "report.html"
+_PICTURE_BYTES = 1_000_000  # of all thumbnails; a third more as base64
+_MOST_SHEETS = 24  # of reasons; those of more are counted, and have no pictures
+_MOST_CLASSES = 12
+
+_Cards = Callable[..., list[html.Card]]
+"""Rows (and `marked`) to cards."""
 
 CARD = "README.md"
 
 # One configuration: `datasets` reads all that a card names with the reader of the first one's files.
-_TEXT = """\
+_CARD_TEXT = """\
 ---
 configs:
 - config_name: {config}
@@ -45,101 +53,75 @@ configs:
 `load_dataset("parquet", data_files="PATH/*.parquet")` reads a row for every sample: what became of it, why, and its
 scores. `load_dataset("PATH")` reads {about}.
 """
-_CONFIGS = {
+_CARD_CONFIGS = {
     ".tar": ("samples", "the samples that were kept, from the tars"),
     ".parquet": ("rows", "these rows, too"),
 }
-_MARK = "\n<!-- as written: {digest} -->\n"  # a card that was changed since is the user's own
+_CARD_MARK = "\n<!-- as written: {digest} -->\n"  # a card that was changed since is the user's own
 
 # Types of the members that `datasets` decodes by their extensions. A JSON member is `json`, since fields of samples
 # differ; an extension that is neither here nor an image's leaves all types to `datasets`.
-_TYPES = {"txt": "string", "text": "string", "cls": "int64", "json": "json"}
-
-NAME = "report.html"
-_BUDGET = 1_000_000  # bytes of all thumbnails; a third more as base64
-_MOST_SHEETS = 24  # of reasons; those of more are counted, and have no pictures
-_MOST_CLASSES = 12
-
-Cards = Callable[..., list[html.Card]]
-"""Rows (and `marked`) to cards."""
+_MEMBER_TYPES = {"txt": "string", "text": "string", "cls": "int64", "json": "json"}
 
 
-def leave_card(manifest: Manifest) -> None:
-    """Write `README.md` into an output with files in it. Another one, of the user's own, stays as it is.
+def leave_report(
+    manifest: Manifest,
+    labels: Sequence[str],
+    *,
+    source: str,
+    out: str,
+    device: str,
+    earlier: int,
+    seconds: float,
+    data: Any = None,
+    page: bool = True,
+) -> Report:
+    """Leave the report of a run that has ended in its folder, as `report.json` and `report.html`, and its card.
 
-    Raises:
-        OutputError: It cannot be written.
+    The page is not made again where the run had nothing to do. If it cannot be made a warning says so, and the run does
+    not fail for it: what was curated is there and finished.
+
+    Args:
+        manifest: The output's.
+        labels: The stages, in their order.
+        source: See `Report`, as the next four.
+        out: The output folder.
+        device: Where the stages ran; pictures are decoded there, too.
+        earlier: Samples in parts that an earlier run had finished.
+        seconds: What this run took.
+        data: The data set, for pictures; None: the output says how to open it.
+        page: Whether to leave `report.html`.
     """
+    about = {"source": source, "out": out, "device": device, "earlier": earlier, "seconds": seconds}
     parts = manifest.parts()
-    names = [file.name for part in parts for file in part.files]
-    ending = next((ending for ending in _CONFIGS if any(name.endswith(ending) for name in names)), None)
-    url = join(manifest.folder, CARD)
-    if ending is None:
-        return
-    card = _make_card(ending, _features(parts) if ending == ".tar" else {})
-    if CARD in store.names(manifest.folder) and ((there := _read(url)) == card or not _is_ours(there)):
-        return
-    with explained(url):
-        write_file(url, card)
+    report = count_parts(manifest, parts, labels, version=__version__, **about)
+    _warn_of_misfits(parts)
+    write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
+    if page and (earlier < report.samples or _PAGE not in store.names(manifest.folder)):
+        _leave_page(manifest.folder, data, device)
+    _leave_card(manifest)
+    return report
 
 
-def _make_card(ending: str, features: Mapping[str, str]) -> bytes:
-    """The card of an output with tars, or with Parquet files alone; `features` are column -> type."""
-    config, about = _CONFIGS[ending]
-    lines = [f"  - name: {json.dumps(name)}\n    dtype: {kind}\n" for name, kind in features.items()]
-    info = "".join([f"dataset_info:\n  config_name: {config}\n  features:\n", *lines]) if features else ""
-    text = _TEXT.format(config=config, ending=ending, info=info, about=about)
-    return (text + (_MARK.format(digest=_digest(text)) if info else "")).encode()
-
-
-def _features(parts: Sequence[Part]) -> dict[str, str]:
-    """The columns that `datasets` makes of the tars, with their types; none where it finds these itself, or must.
-
-    `datasets` goes by the first five samples. Where others have other members, it leaves images of another format out
-    without a word, and fails where only some samples have a caption.
-    """
-    with_tars = [part for part in parts if any(file.name.endswith(".tar") for file in part.files)]
-    if not all("members" in part.info for part in with_tars):  # of an earlier version
-        return {}
-    counts: Counter[str] = Counter()
-    for part in with_tars:
-        counts.update(part.info["members"])
-    if set(counts.values()) <= {sum(part.counts.get("kept", 0) for part in with_tars)}:
-        return {}
-    kinds = {name: _type_of(name) for name in sorted(counts, key=_place)}
-    return {**kinds, "__key__": "string", "__url__": "string"} if all(kinds.values()) else {}
-
-
-def _type_of(name: str) -> str:
-    """The type of the members with an extension; empty for an unknown one."""
-    ending = name.rpartition(".")[2].lower()
-    return "image" if ending in IMAGE_EXTENSIONS else _TYPES.get(ending, "")
-
-
-def _place(name: str) -> tuple[int, str]:
-    """Images come first, what the curation wrote comes last."""
-    return 2 if name == CURATION else 0 if _type_of(name) == "image" else 1, name
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _read(url: str) -> bytes:
-    """The content of a card; nothing of a folder, or of a file that may not be read."""
+def _leave_page(out: str, source: Any, device: str) -> None:
     try:
-        return store.read(url) or b""
-    except OutputError:
-        return b""
+        write_report(out, source=source, device=device)
+    except (CuratorDaliError, OSError, ImportError, RuntimeError, ValueError) as error:
+        logger.warning("%s could not be written: %s", _PAGE, error)
 
 
-def _is_ours(card: bytes) -> bool:
-    """Whether a card is as it was written here, so that nothing of the user's is lost with it."""
-    if card in [_make_card(ending, {}) for ending in _CONFIGS]:
-        return True
-    text = card.decode("utf-8", "replace")
-    body, mark, _ = text.rpartition(_MARK.partition("{")[0])
-    return bool(mark) and text == body + _MARK.format(digest=_digest(body))
+def _warn_of_misfits(parts: Sequence[Part]) -> None:
+    """Say how many values of the metadata were of another type than their column, and so counted as missing."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for part in parts:
+        for name, (count, example) in part.info.get("misfits", {}).items():
+            found.setdefault(name, []).append((count, example))
+    for name, misfits in found.items():
+        logger.warning(
+            "%s values of %r are of another type than its column, as %s, and counted as missing: mend the metadata, or "
+            "say its type, as metadata={%r: 'string'}",
+            f"{sum(count for count, _ in misfits):,}", name, misfits[0][1], name,
+        )  # fmt: skip
 
 
 @checked
@@ -179,69 +161,9 @@ def write_report(
         if source is not None:
             raise
         missing = str(error)
-    target = join(manifest.folder, NAME) if to is None else os.fspath(to)
+    target = join(manifest.folder, _PAGE) if to is None else os.fspath(to)
     write_file(target, _render_page(report, manifest, found, shots, missing).encode("utf-8"))
     return target
-
-
-def leave_report(
-    manifest: Manifest,
-    labels: Sequence[str],
-    *,
-    source: str,
-    out: str,
-    device: str,
-    earlier: int,
-    seconds: float,
-    data: Any = None,
-    page: bool = True,
-) -> Report:
-    """Leave the report of a run that has ended in its folder, as `report.json` and `report.html`, and its card.
-
-    The page is not made again where the run had nothing to do. If it cannot be made a warning says so, and the run does
-    not fail for it: what was curated is there and finished.
-
-    Args:
-        manifest: The output's.
-        labels: The stages, in their order.
-        source: See `Report`, as the next four.
-        out: The output folder.
-        device: Where the stages ran; pictures are decoded there, too.
-        earlier: Samples in parts that an earlier run had finished.
-        seconds: What this run took.
-        data: The data set, for pictures; None: the output says how to open it.
-        page: Whether to leave `report.html`.
-    """
-    about = {"source": source, "out": out, "device": device, "earlier": earlier, "seconds": seconds}
-    parts = manifest.parts()
-    report = count_parts(manifest, parts, labels, version=__version__, **about)
-    _warn_of_misfits(parts)
-    write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
-    if page and (earlier < report.samples or NAME not in store.names(manifest.folder)):
-        _leave_page(manifest.folder, data, device)
-    leave_card(manifest)
-    return report
-
-
-def _warn_of_misfits(parts: Sequence[Part]) -> None:
-    """Say how many values of the metadata were of another type than their column, and so counted as missing."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    for part in parts:
-        for name, (count, example) in part.info.get("misfits", {}).items():
-            found.setdefault(name, []).append((count, example))
-    for name, misfits in found.items():
-        logger.warning(
-            "%s values of %r are of another type than its column, as %s, and counted as missing: mend the metadata, or "
-            "say its type, as metadata={%r: 'string'}",
-            f"{sum(count for count, _ in misfits):,}", name, misfits[0][1], name,
-        )  # fmt: skip
-
-
-def _leave_page(out: str, source: Any, device: str) -> None:
-    try:
-        write_report(out, source=source, device=device)
-    except (CuratorDaliError, OSError, ImportError, RuntimeError, ValueError) as error:
-        logger.warning("%s could not be written: %s", NAME, error)
 
 
 def _scan_rows(manifest: Manifest, report: Report) -> Scan:
@@ -265,7 +187,7 @@ def _render_page(report: Report, manifest: Manifest, found: Scan, shots: dict[in
     cards = functools.partial(
         make_cards,
         pictures=shots,
-        sources=encode_pictures(shots, _BUDGET),
+        sources=encode_pictures(shots, _PICTURE_BYTES),
         scores=scores,
         without="no picture" if missing else "cannot be decoded now",
     )
@@ -335,12 +257,12 @@ def _render_scores(found: Scan, limits: Mapping[str, Threshold]) -> str:
     return html.section("scores", "Scores", html.figures(charts))
 
 
-def _render_kept(report: Report, rows: Sequence[Row], cards: Cards) -> str:
+def _render_kept(report: Report, rows: Sequence[Row], cards: _Cards) -> str:
     """Render a sample of the kept images."""
     return html.section("kept", "Kept", html.sheet(cards(rows)), note=_describe_sample(len(rows), report.kept))
 
 
-def _render_dropped(report: Report, samples: Mapping[Key, Sequence[Row]], cards: Cards) -> str:
+def _render_dropped(report: Report, samples: Mapping[Key, Sequence[Row]], cards: _Cards) -> str:
     """Render a sample of the dropped images for each kind of reason."""
     order = [
         ("dropped", stage, kind)
@@ -361,7 +283,7 @@ def _render_dropped(report: Report, samples: Mapping[Key, Sequence[Row]], cards:
     return html.section("dropped", "Dropped", *parts, note=html.count(report.num_dropped, "image"))
 
 
-def _render_failed(report: Report, samples: Mapping[Key, Sequence[Row]], cards: Cards) -> str:
+def _render_failed(report: Report, samples: Mapping[Key, Sequence[Row]], cards: _Cards) -> str:
     """Render a sample of the failed rows for each kind of reason."""
     keys = sorted((key for key in samples if key[0] == "failed"), key=lambda key: -report.failed.get(key[2], 0))
     parts = [
@@ -373,7 +295,7 @@ def _render_failed(report: Report, samples: Mapping[Key, Sequence[Row]], cards: 
     return html.section("failed", "Failed", *parts, note=html.count(report.num_failed, "image"))
 
 
-def _render_duplicates(found: Scan, cards: Cards) -> str:
+def _render_duplicates(found: Scan, cards: _Cards) -> str:
     """Render groups of duplicates side by side."""
     sheets = [
         html.group(_name_group(group), cards(group.rows, marked=True), _describe_sample(len(group.rows), group.size), 3)
@@ -464,3 +386,81 @@ def _flatten(values: Any, name: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flatten(value, f"{name}.{key}" if name else str(key))
     return flat
+
+
+def _leave_card(manifest: Manifest) -> None:
+    """Write `README.md` into an output with files in it. Another one, of the user's own, stays as it is.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    parts = manifest.parts()
+    names = [file.name for part in parts for file in part.files]
+    ending = next((ending for ending in _CARD_CONFIGS if any(name.endswith(ending) for name in names)), None)
+    url = join(manifest.folder, CARD)
+    if ending is None:
+        return
+    card = _make_card(ending, _features(parts) if ending == ".tar" else {})
+    if CARD in store.names(manifest.folder) and ((there := _read_card(url)) == card or not _is_ours(there)):
+        return
+    with explained(url):
+        write_file(url, card)
+
+
+def _make_card(ending: str, features: Mapping[str, str]) -> bytes:
+    """The card of an output with tars, or with Parquet files alone; `features` are column -> type."""
+    config, about = _CARD_CONFIGS[ending]
+    lines = [f"  - name: {json.dumps(name)}\n    dtype: {kind}\n" for name, kind in features.items()]
+    info = "".join([f"dataset_info:\n  config_name: {config}\n  features:\n", *lines]) if features else ""
+    text = _CARD_TEXT.format(config=config, ending=ending, info=info, about=about)
+    return (text + (_CARD_MARK.format(digest=_digest(text)) if info else "")).encode()
+
+
+def _features(parts: Sequence[Part]) -> dict[str, str]:
+    """The columns that `datasets` makes of the tars, with their types; none where it finds these itself, or must.
+
+    `datasets` goes by the first five samples. Where others have other members, it leaves images of another format out
+    without a word, and fails where only some samples have a caption.
+    """
+    with_tars = [part for part in parts if any(file.name.endswith(".tar") for file in part.files)]
+    if not all("members" in part.info for part in with_tars):  # of an earlier version
+        return {}
+    counts: Counter[str] = Counter()
+    for part in with_tars:
+        counts.update(part.info["members"])
+    if set(counts.values()) <= {sum(part.counts.get("kept", 0) for part in with_tars)}:
+        return {}
+    kinds = {name: _type_of(name) for name in sorted(counts, key=_place)}
+    return {**kinds, "__key__": "string", "__url__": "string"} if all(kinds.values()) else {}
+
+
+def _type_of(name: str) -> str:
+    """The type of the members with an extension; empty for an unknown one."""
+    ending = name.rpartition(".")[2].lower()
+    return "image" if ending in IMAGE_EXTENSIONS else _MEMBER_TYPES.get(ending, "")
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Images come first, what the curation wrote comes last."""
+    return 2 if name == CURATION else 0 if _type_of(name) == "image" else 1, name
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _read_card(url: str) -> bytes:
+    """The content of a card; nothing of a folder, or of a file that may not be read."""
+    try:
+        return store.read(url) or b""
+    except OutputError:
+        return b""
+
+
+def _is_ours(card: bytes) -> bool:
+    """Whether a card is as it was written here, so that nothing of the user's is lost with it."""
+    if card in [_make_card(ending, {}) for ending in _CARD_CONFIGS]:
+        return True
+    text = card.decode("utf-8", "replace")
+    body, mark, _ = text.rpartition(_CARD_MARK.partition("{")[0])
+    return bool(mark) and text == body + _CARD_MARK.format(digest=_digest(body))

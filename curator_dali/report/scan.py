@@ -1,4 +1,4 @@
-"""One pass over an output's rows: histograms of its scores, and samples of every kind of reason."""
+"""One pass over an output's rows: histograms of scores, samples of every kind of reason; thresholds of its filters."""
 
 from __future__ import annotations
 
@@ -18,20 +18,7 @@ from curator_dali.outputs import RowFiles, labels_of
 from curator_dali.sampling import mix
 from curator_dali.stages import STAGES, GlobalSelector, Selector, Stage
 
-__all__ = [
-    "OTHERS",
-    "Group",
-    "Histogram",
-    "Key",
-    "Kinds",
-    "Row",
-    "Scan",
-    "Sketch",
-    "Threshold",
-    "priority",
-    "scan",
-    "thresholds",
-]
+__all__ = ["OTHERS", "Group", "Key", "Kinds", "Row", "Scan", "Sketch", "Threshold", "priority", "scan", "thresholds"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +34,14 @@ Threshold = tuple[float | None, float | None]
 OTHERS = "other reasons"
 _MOST_KINDS = 64  # of a stage; a stage of one's own may have a new reason for every image
 _MOST_VALUES = 200  # different texts of a column that are told apart; one with more is no class but a name
-_ABOUT = ("image_id", "image_path", "index", "status", "stage", "reason", "tar", "key", "embedding")
-_HASHES = ("duplicate_group", "duplicate_of", "content_hash", "pixel_hash", "phash", "dhash")
-_NO_SCORES = frozenset([*_ABOUT, *_HASHES])
+_ABOUT_COLUMNS = ("image_id", "image_path", "index", "status", "stage", "reason", "tar", "key", "embedding")
+_HASH_COLUMNS = ("duplicate_group", "duplicate_of", "content_hash", "pixel_hash", "phash", "dhash")
+_NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS])
+
 _DROPPED_BITS = 13  # of a float32's 23 of the fraction: what is left tells values apart that differ by 0.1%
 _TAIL = 0.005  # of the values at either end may be gathered in the outermost bar
-_FAR = 4  # times the values' range: a bound beyond that would leave no picture of the values
-_STEPS = (1, 2, 2.5, 5, 10)
+_FAR_RANGES = 4  # times the values' range: a bound beyond that would leave no picture of the values
+_ROUND_STEPS = (1, 2, 2.5, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -244,25 +232,6 @@ def _pick_members(rows: Iterable[Row], count: int) -> list[Row]:
     return sorted(rows, key=lambda row: (row.get("duplicate_of") is not None, row["index"]))[:count]
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Bars of equal width at round numbers.
-
-    Attributes:
-        counts: B numbers.
-        edges: B + 1 values.
-        below: Values that lie below the first edge, and count in the first bar.
-        above: Values that lie above the last edge, and count in the last bar.
-        total: Values in all.
-    """
-
-    counts: list[int]
-    edges: list[float]
-    below: int
-    above: int
-    total: int
-
-
 class Sketch:
     """How often every value was seen, to 0.1%: 4 MB, whatever the number of values and their range.
 
@@ -316,12 +285,31 @@ class Sketch:
         return Histogram(held.tolist(), edges, below, above, total)
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """Bars of equal width at round numbers.
+
+    Attributes:
+        counts: B numbers.
+        edges: B + 1 values.
+        below: Values that lie below the first edge, and count in the first bar.
+        above: Values that lie above the last edge, and count in the last bar.
+        total: Values in all.
+    """
+
+    counts: list[int]
+    edges: list[float]
+    below: int
+    above: int
+    total: int
+
+
 def _find_range(values: NDArray[np.float64], counts: NDArray[np.int64], bounds: list[float]) -> tuple[float, float]:
     """Find the ends of the axis. Outliers that would lengthen the axis by a half are left out."""
     seen = np.cumsum(counts)
     low, high = (float(values[np.searchsorted(seen, share * seen[-1])]) for share in (_TAIL, 1 - _TAIL))
     span = (high - low) or abs(low) * 0.1 or 1.0
-    near = [bound for bound in bounds if low - _FAR * span <= bound <= high + _FAR * span]
+    near = [bound for bound in bounds if low - _FAR_RANGES * span <= bound <= high + _FAR_RANGES * span]
     low, high = min(low, *near, low), max(high, *near, high)
     low = min(low, float(values[0])) if values[0] >= low - span / 4 else low
     high = max(high, float(values[-1])) if values[-1] <= high + span / 4 else high
@@ -331,7 +319,7 @@ def _find_range(values: NDArray[np.float64], counts: NDArray[np.int64], bounds: 
 def _round_step(width: float) -> float:
     """Round up to 1, 2, 2.5 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(width))
-    return next(step * power for step in _STEPS if step * power >= width * (1 - 1e-9))
+    return next(step * power for step in _ROUND_STEPS if step * power >= width * (1 - 1e-9))
 
 
 class Kinds:

@@ -1,4 +1,4 @@
-"""`Selection`: kept, dropped or failed samples of an output, as a table, a contact sheet or a batch."""
+"""`Selection`: kept, dropped or failed samples of an output, as a table, a sheet of pictures and cards, or a batch."""
 
 from __future__ import annotations
 
@@ -29,19 +29,17 @@ __all__ = [
     "Count",
     "Counts",
     "Picture",
-    "Selection",
     "encode_pictures",
     "load_samples",
     "make_cards",
     "read_pictures",
     "reopen_source",
-    "select",
 ]
 
-_BUDGET = 200_000  # bytes of JPEG in one display, as a batch's
-_NO_COLUMNS = ("image_id", "image_path", "embedding")
-_AT_ONCE = 8  # whole images in memory
-_HEIGHT = 168  # of a thumbnail, at the most
+_PICTURE_BYTES = 200_000  # of JPEG in one contact sheet, as a batch's
+_OTHER_COLUMNS = ("image_id", "image_path", "embedding")  # a batch has these in other places
+_IMAGES_AT_ONCE = 8  # whole images in memory
+_THUMBNAIL_HEIGHT = 168  # pixels, at the most
 _MOST_FACTS = 3
 
 
@@ -132,7 +130,7 @@ class Selection:
         cards = make_cards(
             rows,
             shots,
-            encode_pictures(shots, _BUDGET),
+            encode_pictures(shots, _PICTURE_BYTES),
             scores,
             without="no picture" if problem else "cannot be decoded",
         )
@@ -174,7 +172,7 @@ class Selection:
         """
         indices = self._chosen(self.count if n is None else n, sort_by, descending, seed)
         table = self._rows(indices, embeddings=True)
-        columns = {name: to_numpy(table[name]) for name in table.column_names if name not in _NO_COLUMNS}
+        columns = {name: to_numpy(table[name]) for name in table.column_names if name not in _OTHER_COLUMNS}
         embeddings = None
         if "embedding" in table.column_names and not table["embedding"].null_count and len(table):
             flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -281,7 +279,7 @@ class _Selectable:
         """
         counts: Mapping[str, Any] = self if isinstance(self, dict) else {}
         total = int(self) if isinstance(self, int) else None
-        return select(self._out, self._status, which, counts, self._stages, total, source)
+        return _select(self._out, self._status, which, counts, self._stages, total, source)
 
     def show(self, n: int = 24, *, sort_by: str | None = None, descending: bool = False) -> Any:
         """A contact sheet of all of them; see `Selection.show`."""
@@ -296,7 +294,7 @@ class Counts(_Selectable, dict[str, Any]):
     """Numbers by reason, or by stage and reason, that can be looked at."""
 
 
-def select(
+def _select(
     out: str | os.PathLike[str],
     status: str,
     which: str | None,
@@ -427,8 +425,8 @@ def read_pictures(manifest: Manifest, indices: Iterable[int], source: Any, devic
     """
     wanted = np.unique(np.fromiter(indices, np.int64))
     found: dict[int, Picture] = {}
-    for places, batch in load_samples(manifest, wanted, source, batch_size=_AT_ONCE, device=device, prefetch=1):
-        small = thumbnails.reduce(batch.images, _HEIGHT)
+    for places, batch in load_samples(manifest, wanted, source, batch_size=_IMAGES_AT_ONCE, device=device, prefetch=1):
+        small = thumbnails.reduce(batch.images, _THUMBNAIL_HEIGHT)
         for index, pixels, item in zip(wanted[places].tolist(), small, batch.data, strict=True):
             found[index] = Picture(pixels, str(item.metadata.get("caption") or ""))
     return found

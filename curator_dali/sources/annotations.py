@@ -33,23 +33,23 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_NAME = "file_name"
-_FIX = "mend it, or move the file out of the folder"
-_INTEGER = r"^(0|-?[1-9][0-9]*)$"
-_NUMBER = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"  # any whole part of it fits a float
-_BOOL = "^([tT]rue|[fF]alse)$"
-
 _Fields = Callable[[int], dict[str, Any]]
 """The fields of a row of one metadata file."""
-
-_KEY = b"huggingface"  # of the metadata of a schema
 
 ClassNames = Mapping[str, Sequence[str]]
 """Column of integers -> names, by integer."""
 
-_FIELD = re.compile(r"([^=]+)=(.*)", re.DOTALL)
+_NAME_COLUMN = "file_name"
+_FIX = "mend it, or move the file out of the folder"
+_CSV_INTEGER = r"^(0|-?[1-9][0-9]*)$"
+_CSV_NUMBER = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"  # its whole part fits a float
+_CSV_BOOL = "^([tT]rue|[fF]alse)$"
+
+_FEATURES_KEY = b"huggingface"  # of the metadata of a schema
+
+_PARTITION_FIELD = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _PARTITION_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
-_NULL = "__HIVE_DEFAULT_PARTITION__"
+_PARTITION_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 class Annotations:
@@ -83,7 +83,7 @@ class Annotations:
             try:
                 names, fields = _parse(f"{root}/{file}", read(file))
             except KeyError:
-                logger.warning("%s/%s has no column %r: it says nothing of images", root, file, _NAME)
+                logger.warning("%s/%s has no column %r: it says nothing of images", root, file, _NAME_COLUMN)
                 continue
             folder = posixpath.dirname(file)
             folder_start = folder_starts.setdefault(folder, starts[-1])
@@ -160,11 +160,11 @@ def _parse_lines(where: str, data: bytes) -> tuple[list[str], _Fields]:
                 value = parse_json(line)
             except ValueError as error:
                 raise SourceError(f"{where}, line {number}: {line[:80]!r} is no JSON ({error}): {_FIX}") from error
-            name = value.get(_NAME) if isinstance(value, dict) else None
+            name = value.get(_NAME_COLUMN) if isinstance(value, dict) else None
             if not isinstance(name, str):
                 if not names:
-                    raise KeyError(_NAME)
-                raise SourceError(f"{where}, line {number}: {line[:80]!r} has no text {_NAME!r}: {_FIX}")
+                    raise KeyError(_NAME_COLUMN)
+                raise SourceError(f"{where}, line {number}: {line[:80]!r} has no text {_NAME_COLUMN!r}: {_FIX}")
             names.append(name)
             bounds.append((begin, end))
         begin = end + 1
@@ -173,7 +173,7 @@ def _parse_lines(where: str, data: bytes) -> tuple[list[str], _Fields]:
 
 def _fields_of_line(data: bytes, bounds: NDArray[np.int64], row: int) -> dict[str, Any]:
     fields: dict[str, Any] = parse_json(data[bounds[row, 0] : bounds[row, 1]])
-    del fields[_NAME]
+    del fields[_NAME_COLUMN]
     return fields
 
 
@@ -196,7 +196,7 @@ def _parse_csv(where: str, text: str, data: bytes) -> tuple[list[str], _Fields]:
     except (pa.ArrowException, csv.Error) as error:  # the former names the row
         raise SourceError(f"{where} is damaged: {one_line(error)}: {_FIX}") from error
     for at, name in enumerate(columns):
-        if name != _NAME:
+        if name != _NAME_COLUMN:
             table = table.set_column(at, name, _convert(table.column(at)))
     return _fields_of_table(where, table)
 
@@ -206,7 +206,7 @@ def _convert(column: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64()), (_BOOL, pa.bool_())):
+    for pattern, kind in ((_CSV_INTEGER, pa.int64()), (_CSV_NUMBER, pa.float64()), (_CSV_BOOL, pa.bool_())):
         if pc.all(pc.match_substring_regex(column, pattern), min_count=1).as_py():
             try:
                 converted = column.cast(kind)
@@ -234,18 +234,18 @@ def _parse_parquet(where: str, data: bytes) -> tuple[list[str], _Fields]:
 
 def _check_columns(where: str, columns: Sequence[str]) -> None:
     """Raise where a file has no `file_name` (KeyError), or several columns of one name (SourceError)."""
-    if _NAME not in columns:
-        raise KeyError(_NAME)
+    if _NAME_COLUMN not in columns:
+        raise KeyError(_NAME_COLUMN)
     if repeated := [name for name, times in Counter(columns).items() if times > 1]:
         raise SourceError(f"{where} has several columns {repeated[0]!r}: give each a name of its own")
 
 
 def _fields_of_table(where: str, table: Any) -> tuple[list[str], _Fields]:
-    names = table.column(_NAME).to_pylist()
+    names = table.column(_NAME_COLUMN).to_pylist()
     for row, name in enumerate(names):
         if not isinstance(name, str):
-            raise SourceError(f"{where}, row {row + 1}: {_NAME} is {name!r}, not the name of a file: {_FIX}")
-    return names, partial(_fields_of_row, table.drop_columns([_NAME]))
+            raise SourceError(f"{where}, row {row + 1}: {_NAME_COLUMN} is {name!r}, not the name of a file: {_FIX}")
+    return names, partial(_fields_of_row, table.drop_columns([_NAME_COLUMN]))
 
 
 def _fields_of_row(table: Any, row: int) -> dict[str, Any]:
@@ -307,7 +307,7 @@ def read_class_names(schema: Any) -> dict[str, list[str]]:
 
     found: dict[str, list[str]] = {}
     try:
-        features: dict[str, Any] = parse_json((schema.metadata or {}).get(_KEY, b"{}"))["info"]["features"]
+        features: dict[str, Any] = parse_json((schema.metadata or {}).get(_FEATURES_KEY, b"{}"))["info"]["features"]
         for column, feature in features.items():
             if not isinstance(feature, dict):  # a list is a sequence
                 continue
@@ -354,14 +354,14 @@ def partition_fields(urls: Sequence[str]) -> list[dict[str, Any]]:
     cache: dict[str, dict[str, Any]] = {}  # by folder: most files share theirs
     paths = list(map(strip_query, urls))
     above = common_folder(paths) if paths else ""
-    while _FIELD.fullmatch(above.rpartition("/")[2]):
+    while _PARTITION_FIELD.fullmatch(above.rpartition("/")[2]):
         above = above.rpartition("/")[0]
     for path in paths:
         folder = path.rpartition("/")[0]
         if folder not in cache:
             below = folder[len(above) :].split("/") if "=" in folder else ()
-            matches = filter(None, map(_FIELD.fullmatch, below))
-            cache[folder] = {unquote(m[1]): None if m[2] == _NULL else unquote(m[2]) for m in matches}
+            matches = filter(None, map(_PARTITION_FIELD.fullmatch, below))
+            cache[folder] = {unquote(m[1]): None if m[2] == _PARTITION_NULL else unquote(m[2]) for m in matches}
         found.append(cache[folder])
     texts: dict[str, set[str]] = {}
     for fields in cache.values():

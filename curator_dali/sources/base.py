@@ -1,4 +1,4 @@
-"""`Source`: a length, and samples by index; and the members of a sample: names, extensions, sidecars."""
+"""`Source`: a length, and samples by index; the types of its fields; a sample's members: names, images, sidecars."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ __all__ = [
     "merge_types",
     "parse_metadata",
     "sniff_extension",
-    "split_name",
     "to_text",
 ]
 
@@ -44,7 +43,7 @@ or 0 where only decoding tells. `curator_dali.decoding.upright_sizes` applies it
 SIDECARS = ("json", "txt", "cls")
 """Extensions of the members that become metadata, in the order that `parse_metadata` takes them."""
 
-_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+_MAGIC_BYTES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8", "jpg"),
     (0, b"\x89PNG", "png"),
     (8, b"WEBP", "webp"),
@@ -67,55 +66,6 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
         for space in b" \t\n\r#"
     ),
 )
-
-
-@dataclass
-class EncodedBatch:
-    """Encoded samples, a row each, as a source read them.
-
-    Attributes:
-        indices: (N,) int64, the samples' indices in the source.
-        objects: N `ImageObject`s without pixels: path, id and (lazy) metadata.
-        images: N one-dimensional *writable* uint8 arrays, views of the source's buffers; an array of length 0
-            where there is none. Valid as long as somebody holds them.
-        shards: N names of the files that the samples lie in.
-        errors: Row -> reason, for samples that could not be read.
-        headers: (N,) `HEADER_DTYPE`, what is known of the images; codec 0 where nothing is.
-        members: N mappings {extension: bytes-like} of all members of a sample, where asked for. Its sidecars give all
-            of the sample's metadata, whatever the source keeps that in (see `samples.add_sidecars`).
-        unread: Rows of `errors` whose bytes could not be read now: a file that is gone or changed, a store that does
-            not answer. Such an error says nothing of the image, and a later read may succeed.
-    """
-
-    indices: NDArray[np.int64]
-    objects: list[ImageObject]
-    images: list[NDArray[np.uint8]]
-    shards: list[str]
-    headers: NDArray[np.void]
-    errors: dict[int, str] = field(default_factory=dict)
-    members: list[Mapping[str, memoryview]] | None = None
-    unread: set[int] = field(default_factory=set)
-
-    def __len__(self) -> int:
-        return len(self.objects)
-
-    def check_read(self) -> None:
-        """Refuse a batch of which a sample could not be read now, where a verdict on every sample is wanted.
-
-        Raises:
-            SourceError: A row is in `unread`.
-        """
-        if self.unread:
-            raise self.explain_unread(min(self.unread))
-
-    def explain_unread(self, row: int) -> SourceError:
-        """Make the exception of a row of `errors` whose bytes cannot be read now."""
-        item = self.objects[row]
-        return SourceError(
-            f"sample {item.image_id!r} ({item.image_path}) of {self.shards[row]} cannot be read now: {self.errors[row]}"
-            ". This failure says nothing of the image. The same call goes on from there once the sample can be read. "
-            "Leave the sample out of the source if it is gone for good"
-        )
 
 
 class Source(ABC):
@@ -224,6 +174,55 @@ class LearningSource(Source):
         self._headers[np.asarray(indices)[known]] = headers[known]
 
 
+@dataclass
+class EncodedBatch:
+    """Encoded samples, a row each, as a source read them.
+
+    Attributes:
+        indices: (N,) int64, the samples' indices in the source.
+        objects: N `ImageObject`s without pixels: path, id and (lazy) metadata.
+        images: N one-dimensional *writable* uint8 arrays, views of the source's buffers; an array of length 0
+            where there is none. Valid as long as somebody holds them.
+        shards: N names of the files that the samples lie in.
+        errors: Row -> reason, for samples that could not be read.
+        headers: (N,) `HEADER_DTYPE`, what is known of the images; codec 0 where nothing is.
+        members: N mappings {extension: bytes-like} of all members of a sample, where asked for. Its sidecars give all
+            of the sample's metadata, whatever the source keeps that in (see `add_sidecars`).
+        unread: Rows of `errors` whose bytes could not be read now: a file that is gone or changed, a store that does
+            not answer. Such an error says nothing of the image, and a later read may succeed.
+    """
+
+    indices: NDArray[np.int64]
+    objects: list[ImageObject]
+    images: list[NDArray[np.uint8]]
+    shards: list[str]
+    headers: NDArray[np.void]
+    errors: dict[int, str] = field(default_factory=dict)
+    members: list[Mapping[str, memoryview]] | None = None
+    unread: set[int] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def check_read(self) -> None:
+        """Refuse a batch of which a sample could not be read now, where a verdict on every sample is wanted.
+
+        Raises:
+            SourceError: A row is in `unread`.
+        """
+        if self.unread:
+            raise self.explain_unread(min(self.unread))
+
+    def explain_unread(self, row: int) -> SourceError:
+        """Make the exception of a row of `errors` whose bytes cannot be read now."""
+        item = self.objects[row]
+        return SourceError(
+            f"sample {item.image_id!r} ({item.image_path}) of {self.shards[row]} cannot be read now: {self.errors[row]}"
+            ". This failure says nothing of the image. The same call goes on from there once the sample can be read. "
+            "Leave the sample out of the source if it is gone for good"
+        )
+
+
 def merge_types(types: Iterable[str]) -> str:
     """The type of a field whose values are of some types: a number where all are numbers, else a text."""
     found = set(types)
@@ -241,18 +240,6 @@ def merge_schemas(schemas: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return {name: merge_types(kinds) for name, kinds in found.items()}
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """Split a member's name into key and extension as WebDataset does: at the first dot of the last component.
-
-    Returns:
-        `("a/b", "left.jpg")` for `a/b.left.jpg`, or None where the last component has no dot or starts with one
-        (`README`, `.DS_Store`, `._a.jpg`): WebDataset passes over such members, and so do we.
-    """
-    start = name.rfind("/") + 1
-    dot = name.find(".", start)
-    return (name[:dot], name[dot + 1 :]) if dot > start else None
-
-
 def is_image(name: str) -> bool:
     """Whether a file's name ends in an image extension, in either case."""
     _, dot, extension = name.rpartition(".")
@@ -262,7 +249,7 @@ def is_image(name: str) -> bool:
 def sniff_extension(head: bytes | memoryview, default: str = "jpg") -> str:
     """The extension that fits an image's first 16 bytes, or `default`."""
     head = bytes(head[:16])
-    return next((extension for at, magic, extension in _MAGIC if head.startswith(magic, at)), default)
+    return next((extension for at, magic, extension in _MAGIC_BYTES if head.startswith(magic, at)), default)
 
 
 def image_member(members: Mapping[str, memoryview], path: str) -> memoryview:

@@ -54,7 +54,7 @@ __all__ = ["FolderSource"]
 
 logger = logging.getLogger(__name__)
 
-_STAT_THREADS, _STATS = 8, 1024  # files whose sizes each thread asks for at once
+_STAT_THREADS, _STAT_FILES = 8, 1024  # files whose sizes each thread asks for at once
 _NO_SIDECARS: Mapping[str, str] = {}
 
 
@@ -384,7 +384,7 @@ def _stat_files(root: str, paths: Iterable[bytes]) -> Iterator[tuple[int, bool]]
     From threads, as a network's disk takes a while for each.
     """
     with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
-        blocks = iter(partial(lambda it: list(islice(it, _STATS)), iter(paths)), [])
+        blocks = iter(partial(lambda it: list(islice(it, _STAT_FILES)), iter(paths)), [])
         for found in pool.map(partial(_stat_block, os.fsencode(root)), blocks):
             yield from found
 

@@ -34,7 +34,6 @@ __all__ = [
     "listing_options",
     "read_patterns",
     "stem_of",
-    "version_of",
     "warn_of_split_files",
     "warn_of_split_folders",
     "warn_passed_over",
@@ -42,29 +41,31 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev"])
-"""Usual names of the parts of a data set, in lower case."""
-
-_SPLIT_FILE = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?:[-_.]?\d[^/]*)?\.\w+", re.IGNORECASE)
-_MOST_NAMES = 5
 OUTPUT = "_manifest"
 """The folder that every output of a curation has."""
 
-_MOST_ENDINGS = 6
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_BESIDE = (*(f".{extension}" for extension in SIDECARS), ".parquet")
+
+_MOST_ENDINGS = 6
+_BESIDE_ENDINGS = (*(f".{extension}" for extension in SIDECARS), ".parquet")
 _USUAL_STEMS, _USUAL_ENDINGS = (
     ("readme", "license", "licence"),
     (".md", "thumbs.db", "desktop.ini", "_stats.json", ".idx", ".cdindex", ".tar.headers"),
 )
 
+_SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", "testing", "dev"])
+"""Usual names of the parts of a data set, in lower case."""
+
+_SPLIT_FILE = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?:[-_.]?\d[^/]*)?\.\w+", re.IGNORECASE)
+_MOST_NAMES = 5
+
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
-_MAGIC = re.compile(r"[*?\[]")
+_NUMBER_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
+_WILDCARD = re.compile(r"[*?\[]")
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 _PACK = "write its images as .tar shards (webdataset's TarWriter does) or as a .parquet file with a column of bytes"
-_CONTAINERS = {
+_CONTAINER_ADVICE = {
     (".zip", ".7z", ".rar"): "an archive, which is not read: unpack it first (unzip, 7z x), and give the folder",
     (".tfrecord", ".tfrecords", ".tfrec"): f"a TFRecord file, which is not read: {_PACK}",
     (".rec", ".rio"): f"a RecordIO file, which is not read: {_PACK}",
@@ -79,7 +80,7 @@ _CONTAINERS = {
         "no image. If it lists paths or URLs, give these as a list: [line.strip() for line in open(...)]"
     ),
 }
-_ARCHIVES = re.compile(r"(?:^|::)(zip|tar|libarchive|dir)(?:://|::)")
+_ARCHIVE_URL = re.compile(r"(?:^|::)(zip|tar|libarchive|dir)(?:://|::)")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 
 
@@ -154,6 +155,22 @@ def list_local(root: str, folders: list[str] | None = None) -> Iterator[str]:
             raise SourceError(f"cannot list the folder {folder!r}: {error.strerror or error}") from error
 
 
+def _list_remote(root: str) -> Listing:
+    path, found = _find(root, withdirs=True)
+    path = path.rstrip("/")
+    below = {name[len(path) :].strip("/"): info for name, info in found.items()}
+    visible = {name: info for name, info in below.items() if name and "/." not in f"/{name}"}
+    outputs = {name.partition(f"/{OUTPUT}/")[0] for name in visible if f"/{OUTPUT}/" in name}
+    for output in sorted(outputs):
+        logger.info("%s/%s is the output of a curation: passed over", root, output)
+    own = (*(f"{output}/" for output in outputs), f"{OUTPUT}/")
+    kept = {name: info for name, info in visible.items() if not f"{name}/".startswith(own)}
+    files = {name: _version_of(info) for name, info in sorted(kept.items()) if info.get("type") != "directory"}
+    folders = {name.partition("/")[0] for name in kept if "/" in name}
+    folders |= {name for name, info in kept.items() if info.get("type") == "directory" and "/" not in name}
+    return Listing(list(files), sorted(folders), files)
+
+
 def list_beside(root: str, files: Iterable[str]) -> Listing:
     """List the local folders that files lie in, and those above, up to the root: sidecars and metadata files are there.
 
@@ -202,7 +219,39 @@ def list_below(root: str, folder: str, depth: int | None) -> dict[str, tuple[Any
     url = f"{root}/{folder}"
     path, found = _find(url, maxdepth=depth)
     skip = len(path.rstrip("/"))
-    return {f"{folder}/{name[skip:].lstrip('/')}".lstrip("/"): version_of(info) for name, info in found.items()}
+    return {f"{folder}/{name[skip:].lstrip('/')}".lstrip("/"): _version_of(info) for name, info in found.items()}
+
+
+def _find(url: str, **options: Any) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Find all files below a remote folder.
+
+    Args:
+        url: The folder.
+        options: Options of the filesystem's `find`.
+
+    Returns:
+        The path of the folder, and path -> what the store tells of each file.
+
+    Raises:
+        SourceError: The folder cannot be listed.
+    """
+    fs, path = filesystem(url)
+    return path, ask_listing(url, lambda: fs.find(path, detail=True, **options, **listing_options(url)))
+
+
+def _version_of(info: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the size of a remote file, and its content hash where the store has one. A copy has the same."""
+    return info.get("size"), content_hash(info)
+
+
+def listing_options(url: str) -> dict[str, Any]:
+    """Make options of `find` and `glob`, by which fsspec tells of a web server that does not answer."""
+    return {"on_error": _check_listed} if is_http(url) else {}
+
+
+def _check_listed(error: Exception) -> None:
+    if not isinstance(error, FileNotFoundError):  # a dead link
+        raise error
 
 
 def folders_above(paths: Iterable[str]) -> set[str]:
@@ -213,16 +262,6 @@ def folders_above(paths: Iterable[str]) -> set[str]:
             above.add(folder)
             folder = folder.rpartition("/")[0]
     return above
-
-
-def is_metadata_file(path: str) -> bool:
-    """Whether a file says something of the images beside and below it, by its name in any case; see `Annotations`."""
-    return path.rpartition("/")[2].lower() in _METADATA_FILES
-
-
-def version_of(info: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the size of a remote file, and its content hash where the store has one. A copy has the same."""
-    return info.get("size"), content_hash(info)
 
 
 def common_folder(urls: Sequence[str]) -> str:
@@ -237,6 +276,11 @@ def stem_of(path: str) -> str:
     """The path without its extension; a name without a dot is all stem."""
     dot = path.rfind(".")
     return path[:dot] if dot > path.rfind("/") else path
+
+
+def is_metadata_file(path: str) -> bool:
+    """Whether a file says something of the images beside and below it, by its name in any case; see `Annotations`."""
+    return path.rpartition("/")[2].lower() in _METADATA_FILES
 
 
 def warn_passed_over(where: str, paths: Iterable[str], used: Container[str], folders: int = 0) -> None:
@@ -260,9 +304,25 @@ def warn_passed_over(where: str, paths: Iterable[str], used: Container[str], fol
         )
 
 
+def _ending(path: str) -> str:
+    stem, dot, ending = path.rpartition("/")[2].rpartition(".")
+    if stem.lower().endswith(".tar"):
+        ending = f"tar.{ending}"
+    return f".{ending.lower()}" if dot and stem else "without an ending"
+
+
+def _is_usual(path: str, used: Container[str]) -> bool:
+    """Whether a file says something of a sample, or of the data set to people or other tools."""
+    name = path.rpartition("/")[2].lower()
+    if is_metadata_file(name) or (name.endswith(_BESIDE_ENDINGS) and stem_of(path) in used):
+        return True
+    marker = name.startswith("_") and "." not in name  # Spark's _SUCCESS, _metadata and such
+    return marker or name.startswith(".") or stem_of(name) in _USUAL_STEMS or name.endswith(_USUAL_ENDINGS)
+
+
 def warn_of_split_folders(names: Sequence[str], root: str) -> None:
     """Warn where the folders right below the root are splits of a data set, not classes."""
-    splits = [name for name in names if name.lower() in SPLITS]
+    splits = [name for name in names if name.lower() in _SPLITS]
     if splits and ("train" in splits or len(splits) == len(names)):
         logger.warning(
             "the folders %s in %s are named like splits of a data set, and all are read as one, with these as its "
@@ -287,7 +347,7 @@ def warn_of_split_files(urls: Sequence[str], spec: str) -> None:
         above = folder.rpartition("/")[2]
         if match := _SPLIT_FILE.fullmatch(file):
             splits.setdefault(match[1], f"{folder}/{match[1]}*.{file.rpartition('.')[2]}")
-        elif above.lower() in SPLITS:
+        elif above.lower() in _SPLITS:
             splits.setdefault(above, folder)
     if len(splits) > 1:
         logger.warning(
@@ -298,64 +358,11 @@ def warn_of_split_files(urls: Sequence[str], spec: str) -> None:
         )
 
 
-def _ending(path: str) -> str:
-    stem, dot, ending = path.rpartition("/")[2].rpartition(".")
-    if stem.lower().endswith(".tar"):
-        ending = f"tar.{ending}"
-    return f".{ending.lower()}" if dot and stem else "without an ending"
-
-
-def _is_usual(path: str, used: Container[str]) -> bool:
-    """Whether a file says something of a sample, or of the data set to people or other tools."""
-    name = path.rpartition("/")[2].lower()
-    if is_metadata_file(name) or (name.endswith(_BESIDE) and stem_of(path) in used):
-        return True
-    marker = name.startswith("_") and "." not in name  # Spark's _SUCCESS, _metadata and such
-    return marker or name.startswith(".") or stem_of(name) in _USUAL_STEMS or name.endswith(_USUAL_ENDINGS)
-
-
-def _find(url: str, **options: Any) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Find all files below a remote folder.
-
-    Args:
-        url: The folder.
-        options: Options of the filesystem's `find`.
-
-    Returns:
-        The path of the folder, and path -> what the store tells of each file.
-
-    Raises:
-        SourceError: The folder cannot be listed.
-    """
-    fs, path = filesystem(url)
-
-    return path, ask_listing(url, lambda: fs.find(path, detail=True, **options, **listing_options(url)))
-
-
-def listing_options(url: str) -> dict[str, Any]:
-    """Make options of `find` and `glob`, by which fsspec tells of a web server that does not answer."""
-    return {"on_error": _check_listed} if is_http(url) else {}
-
-
-def _check_listed(error: Exception) -> None:
-    if not isinstance(error, FileNotFoundError):  # a dead link
-        raise error
-
-
-def _list_remote(root: str) -> Listing:
-    path, found = _find(root, withdirs=True)
-    path = path.rstrip("/")
-    below = {name[len(path) :].strip("/"): info for name, info in found.items()}
-    visible = {name: info for name, info in below.items() if name and "/." not in f"/{name}"}
-    outputs = {name.partition(f"/{OUTPUT}/")[0] for name in visible if f"/{OUTPUT}/" in name}
-    for output in sorted(outputs):
-        logger.info("%s/%s is the output of a curation: passed over", root, output)
-    own = (*(f"{output}/" for output in outputs), f"{OUTPUT}/")
-    kept = {name: info for name, info in visible.items() if not f"{name}/".startswith(own)}
-    files = {name: version_of(info) for name, info in sorted(kept.items()) if info.get("type") != "directory"}
-    folders = {name.partition("/")[0] for name in kept if "/" in name}
-    folders |= {name for name, info in kept.items() if info.get("type") == "directory" and "/" not in name}
-    return Listing(list(files), sorted(folders), files)
+def list_names(names: Iterable[str]) -> str:
+    """List names in quotes for a message: five, and how many more there are."""
+    names = sorted(names)
+    rest = len(names) - _MOST_NAMES
+    return ", ".join(map(repr, names[:_MOST_NAMES])) + f" and {rest} more" * (rest > 0)
 
 
 class Pattern(NamedTuple):
@@ -367,7 +374,7 @@ class Pattern(NamedTuple):
     @property
     def head(self) -> str:
         """The folder that stands before the wildcards of a glob."""
-        head = _MAGIC.split(self.url, maxsplit=1)[0].rpartition("/")[0]
+        head = _WILDCARD.split(self.url, maxsplit=1)[0].rpartition("/")[0]
         return head if is_remote(self.url) else os.path.abspath(head or ("/" if self.url[0] == "/" else "."))
 
 
@@ -381,14 +388,14 @@ def read_patterns(text: str) -> list[Pattern]:
     urls = expand_braces(text)
     if urls != [text] and _is_there(text):
         return [Pattern(text, False)]
-    return [Pattern(url, bool(_MAGIC.search(strip_query(url))) and not _is_there(url)) for url in urls]
+    return [Pattern(url, bool(_WILDCARD.search(strip_query(url))) and not _is_there(url)) for url in urls]
 
 
 def expand_braces(pattern: str) -> list[str]:
     """Expand `{a,b}` and `{000..099}` (and `{0..8..2}`) as a shell does; other braces stand for themselves."""
     for match in _BRACES.finditer(pattern):
         body = match[1]
-        if numbers := _RANGE.fullmatch(body):
+        if numbers := _NUMBER_RANGE.fullmatch(body):
             begin, end, step = int(numbers[1]), int(numbers[2]), abs(int(numbers[3] or 1)) or 1
             padded = any(len(text) > 1 and text.lstrip("-").startswith("0") for text in (numbers[1], numbers[2]))
             width = max(len(numbers[1]), len(numbers[2])) if padded else 0
@@ -407,7 +414,7 @@ def _is_there(url: str) -> bool:
     """Whether a file or folder has a name that reads like a glob or a brace list. Web servers may answer to any."""
     if not is_remote(url) or os.path.exists(url):  # "a::b.jpg" may be a file
         return os.path.exists(url)
-    if is_http(url) and ("*" in url or not _MAGIC.search(strip_query(url))):
+    if is_http(url) and ("*" in url or not _WILDCARD.search(strip_query(url))):
         return False
     fs, path = filesystem(url)
     try:
@@ -419,14 +426,14 @@ def _is_there(url: str) -> bool:
 def advise_on_container(url: str) -> str:
     """Say what a file of a known ending is, and what to do with it; "" for other endings."""
     path = strip_query(url).lower()
-    return next((advice for endings, advice in _CONTAINERS.items() if path.endswith(endings)), "")
+    return next((advice for endings, advice in _CONTAINER_ADVICE.items() if path.endswith(endings)), "")
 
 
 def advise_on_protocol(text: str) -> str:
     """Say why a command, or a URL of the members of an archive, is no source; "" for others."""
     if text.startswith("pipe:"):
         return "no commands are run. Give the tars themselves, or URLs that fsspec opens (s3://, gs://, https://)"
-    if match := _ARCHIVES.search(text):
+    if match := _ARCHIVE_URL.search(text):
         return (
             f"fsspec's {match[1]}:// goes through the whole archive for each image. Unpack the archive and give the "
             "folder; a .tar is opened by its own path or URL"
@@ -445,9 +452,3 @@ def advise_on_missing(text: str) -> str:
             "'hf://datasets/OWNER/NAME/**/*.parquet' (pip install huggingface_hub)"
         )
     return ""
-
-
-def list_names(names: Iterable[str]) -> str:
-    """List names in quotes for a message: five, and how many more there are."""
-    names = sorted(names)
-    return ", ".join(map(repr, names[:_MOST_NAMES])) + (f" and {len(names) - _MOST_NAMES} more" * (len(names) > 5))

@@ -54,19 +54,10 @@ _ACCEPTED = (
     "these of one kind, encoded images (a list of bytes, or a mapping from id to bytes), or a Source"
 )
 _MOST_SHOWN = 5
-_HEAD = 16  # bytes by which images are told
+_HEAD_BYTES = 16  # by which images are told
 # kinds of what is no source: a file of another ending, a folder without images, a folder beside shards
 _OTHER, _EMPTY, _SUBFOLDER = "other", "empty", "subfolder"
 _NO_DATA = frozenset([_OTHER, _EMPTY, _SUBFOLDER])
-
-
-class _Match(NamedTuple):
-    """A path or URL that a user's text names, and its kind: `tar`, `parquet`, `image`, `folder` or one of the above."""
-
-    kind: str
-    url: str
-    by_glob: bool = False
-    listing: Listing | None = None
 
 
 @checked
@@ -128,6 +119,15 @@ def reopen(origin: Mapping[str, Any]) -> Source:
 
 def _absolute(url: str) -> str:
     return url if is_remote(url) else os.path.abspath(os.path.expanduser(url))
+
+
+class _Match(NamedTuple):
+    """A path or URL that a user's text names, and its kind: `tar`, `parquet`, `image`, `folder` or one of the above."""
+
+    kind: str
+    url: str
+    by_glob: bool = False
+    listing: Listing | None = None
 
 
 def _open(
@@ -198,9 +198,8 @@ def _refuse(spec: Any, found: list[_Match]) -> NoReturn:
 
 def _open_images(patterns: list[Pattern], urls: list[str], label_from_folder: bool, name: str | None) -> Source:
     """Image files that were named, or matched by globs, as a source."""
-    urls = [
-        url if is_remote(url) and not os.path.exists(url) else os.path.abspath(url) for url in urls
-    ]  # or "a::b.jpg"
+    # "a::b.jpg" may be a local file
+    urls = [url if is_remote(url) and not os.path.exists(url) else os.path.abspath(url) for url in urls]
     root, by_glob = _root(patterns, urls)
     if not root:
         raise SourceError(
@@ -382,7 +381,7 @@ def _kind(url: str) -> str:
     path = strip_query(url).lower()
     if path.endswith(".tar"):
         return "tar"
-    if path.endswith((".parquet", ".pq")):
+    if _is_parquet(path):
         return "parquet"
     if path.endswith(COMPRESSED):
         raise SourceError(
@@ -403,7 +402,7 @@ def _sniff(found: list[_Match]) -> list[_Match]:
     heads: dict[str, bytes | BaseException] = {}
     if remote:
         storage = Storage()
-        heads.update(zip(remote, storage.cat([(url, 0, _HEAD) for url in remote]), strict=True))
+        heads.update(zip(remote, storage.cat([(url, 0, _HEAD_BYTES) for url in remote]), strict=True))
         storage.close()
     for url in named:
         head = heads[url] if url in heads else _read_head(url)
@@ -418,7 +417,7 @@ def _sniff(found: list[_Match]) -> list[_Match]:
             if advice := advise_on_container(url):
                 raise SourceError(f"cannot open {url!r} as a source: it is {advice}")
             raise SourceError(
-                f"cannot tell what {url!r} is: no image ends so, and none begins with {head[:_HEAD]!r}. "
+                f"cannot tell what {url!r} is: no image ends so, and none begins with {head[:_HEAD_BYTES]!r}. "
                 f"A source is {_ACCEPTED}"
             )
     return [match._replace(kind="image") if match.kind == _OTHER and not match.by_glob else match for match in found]
@@ -427,7 +426,7 @@ def _sniff(found: list[_Match]) -> list[_Match]:
 def _read_head(path: str) -> bytes | BaseException:
     try:
         with open(path, "rb") as file:
-            return file.read(_HEAD)
+            return file.read(_HEAD_BYTES)
     except OSError as error:
         return error
 

@@ -51,36 +51,10 @@ __all__ = ["ParquetSource"]
 
 logger = logging.getLogger(__name__)
 
-_MEMORY = 1 << 30  # bytes of row groups kept decoded
+_GROUP_MEMORY = 1 << 30  # bytes of row groups kept decoded
 _IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes", "content", "data")  # beside the names of image extensions
 _IMAGE_PARTS = ("bytes", "path")  # of a struct
 _ID_COLUMNS = ("key", "__key__", "image_id", "id")
-
-
-class _RowGroup(NamedTuple):
-    """A row group in memory: (R,) where images begin and end in `data`, which rows have one, and all the rest."""
-
-    data: NDArray[np.uint8]
-    begins: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    present: NDArray[np.bool_]
-    paths: Any  # Arrow array of text, or None
-    ids: Any  # Arrow array, or None
-    rest: Any  # Arrow table of the other columns
-    nbytes: int
-
-
-class _Footer(NamedTuple):
-    """A file as it was opened: rows and bytes of each row group, the Arrow schema, and the file's `Stat`."""
-
-    rows: list[int]
-    bytes: list[int]
-    schema: Any
-    stat: Stat
-
-
-class _Changed(PermanentError):
-    """A file is not the one that was opened."""
 
 
 class ParquetSource(Source):
@@ -312,7 +286,7 @@ class ParquetSource(Source):
         self._start()
 
     def _start(self) -> None:
-        self._loaded: LRU[int, _RowGroup] = LRU(_MEMORY, lambda group: group.nbytes)
+        self._loaded: LRU[int, _RowGroup] = LRU(_GROUP_MEMORY, lambda group: group.nbytes)
         self._refused: dict[int, str] = {}  # row group -> reason, so that it is unpacked once
         self._files: LRU[str, Any] = LRU(64)  # footers; a reader of its own for every read, as these are not shared
 
@@ -438,6 +412,32 @@ class ParquetSource(Source):
         known = self._column.lower()
         found = {extension: memoryview(data) for extension, data in make_sidecars(item.metadata).items()}
         return {known if known in IMAGE_EXTENSIONS else sniff_extension(image.data): image.data, **found}
+
+
+class _RowGroup(NamedTuple):
+    """A row group in memory: (R,) where images begin and end in `data`, which rows have one, and all the rest."""
+
+    data: NDArray[np.uint8]
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    present: NDArray[np.bool_]
+    paths: Any  # Arrow array of text, or None
+    ids: Any  # Arrow array, or None
+    rest: Any  # Arrow table of the other columns
+    nbytes: int
+
+
+class _Footer(NamedTuple):
+    """A file as it was opened: rows and bytes of each row group, the Arrow schema, and the file's `Stat`."""
+
+    rows: list[int]
+    bytes: list[int]
+    schema: Any
+    stat: Stat
+
+
+class _Changed(PermanentError):
+    """A file is not the one that was opened."""
 
 
 def _text(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Row groups of Parquet files, unpacked within bounds; and the files that their rows name."""
+"""Row groups of Parquet files, unpacked within bounds; the files that their rows name; and local files, read whole."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ __all__ = [
 ]
 
 # Bytes that a row group may unpack to. 10,000 photographs have a few GB, and reading takes three times as many.
-_LIMIT = 8 << 30
-_STEP = 64  # rows that are unpacked before their bytes are counted
+_UNPACKED_LIMIT = 8 << 30
+_STEP_ROWS = 64  # unpacked before their bytes are counted
 # A column that unpacks to so many times its bytes holds no photographs: it is unpacked row by row, and to less.
-_RATIO = 100
+_PACKED_RATIO = 100
 _PACKED_LIMIT = 1 << 30
-_FIX = ": write the file anew in smaller row groups, as by pyarrow.parquet.write_table(..., row_group_size=1000)"
-_SMALL = 1 << 16  # bytes for which the ratio does not matter
+_PACKED_SLACK = 1 << 16  # bytes for which the ratio does not matter
+_GROUP_FIX = ": write the file anew in smaller row groups, as by pyarrow.parquet.write_table(..., row_group_size=1000)"
 
 # Failures that the next read of an unchanged file meets again: it may not be read, is too large, a folder, a device.
-_LASTING = frozenset(
+_LASTING_ERRORS = frozenset(
     [errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EFBIG]
 )
 
 # Bytes of a file that a row names. A batch's files are in memory at once, and the largest photographs have 100 MB.
 _FILE_LIMIT = 256 << 20
-_SHOWN = 200  # characters of a path
-_HEAD = 32
-_LOCAL = ("file://", "local://")
+_NAME_SHOWN = 200  # characters of a file's name in a reason
+_HEAD_BYTES = 32  # by which an image is told
+_LOCAL_PROTOCOLS = ("file://", "local://")
 
 
 class RowGroupTooLarge(ValueError):
@@ -68,9 +68,9 @@ def check_sizes(rows: Sequence[int], sizes: Sequence[int]) -> None:
         RowGroupTooLarge: One is.
     """
     largest = max([*sizes, *(8 * count for count in rows)], default=0)  # a row has an offset, also where it is null
-    if largest > _LIMIT:
+    if largest > _UNPACKED_LIMIT:
         raise RowGroupTooLarge(
-            f"a row group unpacks to {largest:,} bytes by the footer, over the limit of {_LIMIT:,}{_FIX}"
+            f"a row group unpacks to {largest:,} bytes by the footer, over the limit of {_UNPACKED_LIMIT:,}{_GROUP_FIX}"
         )
 
 
@@ -94,15 +94,36 @@ def read_row_group(reader: Any, group: int, keep: Collection[str]) -> Any:
     _check_chunks(reader.metadata, group)
     about = reader.metadata.row_group(group)
     chunks = [about.column(number) for number in range(about.num_columns)]
-    packed = any(chunk.total_uncompressed_size > _RATIO * chunk.total_compressed_size + _SMALL for chunk in chunks)
-    limit = _PACKED_LIMIT if packed else _LIMIT
+    packed = any(
+        chunk.total_uncompressed_size > _PACKED_RATIO * chunk.total_compressed_size + _PACKED_SLACK for chunk in chunks
+    )
+    limit = _PACKED_LIMIT if packed else _UNPACKED_LIMIT
     batches, size = [], 0
-    for batch in reader.iter_batches(1 if packed else _STEP, row_groups=[group], columns=names):
+    for batch in reader.iter_batches(1 if packed else _STEP_ROWS, row_groups=[group], columns=names):
         batches.append(batch)
         size += batch.nbytes
         if size > limit:
-            raise RowGroupTooLarge(f"it unpacks to more than the limit of {limit:,} bytes{_FIX}")
+            raise RowGroupTooLarge(f"it unpacks to more than the limit of {limit:,} bytes{_GROUP_FIX}")
     return pa.Table.from_batches(batches)
+
+
+def _check_chunks(footer: Any, group: int) -> None:
+    """Check what a footer says of the columns of a row group.
+
+    Arrow ends the process where `RowGroupMetaData.column` meets damage; a reader raises. It looks at all columns before
+    it reads the first one, so that the file is never read here.
+
+    Raises:
+        OSError: A column's part of the footer is damaged; Arrow raises this and other errors.
+    """
+    import pyarrow.parquet as pq
+
+    file = _UnreadFile()
+    try:
+        next(pq.ParquetFile(file, metadata=footer, buffer_size=4096).iter_batches(1, row_groups=[group]), None)
+    except Exception:
+        if not file.asked:
+            raise
 
 
 class _UnreadFile(io.RawIOBase):
@@ -127,25 +148,6 @@ class _UnreadFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         self.asked = True
         raise OSError("not read")
-
-
-def _check_chunks(footer: Any, group: int) -> None:
-    """Check what a footer says of the columns of a row group.
-
-    Arrow ends the process where `RowGroupMetaData.column` meets damage; a reader raises. It looks at all columns before
-    it reads the first one, so that the file is never read here.
-
-    Raises:
-        OSError: A column's part of the footer is damaged; Arrow raises this and other errors.
-    """
-    import pyarrow.parquet as pq
-
-    file = _UnreadFile()
-    try:
-        next(pq.ParquetFile(file, metadata=footer, buffer_size=4096).iter_batches(1, row_groups=[group]), None)
-    except Exception:
-        if not file.asked:
-            raise
 
 
 def combine(table: Any) -> Any:
@@ -177,60 +179,6 @@ def holds_binary(kind: Any) -> bool:
 
 class OutsideError(ValueError):
     """A file that a data set names lies outside the data set."""
-
-
-def read_file(path: str, *, inside: Sequence[str] = (), limit: int | None = None) -> NDArray[np.uint8] | BaseException:
-    """Read a local regular file into a writable array of its own; a failure is returned, not raised.
-
-    Args:
-        path: The file; links are followed.
-        inside: Real paths of folders. If there are any, the file must lie in one of these, links resolved.
-        limit: The most bytes that the file may have; None for any number.
-    """
-    try:
-        fd = open_regular(path, limit)
-        try:
-            if inside:
-                real = os.readlink(f"/proc/self/fd/{fd}")  # of what was opened, so that nobody can swap a link
-                if not any(real.startswith(f"{folder.rstrip('/')}/") for folder in inside):
-                    return OutsideError(f"{path} is a link to {real}")
-            size = os.fstat(fd).st_size
-            data = np.empty(size, np.uint8)
-            view, done = data.data, 0
-            while done < size:
-                count = os.readv(fd, [view[done:]])
-                if count == 0:
-                    return OSError(f"{path} became shorter while it was read ({done} of {size} bytes)")
-                done += count
-        finally:
-            os.close(fd)
-    except (OSError, MemoryError) as error:
-        return error
-    return data
-
-
-def read_bytes(path: str, limit: int | None = None) -> bytes | BaseException:
-    """Read a local file of at most `limit` bytes; a failure is returned, not raised."""
-    result = read_file(path, limit=limit)
-    return result if isinstance(result, BaseException) else result.tobytes()
-
-
-def is_unread(error: BaseException, url: str, *, listed: bool = True, readable: bool | None = None) -> bool:
-    """Whether a failed read says nothing of the file's content, so that a later read may succeed.
-
-    Args:
-        error: The failure; of a remote file the one that was left after all tries.
-        url: The file's path or URL.
-        listed: Whether the file was there once. A file that nobody has seen may well not exist.
-        readable: Whether the file could be read earlier in this process; None where nobody has tried.
-    """
-    if isinstance(error, OutsideError):
-        return False
-    if readable is not None:
-        return readable
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return listed and (is_remote(url) or not os.path.islink(url))  # a dangling link is as it was
-    return is_remote(url) or not (isinstance(error, OSError) and error.errno in _LASTING)
 
 
 class NamedFiles:
@@ -334,12 +282,12 @@ def read_named(
 
 def _strip_local(url: str) -> str:
     """The path of a local file's URL; another URL, or a path, as it is."""
-    return next((url[len(start) :] for start in _LOCAL if url.startswith(start)), url)
+    return next((url[len(start) :] for start in _LOCAL_PROTOCOLS if url.startswith(start)), url)
 
 
 def _judge(name: str, path: str, data: NDArray[np.uint8] | BaseException) -> tuple[NDArray[np.uint8] | str, bool]:
     """The bytes of a named file, or the reason why these are none of an image; and whether a later read may succeed."""
-    shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
+    shown = repr(name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}...")
     if isinstance(data, OutsideError):
         reason = (
             f"names a file outside: {shown} is not in the folder of the Parquet file, or a link that leads out of it. "
@@ -350,6 +298,60 @@ def _judge(name: str, path: str, data: NDArray[np.uint8] | BaseException) -> tup
         return f"no image bytes, and its file cannot be read: {one_line(data)}", is_unread(data, path, listed=False)
     if len(data) == 0:
         return "the image has no bytes", False
-    if not sniff_extension(data[:_HEAD].data, ""):  # whoever decodes it would quote how it begins
+    if not sniff_extension(data[:_HEAD_BYTES].data, ""):  # whoever decodes it would quote how it begins
         return f"not an image: the file {shown} begins like none", False
     return data, False
+
+
+def read_file(path: str, *, inside: Sequence[str] = (), limit: int | None = None) -> NDArray[np.uint8] | BaseException:
+    """Read a local regular file into a writable array of its own; a failure is returned, not raised.
+
+    Args:
+        path: The file; links are followed.
+        inside: Real paths of folders. If there are any, the file must lie in one of these, links resolved.
+        limit: The most bytes that the file may have; None for any number.
+    """
+    try:
+        fd = open_regular(path, limit)
+        try:
+            if inside:
+                real = os.readlink(f"/proc/self/fd/{fd}")  # of what was opened, so that nobody can swap a link
+                if not any(real.startswith(f"{folder.rstrip('/')}/") for folder in inside):
+                    return OutsideError(f"{path} is a link to {real}")
+            size = os.fstat(fd).st_size
+            data = np.empty(size, np.uint8)
+            view, done = data.data, 0
+            while done < size:
+                count = os.readv(fd, [view[done:]])
+                if count == 0:
+                    return OSError(f"{path} became shorter while it was read ({done} of {size} bytes)")
+                done += count
+        finally:
+            os.close(fd)
+    except (OSError, MemoryError) as error:
+        return error
+    return data
+
+
+def read_bytes(path: str, limit: int | None = None) -> bytes | BaseException:
+    """Read a local file of at most `limit` bytes; a failure is returned, not raised."""
+    result = read_file(path, limit=limit)
+    return result if isinstance(result, BaseException) else result.tobytes()
+
+
+def is_unread(error: BaseException, url: str, *, listed: bool = True, readable: bool | None = None) -> bool:
+    """Whether a failed read says nothing of the file's content, so that a later read may succeed.
+
+    Args:
+        error: The failure; of a remote file the one that was left after all tries.
+        url: The file's path or URL.
+        listed: Whether the file was there once. A file that nobody has seen may well not exist.
+        readable: Whether the file could be read earlier in this process; None where nobody has tried.
+    """
+    if isinstance(error, OutsideError):
+        return False
+    if readable is not None:
+        return readable
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return listed and (is_remote(url) or not os.path.islink(url))  # a dangling link is as it was
+    return is_remote(url) or not (isinstance(error, OSError) and error.errno in _LASTING_ERRORS)

@@ -17,7 +17,38 @@ from curator_dali.sources.base import EncodedBatch, Source
 __all__ = ["Subset", "Without"]
 
 
-class Subset(Source):
+class _View(Source):
+    """A source whose samples lie in a whole; what is learnt of headers goes to the whole, and closing closes it."""
+
+    source: Source
+
+    @property
+    def class_lists(self) -> Mapping[str, Sequence[str]]:
+        """The whole's."""
+        return self.source.class_lists
+
+    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Known headers of samples."""
+        return self.source.headers(self._whole(indices))
+
+    def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Encoded bytes of samples' images, (N,) int64; -1 where only reading would tell."""
+        return self.source.image_sizes(self._whole(indices))
+
+    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Let the whole keep what was learnt."""
+        self.source.learn(self._whole(indices), headers)
+
+    def close(self) -> None:
+        """Close the whole."""
+        self.source.close()
+
+    def _whole(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The indices of samples in the whole."""
+        return indices
+
+
+class Subset(_View):
     """Some samples of a source: their index here is their place among those chosen.
 
     What is learnt of headers goes to the whole source. Closing a subset closes the whole.
@@ -57,11 +88,6 @@ class Subset(Source):
         return fingerprint("subset", [self.source.fingerprint, chosen])
 
     @property
-    def class_lists(self) -> Mapping[str, Sequence[str]]:
-        """The whole's."""
-        return self.source.class_lists
-
-    @property
     def fields(self) -> Mapping[str, str] | None:
         """The whole's."""
         return self.source.fields
@@ -89,22 +115,6 @@ class Subset(Source):
         batch = self.source.read(self._whole(indices), members=members)
         return replace(batch, indices=np.asarray(indices, np.int64))
 
-    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
-        """Known headers of samples."""
-        return self.source.headers(self._whole(indices))
-
-    def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Encoded bytes of samples' images, (N,) int64; -1 where only reading would tell."""
-        return self.source.image_sizes(self._whole(indices))
-
-    def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
-        """Let the whole keep what was learnt."""
-        self.source.learn(self._whole(indices), headers)
-
-    def close(self) -> None:
-        """Close the whole."""
-        self.source.close()
-
     def _whole(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         indices = np.asarray(indices, np.int64)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
@@ -125,7 +135,7 @@ def _number_rows(rows: Iterable[int] | NDArray[Any], n: int) -> NDArray[np.int64
     return found.astype(np.int64)
 
 
-class Without(Source):
+class Without(_View):
     """The same samples in the same order, some of which fail for a known reason before anybody decodes them.
 
     Args:
@@ -146,11 +156,6 @@ class Without(Source):
         return self.source.fingerprint
 
     @property
-    def class_lists(self) -> Mapping[str, Sequence[str]]:
-        """The whole's."""
-        return self.source.class_lists
-
-    @property
     def shard_sizes(self) -> NDArray[np.int64]:
         """The whole's."""
         return self.source.shard_sizes
@@ -164,19 +169,3 @@ class Without(Source):
                 batch.unread.discard(row)
                 batch.images[row] = np.empty(0, np.uint8)
         return batch
-
-    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
-        """Known headers of samples."""
-        return self.source.headers(indices)
-
-    def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Encoded bytes of samples' images."""
-        return self.source.image_sizes(indices)
-
-    def learn(self, indices: NDArray[np.int64], headers: NDArray[Any]) -> None:
-        """Let the whole keep what was learnt."""
-        self.source.learn(indices, headers)
-
-    def close(self) -> None:
-        """Close the whole."""
-        self.source.close()

@@ -1,4 +1,4 @@
-"""WebDataset tars as a source: looked up in an index, read with few system calls, whatever the order."""
+"""WebDataset tars as a source: looked up in an index, read with few system calls into lent buffers, in any order."""
 
 from __future__ import annotations
 
@@ -37,74 +37,12 @@ __all__ = ["Arenas", "TarSource", "coalesce"]
 
 logger = logging.getLogger(__name__)
 
-_WORTH_KEEPING = 1 << 20  # bytes; below, the allocator keeps memory itself
-_MOST_FREE = 4
-_MOST_TOO_LARGE = 8  # a buffer so many times larger than what is asked for is let go
-
 _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
-_RUN_BYTES = 1 << 26  # of a `run.json`, at the most
-
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
+_RUN_BYTES = 1 << 26  # of a `run.json`, at the most
 _NO_INDEX = TarIndex(
     np.zeros((0, len(COLUMNS)), np.int64), b"", np.zeros(1, np.int64), np.zeros((0, 4), np.int64), Summary()
 )
-
-
-class Arenas:
-    """Hands out writable buffers. One comes back when the last view of it is gone, and is handed out again.
-
-    New memory costs a page fault every 4 KiB, a third of what reading from the page cache costs in all; a warm loop
-    over batches of like size takes none. Up to four buffers that nobody uses are kept. Thread-safe without a lock
-    (list operations are atomic), as a buffer may come back in the midst of anything, by garbage collection.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-
-    def __reduce__(self) -> tuple[type[Arenas], tuple[()]]:
-        return Arenas, ()
-
-    def take(self, size: int) -> NDArray[np.uint8]:
-        """(size,) uint8, not initialised."""
-        if size < _WORTH_KEEPING:
-            return np.empty(size, np.uint8)
-        try:
-            buffer = self._free.pop()
-        except IndexError:
-            buffer = np.empty(0, np.uint8)
-        if not size <= len(buffer) <= _MOST_TOO_LARGE * size:
-            buffer = np.empty(size + size // 8, np.uint8)  # room for the next batch, which may be a little larger
-        # Over a memoryview, as numpy makes slices of an array over an *array* point at that one: then this array would
-        # end before its slices do.
-        arena = np.frombuffer(buffer.data, np.uint8, size)
-        weakref.finalize(arena, _give_back, self._free, buffer).atexit = False
-        return arena
-
-    def clear(self) -> None:
-        """Let go of the buffers that nobody uses."""
-        self._free.clear()
-
-
-def _give_back(free: list[NDArray[np.uint8]], buffer: NDArray[np.uint8]) -> None:
-    if len(free) < _MOST_FREE:
-        free.append(buffer)
-
-
-class _Group(NamedTuple):
-    """The samples of a batch that lie in one shard; `entries` is empty where the shard cannot be read."""
-
-    shard: int
-    rows: NDArray[np.int64]
-    samples: NDArray[np.int64]
-    entries: TarIndex = _NO_INDEX
-
-
-class _Items(NamedTuple):
-    """Members to read: for which row of the batch, from where in its shard, how many bytes; (M,) int64 each."""
-
-    row: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
 
 
 class TarSource(Source):
@@ -124,7 +62,7 @@ class TarSource(Source):
     Args:
         urls: The tars; the order of the samples is theirs.
         name: The data set's name; by default that of the folder that the tars lie in.
-        index: Where indexes are kept: `"cache"`, `"beside"` the tars, or `"none"`; see `index_store.index_path`.
+        index: Where indexes are kept: `"cache"`, `"beside"` the tars, or `"none"`; see `tar_index.index_path`.
 
     Raises:
         SourceError: A tar is missing, unreadable or no tar; all of these are named.
@@ -386,6 +324,23 @@ class TarSource(Source):
         return f"no image member: the sample begins with {name!r}, and none of its members has an image extension"
 
 
+class _Group(NamedTuple):
+    """The samples of a batch that lie in one shard; `entries` is empty where the shard cannot be read."""
+
+    shard: int
+    rows: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    entries: TarIndex = _NO_INDEX
+
+
+class _Items(NamedTuple):
+    """Members to read: for which row of the batch, from where in its shard, how many bytes; (M,) int64 each."""
+
+    row: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+
 def coalesce(
     shard: NDArray[np.int64], offset: NDArray[np.int64], size: NDArray[np.int64], gap: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -491,3 +446,48 @@ def _member_views(
         if number not in lost:
             views[row][extension] = view[start : start + size]
     return list(views)
+
+
+_LEAST_ARENA = 1 << 20  # bytes; below, the allocator keeps memory itself
+_MOST_ARENAS = 4
+_MOST_SLACK = 8  # a buffer so many times larger than what is asked for is let go
+
+
+class Arenas:
+    """Hands out writable buffers. One comes back when the last view of it is gone, and is handed out again.
+
+    New memory costs a page fault every 4 KiB, a third of what reading from the page cache costs in all; a warm loop
+    over batches of like size takes none. Up to four buffers that nobody uses are kept. Thread-safe without a lock
+    (list operations are atomic), as a buffer may come back in the midst of anything, by garbage collection.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def __reduce__(self) -> tuple[type[Arenas], tuple[()]]:
+        return Arenas, ()
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """(size,) uint8, not initialised."""
+        if size < _LEAST_ARENA:
+            return np.empty(size, np.uint8)
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = np.empty(0, np.uint8)
+        if not size <= len(buffer) <= _MOST_SLACK * size:
+            buffer = np.empty(size + size // 8, np.uint8)  # room for the next batch, which may be a little larger
+        # Over a memoryview, as numpy makes slices of an array over an *array* point at that one: then this array would
+        # end before its slices do.
+        arena = np.frombuffer(buffer.data, np.uint8, size)
+        weakref.finalize(arena, _give_back, self._free, buffer).atexit = False
+        return arena
+
+    def clear(self) -> None:
+        """Let go of the buffers that nobody uses."""
+        self._free.clear()
+
+
+def _give_back(free: list[NDArray[np.uint8]], buffer: NDArray[np.uint8]) -> None:
+    if len(free) < _MOST_ARENAS:
+        free.append(buffer)

@@ -13,19 +13,18 @@ from dataclasses import dataclass, field
 
 __all__ = ["CUT", "DAMAGED", "NotATarError", "Scan", "scan_tar"]
 
-BLOCK = 512
-DAMAGED, CUT = 1, 2
+_BLOCK = 512
+DAMAGED, CUT = 1, 2  # kinds of `Scan.problems`
 _MAX_RECORD = 1 << 24  # a longer PAX or longname record, or map of holes, is nonsense: damage
 _MAX_SIZE = 1 << 50  # no file is as large; sums of thousands of such sizes fit into int64
 _MOST_DIGITS = 64  # of a size, leading zeros included
-_SMALL_WINDOW = 4096
-_SPARSE_MAP = 64 * BLOCK  # bytes of a map of holes that are read at once
-_LARGE_WINDOW = 1 << 20
+_MAP_BYTES = 64 * _BLOCK  # of a map of holes, read at once
+_SMALL_WINDOW, _LARGE_WINDOW = 4096, 1 << 20
 _LARGEST_WINDOW = 8 << 20  # where no header is near
-_SPARSE_STEP = 8192  # members further apart than this are sought, nearer ones are read through
+_SEEK_STEP = 8192  # members further apart than this are sought, nearer ones are read through
 _PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=]+)=")
 _PAX_KEYS = (b"path=", b"size=", b"GNU.sparse.")
-_ZEROS = bytes(BLOCK)
+_ZEROS = bytes(_BLOCK)
 _LOW_BYTES = bytes(range(128))
 _ZERO_RUN = re.compile(rb"\0+")  # runs over 4 GB/s, and copies nothing
 
@@ -98,34 +97,34 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
 
     while True:
         at = position - start
-        if at < 0 or at + BLOCK > len(buffer):
-            if position + BLOCK > size:
+        if at < 0 or at + _BLOCK > len(buffer):
+            if position + _BLOCK > size:
                 break
             if scan.ended or lost >= 0:
                 ahead = min(max(_LARGE_WINDOW, 2 * ahead), _LARGEST_WINDOW)
             elif hops:  # a long way between headers: seek; many in a window: read on in large pieces
-                ahead = least if (position - start) // hops > max(_SPARSE_STEP, least) else max(_LARGE_WINDOW, least)
-            start = max(position - BLOCK, 0)  # with the block before the header, for the digest
+                ahead = least if (position - start) // hops > max(_SEEK_STEP, least) else max(_LARGE_WINDOW, least)
+            start = max(position - _BLOCK, 0)  # with the block before the header, for the digest
             at, hops = position - start, 0
             buffer = read_at(start, at + ahead)
-            if len(buffer) < at + BLOCK:
+            if len(buffer) < at + _BLOCK:
                 break  # the file is shorter than it was said to be
         if lost >= 0:
             at = _find_header(buffer, at)
             position = start + at
-            if at + BLOCK > len(buffer):
+            if at + _BLOCK > len(buffer):
                 continue
             scan.add(f"damaged@{lost}", lost, 0, DAMAGED)
             lost = -1
-        header = buffer[at : at + BLOCK]
+        header = buffer[at : at + _BLOCK]
         if header == _ZEROS and (zeros := _ZERO_RUN.match(buffer, at)):
             if pending:  # a record, and zeros where its member should be
                 scan.add(f"damaged@{position}", position, 0, DAMAGED)
                 pending = {}
             if not scan.ended:
-                digest = zlib.crc32(buffer[max(at - BLOCK, 0) : at], digest)
+                digest = zlib.crc32(buffer[max(at - _BLOCK, 0) : at], digest)
                 scan.ended = True
-            position += (zeros.end() - at) // BLOCK * BLOCK
+            position += (zeros.end() - at) // _BLOCK * _BLOCK
             continue
         hops += 1
         valid = _is_header(header)
@@ -139,8 +138,8 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
         if scan.ended:
             scan.ended = False
             scan.joined = len(scan.names) if scan.joined is None else scan.joined
-        digest = zlib.crc32(buffer[max(at - BLOCK, 0) : at + BLOCK], digest)
-        body = position + BLOCK
+        digest = zlib.crc32(buffer[max(at - _BLOCK, 0) : at + _BLOCK], digest)
+        body = position + _BLOCK
 
         if kind in b"xgXLK":  # records that describe the next member (g: all that follow)
             record = buffer[body - start : body - start + length]
@@ -157,7 +156,7 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
                 pending["path"] = record.partition(b"\0")[0]
             elif kind != b"K":
                 (lasting if kind == b"g" else pending).update(_pax(record))
-            position = body + -(-length // BLOCK) * BLOCK
+            position = body + -(-length // _BLOCK) * _BLOCK
             continue
 
         sparse = kind == b"S"
@@ -176,7 +175,7 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
                 path = header[345:500].partition(b"\0")[0] + b"/" + path
         if kind == b"S" and header[482] == 1:  # more of the map of holes follows the header
             body = _find_map_end(read_at, body, endless)
-        position = body + -(-length // BLOCK) * BLOCK
+        position = body + -(-length // _BLOCK) * _BLOCK
         if kind in b"\x0007S":  # '\0', '0', '7' and 'S': regular, regular, contiguous, sparse
             if kind == b"\0" and path.endswith(b"/"):  # how V7 tars write a directory
                 position = body
@@ -195,13 +194,13 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
     elif not scan.ended:
         if 0 == position < size:
             raise NotATarError
-        rest = read_at(position, min(BLOCK, size - position)) if position < size else b""
+        rest = read_at(position, min(_BLOCK, size - position)) if position < size else b""
         if rest.strip(b"\0") or pending:
             scan.add(f"cut@{position}", position, 0, CUT)
-    elif position < size and read_at(position, BLOCK).strip(b"\0"):  # less than a block
+    elif position < size and read_at(position, _BLOCK).strip(b"\0"):  # less than a block
         scan.trailing = size - position
     if not scan.ended:
-        digest = zlib.crc32(read_at(max(size - BLOCK, 0), BLOCK), digest)
+        digest = zlib.crc32(read_at(max(size - _BLOCK, 0), _BLOCK), digest)
     scan.digest = digest
     return scan
 
@@ -212,10 +211,10 @@ def _find_header(buffer: bytes, at: int) -> int:
     Returns:
         Where the header begins; where the next search has to begin if there is none.
     """
-    last = len(buffer) - BLOCK
+    last = len(buffer) - _BLOCK
     while (magic := buffer.find(b"ustar", at + 257, last + 262)) >= 0:
         at = magic - 257
-        if _is_header(buffer[at : at + BLOCK]):
+        if _is_header(buffer[at : at + _BLOCK]):
             return at
         at += 1
     return last + 1
@@ -233,17 +232,17 @@ def _find_map_end(read_at: Callable[[int, int], bytes], start: int, endless: dic
     Returns:
         The end; a place past the end of a file that ends within the map; `start` for a map that goes on and on.
     """
-    position = max(start, endless.get(start % BLOCK, 0))
+    position = max(start, endless.get(start % _BLOCK, 0))
     while position < start + _MAX_RECORD:
-        blocks = read_at(position, _SPARSE_MAP)
-        flags = blocks[BLOCK - 8 :: BLOCK]
+        blocks = read_at(position, _MAP_BYTES)
+        flags = blocks[_BLOCK - 8 :: _BLOCK]
         following = len(flags) - len(flags.lstrip(b"\1"))
         if following < len(flags):
-            return position + (following + 1) * BLOCK
-        position += _SPARSE_MAP
-        if len(blocks) < _SPARSE_MAP:
+            return position + (following + 1) * _BLOCK
+        position += _MAP_BYTES
+        if len(blocks) < _MAP_BYTES:
             return position
-    endless[start % BLOCK] = position
+    endless[start % _BLOCK] = position
     return start
 
 

@@ -1,9 +1,8 @@
-"""The index of one tar shard, as arrays: members of samples and their places; kept on disk.
+"""The index of one tar shard: members of samples and their places, as arrays, made of a scan and kept on disk.
 
-Indexes of tar shards, and what was learnt of their images' headers, kept on disk and checked against the tar.
-
-A file is a few arrays as `np.save` writes them, one after the other; the first, ten int64s, says of which tar it is.
-The warnings of an index follow it, as JSON.
+What was learnt of the images' headers is kept beside it. Both are checked against the tar. A file is a few arrays as
+`np.save` writes them, one after the other; the first, ten int64s, says of which tar it is. The warnings of an index
+follow it, as JSON.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from curator_dali.io import (
     strip_signature,
     write_file,
 )
-from curator_dali.sources.base import HEADER_DTYPE, SIDECARS, split_name
-from curator_dali.sources.tar_headers import Scan
+from curator_dali.sources.base import HEADER_DTYPE, SIDECARS
+from curator_dali.sources.tar_headers import DAMAGED, Scan
 
 __all__ = [
     "COLUMNS",
@@ -58,44 +57,17 @@ COLUMNS = (
 """Columns of `TarIndex.table`. The four sizes are kept *plus one*, so that 0 means that there is no such member. Names
 are counted in bytes of the blob, the key in characters of the name."""
 
-_OTHER, _IMAGE, _COMPOUND_IMAGE, _FIRST_SIDECAR = 0, 1, 2, 3
-_LONGEST = 200  # characters of a name in a warning
+_OTHER, _IMAGE, _COMPOUND_IMAGE, _FIRST_SIDECAR = 0, 1, 2, 3  # kinds of extensions
+_LONGEST_NAME = 200  # characters of a name in a warning
 
-_MAGIC, _VERSION = 0x4344_5441_5258, 2
-# magic, version, tar size, tar version, samples, repeated keys, crc32 of what follows, digest, bytes of warnings, and
-# crc32 of these nine
-_HEAD = 10
-_HEAD_BYTES = 128 + 8 * _HEAD  # np.save writes 128 bytes before a small array
-_PEEK = 4096  # the head with all usual warnings
-_SLACK = 1 << 20
+_FILE_MAGIC, _FILE_VERSION = 0x4344_5441_5258, 2
+# Magic, version, tar size, tar version, samples, repeated keys, crc32 of what follows, digest, bytes of warnings, and
+# crc32 of these nine.
+_HEAD_NUMBERS = 10
+_HEAD_BYTES = 128 + 8 * _HEAD_NUMBERS  # np.save writes 128 bytes before a small array
+_PEEK_BYTES = 4096  # the head with all usual warnings
+_WARNING_BYTES = 1 << 20  # of the warnings of an index, at the most
 _NPY_START = b"\x93NUMPY\x01\x00"
-
-
-class Status:
-    """Bits of the `status` column."""
-
-    NO_IMAGE = 1  # only sidecars
-    CUT = 2  # the tar ended within the image
-    DAMAGED = 4  # a stand-in for members whose header cannot be read
-    SHADOWED = 8  # a later member of the tar has the same name: plain tar readers would open that one
-
-
-class Summary(NamedTuple):
-    """The facts about a shard that each opening needs.
-
-    Attributes:
-        samples: Number of samples.
-        duplicates: Samples whose key an earlier sample of the shard has too.
-        digest: CRC-32 of the members' names, places, sizes, headers and last blocks.
-        warnings: Members that are lost, doubtful or passed over; a short text each.
-        note: A text for shards of which every sample has the same further images; "" for others.
-    """
-
-    samples: int = 0
-    duplicates: int = 0
-    digest: int = 0
-    warnings: tuple[str, ...] = ()
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +145,33 @@ class TarIndex:
         return cls(_narrow(table), blob, _narrow(first), _narrow(columns[order]), summary)
 
 
+class Status:
+    """Bits of the `status` column."""
+
+    NO_IMAGE = 1  # only sidecars
+    CUT = 2  # the tar ended within the image
+    DAMAGED = 4  # a stand-in for members whose header cannot be read
+    SHADOWED = 8  # a later member of the tar has the same name: plain tar readers would open that one
+
+
+class Summary(NamedTuple):
+    """The facts about a shard that each opening needs.
+
+    Attributes:
+        samples: Number of samples.
+        duplicates: Samples whose key an earlier sample of the shard has too.
+        digest: CRC-32 of the members' names, places, sizes, headers and last blocks.
+        warnings: Members that are lost, doubtful or passed over; a short text each.
+        note: A text for shards of which every sample has the same further images; "" for others.
+    """
+
+    samples: int = 0
+    duplicates: int = 0
+    digest: int = 0
+    warnings: tuple[str, ...] = ()
+    note: str = ""
+
+
 class _Run:
     """Members of one sample: all of them, and the numbers of the image and the sidecars (-1: none).
 
@@ -227,7 +226,7 @@ def _group(scan: Scan) -> tuple[list[_Run], list[str], list[str]]:
             run.members.append(member)
             runs.append(run)
             continue
-        split = split_name(name)
+        split = _split_name(name)
         if split is None:
             if not _is_hidden(name):
                 bare.append(name)
@@ -244,6 +243,18 @@ def _group(scan: Scan) -> tuple[list[_Run], list[str], list[str]]:
     if any(run.roles[0] < 0 for run in runs):
         runs = _join_strays(runs, scan, Counter(keys))
     return runs, keys, bare
+
+
+def _split_name(name: str) -> tuple[str, str] | None:
+    """Split a member's name into key and extension as WebDataset does: at the first dot of the last component.
+
+    Returns:
+        `("a/b", "left.jpg")` for `a/b.left.jpg`, or None where the last component has no dot or starts with one
+        (`README`, `.DS_Store`, `._a.jpg`): WebDataset passes over such members, and so do we.
+    """
+    start = name.rfind("/") + 1
+    dot = name.find(".", start)
+    return (name[:dot], name[dot + 1 :]) if dot > start else None
 
 
 def _is_hidden(name: str) -> bool:
@@ -274,7 +285,7 @@ def _statuses(scan: Scan, runs: list[_Run], size: int) -> NDArray[np.int64]:
     for number, run in enumerate(runs):
         image, lead = run.roles[0], run.members[0]
         if (problem := scan.problems.get(lead)) is not None:
-            statuses[number] = Status.DAMAGED if problem == 1 else Status.CUT
+            statuses[number] = Status.DAMAGED if problem == DAMAGED else Status.CUT
             continue
         if image < 0:
             cut = any(scan.offsets[member] + scan.sizes[member] > size for member in run.members)
@@ -356,7 +367,7 @@ def _extension(scan: Scan, run: _Run, member: int) -> str:
 
 
 def _quote(name: str) -> str:
-    return repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}...")
+    return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")
 
 
 def _narrow(array: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.uint32]:
@@ -404,9 +415,9 @@ def peek_index(path: Path | None, stat: Stat) -> Summary | None:
         return None
     try:
         with os.fdopen(open_regular(path), "rb", buffering=0) as file:
-            data = file.read(_PEEK)
+            data = file.read(_PEEK_BYTES)
             head = _parse_head(data, stat)
-            if head is not None and 0 < (missing := _HEAD_BYTES + head[8] - len(data)) <= _SLACK:
+            if head is not None and 0 < (missing := _HEAD_BYTES + head[8] - len(data)) <= _WARNING_BYTES:
                 data += file.read(missing)
         return None if head is None else _parse_summary(data, head)
     except (OSError, ValueError, TypeError):
@@ -461,12 +472,12 @@ def load_headers(path: Path | None, stat: Stat, samples: int) -> NDArray[np.void
 
 def _read(path: Path, stat: Stat) -> bytes:
     """A kept file, which is smaller than its tar but for the warnings: 512 bytes of a header make fewer here."""
-    return read_regular(path, stat.size + _SLACK)
+    return read_regular(path, stat.size + _WARNING_BYTES)
 
 
 def _make_head(stat: Stat, *numbers: int) -> bytes:
     head = io.BytesIO()
-    values = np.array([_MAGIC, _VERSION, stat.size, stat.version, *numbers, 0], np.int64)
+    values = np.array([_FILE_MAGIC, _FILE_VERSION, stat.size, stat.version, *numbers, 0], np.int64)
     values[-1] = zlib.crc32(values[:-1].tobytes())
     np.save(head, values)
     return head.getvalue()
@@ -475,10 +486,10 @@ def _make_head(stat: Stat, *numbers: int) -> bytes:
 def _parse_head(data: bytes, stat: Stat) -> list[int] | None:
     if len(data) < _HEAD_BYTES or not data.startswith(_NPY_START):
         return None
-    head: list[int] = np.frombuffer(data, "<i8", _HEAD, _HEAD_BYTES - 8 * _HEAD).tolist()
-    if head[:4] != [_MAGIC, _VERSION, stat.size, stat.version]:
+    head: list[int] = np.frombuffer(data, "<i8", _HEAD_NUMBERS, _HEAD_BYTES - 8 * _HEAD_NUMBERS).tolist()
+    if head[:4] != [_FILE_MAGIC, _FILE_VERSION, stat.size, stat.version]:
         return None
-    return head if zlib.crc32(data[_HEAD_BYTES - 8 * _HEAD : _HEAD_BYTES - 8]) == head[-1] else None
+    return head if zlib.crc32(data[_HEAD_BYTES - 8 * _HEAD_NUMBERS : _HEAD_BYTES - 8]) == head[-1] else None
 
 
 def _parse_summary(data: bytes, head: list[int]) -> Summary:

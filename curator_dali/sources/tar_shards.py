@@ -28,25 +28,14 @@ from curator_dali.sources.tar_index import (
     save_index,
 )
 
-__all__ = ["Shard", "Shards"]
+__all__ = ["Shards"]
 
 logger = logging.getLogger(__name__)
 
-_MEMORY = 256 << 20  # bytes of indexes in memory: about two million samples with JSON
+_INDEX_MEMORY = 256 << 20  # bytes of indexes in memory: about two million samples with JSON
 _LOCAL_WINDOW, _REMOTE_WINDOW = 4096, 1 << 20  # what is worth reading at once when looking for headers
 _WORTH_WRITING = 8  # a shard dropped from memory writes its headers when one in so many was learnt anew
 _MOST_WARNED = 10  # shards whose warnings are logged; further ones are counted
-
-
-class Shard:
-    """A loaded shard: its index, and what is known of its images' headers (`learnt`: how many of them anew)."""
-
-    __slots__ = ("headers", "index", "learnt")
-
-    def __init__(self, index: TarIndex, headers: NDArray[np.void] | None) -> None:
-        self.index = index
-        self.headers = headers if headers is not None else np.zeros(len(index), HEADER_DTYPE)
-        self.learnt = 0
 
 
 class Shards:
@@ -54,7 +43,7 @@ class Shards:
 
     Args:
         urls: The tars.
-        keep: Where indexes are kept; see `index_store.index_path`.
+        keep: Where indexes are kept; see `tar_index.index_path`.
 
     Attributes:
         urls: The tars; local ones as absolute paths.
@@ -112,7 +101,7 @@ class Shards:
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._closing = False
-        self._loaded: LRU[int, Shard] = LRU(_MEMORY, lambda s: s.index.nbytes + s.headers.nbytes, self._drop)
+        self._loaded: LRU[int, Shard] = LRU(_INDEX_MEMORY, lambda s: s.index.nbytes + s.headers.nbytes, self._drop)
 
     def _drop(self, number: int, shard: Shard) -> None:
         # In random order over more shards than memory holds, each is dropped after a few samples: not worth a file.
@@ -216,3 +205,14 @@ class Shards:
         noted = [(url, summary.note) for url, summary in shards if summary.note]
         if noted:
             logger.info("%s: %s (such shards: %d of %d)", *noted[0], len(noted), len(self.urls))
+
+
+class Shard:
+    """A loaded shard: its index, and what is known of its images' headers (`learnt`: how many of them anew)."""
+
+    __slots__ = ("headers", "index", "learnt")
+
+    def __init__(self, index: TarIndex, headers: NDArray[np.void] | None) -> None:
+        self.index = index
+        self.headers = headers if headers is not None else np.zeros(len(index), HEADER_DTYPE)
+        self.learnt = 0

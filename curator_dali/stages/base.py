@@ -1,4 +1,7 @@
-"""`Stage`: a small object that maps an `ImageBatch` to an `ImageBatch` and says what it reads and writes."""
+"""`Stage`: a small object that maps an `ImageBatch` to an `ImageBatch` and says what it reads and writes.
+
+`Selector` and `GlobalSelector` decide which images stay; `Scored` is what the latter sees of a whole run.
+"""
 
 from __future__ import annotations
 
@@ -28,100 +31,17 @@ __all__ = [
     "Stage",
     "View",
     "checked_stage",
-    "plain",
 ]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
 F = TypeVar("F", bound=Callable[..., Any])
+
 View = tuple[Transform, ...]
+"""A sequence of transforms, whose result a stage looks at."""
 
 DTYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
 """What a column can hold. A score that is undefined for an image is NaN in a float column, None in one of strings."""
-
-
-class Reader(Protocol):
-    """Embeddings of some images, not read yet. It pickles."""
-
-    def read(self) -> NDArray[np.float32]:
-        """(m, D), in the images' order."""
-
-
-class Spread(Protocol):
-    """Other processes that may take a share of a decision; each of them sees the same folders as this one.
-
-    Attributes:
-        device: What they have to compute on: "cpu", or "cuda:0".
-        dim: D, the width of the embeddings.
-    """
-
-    device: str
-    dim: int
-
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """What a function gives for each item, in their order. All of it pickles; the function may be run twice."""
-
-    def reader(self, rows: NDArray[np.int64]) -> Reader:
-        """The embeddings of some of the M images, by their numbers among these, ascending."""
-
-    def room(self) -> AbstractContextManager[str]:
-        """A new folder, or its URL, for files between the processes, which goes away with the block."""
-
-
-class Scored(Protocol):
-    """What a `GlobalSelector` sees: all images that no earlier stage dropped, M of them, in the source's order."""
-
-    def __len__(self) -> int:
-        """M."""
-
-    def column(self, name: str) -> NDArray[Any]:
-        """(M,) values of a column."""
-
-    def embeddings(self) -> Iterator[NDArray[np.float32]]:
-        """Blocks of (m, D) embeddings, M rows in all: those of a large run need not fit in memory."""
-
-    @property
-    def spread(self) -> Spread | None:
-        """Who may share the work; None: this process alone."""
-
-
-def plain(value: Any) -> Any:
-    """A setting as JSON has it.
-
-    A function is its module, its name and a digest of what it does (not of what it refers to), so that one that was
-    changed meanwhile is another. Any other object is its `name`, or its `repr`.
-    """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "__qualname__"):
-        code = getattr(value, "__code__", None)
-        digest = f" {hashlib.blake2b(_essence(code).encode(), digest_size=8).hexdigest()}" if code else ""
-        return f"{value.__module__}:{value.__qualname__}{digest}"
-    if hasattr(value, "__fspath__"):
-        return str(value)
-    name = getattr(value, "name", None)
-    return name if isinstance(name, str) else repr(value)
-
-
-def _essence(code: CodeType) -> str:
-    """What a function does, the same in every process with the same Python."""
-    parts = [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames)]
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            parts.append(_essence(constant))
-        else:  # a set has its order from the process
-            parts.append(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant))
-    return "\n".join(parts)
-
-
-def checked_stage(stage: F) -> F:
-    """Decorate a stage so that `StageError` refuses settings of other types than its fields have."""
-    return checked(stage, StageError)
 
 
 @dataclass(frozen=True)
@@ -171,7 +91,7 @@ class Stage(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """Its fields as plain JSON, with its type: what has to be the same for a run to be taken up again."""
-        own = {field.name: plain(getattr(self, field.name)) for field in fields(self) if field.init}
+        own = {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.init}
         return {"type": type(self).__name__, **own}
 
     def setup(self, device: str) -> None:  # noqa: B027 - an option, not a duty
@@ -256,3 +176,86 @@ class GlobalSelector(Stage):
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """The batch, with what `decide` needs to know of its images."""
         return batch
+
+
+class Scored(Protocol):
+    """What a `GlobalSelector` sees: all images that no earlier stage dropped, M of them, in the source's order."""
+
+    def __len__(self) -> int:
+        """M."""
+
+    def column(self, name: str) -> NDArray[Any]:
+        """(M,) values of a column."""
+
+    def embeddings(self) -> Iterator[NDArray[np.float32]]:
+        """Blocks of (m, D) embeddings, M rows in all: those of a large run need not fit in memory."""
+
+    @property
+    def spread(self) -> Spread | None:
+        """Who may share the work; None: this process alone."""
+
+
+class Spread(Protocol):
+    """Other processes that may take a share of a decision; each of them sees the same folders as this one.
+
+    Attributes:
+        device: What they have to compute on: "cpu", or "cuda:0".
+        dim: D, the width of the embeddings.
+    """
+
+    device: str
+    dim: int
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """What a function gives for each item, in their order. All of it pickles; the function may be run twice."""
+
+    def reader(self, rows: NDArray[np.int64]) -> Reader:
+        """The embeddings of some of the M images, by their numbers among these, ascending."""
+
+    def room(self) -> AbstractContextManager[str]:
+        """A new folder, or its URL, for files between the processes, which goes away with the block."""
+
+
+class Reader(Protocol):
+    """Embeddings of some images, not read yet. It pickles."""
+
+    def read(self) -> NDArray[np.float32]:
+        """(m, D), in the images' order."""
+
+
+def checked_stage(stage: F) -> F:
+    """Decorate a stage so that `StageError` refuses settings of other types than its fields have."""
+    return checked(stage, StageError)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it.
+
+    A function is its module, its name and a digest of what it does (not of what it refers to), so that one that was
+    changed meanwhile is another. Any other object is its `name`, or its `repr`.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "__qualname__"):
+        code = getattr(value, "__code__", None)
+        digest = f" {hashlib.blake2b(_essence(code).encode(), digest_size=8).hexdigest()}" if code else ""
+        return f"{value.__module__}:{value.__qualname__}{digest}"
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    name = getattr(value, "name", None)
+    return name if isinstance(name, str) else repr(value)
+
+
+def _essence(code: CodeType) -> str:
+    """What a function does, the same in every process with the same Python."""
+    parts = [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames)]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            parts.append(_essence(constant))
+        else:  # a set has its order from the process
+            parts.append(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant))
+    return "\n".join(parts)

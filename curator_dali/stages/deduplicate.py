@@ -30,9 +30,9 @@ __all__ = ["HASH_VIEW", "Deduplicate", "embeddings_of"]
 
 logger = logging.getLogger(__name__)
 
-_IN_MEMORY = 1 << 30  # bytes of embeddings; more are put into a temporary file
-_NAMES = {"phash": "pHash", "dhash": "dHash"}
-_PIXELS: View = ()
+_MOST_IN_MEMORY = 1 << 30  # bytes of embeddings; more are put into a temporary file
+_HASH_NAMES = {"phash": "pHash", "dhash": "dHash"}
+_PIXEL_VIEW: View = ()
 HASH_VIEW: View = (Grey(),)
 """Whole images in grey, which `similarity.phash` and `dhash` are fastest with."""
 
@@ -101,7 +101,7 @@ class Deduplicate(GlobalSelector):
         if self.exact in (True, "pixels"):
             found.append(Way("pixel_hash", "same", 0, "same pixels"))
         if self.near is not None:
-            found.append(Way(self.hash, "near", self.near, f"{_NAMES[self.hash]} distance {{}}"))
+            found.append(Way(self.hash, "near", self.near, f"{_HASH_NAMES[self.hash]} distance {{}}"))
         if self.similarity is not None:
             found.append(Way("embedding", "similar", self.similarity, "cosine {}"))
         return tuple(found)
@@ -150,7 +150,7 @@ class Deduplicate(GlobalSelector):
     def views(self) -> tuple[View, ...]:
         """Whole images for the hash of pixels, and in grey for a perceptual hash."""
         near = [HASH_VIEW] if self.near is not None else []
-        return (*([_PIXELS] if self.exact in (True, "pixels") else []), *near)
+        return (*([_PIXEL_VIEW] if self.exact in (True, "pixels") else []), *near)
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Deduplicate(GlobalSelector):
             if "image_bytes" in wanted:
                 batch.columns["image_bytes"] = np.array([len(image) for image in images], np.int64)
         if "pixel_hash" in wanted:
-            batch.columns["pixel_hash"] = objects(similarity.to_hex(similarity.pixel_hash(batch.to_torch(_PIXELS))))
+            batch.columns["pixel_hash"] = objects(similarity.to_hex(similarity.pixel_hash(batch.to_torch(_PIXEL_VIEW))))
         if self.near is not None:
             hashes, blank = similarity.hash_images(batch.to_torch(HASH_VIEW), self.hash)
             batch.columns[f"{self.hash}_blank"] = blank
@@ -304,7 +304,7 @@ class Deduplicate(GlobalSelector):
         if why.startswith("cosine"):
             why = f"cosine >= {self.similarity}"
         elif "distance" in why:
-            why = f"{_NAMES[self.hash]} distance <= {self.near}"
+            why = f"{_HASH_NAMES[self.hash]} distance <= {self.near}"
         return f"duplicate: {why}" if "duplicate of " in reason else reason
 
 
@@ -323,7 +323,7 @@ def embeddings_of(scored: Scored | RowSubset, room: Any) -> tuple[NDArray[np.flo
     for block in scored.embeddings():
         if whole is None:
             shape = (len(scored), block.shape[1])
-            in_file = 4 * shape[0] * shape[1] > _IN_MEMORY
+            in_file = 4 * shape[0] * shape[1] > _MOST_IN_MEMORY
             whole = np.memmap(room, np.float32, "w+", shape=shape) if in_file else np.empty(shape, np.float32)
         rows = np.delete(np.arange(len(block)), similarity.bad_rows(block)) if len(block) else np.empty(0, np.int64)
         whole[kept : kept + len(rows)] = block[rows]

@@ -20,7 +20,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import similarity
 from curator_dali.io import AtomicFile, store
 from curator_dali.similarity import (
     MAX_PAIRS,
@@ -31,9 +30,11 @@ from curator_dali.similarity import (
     Vectors,
     assign,
     assign_rows,
+    bad_rows,
     block_rows,
     blocks,
     by_cluster,
+    content_hash,
     drawn_rows,
     few,
     find_clusters,
@@ -42,6 +43,8 @@ from curator_dali.similarity import (
     join_self,
     kmeans,
     must_join_all,
+    same_digests,
+    similar_pairs,
     split_limit,
 )
 from curator_dali.stages.base import Reader, Spread
@@ -50,9 +53,9 @@ __all__ = ["SpreadEmbeddings"]
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 1 << 26  # bytes; 32,768 rows of 512
-_GROUP = 1 << 28  # bytes of the rows of a group of clusters
-_GROUPS = 32  # so that there is work for many
+_TASK_BYTES = 1 << 26  # 32,768 rows of 512
+_GROUP_BYTES = 1 << 28  # of the rows of a group of clusters
+_LEAST_GROUPS = 32  # so that there is work for many
 
 _Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
@@ -69,7 +72,7 @@ class SpreadEmbeddings:
         good: (G,) int64: the images whose embeddings are of use.
     """
 
-    def __init__(self, spread: Spread, count: int, *, at_once: int = _AT_ONCE) -> None:
+    def __init__(self, spread: Spread, count: int, *, at_once: int = _TASK_BYTES) -> None:
         self._spread = spread
         self._rows = max(1, at_once // (4 * spread.dim))
         good: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
@@ -94,13 +97,11 @@ class SpreadEmbeddings:
         Raises:
             TooManyPairs: More than `max_pairs` pairs, or more than `MAX_PAIRS` in one unit of work.
         """
-        same = similarity.same_digests(self._digests[np.searchsorted(self.good, images)])
+        same = same_digests(self._digests[np.searchsorted(self.good, images)])
         different = np.flatnonzero(same == np.arange(len(same)))
         rows = images[different]
         if few(len(rows), len(rows), device):
-            pairs = similarity.similar_pairs(
-                self._gather(rows), threshold, exact=True, device=device, max_pairs=max_pairs
-            )
+            pairs = similar_pairs(self._gather(rows), threshold, exact=True, device=device, max_pairs=max_pairs)
         else:
             pairs = self._spread_pairs(rows, threshold, device, max_pairs)
         return Pairs(different[pairs.first], different[pairs.second], pairs.value, same)
@@ -173,7 +174,7 @@ def _groups(sample: Picked, clusters: Clusters, device: str) -> NDArray[np.int64
         numbers = assign(sample.unit(sample.numbers[block]), centroids, clusters.margin)[2]
         near += np.bincount(numbers, minlength=count)
     near *= len(sample) / len(sample.numbers)
-    limit = min(_GROUP / (4 * sample.dim), near.sum() / _GROUPS)
+    limit = min(_GROUP_BYTES / (4 * sample.dim), near.sum() / _LEAST_GROUPS)
     regions = kmeans(Vectors(clusters.centroids, device), max(1, round(count**0.5)))
     order = np.argsort((centroids @ regions.T).argmax(dim=1).cpu().numpy(), kind="stable")
     groups = np.empty(count, np.int64)
@@ -203,8 +204,8 @@ def _read(reader: Reader) -> NDArray[np.float32]:
 def _look(reader: Reader) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Which rows are of use, and their digests."""
     block = reader.read()
-    use = np.delete(np.arange(len(block)), similarity.bad_rows(block))
-    digests = b"".join(similarity.content_hash(row.data.cast("B")) for row in np.ascontiguousarray(block[use]))
+    use = np.delete(np.arange(len(block)), bad_rows(block))
+    digests = b"".join(content_hash(row.data.cast("B")) for row in np.ascontiguousarray(block[use]))
     return use, np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from curator_dali.models import ImageEncoder
 
-__all__ = ["NSFW", "OPEN_NSFW", "Aesthetic", "CLIPScore", "Embed", "ZeroShotTags", "embedder_of", "refuse_width"]
+__all__ = ["NSFW", "Aesthetic", "CLIPScore", "Embed", "ZeroShotTags", "embedder_of"]
 
-OPEN_NSFW = "open-nsfw"
+_OPEN_NSFW = "open-nsfw"
 
 
 @checked_stage
@@ -84,38 +84,6 @@ class Embed(Stage):
         return batch
 
 
-def embedder_of(stage: Stage, before: Sequence[Stage]) -> Stage:
-    """The stage whose embeddings `stage` gets.
-
-    Raises:
-        StageError: There is none.
-    """
-    for earlier in reversed(before):
-        if "embeddings" in earlier.writes:
-            return earlier
-    raise StageError(f"{stage.name} reads the embeddings, which no stage before it writes; put Embed before it")
-
-
-def refuse_width(stage: Stage, dim: int, before: Sequence[Stage]) -> None:
-    """Refuse embeddings that a head was not made for.
-
-    Args:
-        stage: What has the head.
-        dim: The width it was made for.
-        before: The stages before it.
-
-    Raises:
-        StageError: `Embed` gives another width.
-    """
-    source = embedder_of(stage, before)
-    if source.dim != dim:
-        by = f"{source.name}'s {source.encoder.name!r}" if isinstance(source, Embed) else source.name
-        raise StageError(
-            f"{stage.name} was made for embeddings of {dim} numbers, and {by} gives {source.dim}; "
-            "embed with the model that it was trained on (LAION's heads: CLIP ViT-L/14)"
-        )
-
-
 @checked_stage
 @dataclass(frozen=True)
 class Aesthetic(Stage):
@@ -153,7 +121,7 @@ class Aesthetic(Stage):
 
     def connect(self, before: Sequence[Stage]) -> None:
         """Refuse embeddings of another width."""
-        refuse_width(self, self.state[1].dim, before)
+        _refuse_width(self, self.state[1].dim, before)
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """Add the score, as a column and to each image."""
@@ -170,12 +138,12 @@ class NSFW(Stage):
             takes for LAION's head, which reads embeddings of CLIP ViT-L/14: a file, its folder, a folder of models.
     """
 
-    model: str | Path = OPEN_NSFW
+    model: str | Path = _OPEN_NSFW
 
     @property
     def reads(self) -> frozenset[str]:
         """The embeddings, for LAION's head."""
-        return frozenset() if self.model == OPEN_NSFW else frozenset(["embeddings"])
+        return frozenset() if self.model == _OPEN_NSFW else frozenset(["embeddings"])
 
     @property
     def writes(self) -> Mapping[str, str]:
@@ -185,7 +153,7 @@ class NSFW(Stage):
     @property
     def views(self) -> tuple[View, ...]:
         """What OpenNSFW looks at; none for LAION's head."""
-        return (tuple(self.state[1].view),) if self.model == OPEN_NSFW else ()
+        return (tuple(self.state[1].view),) if self.model == _OPEN_NSFW else ()
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -198,29 +166,20 @@ class NSFW(Stage):
             return
         from curator_dali import models
 
-        if self.model == OPEN_NSFW:
+        if self.model == _OPEN_NSFW:
             self._keep((device, models.OpenNSFW(device=device)))
         else:
             self._keep((device, models.NSFWClassifier(self.model, device=device)))
 
     def connect(self, before: Sequence[Stage]) -> None:
         """Refuse embeddings of another width."""
-        if self.model != OPEN_NSFW:
-            refuse_width(self, self.state[1].dim, before)
+        if self.model != _OPEN_NSFW:
+            _refuse_width(self, self.state[1].dim, before)
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """Add the score, as a column and to each image."""
-        what = self.views[0] if self.model == OPEN_NSFW else "embeddings"
+        what = self.views[0] if self.model == _OPEN_NSFW else "embeddings"
         return _add(batch, "nsfw_score", self.state[1](batch.to_torch(what)))
-
-
-def _add(batch: ImageBatch, name: str, scores: torch.Tensor) -> ImageBatch:
-    """One transfer of N numbers, which also waits for the device."""
-    values = scores.cpu().numpy().astype(np.float32, copy=False)
-    batch.columns[name] = values
-    for item, value in zip(batch.data, values.tolist(), strict=True):
-        setattr(item, name, value)
-    return batch
 
 
 @checked_stage
@@ -341,11 +300,36 @@ class ZeroShotTags(Stage):
         return batch
 
 
-def _placeholders(text: str) -> list[Any]:
-    try:
-        return [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
-    except ValueError:  # a single brace
-        return []
+def embedder_of(stage: Stage, before: Sequence[Stage]) -> Stage:
+    """The stage whose embeddings `stage` gets.
+
+    Raises:
+        StageError: There is none.
+    """
+    for earlier in reversed(before):
+        if "embeddings" in earlier.writes:
+            return earlier
+    raise StageError(f"{stage.name} reads the embeddings, which no stage before it writes; put Embed before it")
+
+
+def _refuse_width(stage: Stage, dim: int, before: Sequence[Stage]) -> None:
+    """Refuse embeddings that a head was not made for.
+
+    Args:
+        stage: What has the head.
+        dim: The width it was made for.
+        before: The stages before it.
+
+    Raises:
+        StageError: `Embed` gives another width.
+    """
+    source = embedder_of(stage, before)
+    if source.dim != dim:
+        by = f"{source.name}'s {source.encoder.name!r}" if isinstance(source, Embed) else source.name
+        raise StageError(
+            f"{stage.name} was made for embeddings of {dim} numbers, and {by} gives {source.dim}; "
+            "embed with the model that it was trained on (LAION's heads: CLIP ViT-L/14)"
+        )
 
 
 def _text_encoder(stage: Stage, before: Sequence[Stage]) -> ImageEncoder:
@@ -357,3 +341,19 @@ def _text_encoder(stage: Stage, before: Sequence[Stage]) -> ImageEncoder:
             "embed with a CLIP or SigLIP model that has its text tower and tokenizer"
         )
     return source.encoder
+
+
+def _add(batch: ImageBatch, name: str, scores: torch.Tensor) -> ImageBatch:
+    """One transfer of N numbers, which also waits for the device."""
+    values = scores.cpu().numpy().astype(np.float32, copy=False)
+    batch.columns[name] = values
+    for item, value in zip(batch.data, values.tolist(), strict=True):
+        setattr(item, name, value)
+    return batch
+
+
+def _placeholders(text: str) -> list[Any]:
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+    except ValueError:  # a single brace
+        return []

@@ -17,7 +17,7 @@ from curator_dali.stages.base import Selector, checked_stage
 
 __all__ = ["Filter"]
 
-_KINDS = {bool: "bool", int: "float64", float: "float64", str: "string"}
+_VALUE_KINDS = {bool: "bool", int: "float64", float: "float64", str: "string"}
 _NO_NUMBER, _OTHER_TYPE = "not a number", "of another type than its column"
 
 
@@ -74,7 +74,7 @@ class Filter(Selector):
         """The field, with the type that the conditions tell; nothing where they tell none."""
         wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
         kinds = {"float64" for limit in (self.min, self.max) if limit is not None}
-        kinds |= {_KINDS.get(type(value), "") for value in wanted if value is not None}
+        kinds |= {_VALUE_KINDS.get(type(value), "") for value in wanted if value is not None}
         return {self.field: kinds.pop()} if len(kinds) == 1 and "" not in kinds else {}
 
     @property

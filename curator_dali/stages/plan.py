@@ -22,10 +22,10 @@ __all__ = ["LOADED", "Plan", "check_type", "make_plan", "written"]
 LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
 """What the loader knows of every image, whatever the stages are."""
 
-_BYTES = "encoded"  # `batch.encoded`: no column, and there only if a stage asks for it
-_RESERVED = ("status", "stage", "reason", "tar", "key", "embedding", _BYTES)  # columns that every output has
+_ENCODED = "encoded"  # `batch.encoded`: no column, and there only if a stage asks for it
+_RESERVED = ("status", "stage", "reason", "tar", "key", "embedding", _ENCODED)  # columns that every output has
 
-Drop: TypeAlias = Callable[[int, ImageBatch, NDArray[np.bool_], NDArray[np.object_]], object]
+_Drop: TypeAlias = Callable[[int, ImageBatch, NDArray[np.bool_], NDArray[np.object_]], object]
 """Takes a stage's number, the M images that it judged, (M,) who goes, and (M,) why: None for who stays."""
 
 
@@ -72,7 +72,7 @@ class Plan:
         return {name: value for name, value in self.__dict__.items() if name != "_device"}
 
     def run(
-        self, batch: ImageBatch, drop: Drop, spend: Callable[[str, float], object] = lambda label, seconds: None
+        self, batch: ImageBatch, drop: _Drop, spend: Callable[[str, float], object] = lambda label, seconds: None
     ) -> ImageBatch:
         """Take a batch through the stages, which are set up.
 
@@ -114,7 +114,7 @@ class Plan:
     @property
     def reads_bytes(self) -> bool:
         """Whether a stage looks at the samples' original bytes, `batch.encoded`."""
-        return any(_BYTES in stage.reads for stage in self.stages)
+        return any(_ENCODED in stage.reads for stage in self.stages)
 
     @property
     def is_global(self) -> bool:
@@ -157,7 +157,7 @@ def make_plan(
     for number, (stage, label) in enumerate(zip(stages, labels, strict=True)):
         for field in sorted(stage.reads):
             check_type(stage, field, there.get(field, metadata.get(field)))
-            if field in there or field == _BYTES:
+            if field in there or field == _ENCODED:
                 continue
             if field not in metadata or field in _RESERVED:
                 raise StageError(_missing(field, number, stages, writers, metadata, known) + hint)

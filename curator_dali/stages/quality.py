@@ -19,7 +19,7 @@ from curator_dali.transforms import Resize
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SIDE", "Quality", "entropy", "grey", "moments", "sharpness"]
+__all__ = ["SIDE", "Quality"]
 
 SIDE = 256
 """Side of the square that every image is resized to, so that scores of images of different sizes can be compared."""
@@ -65,9 +65,9 @@ class Quality(Stage):
         """Add the columns."""
         import torch
 
-        greys = grey(batch.to_torch(self.VIEW))
-        mean, variance = moments(greys)
-        scores = torch.stack([sharpness(greys), mean / 255, variance.sqrt() / 255, entropy(greys)])
+        greys = _grey(batch.to_torch(self.VIEW))
+        mean, variance = _moments(greys)
+        scores = torch.stack([_sharpness(greys), mean / 255, variance.sqrt() / 255, _entropy(greys)])
         columns = scores.cpu().numpy().astype(np.float32)
         batch.columns.update(zip(("sharpness", "brightness", "contrast", "entropy"), columns, strict=True))
         width, height = batch.columns["width"].astype(np.int64), batch.columns["height"].astype(np.int64)
@@ -76,7 +76,7 @@ class Quality(Stage):
         return batch
 
 
-def grey(images: torch.Tensor) -> torch.Tensor:
+def _grey(images: torch.Tensor) -> torch.Tensor:
     """Grey levels as Pillow's `convert("L")` has them: the luma of ITU-R BT.601, in 16-bit fixed point.
 
     Args:
@@ -91,7 +91,7 @@ def grey(images: torch.Tensor) -> torch.Tensor:
     return (red.mul_(19595) + green.mul_(38470) + blue.mul_(7471)).add_(1 << 15).bitwise_right_shift_(16)
 
 
-def moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and (population) variance of each image's values.
 
     Args:
@@ -109,7 +109,7 @@ def moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return total.double() / count, (count * squares - total.square()).double() / count**2
 
 
-def sharpness(greys: torch.Tensor) -> torch.Tensor:
+def _sharpness(greys: torch.Tensor) -> torch.Tensor:
     """Variance of the Laplacian (the sum of the four neighbours minus four times the pixel) inside the border.
 
     Args:
@@ -123,10 +123,10 @@ def sharpness(greys: torch.Tensor) -> torch.Tensor:
     inner += greys[:, 2:, 1:-1]
     inner += greys[:, 1:-1, :-2]
     inner += greys[:, 1:-1, 2:]
-    return moments(inner)[1]
+    return _moments(inner)[1]
 
 
-def entropy(greys: torch.Tensor) -> torch.Tensor:
+def _entropy(greys: torch.Tensor) -> torch.Tensor:
     """Shannon entropy of each image's histogram of 256 grey levels, in bits.
 
     Args:

@@ -34,8 +34,8 @@ def test_an_actor_asks_for_a_gpu_where_the_run_is_on_one(given: float | None, de
 def test_on_gpus_there_is_one_actor_each_on_a_gpu_of_its_own(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: float | None, count: int
 ) -> None:
-    monkeypatch.setattr("curator_dali.curation.ray_executor.Pool", Actors)
-    monkeypatch.setattr("curator_dali.curation.ray_executor.connected", lambda address: nullcontext())
+    monkeypatch.setattr("curator_dali.curation.ray_executor._Pool", Actors)
+    monkeypatch.setattr("curator_dali.curation.ray_executor._connected", lambda address: nullcontext())
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
     executor = RayExecutor(gpus_per_worker=given)
     parts = [(start, start + 1) for start in range(50)]

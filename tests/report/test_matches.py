@@ -64,7 +64,7 @@ def test_the_images_come_from_the_source(out: Path) -> None:
 
 def test_blocks_give_what_one_block_gives(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = find(out, embedding=[0.2, 0.5, 0.3], k=4)
-    monkeypatch.setattr("curator_dali.report.matches._ROWS", 1)
+    monkeypatch.setattr("curator_dali.report.matches._BLOCK_ROWS", 1)
     assert find(out, embedding=[0.2, 0.5, 0.3], k=4).ids == whole.ids
 
 

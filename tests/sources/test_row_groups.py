@@ -122,7 +122,7 @@ def test_a_footer_that_says_very_much(tmp_path: Path, monkeypatch: pytest.Monkey
             check_sizes(rows, sizes)
     check_sizes([], [])
     check_sizes([10_000] * 3, [4 << 30] * 3)  # as img2dataset may have them
-    monkeypatch.setattr(module, "_LIMIT", 1 << 10)
+    monkeypatch.setattr(module, "_UNPACKED_LIMIT", 1 << 10)
     path = write(tmp_path / "a.parquet", {"jpg": [PHOTO] * 2000})
     with pytest.raises(SourceError, match=rf"a\.parquet: .*unpacks to 16,000 bytes by the footer.*{FIX}"):
         ParquetSource(path)
