@@ -67,7 +67,7 @@ _FOREIGN = {
     "world_size": "give shard=Shard(rank, world_size), or shard='torch'",
     "dataset": "the source is the first argument, without a name",
 }
-_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+_PLAIN_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool, np.bool_), "True or False"),
     int: ((int, np.integer), "a whole number (int)"),
     float: ((Real,), "a number"),
@@ -144,10 +144,10 @@ def _fit(value: Any, hint: Any) -> Any:
         return value
     if hint is None or hint is type(None):
         return value if value is None else _UNFIT
-    if hint in _PLAIN:
+    if hint in _PLAIN_TYPES:
         is_truth = isinstance(value, (bool, np.bool_))
-        fits = isinstance(value, _PLAIN[hint][0]) and is_truth == (hint is bool)
-        return (value if type(value) in _PLAIN else hint(value)) if fits else _UNFIT
+        fits = isinstance(value, _PLAIN_TYPES[hint][0]) and is_truth == (hint is bool)
+        return (value if type(value) in _PLAIN_TYPES else hint(value)) if fits else _UNFIT
     if origin is Annotated:
         fitted = _fit(value, parts[0])
         numbers = [item for item in (fitted if isinstance(fitted, tuple) else [fitted]) if isinstance(item, Real)]
@@ -180,6 +180,28 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, no_list) and getattr(value, "ndim", 1) > 0
 
 
+def _words(hint: Any) -> list[str]:
+    """The values that an annotation allows, in words."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint in _PLAIN_TYPES:
+        return [_PLAIN_TYPES[hint][1]]
+    if hint is type(None) or hint is None:
+        return ["None"]
+    if origin is Annotated:
+        return [parts[1].words]
+    if origin in (Union, UnionType):
+        return [word for part in parts for word in _words(part)]
+    if origin is Literal:
+        return [f'"{part}"' if isinstance(part, str) else repr(part) for part in parts]
+    if origin is tuple:
+        inner = " or ".join(_words(parts[0]))
+        return [f"a tuple, each {inner}" if parts[-1] is ... else f"({', '.join([inner] * len(parts))})"]
+    if origin is not None and issubclass(origin, Iterable):
+        return ["a mapping" if issubclass(origin, Mapping) else "a list"]
+    name = getattr(origin or hint, "__name__", str(hint))
+    return [{"Callable": "a function", "PathLike": "a path"}.get(name, f"a {name}")]
+
+
 def list_items(value: Iterable[Any]) -> Sequence[Any]:
     """Make a sequence of an array, a tensor or a generator, which is used up; a sequence stays as it is."""
     if isinstance(value, Sequence):
@@ -198,25 +220,3 @@ def list_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
         if not isinstance(item, (str, os.PathLike)):
             raise ValueError(f"{item!r} is no path; allowed: a text, a path")
     return [str(item) if isinstance(item, str) else os.fspath(item) for item in items]  # as Python's own, also of numpy
-
-
-def _words(hint: Any) -> list[str]:
-    """The values that an annotation allows, in words."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if hint in _PLAIN:
-        return [_PLAIN[hint][1]]
-    if hint is type(None) or hint is None:
-        return ["None"]
-    if origin is Annotated:
-        return [parts[1].words]
-    if origin in (Union, UnionType):
-        return [word for part in parts for word in _words(part)]
-    if origin is Literal:
-        return [f'"{part}"' if isinstance(part, str) else repr(part) for part in parts]
-    if origin is tuple:
-        inner = " or ".join(_words(parts[0]))
-        return [f"a tuple, each {inner}" if parts[-1] is ... else f"({', '.join([inner] * len(parts))})"]
-    if origin is not None and issubclass(origin, Iterable):
-        return ["a mapping" if issubclass(origin, Mapping) else "a list"]
-    name = getattr(origin or hint, "__name__", str(hint))
-    return [{"Callable": "a function", "PathLike": "a path"}.get(name, f"a {name}")]
