@@ -28,9 +28,9 @@ __all__ = ["Viewable"]
 
 logger = logging.getLogger(__name__)
 
-_FROM_GROUP = 4  # images of a group that are shown, at the least
-_NOT_SCORES = ("width", "height")
-_LONGEST = 200  # characters of an EXIF value; maker's notes are kilobytes
+_LEAST_OF_GROUP = 4  # images of a group that are shown, at the least
+_SIZE_COLUMNS = ("width", "height")
+_LONGEST_TAG = 200  # characters of an EXIF value; maker's notes are kilobytes
 
 
 class Viewable(ABC):
@@ -103,7 +103,7 @@ class Viewable(ABC):
         chosen = None if columns is None else {name: batch.values(name) for name in columns}
         if group_by is not None:
             groups = _find_groups(batch, group_by)
-            each = max(_FROM_GROUP, n // max(len(groups), 1))
+            each = max(_LEAST_OF_GROUP, n // max(len(groups), 1))
             picked: list[tuple[str, list[int], int]] = []
             room = n
             for title, rows in groups:
@@ -358,12 +358,12 @@ def _list_facts(
         return [f"{name} {html.number(_to_plain(values[row])) or 'none'}" for name, values in chosen.items()]
     item = batch.data[row]
     facts = []
-    if all(name in batch.columns for name in _NOT_SCORES):
+    if all(name in batch.columns for name in _SIZE_COLUMNS):
         facts.append(f"{batch.columns['width'][row]} × {batch.columns['height'][row]}")
     elif shape is not None:
         facts.append(f"{shape[1]} × {shape[0]}")
     values = {"aesthetic_score": item.aesthetic_score, "nsfw_score": item.nsfw_score}
-    values |= {name: column[row] for name, column in batch.columns.items() if name not in _NOT_SCORES}
+    values |= {name: column[row] for name, column in batch.columns.items() if name not in _SIZE_COLUMNS}
     return facts + [f"{name} {text}" for name, value in values.items() if (text := html.number(_to_plain(value)))]
 
 
@@ -411,7 +411,7 @@ def _open_image(batch: Viewable, row: int) -> Any:
 
 def _clean_text(value: Any) -> str:
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return "".join(c for c in text.strip("\0 ") if c.isprintable())[:_LONGEST]
+    return "".join(c for c in text.strip("\0 ") if c.isprintable())[:_LONGEST_TAG]
 
 
 def _to_arrow(values: Sequence[Any] | NDArray[Any]) -> Any:
