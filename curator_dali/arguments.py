@@ -42,15 +42,15 @@ Probability = Annotated[float, Limits("a probability from 0 to 1", 0, 1)]
 Level = Annotated[int, Limits("a value from 0 to 255 (int)", 0, 255)]
 Size = Annotated[int | tuple[int, int], Limits("one positive number of pixels (int) or (height, width)", 1)]
 
-_THREADS = "num_threads= is the number of decoding threads; they are threads of this process"
-_ORDER = "shuffle= and shard= say in which order samples come, and on which rank"
-_SEEDED = "it is not needed: what is random follows from (seed, epoch, sample), and the seed is shuffle=SEED"
-_FOREIGN = {
-    "num_workers": _THREADS,
+_THREADS_ADVICE = "num_threads= is the number of decoding threads; they are threads of this process"
+_ORDER_ADVICE = "shuffle= and shard= say in which order samples come, and on which rank"
+_SEED_ADVICE = "it is not needed: what is random follows from (seed, epoch, sample), and the seed is shuffle=SEED"
+_FOREIGN_KEYWORDS = {
+    "num_workers": _THREADS_ADVICE,
     "persistent_workers": "it is not needed: the threads stay until close(), or the end of a with block",
     "multiprocessing_context": "it is not needed: there are no worker processes",
-    "worker_init_fn": _SEEDED,
-    "generator": _SEEDED,
+    "worker_init_fn": _SEED_ADVICE,
+    "generator": _SEED_ADVICE,
     "timeout": "$CURATOR_DALI_TIMEOUT is how long a store may be silent, in seconds",
     "in_order": "it is not needed: batches come in the order of the epoch",
     "seed": "give the seed as shuffle=SEED",
@@ -61,8 +61,8 @@ _FOREIGN = {
     "transform": "transforms= takes curator_dali.transforms, as [Resize(224)]",
     "target_transform": "target= of TorchImageLoader takes a function of the ImageObject",
     "collate_fn": "it is not needed: a batch is one array where sizes agree; pad= and buckets= are for others",
-    "sampler": _ORDER,
-    "batch_sampler": f"{_ORDER}; batch_size= and drop_last= say in which batches",
+    "sampler": _ORDER_ADVICE,
+    "batch_sampler": f"{_ORDER_ADVICE}; batch_size= and drop_last= say in which batches",
     "rank": "give shard=Shard(rank, world_size), or shard='torch'",
     "world_size": "give shard=Shard(rank, world_size), or shard='torch'",
     "dataset": "the source is the first argument, without a name",
@@ -102,8 +102,8 @@ def _checked(function: F, owner: str, prefix: str, error: type[ValueError]) -> F
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         hints = _hints(function)
-        for name in kwargs.keys() & _FOREIGN.keys() - hints.keys():
-            raise TypeError(f"{owner} has no {name}=: {_FOREIGN[name]}")
+        for name in kwargs.keys() & _FOREIGN_KEYWORDS.keys() - hints.keys():
+            raise TypeError(f"{owner} has no {name}=: {_FOREIGN_KEYWORDS[name]}")
 
         def fit(name: str, value: Any) -> Any:
             hint = hints.get(name, Any)
