@@ -1,4 +1,4 @@
-"""Bytes by range from local files and, through fsspec, from remote ones; and a cache that forgets the oldest."""
+"""Bytes by range from local files and, through fsspec, from remote ones; file names and fingerprints; a cache."""
 
 from __future__ import annotations
 
