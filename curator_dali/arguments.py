@@ -42,15 +42,15 @@ Probability = Annotated[float, Limits("a probability from 0 to 1", 0, 1)]
 Level = Annotated[int, Limits("a value from 0 to 255 (int)", 0, 255)]
 Size = Annotated[int | tuple[int, int], Limits("one positive number of pixels (int) or (height, width)", 1)]
 
-_THREADS = "num_threads= is the number of decoding threads; they are threads of this process"
-_ORDER = "shuffle= and shard= say in which order samples come, and on which rank"
-_SEEDED = "it is not needed: what is random follows from (seed, epoch, sample), and the seed is shuffle=SEED"
-_FOREIGN = {
-    "num_workers": _THREADS,
+_THREADS_ADVICE = "num_threads= is the number of decoding threads; they are threads of this process"
+_ORDER_ADVICE = "shuffle= and shard= say in which order samples come, and on which rank"
+_SEED_ADVICE = "it is not needed: what is random follows from (seed, epoch, sample), and the seed is shuffle=SEED"
+_FOREIGN_KEYWORDS = {
+    "num_workers": _THREADS_ADVICE,
     "persistent_workers": "it is not needed: the threads stay until close(), or the end of a with block",
     "multiprocessing_context": "it is not needed: there are no worker processes",
-    "worker_init_fn": _SEEDED,
-    "generator": _SEEDED,
+    "worker_init_fn": _SEED_ADVICE,
+    "generator": _SEED_ADVICE,
     "timeout": "$CURATOR_DALI_TIMEOUT is how long a store may be silent, in seconds",
     "in_order": "it is not needed: batches come in the order of the epoch",
     "seed": "give the seed as shuffle=SEED",
@@ -61,13 +61,13 @@ _FOREIGN = {
     "transform": "transforms= takes curator_dali.transforms, as [Resize(224)]",
     "target_transform": "target= of TorchImageLoader takes a function of the ImageObject",
     "collate_fn": "it is not needed: a batch is one array where sizes agree; pad= and buckets= are for others",
-    "sampler": _ORDER,
-    "batch_sampler": f"{_ORDER}; batch_size= and drop_last= say in which batches",
+    "sampler": _ORDER_ADVICE,
+    "batch_sampler": f"{_ORDER_ADVICE}; batch_size= and drop_last= say in which batches",
     "rank": "give shard=Shard(rank, world_size), or shard='torch'",
     "world_size": "give shard=Shard(rank, world_size), or shard='torch'",
     "dataset": "the source is the first argument, without a name",
 }
-_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+_PLAIN_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool, np.bool_), "True or False"),
     int: ((int, np.integer), "a whole number (int)"),
     float: ((Real,), "a number"),
@@ -102,8 +102,8 @@ def _checked(function: F, owner: str, prefix: str, error: type[ValueError]) -> F
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         hints = _hints(function)
-        for name in kwargs.keys() & _FOREIGN.keys() - hints.keys():
-            raise TypeError(f"{owner} has no {name}=: {_FOREIGN[name]}")
+        for name in kwargs.keys() & _FOREIGN_KEYWORDS.keys() - hints.keys():
+            raise TypeError(f"{owner} has no {name}=: {_FOREIGN_KEYWORDS[name]}")
 
         def fit(name: str, value: Any) -> Any:
             hint = hints.get(name, Any)
@@ -144,10 +144,10 @@ def _fit(value: Any, hint: Any) -> Any:
         return value
     if hint is None or hint is type(None):
         return value if value is None else _UNFIT
-    if hint in _PLAIN:
+    if hint in _PLAIN_TYPES:
         is_truth = isinstance(value, (bool, np.bool_))
-        fits = isinstance(value, _PLAIN[hint][0]) and is_truth == (hint is bool)
-        return (value if type(value) in _PLAIN else hint(value)) if fits else _UNFIT
+        fits = isinstance(value, _PLAIN_TYPES[hint][0]) and is_truth == (hint is bool)
+        return (value if type(value) in _PLAIN_TYPES else hint(value)) if fits else _UNFIT
     if origin is Annotated:
         fitted = _fit(value, parts[0])
         numbers = [item for item in (fitted if isinstance(fitted, tuple) else [fitted]) if isinstance(item, Real)]
@@ -180,6 +180,28 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, no_list) and getattr(value, "ndim", 1) > 0
 
 
+def _words(hint: Any) -> list[str]:
+    """The values that an annotation allows, in words."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint in _PLAIN_TYPES:
+        return [_PLAIN_TYPES[hint][1]]
+    if hint is type(None) or hint is None:
+        return ["None"]
+    if origin is Annotated:
+        return [parts[1].words]
+    if origin in (Union, UnionType):
+        return [word for part in parts for word in _words(part)]
+    if origin is Literal:
+        return [f'"{part}"' if isinstance(part, str) else repr(part) for part in parts]
+    if origin is tuple:
+        inner = " or ".join(_words(parts[0]))
+        return [f"a tuple, each {inner}" if parts[-1] is ... else f"({', '.join([inner] * len(parts))})"]
+    if origin is not None and issubclass(origin, Iterable):
+        return ["a mapping" if issubclass(origin, Mapping) else "a list"]
+    name = getattr(origin or hint, "__name__", str(hint))
+    return [{"Callable": "a function", "PathLike": "a path"}.get(name, f"a {name}")]
+
+
 def list_items(value: Iterable[Any]) -> Sequence[Any]:
     """Make a sequence of an array, a tensor or a generator, which is used up; a sequence stays as it is."""
     if isinstance(value, Sequence):
@@ -198,25 +220,3 @@ def list_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
         if not isinstance(item, (str, os.PathLike)):
             raise ValueError(f"{item!r} is no path; allowed: a text, a path")
     return [str(item) if isinstance(item, str) else os.fspath(item) for item in items]  # as Python's own, also of numpy
-
-
-def _words(hint: Any) -> list[str]:
-    """The values that an annotation allows, in words."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if hint in _PLAIN:
-        return [_PLAIN[hint][1]]
-    if hint is type(None) or hint is None:
-        return ["None"]
-    if origin is Annotated:
-        return [parts[1].words]
-    if origin in (Union, UnionType):
-        return [word for part in parts for word in _words(part)]
-    if origin is Literal:
-        return [f'"{part}"' if isinstance(part, str) else repr(part) for part in parts]
-    if origin is tuple:
-        inner = " or ".join(_words(parts[0]))
-        return [f"a tuple, each {inner}" if parts[-1] is ... else f"({', '.join([inner] * len(parts))})"]
-    if origin is not None and issubclass(origin, Iterable):
-        return ["a mapping" if issubclass(origin, Mapping) else "a list"]
-    name = getattr(origin or hint, "__name__", str(hint))
-    return [{"Callable": "a function", "PathLike": "a path"}.get(name, f"a {name}")]

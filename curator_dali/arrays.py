@@ -1,4 +1,4 @@
-"""The only file, but for `lending`, that knows numpy, CuPy, torch and DLPack.
+"""Arrays of numpy, CuPy and torch: where they lie, moved between devices, cut and joined.
 
 "Arrays" below means either one array with a row an image, (N, ...), or a list of N arrays of any shapes: numpy on the
 host, CuPy on a GPU. Two rules:
@@ -29,6 +29,7 @@ __all__ = [
     "from_torch",
     "merge",
     "nbytes",
+    "objects",
     "resolve_device",
     "shapes",
     "take",
@@ -208,6 +209,13 @@ def merge(parts: Sequence[tuple[Sequence[int] | NDArray[np.int64], Any]], n: int
     return _stack(rows) if n and len({(row.shape, row.dtype) for row in rows}) == 1 else rows
 
 
+def objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    """(N,) array of N objects, whatever they are: lists among them stay lists."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
 def _tensor(array: Any) -> torch.Tensor:
     import torch
     import torch.utils.dlpack
@@ -274,10 +282,3 @@ def _unpack(block: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]
 def _offsets(parts: list[torch.Tensor]) -> list[int]:
     sizes = [-(-part.nbytes // _ALIGNMENT) * _ALIGNMENT for part in parts]
     return list(accumulate(sizes, initial=0))
-
-
-def objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    """(N,) array of N objects, whatever they are: lists among them stay lists."""
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array

@@ -1,7 +1,5 @@
 """Threads, short steps and imports that Ctrl-C must not cut in half.
 
-Imports that an interrupt cannot cut in half.
-
 PyTorch does not survive a KeyboardInterrupt while it is imported: the next `import torch` of the process crashes it
 (segmentation fault) or finds half a module. Importing it takes seconds, and a notebook's user who stops a cell in its
 first seconds is no rare thing.
@@ -19,32 +17,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 __all__ = ["Background", "ignore", "import_whole", "uninterrupted"]
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let a SIGINT that comes inside the `with` be handled behind it; on other threads than the main one, nothing.
-
-    For microseconds of work that would be left half done, such as starting a thread: `Thread.start` waits for the
-    thread, so that is where an interrupt likes to come, and it leaves a thread that nobody knows of. Never around
-    anything that may take long, for the user could not stop it.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    came: list[tuple[int, Any]] = []
-
-    def remember(number: int, frame: Any) -> None:
-        came.append((number, frame))
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            handler(*came[0])
 
 
 class Background:
@@ -89,8 +61,30 @@ class Background:
             return self._thread.is_alive()
 
 
-def ignore(*_: object) -> None:
-    """Do nothing."""
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a SIGINT that comes inside the `with` be handled behind it; on other threads than the main one, nothing.
+
+    For microseconds of work that would be left half done, such as starting a thread: `Thread.start` waits for the
+    thread, so that is where an interrupt likes to come, and it leaves a thread that nobody knows of. Never around
+    anything that may take long, for the user could not stop it.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[tuple[int, Any]] = []
+
+    def remember(number: int, frame: Any) -> None:
+        came.append((number, frame))
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
 
 
 def import_whole(name: str) -> None:
@@ -119,3 +113,7 @@ def import_whole(name: str) -> None:
     thread.join()
     if raised:
         raise raised[0]
+
+
+def ignore(*_: object) -> None:
+    """Do nothing."""

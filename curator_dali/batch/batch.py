@@ -1,4 +1,4 @@
-"""The data model: `Task` and `ImageBatch`, with the names and meanings of NeMo Curator's; batches joined as one."""
+"""The data model: `Task` and `ImageBatch`, with the names and meanings of NeMo Curator's; batches joined, and drawn."""
 
 from __future__ import annotations
 
@@ -23,68 +23,12 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Self
 
-__all__ = ["Columns", "ImageBatch", "ImageObject", "Task", "concat", "contact_sheet"]
+__all__ = ["ImageBatch", "Task", "concat", "contact_sheet"]
 
 T = TypeVar("T")
 
 # What a batch holds as rows of arrays, and the field of an image that a row goes to on the host.
 _ROWS = {"images": "image_data", "embeddings": "embedding"}
-
-
-class Columns(dict[str, NDArray[Any]]):
-    """Name -> (N,) numpy, of N images. A list, a tensor or an array on a GPU becomes a numpy array.
-
-    Pickled and copied it is a plain dict.
-
-    Args:
-        data: The N images; a list that grows takes longer columns.
-        columns: Name -> N values.
-
-    Raises:
-        ValueError: A column has not a value an image; on every assignment.
-    """
-
-    def __init__(self, data: Sequence[Any], columns: Mapping[str, Any]) -> None:
-        self.data = data
-        self.update(columns)
-
-    def __setitem__(self, name: str, values: Any) -> None:
-        column = values if isinstance(values, np.ndarray) else _to_column(values)
-        count = len(self.data)
-        if column.ndim == 0 or len(column) != count:
-            found = f"one {type(values).__name__}, {values!r:.60}," if column.ndim == 0 else f"{len(column)} values"
-            raise ValueError(
-                f"column {name!r}: {found} for {count} images; give one value an image, as np.full({count}, 1.0)"
-            )
-        super().__setitem__(name, column)
-
-    def update(self, *others: Mapping[str, Any] | Iterable[tuple[str, Any]], **columns: Any) -> None:  # type: ignore[override]
-        """Add columns, as `dict.update`."""
-        for name, values in dict(*others, **columns).items():
-            self[name] = values
-
-    def setdefault(self, name: str, values: Any = None) -> NDArray[Any]:  # noqa: D102 - as a dict's
-        if name not in self:
-            self[name] = values
-        return self[name]
-
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
-        self.update(other)
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-
-def _to_column(values: Any) -> NDArray[Any]:
-    """An array of values that are none yet; a scalar becomes an array without dimensions."""
-    if hasattr(values, "device") and not isinstance(values, np.generic):
-        return np.asarray(arrays.to_host(values))
-    if isinstance(values, (list, tuple)) and not all(
-        isinstance(value, (bool, int, float, np.generic)) for value in values
-    ):
-        return arrays.objects(values)  # texts, None, lists
-    return np.asarray(values)
 
 
 @dataclass(repr=False, eq=False)
@@ -447,6 +391,115 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
 
 
 @checked
+def concat(batches: Sequence[ImageBatch]) -> ImageBatch:
+    """One batch with the rows of all, in order; task, data set and what a batch lacks are the first one's.
+
+    Pixels are copied only where rows of one shape become one array. `images`, `embeddings`, `encoded`, a view or a
+    column is kept where every batch with images in it has it.
+
+    Args:
+        batches: At least one; all on one device.
+
+    Raises:
+        ValueError: There are none, or they lie on different devices.
+    """
+    wrong = [batch for batch in batches if not isinstance(batch, ImageBatch)]
+    if wrong:
+        raise ValueError(f"batches has {wrong[0]!r:.60}; give a list of ImageBatch")
+    if not batches:
+        raise ValueError("concat() needs at least one batch")
+    parts = [batch for batch in batches if len(batch)] or [batches[0]]
+    if len(parts) == 1:
+        return parts[0]
+    devices = {part.device for part in parts}
+    if len(devices) > 1:
+        raise ValueError(f"the batches lie on {' and '.join(sorted(devices))}: move them with to_device() first")
+    first = parts[0]
+    encoded = [part.encoded for part in parts if part.encoded is not None]
+    return ImageBatch(
+        task_id=first.task_id,
+        dataset_name=first.dataset_name,
+        data=[item for part in parts for item in part.data],
+        images=_merge([part.images for part in parts]),
+        embeddings=_merge([part.embeddings for part in parts]),
+        encoded=[row for rows in encoded for row in rows] if len(encoded) == len(parts) else None,
+        views={view: _merge([part.views[view] for part in parts]) for view in _common([part.views for part in parts])},
+        columns={
+            name: np.concatenate([part.columns[name] for part in parts])
+            for name in _common([part.columns for part in parts])
+        },
+    )
+
+
+def _common(mappings: Sequence[dict[Any, Any]]) -> list[Any]:
+    return [key for key in mappings[0] if all(key in mapping for mapping in mappings)]
+
+
+def _merge(parts: Sequence[Any]) -> Any:
+    if any(part is None for part in parts):
+        return None
+    ends = list(accumulate(map(len, parts)))
+    numbered = [(range(end - len(part), end), part) for part, end in zip(parts, ends, strict=True)]
+    return arrays.merge(numbered, ends[-1])
+
+
+class Columns(dict[str, NDArray[Any]]):
+    """Name -> (N,) numpy, of N images. A list, a tensor or an array on a GPU becomes a numpy array.
+
+    Pickled and copied it is a plain dict.
+
+    Args:
+        data: The N images; a list that grows takes longer columns.
+        columns: Name -> N values.
+
+    Raises:
+        ValueError: A column has not a value an image; on every assignment.
+    """
+
+    def __init__(self, data: Sequence[Any], columns: Mapping[str, Any]) -> None:
+        self.data = data
+        self.update(columns)
+
+    def __setitem__(self, name: str, values: Any) -> None:
+        column = values if isinstance(values, np.ndarray) else _to_column(values)
+        count = len(self.data)
+        if column.ndim == 0 or len(column) != count:
+            found = f"one {type(values).__name__}, {values!r:.60}," if column.ndim == 0 else f"{len(column)} values"
+            raise ValueError(
+                f"column {name!r}: {found} for {count} images; give one value an image, as np.full({count}, 1.0)"
+            )
+        super().__setitem__(name, column)
+
+    def update(self, *others: Mapping[str, Any] | Iterable[tuple[str, Any]], **columns: Any) -> None:  # type: ignore[override]
+        """Add columns, as `dict.update`."""
+        for name, values in dict(*others, **columns).items():
+            self[name] = values
+
+    def setdefault(self, name: str, values: Any = None) -> NDArray[Any]:
+        if name not in self:
+            self[name] = values
+        return self[name]
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+def _to_column(values: Any) -> NDArray[Any]:
+    """An array of values that are none yet; a scalar becomes an array without dimensions."""
+    if hasattr(values, "device") and not isinstance(values, np.generic):
+        return np.asarray(arrays.to_host(values))
+    if isinstance(values, (list, tuple)) and not all(
+        isinstance(value, (bool, int, float, np.generic)) for value in values
+    ):
+        return arrays.objects(values)  # texts, None, lists
+    return np.asarray(values)
+
+
+@checked
 def contact_sheet(
     images: ImageBatch | Sequence[NDArray[Any] | Image.Image],
     captions: Sequence[str] | None = None,
@@ -491,56 +544,3 @@ def _on_host(rows: Any) -> NDArray[Any]:
 def _size(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Width and height of an (H, W, 3) image; any other shape as it is."""
     return (shape[1], shape[0]) if len(shape) == 3 and shape[2] == 3 else shape
-
-
-@checked
-def concat(batches: Sequence[ImageBatch]) -> ImageBatch:
-    """One batch with the rows of all, in order; task, data set and what a batch lacks are the first one's.
-
-    Pixels are copied only where rows of one shape become one array. `images`, `embeddings`, `encoded`, a view or a
-    column is kept where every batch with images in it has it.
-
-    Args:
-        batches: At least one; all on one device.
-
-    Raises:
-        ValueError: There are none, or they lie on different devices.
-    """
-    wrong = [batch for batch in batches if not isinstance(batch, ImageBatch)]
-    if wrong:
-        raise ValueError(f"batches has {wrong[0]!r:.60}; give a list of ImageBatch")
-    if not batches:
-        raise ValueError("concat() needs at least one batch")
-    parts = [batch for batch in batches if len(batch)] or [batches[0]]
-    if len(parts) == 1:
-        return parts[0]
-    devices = {part.device for part in parts}
-    if len(devices) > 1:
-        raise ValueError(f"the batches lie on {' and '.join(sorted(devices))}: move them with to_device() first")
-    first = parts[0]
-    encoded = [part.encoded for part in parts if part.encoded is not None]
-    return ImageBatch(
-        task_id=first.task_id,
-        dataset_name=first.dataset_name,
-        data=[item for part in parts for item in part.data],
-        images=_rows([part.images for part in parts]),
-        embeddings=_rows([part.embeddings for part in parts]),
-        encoded=[row for rows in encoded for row in rows] if len(encoded) == len(parts) else None,
-        views={view: _rows([part.views[view] for part in parts]) for view in _common([part.views for part in parts])},
-        columns={
-            name: np.concatenate([part.columns[name] for part in parts])
-            for name in _common([part.columns for part in parts])
-        },
-    )
-
-
-def _common(mappings: Sequence[dict[Any, Any]]) -> list[Any]:
-    return [key for key in mappings[0] if all(key in mapping for mapping in mappings)]
-
-
-def _rows(parts: Sequence[Any]) -> Any:
-    if any(part is None for part in parts):
-        return None
-    ends = list(accumulate(map(len, parts)))
-    numbered = [(range(end - len(part), end), part) for part, end in zip(parts, ends, strict=True)]
-    return arrays.merge(numbered, ends[-1])

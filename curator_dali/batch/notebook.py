@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from curator_dali import arrays, similarity
 from curator_dali.arguments import checked
 from curator_dali.batch.image import ImageObject, dtype_of, field_values, sort_rows
+from curator_dali.errors import count
 from curator_dali.threads import import_whole
 from curator_dali.view import Sheet, draw_cards, html, list_images, plots, size_of
 
@@ -27,9 +28,9 @@ __all__ = ["Viewable"]
 
 logger = logging.getLogger(__name__)
 
-_FROM_GROUP = 4  # images of a group that are shown, at the least
-_NOT_SCORES = ("width", "height")
-_LONGEST = 200  # characters of an EXIF value; maker's notes are kilobytes
+_LEAST_OF_GROUP = 4  # images of a group that are shown, at the least
+_SIZE_COLUMNS = ("width", "height")
+_LONGEST_TAG = 200  # characters of an EXIF value; maker's notes are kilobytes
 
 
 class Viewable(ABC):
@@ -88,7 +89,7 @@ class Viewable(ABC):
             view: Show this view instead of `images`.
 
         Returns:
-            A `display.Sheet`: the last value of a cell is shown; `.save("sheet.html")` writes a page.
+            A `view.Sheet`: the last value of a cell is shown; `.save("sheet.html")` writes a page.
 
         Raises:
             KeyError: No image has the field.
@@ -102,7 +103,7 @@ class Viewable(ABC):
         chosen = None if columns is None else {name: batch.values(name) for name in columns}
         if group_by is not None:
             groups = _find_groups(batch, group_by)
-            each = max(_FROM_GROUP, n // max(len(groups), 1))
+            each = max(_LEAST_OF_GROUP, n // max(len(groups), 1))
             picked: list[tuple[str, list[int], int]] = []
             room = n
             for title, rows in groups:
@@ -113,14 +114,14 @@ class Viewable(ABC):
             marks = None if not hasattr(group_by, "kept") else np.where(group_by.kept, "kept", "dropped")
             cards = iter(_make_cards(batch, shown, chosen, view, marks))
             by = f" by {group_by}" if isinstance(group_by, str) else ""
-            parts = [html.note(html.count(len(groups), "group") + by)]
+            parts = [html.note(count(len(groups), "group") + by)]
             for title, rows, size in picked:
                 parts.append(html.group(title, [next(cards) for _ in rows], _count_shown(len(rows), size)))
         else:
             shown = list(range(min(n, total)))
             parts = [html.note(" · ".join(_describe(batch))), html.sheet(_make_cards(batch, shown, chosen, view))]
         hidden = total - len(shown)
-        rest = [f"{html.count(hidden, 'more image')} not shown"] if hidden else []
+        rest = [f"{count(hidden, 'more image')} not shown"] if hidden else []
         parts += map(html.note, rest)
         return Sheet(tuple(parts), "\n".join([repr(batch), *_write_lines(batch, shown[:20], chosen), *rest]))
 
@@ -194,7 +195,7 @@ class Viewable(ABC):
         """How often each value of a field occurs: bars of numbers in `bins` ranges, or of the most frequent texts.
 
         Returns:
-            A `display.plots.Plot`: a picture in a notebook; `.figure` is matplotlib's, `.save("x.png")` writes it.
+            A `view.plots.Plot`: a picture in a notebook; `.figure` is matplotlib's, `.save("x.png")` writes it.
 
         Raises:
             KeyError: No image has the field.
@@ -214,7 +215,7 @@ class Viewable(ABC):
             seed: Of UMAP.
 
         Returns:
-            A `display.plots.Plot`.
+            A `view.plots.Plot`.
 
         Raises:
             ValueError: There are fewer than three images, or no embeddings.
@@ -281,7 +282,7 @@ class Viewable(ABC):
 
 def _describe(batch: Viewable) -> list[str]:
     """Describe a batch: number of images, their sizes, the device."""
-    about = [html.count(len(batch.data), "image")]
+    about = [count(len(batch.data), "image")]
     if batch.images is not None and batch.data:
         sizes = sorted(map(size_of, arrays.shapes(batch.images)), key=lambda size: (size[0] * size[1], size))
         ends = dict.fromkeys(f"{size[1]} × {size[0]}" for size in (sizes[0], sizes[-1]))
@@ -306,7 +307,7 @@ def _find_groups(batch: Viewable, by: Any) -> list[tuple[str, list[int]]]:
 
 
 def _count_shown(shown: int, size: int) -> str:
-    return html.count(size, "image") if shown == size else f"{shown:,} of {html.count(size, 'image')}"
+    return count(size, "image") if shown == size else f"{shown:,} of {count(size, 'image')}"
 
 
 def _make_cards(
@@ -357,12 +358,12 @@ def _list_facts(
         return [f"{name} {html.number(_to_plain(values[row])) or 'none'}" for name, values in chosen.items()]
     item = batch.data[row]
     facts = []
-    if all(name in batch.columns for name in _NOT_SCORES):
+    if all(name in batch.columns for name in _SIZE_COLUMNS):
         facts.append(f"{batch.columns['width'][row]} × {batch.columns['height'][row]}")
     elif shape is not None:
         facts.append(f"{shape[1]} × {shape[0]}")
     values = {"aesthetic_score": item.aesthetic_score, "nsfw_score": item.nsfw_score}
-    values |= {name: column[row] for name, column in batch.columns.items() if name not in _NOT_SCORES}
+    values |= {name: column[row] for name, column in batch.columns.items() if name not in _SIZE_COLUMNS}
     return facts + [f"{name} {text}" for name, value in values.items() if (text := html.number(_to_plain(value)))]
 
 
@@ -410,7 +411,7 @@ def _open_image(batch: Viewable, row: int) -> Any:
 
 def _clean_text(value: Any) -> str:
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return "".join(c for c in text.strip("\0 ") if c.isprintable())[:_LONGEST]
+    return "".join(c for c in text.strip("\0 ") if c.isprintable())[:_LONGEST_TAG]
 
 
 def _to_arrow(values: Sequence[Any] | NDArray[Any]) -> Any:

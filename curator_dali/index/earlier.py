@@ -22,13 +22,13 @@ __all__ = ["Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 65_536  # of an earlier output in memory at once
-_CLUSTERED = 50_000  # new rows from which clusters of them are cheaper than all products
-_LARGE = 100_000  # rows whose reading takes seconds
-
 Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 """New rows, earlier rows, and how far apart or how similar they are."""
 Ids = Callable[[NDArray[np.int64]], NDArray[np.object_]]
+
+_CLUSTERED_ROWS = 50_000  # new rows from which clusters of them are cheaper than all products
+_LARGE_OUTPUT = 100_000  # rows whose reading takes seconds
+_ROWS_AT_ONCE = 65_536  # of an earlier output in memory
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def match_earlier(
     *,
     device: str = "cpu",
     max_pairs: int = MAX_PAIRS,
-    clustered: int = _CLUSTERED,
+    clustered: int = _CLUSTERED_ROWS,
 ) -> Matches:
     """Find for new rows what they are like among the kept rows of earlier outputs.
 
@@ -261,13 +261,13 @@ def _scan(matches: Matches, folder: str, finders: Mapping[int, _Finder], *, inde
 
     if not indexed and not is_remote(folder):
         rows = sum(part.counts.get("kept", 0) for part in Manifest.load(folder).parts())
-        if rows >= _LARGE:
+        if rows >= _LARGE_OUTPUT:
             logger.warning(
                 "%s has no index, so all of its %s rows are read: curator-dali index %s makes this cost the new ones "
                 "only", folder, f"{rows:,}", folder,
             )  # fmt: skip
     columns = ["image_id", "status", *dict.fromkeys(finder.way.column for finder in finders.values())]
-    for batch in RowFiles(folder).batches(columns, rows=_ROWS):
+    for batch in RowFiles(folder).batches(columns, rows=_ROWS_AT_ONCE):
         batch = batch.filter(pc.equal(batch.column("status"), "kept"))
         if not len(batch):
             continue

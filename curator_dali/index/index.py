@@ -36,20 +36,19 @@ from curator_dali.threads import ignore
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FOLDER", "FORMAT", "IDS", "NAME", "Index", "digests_of", "identity", "open_index", "write_index"]
+__all__ = ["Index", "digests_of", "open_index", "write_index"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-FOLDER = "_index"
-NAME = "index.json"
-IDS = "ids.arrow"
-MOST = 1 << 26  # bytes of `index.json`
-
-_ROWS = 16_384  # of the output in memory at once
-_DIGESTS, _HASHES = ("content_hash", "pixel_hash"), ("phash", "dhash")
-
 Told = Callable[[str, int, int], object]
+
+_FORMAT = 1
+_FOLDER = "_index"
+_ABOUT_NAME = "index.json"
+_MOST_ABOUT_BYTES = 1 << 26
+_IDS_NAME = "ids.arrow"
+_DIGEST_COLUMNS, _HASH_COLUMNS = ("content_hash", "pixel_hash"), ("phash", "dhash")
+_ROWS_AT_ONCE = 16_384  # of the output in memory at once
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,10 @@ class Index:
         """
         import pyarrow as pa
 
-        folder = os.path.join(out, FOLDER, about["folder"])
+        folder = os.path.join(out, _FOLDER, about["folder"])
         embedding = about["embedding"]
-        check_regular(os.path.join(folder, IDS))
-        ids = pa.ipc.open_file(pa.memory_map(os.path.join(folder, IDS))).read_all().column(0)
+        check_regular(os.path.join(folder, _IDS_NAME))
+        ids = pa.ipc.open_file(pa.memory_map(os.path.join(folder, _IDS_NAME))).read_all().column(0)
         if len(ids) != about["rows"]:
             raise ValueError(f"{len(ids)} ids of {about['rows']} rows")
         return cls(
@@ -170,12 +169,12 @@ def open_index(out: str | os.PathLike[str]) -> Index | None:
     out = os.fspath(out)
     if is_remote(out):
         return None
-    path = os.path.join(out, FOLDER, NAME)
+    path = os.path.join(out, _FOLDER, _ABOUT_NAME)
     try:
-        about = parse_json(read_regular(path, MOST))
-        if about["format"] != FORMAT:
-            why = f"is of format {about['format']}, and this version reads {FORMAT}"
-        elif about["output"] != identity(Manifest.load(out)):
+        about = parse_json(read_regular(path, _MOST_ABOUT_BYTES))
+        if about["format"] != _FORMAT:
+            why = f"is of format {about['format']}, and this version reads {_FORMAT}"
+        elif about["output"] != _identity(Manifest.load(out)):
             why = "is of this output as it was before: it was run again, or went on"
         else:
             return Index.load(out, about)
@@ -189,7 +188,7 @@ def open_index(out: str | os.PathLike[str]) -> Index | None:
     return None
 
 
-def identity(manifest: Manifest) -> str:
+def _identity(manifest: Manifest) -> str:
     """What an output is, in 32 digits: another one if it was run again, or has other rows."""
     run = {name: manifest.run.get(name) for name in ("source", "samples", "settings", "lineage")}
     parts = [
@@ -245,23 +244,23 @@ def write_index(
             "files and _manifest/ to one, or mount it"
         )
     manifest = Manifest.load(out)
-    known = identity(manifest)
+    known = _identity(manifest)
     files = RowFiles(out)
     count = sum(part.counts.get("kept", 0) for part in manifest.parts())
-    with _folder(out) as folder:
+    with _new_folder(out) as folder:
         about = _write(folder, files, count, similarity, resolve_device(device), progress or ignore)
-        about |= {"format": FORMAT, "version": __version__, "output": known, "folder": os.path.basename(folder)}
-        if identity(Manifest.load(out)) != known:
+        about |= {"format": _FORMAT, "version": __version__, "output": known, "folder": os.path.basename(folder)}
+        if _identity(Manifest.load(out)) != known:
             raise OutputError(f"{out} changed while it was indexed: wait for the run that writes to it, then try again")
         with explained(folder):
-            write_file(os.path.join(out, FOLDER, NAME), json.dumps(about, indent=1).encode())
+            write_file(os.path.join(out, _FOLDER, _ABOUT_NAME), json.dumps(about, indent=1).encode())
     return Index.load(out, about)
 
 
 def _write(folder: str, files: RowFiles, count: int, threshold: float, device: str, progress: Told) -> dict[str, Any]:
     """Write all files but index.json; returns what that is to say of them."""
-    digests = [name for name in _DIGESTS if name in files.schema.names]
-    hashes = [name for name in _HASHES if name in files.schema.names]
+    digests = [name for name in _DIGEST_COLUMNS if name in files.schema.names]
+    hashes = [name for name in _HASH_COLUMNS if name in files.schema.names]
     dim = files.embedding_dim
     dtype = np.dtype(files.schema.field(EMBEDDING).type.value_type.to_pandas_dtype()) if dim else np.dtype(np.float32)
     embedding: dict[str, Any] | None = None
@@ -296,18 +295,18 @@ def _read(
     import pyarrow.compute as pc
 
     none: dict[bool, NDArray[Any]] = {True: np.empty((0, 16), np.uint8), False: np.empty(0, np.uint64)}
-    found = {name: _Column(none[name in _DIGESTS]) for name in [*names, EMBEDDING]}
+    found = {name: _Column(none[name in _DIGEST_COLUMNS]) for name in [*names, EMBEDDING]}
     columns = ["image_id", "status", *names, *([EMBEDDING] if files.embedding_dim else [])]
     rows = 0
     schema = pa.schema([pa.field("image_id", pa.string())])
-    with AtomicFile(os.path.join(folder, IDS)) as file, pa.ipc.new_file(file, schema) as ids:
-        for batch in files.batches(columns, rows=_ROWS):
+    with AtomicFile(os.path.join(folder, _IDS_NAME)) as file, pa.ipc.new_file(file, schema) as ids:
+        for batch in files.batches(columns, rows=_ROWS_AT_ONCE):
             batch = batch.filter(pc.equal(batch.column("status"), "kept"))
             ids.write_batch(batch.select(["image_id"]).cast(schema))
             for name in names:
                 column = batch.column(name)
                 values: NDArray[Any]
-                if name in _DIGESTS:
+                if name in _DIGEST_COLUMNS:
                     known = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
                     values = digests_of(column.drop_null().to_pylist())
                 else:
@@ -329,9 +328,9 @@ def _read(
 
 
 @contextlib.contextmanager
-def _folder(out: str) -> Iterator[str]:
+def _new_folder(out: str) -> Iterator[str]:
     """A folder for the files of an index. If what is done in it fails it is removed, else all others are."""
-    above = os.path.join(out, FOLDER)
+    above = os.path.join(out, _FOLDER)
     with explained(above):
         os.makedirs(above, exist_ok=True)
         opened = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -359,6 +358,6 @@ def _is_named(folder: str) -> bool:
     """Whether index.json says that the index is in this folder."""
     above, name = os.path.split(folder)
     try:
-        return bool(parse_json(read_regular(os.path.join(above, NAME), MOST))["folder"] == name)
+        return bool(parse_json(read_regular(os.path.join(above, _ABOUT_NAME), _MOST_ABOUT_BYTES))["folder"] == name)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -1,14 +1,13 @@
 """Files of an index, and looking up in them: vectors by cluster, hashes by lane, digests by bisection.
 
-A sketch of a unit vector x is its part Px in the directions in which the embeddings are largest, and the length r of
-what is left. By Cauchy and Schwarz the cosine of x and y is at most Px * Py + rx * ry, the product of two sketches:
-whatever is below the threshold there need not be read. The others are, and their exact cosine decides. So precision is
-1, and what is missed is missed by the clusters: 0.2% of the pairs at the threshold.
+Vectors have sketches. The sketch of a unit vector x is its part Px in the directions in which the embeddings are
+largest, and the length r of what is left. By Cauchy and Schwarz the cosine of x and y is at most Px * Py + rx * ry, the
+product of two sketches: whatever is below the threshold there need not be read. The others are, and their exact cosine
+decides. So precision is 1, and what is missed is missed by the clusters: 0.2% of the pairs at the threshold.
 
-Perceptual hashes in files sorted by a quarter of their bits: what is near is found without comparing with all.
-
-The 64 bits are dealt into four lanes of 16. Where two hashes differ in at most d bits, some lane n of 0 to 3 differs in
-at most floor((d - n) / 4): else they would differ in d + 1 (Norouzi, Punjani, Fleet, "Fast Search in Hamming Space with
+Perceptual hashes lie sorted by a quarter of their bits: what is near is found without comparing with all. The 64 bits
+are dealt into four lanes of 16. Where two hashes differ in at most d bits, some lane n of 0 to 3 differs in at most
+floor((d - n) / 4): else they would differ in d + 1 (Norouzi, Punjani, Fleet, "Fast Search in Hamming Space with
 Multi-Index Hashing", 2012). So each lane is looked up with all values that near; where these are so many that comparing
 with every hash costs less, that is done.
 """
@@ -44,53 +43,20 @@ from curator_dali.threads import ignore
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DigestIndex", "HashIndex", "VectorIndex", "check_regular", "load", "save", "save_blocks"]
+__all__ = ["DigestIndex", "HashIndex", "VectorIndex", "check_regular"]
 
-_WIDTH = 127  # directions of a sketch; with the length of the rest 256 bytes
-_SAMPLE = 16_384  # rows that the directions are found by
-_SLACK = 2**-10  # float16 rounds a product of two sketches by half of this at most
-_ROWS = 8192  # of a cluster compared at once
-_QUERIES = 1024
-_HELD = 2**20  # candidates, until they are looked at
+_SKETCH_WIDTH = 127  # directions of a sketch; with the length of the rest 256 bytes
+_SAMPLE_ROWS = 16_384  # rows that the directions are found by
+_SKETCH_SLACK = 2**-10  # float16 rounds a product of two sketches by half of this at most
+_ROWS_AT_ONCE = 8192  # of a cluster compared at once
+_QUERIES_AT_ONCE = 1024
 _DENSE = 8  # one of so many a candidate: comparing all is cheaper
+_MOST_HELD = 2**20  # candidates, until they are looked at
 
-_LANES, _VALUES = 4, 2**16
-_AT_ONCE = 2**18  # hashes looked up, or compared
-_LOOK_UP, _COMPARE, _SCAN = 20.0, 38.0, 1.0  # nanoseconds: a value of a lane, a hash that has it, one in a scan
-
-
-def save_blocks(
-    folder: str, name: str, dtype: DTypeLike, shape: tuple[int, ...], blocks: Iterable[NDArray[Any]]
-) -> None:
-    """Write FOLDER/NAME.npy from blocks of rows that together make up `shape`."""
-    # not through a mapped file: a full disk would kill the process
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    with AtomicFile(os.path.join(folder, f"{name}.npy")) as file:
-        np.lib.format.write_array_header_2_0(file, header)
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8))
-
-
-def save(folder: str, name: str, array: NDArray[Any]) -> None:
-    """Write FOLDER/NAME.npy."""
-    save_blocks(folder, name, array.dtype, array.shape, [array])
-
-
-def check_regular(path: str) -> None:
-    """Refuse what is no regular file: a pipe would be waited for.
-
-    Raises:
-        OSError: It is none, or cannot be opened.
-    """
-    os.close(open_regular(path))
-
-
-def load(folder: str, name: str) -> NDArray[Any]:
-    """FOLDER/NAME.npy, mapped: what is not looked at is not read."""
-    path = os.path.join(folder, f"{name}.npy")
-    check_regular(path)
-    array: NDArray[Any] = np.load(path, mmap_mode="r")
-    return array
+_LANES, _LANE_VALUES = 4, 2**16
+_HASHES_AT_ONCE = 2**18  # looked up, or compared
+# Nanoseconds: a value of a lane, a hash that has it, one in a scan.
+_LOOK_UP_TIME, _COMPARE_TIME, _SCAN_TIME = 20.0, 38.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -156,24 +122,24 @@ class VectorIndex:
                     yield part
                     told("stored", block.stop, count)
 
-            save_blocks(folder, "embedding.vectors", vectors.dtype, (count, dim), gathered())
+            _save_blocks(folder, "embedding.vectors", vectors.dtype, (count, dim), gathered())
             room.flush()
             shape = (count, basis.shape[1] + 1)
             sketches = np.memmap(room, np.float16, "r", shape=shape)
-            save_blocks(folder, "embedding.sketches", np.float16, shape, (sketches[b] for b in blocks(count)))
-        save(folder, "embedding.rows", rows[order])
-        save(folder, "embedding.bounds", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-        save(folder, "embedding.basis", basis.cpu().numpy())
-        save(folder, "embedding.centroids", clusters.centroids)
+            _save_blocks(folder, "embedding.sketches", np.float16, shape, (sketches[b] for b in blocks(count)))
+        _save(folder, "embedding.rows", rows[order])
+        _save(folder, "embedding.bounds", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+        _save(folder, "embedding.basis", basis.cpu().numpy())
+        _save(folder, "embedding.centroids", clusters.centroids)
         return {name: getattr(clusters, name) for name in ("threshold", "margin", "reach", "looked_at")}
 
     @classmethod
     def load(cls, folder: str, about: dict[str, Any]) -> VectorIndex:
         """The one that was written there."""
         names = ("vectors", "sketches", "rows", "bounds", "basis")
-        parts: dict[str, Any] = {name: load(folder, f"embedding.{name}") for name in names}
+        parts: dict[str, Any] = {name: _load(folder, f"embedding.{name}") for name in names}
         known = {name: float(about[name]) for name in ("threshold", "margin", "reach", "looked_at")}
-        centroids = np.array(load(folder, "embedding.centroids"))
+        centroids = np.array(_load(folder, "embedding.centroids"))
         return cls(**parts, clusters=Clusters(centroids, np.empty(0, np.int32), **known))
 
     def similar(
@@ -224,23 +190,23 @@ class _Search:
         for number in np.flatnonzero(np.diff(bounds)).tolist():
             mine = members[bounds[number] : bounds[number + 1]].astype(np.int64)
             start, stop = index.bounds[number : number + 2].tolist()
-            for part in blocks(stop - start, _ROWS):
+            for part in blocks(stop - start, _ROWS_AT_ONCE):
                 rows = np.arange(start + part.start, start + part.stop)
                 others = index.sketches[rows[0] : rows[-1] + 1].astype(np.float32).T
-                for block in blocks(len(mine), _QUERIES):
+                for block in blocks(len(mine), _QUERIES_AT_ONCE):
                     self._compare(mine[block], sketches[mine[block]] @ others, rows)
         self._look()
 
     def _compare(self, mine: NDArray[np.int64], most: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
         """Keep what may be similar, by the most that the cosines can be."""
-        i, j = np.divmod(np.flatnonzero(most >= self.threshold - _SLACK), len(rows))
-        if len(i) * _DENSE > most.size and most.size >= _ROWS:
+        i, j = np.divmod(np.flatnonzero(most >= self.threshold - _SKETCH_SLACK), len(rows))
+        if len(i) * _DENSE > most.size and most.size >= _ROWS_AT_ONCE:
             join(self.found, self.left, mine, self._right, rows, self.threshold)
             return
         if len(i):
             self._held.append((mine[i], rows[j]))
             self._count += len(i)
-            if self._count >= _HELD:
+            if self._count >= _MOST_HELD:
                 self._look()
 
     def _look(self) -> None:
@@ -259,10 +225,10 @@ def _basis(vectors: Vectors) -> torch.Tensor:
     """(D, W) float32: orthonormal, the directions that hold most of the vectors' squares."""
     import torch
 
-    count = min(len(vectors), _SAMPLE)
+    count = min(len(vectors), _SAMPLE_ROWS)
     rows = np.sort(np.random.default_rng(0).choice(len(vectors), count, replace=False))
     sample = vectors.unit(rows).double()
-    basis: torch.Tensor = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -_WIDTH:].float().contiguous()
+    basis: torch.Tensor = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -_SKETCH_WIDTH:].float().contiguous()
     return basis
 
 
@@ -306,15 +272,15 @@ class HashIndex:
         lanes = _lanes(dealt)
         orders = [np.argsort(lane, kind="stable") for lane in lanes]
         shape = (_LANES, len(dealt))
-        save_blocks(folder, f"{name}.hashes", np.uint64, shape, (dealt[order] for order in orders))
-        save_blocks(folder, f"{name}.rows", np.int64, shape, (rows[order] for order in orders))
-        counts = [np.bincount(lane, minlength=_VALUES) for lane in lanes]
-        save(folder, f"{name}.starts", np.array([np.concatenate([[0], np.cumsum(c)]) for c in counts], np.int64))
+        _save_blocks(folder, f"{name}.hashes", np.uint64, shape, (dealt[order] for order in orders))
+        _save_blocks(folder, f"{name}.rows", np.int64, shape, (rows[order] for order in orders))
+        counts = [np.bincount(lane, minlength=_LANE_VALUES) for lane in lanes]
+        _save(folder, f"{name}.starts", np.array([np.concatenate([[0], np.cumsum(c)]) for c in counts], np.int64))
 
     @classmethod
     def load(cls, folder: str, name: str) -> HashIndex:
         """The one that was written there."""
-        return cls(*(load(folder, f"{name}.{part}") for part in ("hashes", "rows", "starts")))
+        return cls(*(_load(folder, f"{name}.{part}") for part in ("hashes", "rows", "starts")))
 
     def near(self, queries: NDArray[np.uint64], distance: int, *, max_pairs: int = MAX_PAIRS) -> Pairs:
         """Pairs of a query and the first row of each hash that differs in at most `distance` bits, with the bits.
@@ -336,7 +302,7 @@ class HashIndex:
     def _look_up(self, found: Collector, dealt: NDArray[np.uint64], distance: int) -> None:
         for number, lane in enumerate(_lanes(dealt)):
             masks = _masks((distance - number) // _LANES)
-            for block in blocks(len(dealt), max(1, _AT_ONCE // max(1, len(masks)))):
+            for block in blocks(len(dealt), max(1, _HASHES_AT_ONCE // max(1, len(masks)))):
                 values = (lane[block, None] ^ masks).ravel().astype(np.int64)
                 start, stop = self.starts[number][values], self.starts[number][values + 1]
                 left = np.repeat(dealt[block], len(masks))
@@ -350,11 +316,11 @@ class HashIndex:
         for number in range(_LANES):
             # queries have the values that hashes have often more often
             together = float((np.diff(self.starts[number]).astype(np.float64) ** 2).sum()) / count
-            cost += len(_masks((distance - number) // _LANES)) * (_LOOK_UP + _COMPARE * together)
-        return bool(cost > _SCAN * count)
+            cost += len(_masks((distance - number) // _LANES)) * (_LOOK_UP_TIME + _COMPARE_TIME * together)
+        return bool(cost > _SCAN_TIME * count)
 
     def _scan(self, found: Collector, dealt: NDArray[np.uint64], distance: int) -> None:
-        for part in blocks(self.hashes.shape[1], _AT_ONCE // 64):
+        for part in blocks(self.hashes.shape[1], _HASHES_AT_ONCE // 64):
             hashes = self.hashes[0][part]
             for block in blocks(len(dealt), 64):
                 apart = np.bitwise_count(dealt[block, None] ^ hashes)
@@ -379,7 +345,7 @@ def _lanes(dealt: NDArray[np.uint64]) -> list[NDArray[np.uint16]]:
 @cache
 def _masks(bits: int) -> NDArray[np.uint16]:
     """What 16 bits differ by, if they differ in at most so many; nothing if these are below 0."""
-    values = np.arange(_VALUES, dtype=np.uint16)
+    values = np.arange(_LANE_VALUES, dtype=np.uint16)
     return values[np.bitwise_count(values) <= bits] if bits >= 0 else values[:0]
 
 
@@ -406,13 +372,13 @@ class DigestIndex:
             rows: (N,) ascending.
         """
         keys, first = np.unique(_as_keys(digests), return_index=True)
-        save(folder, f"{name}.keys", keys)
-        save(folder, f"{name}.rows", rows[first])
+        _save(folder, f"{name}.keys", keys)
+        _save(folder, f"{name}.rows", rows[first])
 
     @classmethod
     def load(cls, folder: str, name: str) -> DigestIndex:
         """The one that was written there."""
-        return cls(load(folder, f"{name}.keys"), load(folder, f"{name}.rows"))
+        return cls(_load(folder, f"{name}.keys"), _load(folder, f"{name}.rows"))
 
     def find(self, digests: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which of (Q, 16) digests are there: their places, ascending, and the first row of each."""
@@ -425,3 +391,37 @@ class DigestIndex:
 
 def _as_keys(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     return np.ascontiguousarray(digests).view("S16").reshape(-1)
+
+
+def _save_blocks(
+    folder: str, name: str, dtype: DTypeLike, shape: tuple[int, ...], parts: Iterable[NDArray[Any]]
+) -> None:
+    """Write FOLDER/NAME.npy from parts of rows that together make up `shape`."""
+    # not through a mapped file: a full disk would kill the process
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with AtomicFile(os.path.join(folder, f"{name}.npy")) as file:
+        np.lib.format.write_array_header_2_0(file, header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8))
+
+
+def _save(folder: str, name: str, array: NDArray[Any]) -> None:
+    """Write FOLDER/NAME.npy."""
+    _save_blocks(folder, name, array.dtype, array.shape, [array])
+
+
+def _load(folder: str, name: str) -> NDArray[Any]:
+    """FOLDER/NAME.npy, mapped: what is not looked at is not read."""
+    path = os.path.join(folder, f"{name}.npy")
+    check_regular(path)
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
+    return array
+
+
+def check_regular(path: str) -> None:
+    """Refuse what is no regular file: a pipe would be waited for.
+
+    Raises:
+        OSError: It is none, or cannot be opened.
+    """
+    os.close(open_regular(path))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, here or behind fsspec; filesystems; documents that are parsed or refused.
+"""Files written whole or not at all, here or behind fsspec; regular files and JSON documents, read or refused.
 
 Locally a file is written under a temporary name in its own folder, synced and renamed. A remote one is written to an
 unlinked file in the temporary folder ($TMPDIR) and uploaded once it is complete: an object store (S3, GCS, Azure)
@@ -27,7 +27,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from curator_dali.io.remote import TIMEOUT_VARIABLE, is_http, is_remote, one_line, retry
+from curator_dali.io.remote import TIMEOUT_VARIABLE, is_http, is_remote, retry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,14 +40,11 @@ __all__ = [
     "Written",
     "check_depth",
     "filesystem",
-    "is_remote",
     "make_folder",
-    "one_line",
     "open_regular",
     "parse_json",
     "read_regular",
     "remove_leftovers",
-    "retry",
     "write_file",
 ]
 
@@ -55,132 +52,34 @@ logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = frozenset(
     [
-        *(
-            "jpg",
-            "jpeg",
-            "jpe",
-            "jfif",
-            "jif",
-            "pjpeg",
-            "pjp",
-            "mpo",
-            "png",
-            "apng",
-            "webp",
-            "tif",
-            "tiff",
-            "bmp",
-            "dib",
-        ),
-        *("gif", "jp2", "j2k", "j2c", "jpc", "jpx", "jpf", "avif", "avifs", "heic", "heif", "hif"),
+        *("jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp", "mpo", "png", "apng", "webp", "tif", "tiff", "bmp"),
+        *("dib", "gif", "jp2", "j2k", "j2c", "jpc", "jpx", "jpf", "avif", "avifs", "heic", "heif", "hif"),
         *("ppm", "pgm", "pbm", "pnm", "tga", "ico", "qoi", "dds", "pcx", "sgi", "psd"),
     ]
 )
 """Extensions of images, in lower case; names are compared without regard to case."""
-
-# An object is there when its upload is complete, and not before; renaming would copy it.
-_OBJECT_STORES = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "hf"])
-_LEFTOVER = re.compile(r"\..*\.(?P<host>[\w-]+)\.[0-9a-f]{16}\.partial", re.DOTALL)
-_IDLE = 3600.0  # seconds without a write until another machine's file counts as left behind
-_RETRY_DELAYS = (0.5, 2.0, 8.0)  # of a write
-_FINAL = (NotImplementedError, ValueError)  # trying again changes nothing
-_MAX_PARTS = 1024  # IOV_MAX of Linux
-_TIMEOUT = 10.0  # seconds without a byte
-_PROTOCOL = re.compile(r"(?:^|::)([a-z0-9+]+)(?=://|::)")
-# protocols of stores that take a limit -> their names in fsspec's configuration
-_ALIASES = {
-    **dict.fromkeys(["http", "https"], ("http", "https")),
-    **dict.fromkeys(["gs", "gcs"], ("gs", "gcs")),
-    **dict.fromkeys(["s3", "s3a"], ("s3", "s3a")),
-    **dict.fromkeys(["abfs", "abfss", "az"], ("abfs", "abfss", "az")),
-}
 
 MAX_DEPTH = 100
 """Levels that lists and objects may lie in each other. Python compares and writes some hundreds at the most."""
 
 DEEP = f"lists and objects lie in each other deeper than {MAX_DEPTH} levels"
 
-
-class Written(NamedTuple):
-    """A finished file: its path or URL, bytes, and BLAKE2b-128 of the content in hex (empty if not asked for)."""
-
-    name: str
-    size: int
-    blake2b: str = ""
-
-
-def filesystem(url: str, *, only_read: bool = False) -> tuple[Any, str]:
-    """Make the fsspec filesystem of a URL; fsspec keeps it for the next time.
-
-    Args:
-        url: The URL.
-        only_read: Whether nothing is written by it. A store that sends no byte for 10 seconds has failed then, which
-            would be too soon for the answer to an upload. $CURATOR_DALI_TIMEOUT is another number of seconds, or 0 for
-            no limit; what fsspec's own configuration says of a timeout goes first.
-
-    Returns:
-        The filesystem, and the path in it.
-
-    Raises:
-        ValueError: fsspec does not know the protocol, the package that it needs is missing, or the variable is bad.
-    """
-    import fsspec
-
-    try:
-        limited = [name for name in _PROTOCOL.findall(url) if name in _ALIASES] if only_read else ()
-        options = {name: _make_options(name) for name in limited}
-        if is_http(url) and "::" not in url:
-            from curator_dali.io.http import HTTPFileSystem, RangedHTTPFileSystem
-
-            if fsspec.get_filesystem_class("http") is HTTPFileSystem:  # not another that somebody registered
-                return RangedHTTPFileSystem(**next(iter(options.values()), {})), url
-        fs, path = fsspec.core.url_to_fs(url, **options)
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"cannot open {url!r}: {error}") from error
-    return fs, path
-
-
-def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> int:
-    """Open a regular file for reading, and nothing else: no pipe is waited for, and no device is read.
-
-    Args:
-        path: The file; links are followed.
-        limit: The most bytes that it may have; None for any number.
-
-    Returns:
-        A descriptor, for the caller to close.
-
-    Raises:
-        OSError: The file cannot be opened, is no regular file, or is larger than the limit.
-    """
-    path = os.fspath(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except ValueError as error:  # a null character
-        raise FileNotFoundError(errno.ENOENT, str(error), path) from error
-    try:
-        status = os.fstat(fd)  # of what was opened: the path may lead elsewhere by now
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.ENXIO, "a device, pipe or socket, and no regular file", path)
-        if limit is not None and status.st_size > limit:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are over the limit of {limit:,}", path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a whole regular file; see `open_regular`. At most `limit` bytes come, also of a file that grows."""
-    with os.fdopen(open_regular(path, limit), "rb", buffering=0) as file:
-        left = min(os.fstat(file.fileno()).st_size, limit)
-        parts = []
-        while left > 0 and (part := file.read(left)):
-            parts.append(part)
-            left -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+_RETRY_DELAYS = (0.5, 2.0, 8.0)  # of a write
+_FINAL_ERRORS = (NotImplementedError, ValueError)  # trying again changes nothing
+# An object is there when its upload is complete, and not before; renaming would copy it.
+_OBJECT_STORES = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "hf"])
+_LEFTOVER = re.compile(r"\..*\.(?P<host>[\w-]+)\.[0-9a-f]{16}\.partial", re.DOTALL)
+_IDLE_SECONDS = 3600.0  # without a write until another machine's file counts as left behind
+_MOST_BUFFERS = 1024  # IOV_MAX of Linux
+_DEFAULT_TIMEOUT = 10.0  # seconds without a byte, for a store that is read
+_PROTOCOL = re.compile(r"(?:^|::)([a-z0-9+]+)(?=://|::)")
+# protocols of stores that take a limit -> their names in fsspec's configuration
+_PROTOCOL_ALIASES = {
+    **dict.fromkeys(["http", "https"], ("http", "https")),
+    **dict.fromkeys(["gs", "gcs"], ("gs", "gcs")),
+    **dict.fromkeys(["s3", "s3a"], ("s3", "s3a")),
+    **dict.fromkeys(["abfs", "abfss", "az"], ("abfs", "abfss", "az")),
+}
 
 
 class AtomicFile:
@@ -226,8 +125,8 @@ class AtomicFile:
             raise ValueError(f"{self.url} was committed or discarded already")
         total = 0
         try:
-            for start in range(0, len(parts), _MAX_PARTS):
-                chunk = parts[start : start + _MAX_PARTS]
+            for start in range(0, len(parts), _MOST_BUFFERS):
+                chunk = parts[start : start + _MOST_BUFFERS]
                 wanted = sum(map(len, chunk))
                 done = os.writev(self._fd, chunk) if wanted else 0
                 if done < wanted:  # a signal, a limit, or 2 GiB: go on, or learn the reason
@@ -342,6 +241,14 @@ class AtomicFile:
             os.close(fd)
 
 
+class Written(NamedTuple):
+    """A finished file: its path or URL, bytes, and BLAKE2b-128 of the content in hex (empty if not asked for)."""
+
+    name: str
+    size: int
+    blake2b: str = ""
+
+
 def write_file(url: str | os.PathLike[str], *parts: bytes, sync: bool = True) -> None:
     """Write a whole file, atomically; see `AtomicFile`."""
     with AtomicFile(url, sync=sync) as file:
@@ -382,7 +289,7 @@ def remove_leftovers(folder: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             for info in fs.ls(path, detail=True):
                 name = info["name"].rpartition("/")[2]
-                if _LEFTOVER.fullmatch(name) and time.time() - _modified(info) > _IDLE:
+                if _LEFTOVER.fullmatch(name) and time.time() - _modified(info) > _IDLE_SECONDS:
                     with contextlib.suppress(OSError):
                         fs.rm_file(info["name"])
                         removed.append(name)
@@ -404,7 +311,7 @@ def _unlink_left(path: str, host: str) -> bool:
     except OSError:
         return False
     try:
-        left = time.time() - os.fstat(fd).st_mtime > _IDLE
+        left = time.time() - os.fstat(fd).st_mtime > _IDLE_SECONDS
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left = left or host == _host()
@@ -435,13 +342,13 @@ def _upload(path: str, url: str) -> None:
     fs, target = filesystem(url)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if protocols & _OBJECT_STORES:
-        retry(lambda: fs.put_file(path, target), _RETRY_DELAYS, _FINAL, url=url)
+        retry(lambda: fs.put_file(path, target), _RETRY_DELAYS, _FINAL_ERRORS, url=url)
         return
     folder, _, name = target.rpartition("/")
     partial = f"{folder}/.{name[:150]}.{_host()}.{secrets.token_hex(8)}.partial"
     try:
-        retry(lambda: fs.put_file(path, partial), _RETRY_DELAYS, _FINAL, url=url)
-        retry(lambda: fs.mv(partial, target), _RETRY_DELAYS, _FINAL, url=url)
+        retry(lambda: fs.put_file(path, partial), _RETRY_DELAYS, _FINAL_ERRORS, url=url)
+        retry(lambda: fs.mv(partial, target), _RETRY_DELAYS, _FINAL_ERRORS, url=url)
     except BaseException:
         with contextlib.suppress(Exception):
             fs.rm_file(partial)
@@ -461,13 +368,46 @@ def _host() -> str:
     return re.sub(r"[^\w-]", "-", socket.gethostname(), flags=re.ASCII)[:40] or "host"
 
 
+def filesystem(url: str, *, only_read: bool = False) -> tuple[Any, str]:
+    """Make the fsspec filesystem of a URL; fsspec keeps it for the next time.
+
+    Args:
+        url: The URL.
+        only_read: Whether nothing is written by it. A store that sends no byte for 10 seconds has failed then, which
+            would be too soon for the answer to an upload. $CURATOR_DALI_TIMEOUT is another number of seconds, or 0 for
+            no limit; what fsspec's own configuration says of a timeout goes first.
+
+    Returns:
+        The filesystem, and the path in it.
+
+    Raises:
+        ValueError: fsspec does not know the protocol, the package that it needs is missing, or the variable is bad.
+    """
+    import fsspec
+
+    try:
+        limited = [name for name in _PROTOCOL.findall(url) if name in _PROTOCOL_ALIASES] if only_read else ()
+        options = {name: _make_options(name) for name in limited}
+        if is_http(url) and "::" not in url:
+            from fsspec.implementations.http import HTTPFileSystem
+
+            from curator_dali.io.http import RangedHTTPFileSystem
+
+            if fsspec.get_filesystem_class("http") is HTTPFileSystem:  # not another that somebody registered
+                return RangedHTTPFileSystem(**next(iter(options.values()), {})), url
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"cannot open {url!r}: {error}") from error
+    return fs, path
+
+
 def _make_options(protocol: str) -> dict[str, Any]:
-    """Make options of a filesystem that limit how long a store may be silent; `protocol` is one of `_ALIASES`."""
+    """Make options that limit how long a store may be silent; `protocol` is one of `_PROTOCOL_ALIASES`."""
     import fsspec
 
     seconds = _parse_timeout(os.environ.get(TIMEOUT_VARIABLE, ""))
     known: dict[str, Any] = {}
-    for name in _ALIASES[protocol]:
+    for name in _PROTOCOL_ALIASES[protocol]:
         known |= fsspec.config.conf.get(name, {})
     if protocol in ("http", "https", "gs", "gcs"):
         key = "client_kwargs" if protocol.startswith("http") else "session_kwargs"
@@ -483,7 +423,7 @@ def _make_options(protocol: str) -> dict[str, Any]:
 @lru_cache(maxsize=16)
 def _parse_timeout(text: str) -> float:
     try:
-        seconds = float(text or _TIMEOUT)
+        seconds = float(text or _DEFAULT_TIMEOUT)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
@@ -496,6 +436,49 @@ def _make_client_timeout(seconds: float) -> Any:
     import aiohttp
 
     return aiohttp.ClientTimeout(total=None, sock_connect=seconds or None, sock_read=seconds or None)
+
+
+def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> int:
+    """Open a regular file for reading, and nothing else: no pipe is waited for, and no device is read.
+
+    Args:
+        path: The file; links are followed.
+        limit: The most bytes that it may have; None for any number.
+
+    Returns:
+        A descriptor, for the caller to close.
+
+    Raises:
+        OSError: The file cannot be opened, is no regular file, or is larger than the limit.
+    """
+    path = os.fspath(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except ValueError as error:  # a null character
+        raise FileNotFoundError(errno.ENOENT, str(error), path) from error
+    try:
+        status = os.fstat(fd)  # of what was opened: the path may lead elsewhere by now
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ENXIO, "a device, pipe or socket, and no regular file", path)
+        if limit is not None and status.st_size > limit:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are over the limit of {limit:,}", path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a whole regular file; see `open_regular`. At most `limit` bytes come, also of a file that grows."""
+    with os.fdopen(open_regular(path, limit), "rb", buffering=0) as file:
+        left = min(os.fstat(file.fileno()).st_size, limit)
+        parts = []
+        while left > 0 and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def parse_json(data: str | bytes | bytearray) -> Any:

@@ -1,4 +1,4 @@
-"""Bytes by range from local files and, through fsspec, from remote ones; and a cache that forgets the oldest."""
+"""Bytes by range from local files and, through fsspec, from remote ones; file names and fingerprints; a cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from curator_dali.io.remote import PATIENCE, explain, find_wait, is_http, is_rem
 
 __all__ = [
     "LRU",
-    "Outcome",
     "Request",
     "Stat",
     "Storage",
@@ -29,8 +28,6 @@ __all__ = [
     "content_hash",
     "filesystem",
     "fingerprint",
-    "is_remote",
-    "one_line",
     "stat_of",
     "strip_query",
     "strip_signature",
@@ -42,7 +39,8 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
-_THREADS = 16
+_REMOTE_THREADS = 16
+
 _VERSION_FIELDS = (
     *("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created"),
     "Last-Modified",
@@ -56,223 +54,6 @@ _SIGNING = re.compile(
     r"x-(amz|goog|oss|cos)-.*|q-.*|(aws|oss)accesskeyid|googleaccessid|signature|expires|policy|key-pair-id|"
     r"hash-algorithm|security-token|sig|s[eiprstv]|spr|srt|sip|sk(oid|tid|[test]|v)|token|access_token"
 )
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """Make the fsspec filesystem of a URL, to read from; return it and the path in it.
-
-    Raises:
-        SourceError: fsspec does not know the protocol, or the package that it needs is missing.
-    """
-    try:
-        return files.filesystem(url, only_read=True)
-    except ValueError as error:
-        raise SourceError(str(error)) from error
-
-
-def ask(url: str, function: Callable[[], V], final: tuple[type[Exception], ...] = ()) -> V:
-    """Call a function that asks a remote filesystem, again where it fails; return its result.
-
-    Args:
-        url: The file or folder that is asked for.
-        function: The function.
-        final: Exceptions that come out at once, as they are.
-
-    Raises:
-        OSError, SourceError: The function fails for good, with whatever exception of the store's own.
-    """
-    try:
-        return retry(function, _RETRY_DELAYS, (SourceError, *final), url=url, patience=PATIENCE)
-    except Exception as error:
-        if isinstance(error, (OSError, SourceError, *final)):
-            raise
-        raise SourceError(f"cannot read {url!r}: {one_line(error)}") from error
-
-
-def ask_listing(url: str, function: Callable[[], V]) -> V:
-    """Call a function that lists a remote folder, again where it fails; return its result.
-
-    Raises:
-        SourceError: The function fails for good.
-    """
-    try:
-        return retry(function, _RETRY_DELAYS, (SourceError,), url=url, patience=PATIENCE)
-    except SourceError:
-        raise
-    except Exception as error:
-        raise SourceError(f"cannot list {url!r}: {one_line(error)}") from error
-
-
-def common_name(urls: Sequence[str]) -> str:
-    """A data set's name: the stem of its only file, or the folder of the first."""
-    if not urls:
-        return "images"
-    folder, _, file = strip_query(urls[0]).rpartition("/")
-    return (file.partition(".")[0] if len(urls) == 1 else folder.rpartition("/")[2]) or "images"
-
-
-def strip_query(url: str) -> str:
-    """Return a web URL without its query, which often is a signature; paths and names in other stores as they are."""
-    return url.partition("?")[0] if is_http(url) else url
-
-
-def strip_signature(url: str) -> str:
-    """Return a web URL without the parameters that sign it, which change while the file stays; others as they are.
-
-    Parameters that name a content stay: `versionId` of S3, `id`.
-    """
-    if "?" not in url or not is_http(url):
-        return url
-    path, _, query = url.partition("?")
-    parameters = query.split("&")
-    names = [parameter.partition("=")[0].lower() for parameter in parameters]
-    if not any(map(_SIGNATURE.fullmatch, names)):
-        return url
-    kept = [text for text, name in zip(parameters, names, strict=True) if not _SIGNING.fullmatch(name)]
-    return f"{path}?{'&'.join(kept)}" if kept else path
-
-
-def fingerprint(kind: str, parts: Iterable[object]) -> str:
-    """A short text that changes when any of `parts` does."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(repr(part).encode())
-    return f"{kind}-{digest.hexdigest()}"
-
-
-def content_hash(info: Mapping[str, Any]) -> str:
-    """Return the content hash that a store tells of a file; "" where it tells none.
-
-    Args:
-        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it.
-    """
-    for field in _HASH_FIELDS:
-        value = str(info.get(field) or "")
-        if value and (field.lower() != "etag" or _HASH_ETAG.fullmatch(value)):
-            return value.strip('"')
-    return ""
-
-
-class Stat(NamedTuple):
-    """A file as it was when it was looked at.
-
-    Attributes:
-        size: Size in bytes.
-        version: A number that changes with the content: mtime in ns, or a hash of a remote ETag.
-        content: The content hash of a remote file whose store tells one.
-        etag: The ETag of a file of a web server.
-    """
-
-    size: int
-    version: int
-    content: str = ""
-    etag: str = ""
-
-
-def stat_of(info: Mapping[str, Any]) -> Stat:
-    """Make the `Stat` of a remote file.
-
-    Args:
-        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it, with its size.
-    """
-    version = repr([info.get(field) for field in _VERSION_FIELDS])
-    digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
-    number = int.from_bytes(digest, "little", signed=True)
-    return Stat(int(info["size"]), number, content_hash(info), str(info.get("ETag") or ""))
-
-
-class Request(NamedTuple):
-    """Fill `view` with the bytes of `url` from `offset` on; `stat` is what the file was when it was indexed."""
-
-    url: str
-    stat: Stat
-    offset: int
-    view: memoryview
-
-
-class Outcome(NamedTuple):
-    """How many bytes of a request were read, and why not all of them."""
-
-    done: int
-    reason: str
-
-
-class LRU(Generic[K, V]):
-    """A thread-safe mapping that drops the least recently used values once their weights pass `limit`.
-
-    A value is loaded once however many threads ask for it, and loads of different keys run at the same time.
-    """
-
-    def __init__(
-        self,
-        limit: int,
-        weigh: Callable[[V], int] = lambda value: 1,
-        dropped: Callable[[K, V], None] | None = None,
-    ) -> None:
-        self._limit, self._weigh, self._dropped = limit, weigh, dropped
-        self._items: OrderedDict[K, tuple[V, int]] = OrderedDict()
-        self._weight = 0
-        self._lock = threading.Lock()
-        self._loading: dict[K, threading.Lock] = {}
-
-    def get(self, key: K, load: Callable[[], V]) -> V:
-        """The value of `key`, loaded if it is not there."""
-        with self._lock:
-            if (item := self._items.get(key)) is not None:
-                self._items.move_to_end(key)
-                return item[0]
-            loading = self._loading.setdefault(key, threading.Lock())
-        with loading:
-            with self._lock:
-                if (item := self._items.get(key)) is not None:
-                    return item[0]
-            try:
-                value = load()
-                self.put(key, value)
-            finally:
-                with self._lock:
-                    self._loading.pop(key, None)
-        return value
-
-    def put(self, key: K, value: V) -> None:
-        """Keep `value`, and drop the oldest ones (never the one just put)."""
-        out: list[tuple[K, V]] = []
-        with self._lock:
-            self._weight -= self._items.pop(key, (None, 0))[1]
-            weight = self._weigh(value)
-            self._items[key] = value, weight
-            self._weight += weight
-            while self._weight > self._limit and len(self._items) > 1:
-                old, (gone, weight) = self._items.popitem(last=False)
-                self._weight -= weight
-                out.append((old, gone))
-        if self._dropped is not None:
-            for old, gone in out:
-                self._dropped(old, gone)
-
-    def clear(self) -> None:
-        """Drop everything."""
-        with self._lock:
-            items, self._items, self._weight = self._items, OrderedDict(), 0
-        if self._dropped is not None:
-            for key, (value, _) in items.items():
-                self._dropped(key, value)
-
-
-class _File:
-    """An open file descriptor that closes with its last user, so that a cache may drop it while others read."""
-
-    __slots__ = ("fd", "stat")
-
-    def __init__(self, path: str) -> None:
-        self.fd = -1
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(self.fd)
-        self.stat = Stat(status.st_size, status.st_mtime_ns)
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
 
 
 class Storage:
@@ -448,11 +229,43 @@ class Storage:
                 options = {"known": known} if known and getattr(fs, "takes_known", False) else {}
                 return list(fs.cat_ranges(paths, starts, ends, on_error="return", **options))
             with self._lock:
-                self._pool = self._pool or ThreadPoolExecutor(_THREADS, thread_name_prefix="curator-dali-remote")
+                self._pool = self._pool or ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="curator-dali-remote")
                 pool = self._pool
             return list(pool.map(lambda path, start, end: _caught(fs.cat_file, path, start, end), paths, starts, ends))
         except Exception as error:
             return [error] * len(paths)
+
+
+class Request(NamedTuple):
+    """Fill `view` with the bytes of `url` from `offset` on; `stat` is what the file was when it was indexed."""
+
+    url: str
+    stat: Stat
+    offset: int
+    view: memoryview
+
+
+class Outcome(NamedTuple):
+    """How many bytes of a request were read, and why not all of them."""
+
+    done: int
+    reason: str
+
+
+class _File:
+    """An open file descriptor that closes with its last user, so that a cache may drop it while others read."""
+
+    __slots__ = ("fd", "stat")
+
+    def __init__(self, path: str) -> None:
+        self.fd = -1
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(self.fd)
+        self.stat = Stat(status.st_size, status.st_mtime_ns)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 def _caught(function: Callable[..., bytes], *args: Any) -> bytes | BaseException:
@@ -476,3 +289,188 @@ def _accept(request: Request, data: bytes | BaseException) -> Outcome:
     if len(data) < wanted:  # and what is left may be another file's
         return Outcome(0, f"{request.url} was cut at byte {request.offset + len(data)} after it was indexed")
     return Outcome(wanted, "")
+
+
+class Stat(NamedTuple):
+    """A file as it was when it was looked at.
+
+    Attributes:
+        size: Size in bytes.
+        version: A number that changes with the content: mtime in ns, or a hash of a remote ETag.
+        content: The content hash of a remote file whose store tells one.
+        etag: The ETag of a file of a web server.
+    """
+
+    size: int
+    version: int
+    content: str = ""
+    etag: str = ""
+
+
+def stat_of(info: Mapping[str, Any]) -> Stat:
+    """Make the `Stat` of a remote file.
+
+    Args:
+        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it, with its size.
+    """
+    version = repr([info.get(field) for field in _VERSION_FIELDS])
+    digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "little", signed=True)
+    return Stat(int(info["size"]), number, content_hash(info), str(info.get("ETag") or ""))
+
+
+def content_hash(info: Mapping[str, Any]) -> str:
+    """Return the content hash that a store tells of a file; "" where it tells none.
+
+    Args:
+        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it.
+    """
+    for field in _HASH_FIELDS:
+        value = str(info.get(field) or "")
+        if value and (field.lower() != "etag" or _HASH_ETAG.fullmatch(value)):
+            return value.strip('"')
+    return ""
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """Make the fsspec filesystem of a URL, to read from; return it and the path in it.
+
+    Raises:
+        SourceError: fsspec does not know the protocol, or the package that it needs is missing.
+    """
+    try:
+        return files.filesystem(url, only_read=True)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
+
+
+def ask(url: str, function: Callable[[], V], final: tuple[type[Exception], ...] = ()) -> V:
+    """Call a function that asks a remote filesystem, again where it fails; return its result.
+
+    Args:
+        url: The file or folder that is asked for.
+        function: The function.
+        final: Exceptions that come out at once, as they are.
+
+    Raises:
+        OSError, SourceError: The function fails for good, with whatever exception of the store's own.
+    """
+    try:
+        return retry(function, _RETRY_DELAYS, (SourceError, *final), url=url, patience=PATIENCE)
+    except Exception as error:
+        if isinstance(error, (OSError, SourceError, *final)):
+            raise
+        raise SourceError(f"cannot read {url!r}: {one_line(error)}") from error
+
+
+def ask_listing(url: str, function: Callable[[], V]) -> V:
+    """Call a function that lists a remote folder, again where it fails; return its result.
+
+    Raises:
+        SourceError: The function fails for good.
+    """
+    try:
+        return retry(function, _RETRY_DELAYS, (SourceError,), url=url, patience=PATIENCE)
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(f"cannot list {url!r}: {one_line(error)}") from error
+
+
+def common_name(urls: Sequence[str]) -> str:
+    """A data set's name: the stem of its only file, or the folder of the first."""
+    if not urls:
+        return "images"
+    folder, _, file = strip_query(urls[0]).rpartition("/")
+    return (file.partition(".")[0] if len(urls) == 1 else folder.rpartition("/")[2]) or "images"
+
+
+def strip_query(url: str) -> str:
+    """Return a web URL without its query, which often is a signature; paths and names in other stores as they are."""
+    return url.partition("?")[0] if is_http(url) else url
+
+
+def strip_signature(url: str) -> str:
+    """Return a web URL without the parameters that sign it, which change while the file stays; others as they are.
+
+    Parameters that name a content stay: `versionId` of S3, `id`.
+    """
+    if "?" not in url or not is_http(url):
+        return url
+    path, _, query = url.partition("?")
+    parameters = query.split("&")
+    names = [parameter.partition("=")[0].lower() for parameter in parameters]
+    if not any(map(_SIGNATURE.fullmatch, names)):
+        return url
+    kept = [text for text, name in zip(parameters, names, strict=True) if not _SIGNING.fullmatch(name)]
+    return f"{path}?{'&'.join(kept)}" if kept else path
+
+
+def fingerprint(kind: str, parts: Iterable[object]) -> str:
+    """A short text that changes when any of `parts` does."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(repr(part).encode())
+    return f"{kind}-{digest.hexdigest()}"
+
+
+class LRU(Generic[K, V]):
+    """A thread-safe mapping that drops the least recently used values once their weights pass `limit`.
+
+    A value is loaded once however many threads ask for it, and loads of different keys run at the same time.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        weigh: Callable[[V], int] = lambda value: 1,
+        dropped: Callable[[K, V], None] | None = None,
+    ) -> None:
+        self._limit, self._weigh, self._dropped = limit, weigh, dropped
+        self._items: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._weight = 0
+        self._lock = threading.Lock()
+        self._loading: dict[K, threading.Lock] = {}
+
+    def get(self, key: K, load: Callable[[], V]) -> V:
+        """The value of `key`, loaded if it is not there."""
+        with self._lock:
+            if (item := self._items.get(key)) is not None:
+                self._items.move_to_end(key)
+                return item[0]
+            loading = self._loading.setdefault(key, threading.Lock())
+        with loading:
+            with self._lock:
+                if (item := self._items.get(key)) is not None:
+                    return item[0]
+            try:
+                value = load()
+                self.put(key, value)
+            finally:
+                with self._lock:
+                    self._loading.pop(key, None)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        """Keep `value`, and drop the oldest ones (never the one just put)."""
+        out: list[tuple[K, V]] = []
+        with self._lock:
+            self._weight -= self._items.pop(key, (None, 0))[1]
+            weight = self._weigh(value)
+            self._items[key] = value, weight
+            self._weight += weight
+            while self._weight > self._limit and len(self._items) > 1:
+                old, (gone, weight) = self._items.popitem(last=False)
+                self._weight -= weight
+                out.append((old, gone))
+        if self._dropped is not None:
+            for old, gone in out:
+                self._dropped(old, gone)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            items, self._items, self._weight = self._items, OrderedDict(), 0
+        if self._dropped is not None:
+            for key, (value, _) in items.items():
+                self._dropped(key, value)

@@ -30,11 +30,12 @@ T = TypeVar("T")
 
 TIMEOUT_VARIABLE = "CURATOR_DALI_TIMEOUT"
 PATIENCE = 30.0  # seconds after which a store that is silent is not asked again
-# Bytes of a file, or a member of a tar, that is read whole: 178 megapixels are 715 MB before they are packed.
+# Bytes of a file, or a member of a tar, that is read whole: 178 megapixels are 715 MB before they are packed, and
+# records of a million parts have less.
 LARGEST_FILE = 1 << 30
-_MOST_WAIT = 30.0  # seconds of a server's Retry-After that are waited for
+_MOST_SERVER_WAIT = 30.0  # seconds of a server's Retry-After that are waited for
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
-_PASSING = frozenset([408, 425, 429])  # of the statuses 400 to 499, which say that a request is wrong
+_PASSING_STATUSES = frozenset([408, 425, 429])  # of the statuses 400 to 499, which say that a request is wrong
 
 
 class PermanentError(OSError):
@@ -54,7 +55,7 @@ class ServerError(OSError):
         self.wait = wait
 
 
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, PermanentError)
+_FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, PermanentError)
 """Failures that trying again does not mend."""
 
 
@@ -87,7 +88,7 @@ def retry(
     Args:
         function: The function.
         delays: Seconds before the 2nd, 3rd, ... call; the last call's exception comes out, as `explain` makes it.
-        final: Exceptions besides `FINAL` that come out at once.
+        final: Exceptions besides `_FINAL_ERRORS` that come out at once.
         url: The file or folder that the function asks for.
         patience: Seconds after the first call from when on a silent store is not called again.
     """
@@ -120,13 +121,13 @@ def find_wait(
         failure: What `explain` returned.
         delay: The least to wait; None once a store was asked often enough.
         begun: `time.monotonic()` of the first call.
-        final: Failures besides `FINAL` that trying again does not mend.
+        final: Failures besides `_FINAL_ERRORS` that trying again does not mend.
         patience: Seconds after `begun` from when on a silent store is not asked again.
     """
     is_silent = isinstance(failure, TimeoutError) and time.monotonic() - begun > patience
-    if delay is None or is_silent or isinstance(failure, (*FINAL, *final)):
+    if delay is None or is_silent or isinstance(failure, (*_FINAL_ERRORS, *final)):
         return None
-    return max(delay, min(failure.wait, _MOST_WAIT)) if isinstance(failure, ServerError) else delay
+    return max(delay, min(failure.wait, _MOST_SERVER_WAIT)) if isinstance(failure, ServerError) else delay
 
 
 def explain(error: BaseException, url: str) -> BaseException:
@@ -159,7 +160,7 @@ def _explain_status(status: int, headers: Mapping[str, str], url: str) -> OSErro
         return FileNotFoundError(text)
     if status in (401, 403):
         return PermissionError(f"{text}: the URL's signature may have expired, or credentials lack the right")
-    if status < 500 and status not in _PASSING:
+    if status < 500 and status not in _PASSING_STATUSES:
         return PermanentError(text)
     wait = headers.get("Retry-After", "")
     return ServerError(text, float(wait) if re.fullmatch(r"\d{1,9}", wait) else 0.0)

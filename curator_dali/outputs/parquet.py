@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMBEDDING",
-    "FORMAT",
-    "METADATA_KEY",
     "STATUSES",
     "ParquetWriter",
     "RowFiles",
@@ -31,17 +29,17 @@ __all__ = [
     "RowSubset",
     "read_embeddings",
     "read_types",
+    "to_numpy",
 ]
 
-FORMAT = 1
-"""Version of what the columns mean; readers refuse another."""
-
-METADATA_KEY = b"curator_dali"
 EMBEDDING = "embedding"
 STATUSES = ("kept", "dropped", "failed")
 
+_FORMAT = 1  # version of what the columns mean; readers refuse another
+_METADATA_KEY = b"curator_dali"
+
 # Every output has these. `tar` and `key`: where the bytes of a kept sample are, if tars are written.
-_BASE = {
+_BASE_COLUMNS = {
     "image_id": "string",
     "image_path": "string",
     "index": "int64",
@@ -53,12 +51,11 @@ _BASE = {
     "tar": "string",
     "key": "string",
 }
-_REQUIRED = ("image_id", "image_path", "index", "status")
-_TYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string", "list<string>", "binary[N]")
-_BINARY = re.compile(r"binary\[([1-9]\d*)\]")
-_BUFFER = 32 << 20  # bytes of a row group, roughly
-
-_HASHES = ("phash", "dhash")
+_REQUIRED_COLUMNS = ("image_id", "image_path", "index", "status")
+_HASH_COLUMNS = ("phash", "dhash")
+_COLUMN_TYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string", "list<string>", "binary[N]")
+_BINARY_TYPE = re.compile(r"binary\[([1-9]\d*)\]")
+_ROW_GROUP_BYTES = 32 << 20  # roughly
 
 
 @dataclass(frozen=True)
@@ -84,10 +81,10 @@ class RowSchema:
 
     def __post_init__(self) -> None:
         for name, kind in self.columns.items():
-            if name in _BASE or name == EMBEDDING or not name:
+            if name in _BASE_COLUMNS or name == EMBEDDING or not name:
                 raise ValueError(f"a column cannot be named {name!r}: every output has one of its own")
-            if kind not in _TYPES[:-1] and not _BINARY.fullmatch(kind):
-                raise ValueError(f"column {name!r}: the type must be one of {', '.join(_TYPES)}, not {kind!r}")
+            if kind not in _COLUMN_TYPES[:-1] and not _BINARY_TYPE.fullmatch(kind):
+                raise ValueError(f"column {name!r}: the type must be one of {', '.join(_COLUMN_TYPES)}, not {kind!r}")
         if self.embedding_dim < 0 or self.embedding_dtype not in ("float16", "float32"):
             raise ValueError(
                 f"embeddings must be float16 or float32 with a positive number of dimensions (0: none), "
@@ -97,21 +94,29 @@ class RowSchema:
     @property
     def names(self) -> list[str]:
         """All columns, in order."""
-        return [*_BASE, *self.columns, *([EMBEDDING] if self.embedding_dim else [])]
+        return [*_BASE_COLUMNS, *self.columns, *([EMBEDDING] if self.embedding_dim else [])]
 
     def to_arrow(self, lineage: Mapping[str, Any] | None = None) -> Any:
         """The `pyarrow.Schema`, with the lineage, the format's and the package's version in its metadata."""
         import pyarrow as pa
 
         fields = [
-            pa.field(name, _arrow_type(kind), nullable=name not in _REQUIRED)
-            for name, kind in (_BASE | dict(self.columns)).items()
+            pa.field(name, _arrow_type(kind), nullable=name not in _REQUIRED_COLUMNS)
+            for name, kind in (_BASE_COLUMNS | dict(self.columns)).items()
         ]
         if self.embedding_dim:
             kind = pa.float16() if self.embedding_dtype == "float16" else pa.float32()
             fields.append(pa.field(EMBEDDING, pa.list_(kind, self.embedding_dim)))
-        about = {"format": FORMAT, "version": __version__, "lineage": dict(lineage or {})}
-        return pa.schema(fields, metadata={METADATA_KEY: json.dumps(about, sort_keys=True).encode()})
+        about = {"format": _FORMAT, "version": __version__, "lineage": dict(lineage or {})}
+        return pa.schema(fields, metadata={_METADATA_KEY: json.dumps(about, sort_keys=True).encode()})
+
+
+def _arrow_type(kind: str) -> Any:
+    import pyarrow as pa
+
+    if match := _BINARY_TYPE.fullmatch(kind):
+        return pa.binary(int(match[1]))
+    return pa.list_(pa.string()) if kind == "list<string>" else getattr(pa, {"bool": "bool_"}.get(kind, kind))()
 
 
 class ParquetWriter:
@@ -141,7 +146,7 @@ class ParquetWriter:
         self.rows = 0
         self._arrow = schema.to_arrow(lineage)
         width = 256 + schema.embedding_dim * np.dtype(schema.embedding_dtype).itemsize
-        self._group = row_group_rows or min(65_536, max(1024, _BUFFER // width))
+        self._group = row_group_rows or min(65_536, max(1024, _ROW_GROUP_BYTES // width))
         self._batches: list[Any] = []
         self._held = 0
         texts = [name for name in schema.names if name != EMBEDDING and "string" in str(self._arrow.field(name).type)]
@@ -228,7 +233,7 @@ class ParquetWriter:
             raise ValueError(
                 f"{self.url} has no columns {unknown}: name them in RowSchema(columns=...); it has {names}"
             )
-        if missing := [name for name in _REQUIRED if name not in rows]:
+        if missing := [name for name in _REQUIRED_COLUMNS if name not in rows]:
             raise ValueError(f"rows need the columns {missing}")
         n = len(rows["image_id"])
         columns = []
@@ -261,14 +266,6 @@ class ParquetWriter:
         return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=mask)
 
 
-def _arrow_type(kind: str) -> Any:
-    import pyarrow as pa
-
-    if match := _BINARY.fullmatch(kind):
-        return pa.binary(int(match[1]))
-    return pa.list_(pa.string()) if kind == "list<string>" else getattr(pa, {"bool": "bool_"}.get(kind, kind))()
-
-
 def _to_array(name: str, values: Sequence[Any] | NDArray[Any], kind: Any) -> Any:
     import pyarrow as pa
 
@@ -285,10 +282,10 @@ def _to_array(name: str, values: Sequence[Any] | NDArray[Any], kind: Any) -> Any
 class RowFiles:
     """The Parquet files of an output, read in order, row after row.
 
+    Perceptual hashes are 16 hexadecimal digits, also those of earlier versions, which stored 64-bit integers.
+
     Args:
         url: An output folder (its finished parts, in order; without a manifest all `*.parquet` by name), or one file.
-
-    Perceptual hashes are 16 hexadecimal digits, also those of earlier versions, which stored 64-bit integers.
 
     Attributes:
         files: Their paths or URLs.
@@ -301,14 +298,12 @@ class RowFiles:
     """
 
     def __init__(self, url: str) -> None:
-        import pyarrow.parquet as pq
-
         self.files = _find(url)
         if not self.files:
             raise OutputError(f"{url} has no rows: it is no output of a curation, or of one that has finished no part")
         with store.open_input(self.files[0]) as file:
-            self.schema = _spelt_schema(_checked(self.files[0], pq, file).schema_arrow)
-        about = parse_json((self.schema.metadata or {})[METADATA_KEY])
+            self.schema = _spelt_schema(_open_parquet(self.files[0], file).schema_arrow)
+        about = parse_json((self.schema.metadata or {})[_METADATA_KEY])
         self.lineage: dict[str, Any] = about["lineage"]
         kind = self.schema.field(EMBEDDING).type if EMBEDDING in self.schema.names else None
         self.embedding_dim: int = 0 if kind is None else kind.list_size
@@ -328,12 +323,10 @@ class RowFiles:
 
     def counts(self) -> list[int]:
         """Number of rows of each file."""
-        import pyarrow.parquet as pq
-
         found = []
         for url in self.files:
             with store.open_input(url) as file:
-                found.append(int(_checked(url, pq, file).metadata.num_rows))
+                found.append(int(_open_parquet(url, file).metadata.num_rows))
         return found
 
     def batches(self, columns: Sequence[str] | None = None, *, rows: int = 65_536) -> Iterator[Any]:
@@ -347,13 +340,12 @@ class RowFiles:
             OutputError: A column is missing, or a file is of another format, of another schema, or damaged.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         if columns is not None:
             self.require(columns)
         for url in self.files:
             with store.open_input(url) as file:
-                parquet = _checked(url, pq, file)
+                parquet = _open_parquet(url, file)
                 if not _spelt_schema(parquet.schema_arrow).equals(self.schema):
                     raise OutputError(f"{url} has other columns than {self.files[0]}: they are of different runs")
                 try:
@@ -433,10 +425,8 @@ def read_types(url: str) -> dict[str, Any]:
     Raises:
         OutputError: It is damaged, or of another format.
     """
-    import pyarrow.parquet as pq
-
     with store.open_input(url) as file:
-        return {field.name: field.type for field in _checked(url, pq, file).schema_arrow}
+        return {field.name: field.type for field in _open_parquet(url, file).schema_arrow}
 
 
 def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -453,11 +443,10 @@ def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         OutputError: It is damaged, or of another format; a row has no embedding.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     blocks, at = [], 0
     with store.open_input(url) as file:
-        parquet = _checked(url, pq, file)
+        parquet = _open_parquet(url, file)
         dim = parquet.schema_arrow.field(EMBEDDING).type.list_size
         for number in range(parquet.num_row_groups):
             count = parquet.metadata.row_group(number).num_rows
@@ -489,6 +478,43 @@ def to_numpy(column: Any) -> NDArray[Any]:
     return array
 
 
+def _find(url: str) -> list[str]:
+    if url.endswith(".parquet"):
+        return [url]
+    folder = url.rstrip("/") if is_remote(url) else url
+    if store.read(join(folder, "_manifest/run.json")) is not None:
+        parts = Manifest.load(folder).parts()
+        names = [file.name for part in parts for file in part.files if file.name.endswith(".parquet")]
+    else:
+        names = sorted(name for name in store.listing(folder) if name.endswith(".parquet") and name[0] != ".")
+    return [join(folder, name) for name in names]
+
+
+def _open_parquet(url: str, file: Any) -> Any:
+    """The opened file, if it is one of ours and of this format."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise OutputError(f"{url} is no Parquet file, or damaged: {error}") from error
+    about = (parquet.schema_arrow.metadata or {}).get(_METADATA_KEY)
+    if about is None:
+        raise OutputError(f"{url} was not written by a curation: its metadata has no {_METADATA_KEY.decode()!r}")
+    try:
+        found = parse_json(about)
+        version, format = found.get("version"), found["format"]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise OutputError(f"{url} is damaged: its metadata {_METADATA_KEY.decode()!r}: {error!r}") from error
+    if format != _FORMAT:
+        raise OutputError(
+            f"{url} was written in format {format} by curator_dali {version}; this version "
+            f"reads format {_FORMAT}: use that version, or curate again"
+        )
+    return parquet
+
+
 def _spelt_schema(schema: Any) -> Any:
     """A schema in which perceptual hashes are text."""
     import pyarrow as pa
@@ -513,40 +539,4 @@ def _spell_hashes(batch: Any) -> Any:
 
 def _places_of_integers(schema: Any) -> list[int]:
     """Places of the perceptual hashes that are integers, as earlier versions wrote them."""
-    return [place for place, field in enumerate(schema) if field.name in _HASHES and str(field.type) == "uint64"]
-
-
-def _find(url: str) -> list[str]:
-    if url.endswith(".parquet"):
-        return [url]
-    folder = url.rstrip("/") if is_remote(url) else url
-    if store.read(join(folder, "_manifest/run.json")) is not None:
-        parts = Manifest.load(folder).parts()
-        names = [file.name for part in parts for file in part.files if file.name.endswith(".parquet")]
-    else:
-        names = sorted(name for name in store.listing(folder) if name.endswith(".parquet") and name[0] != ".")
-    return [join(folder, name) for name in names]
-
-
-def _checked(url: str, pq: Any, file: Any) -> Any:
-    """The opened file, if it is one of ours and of this format."""
-    import pyarrow as pa
-
-    try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise OutputError(f"{url} is no Parquet file, or damaged: {error}") from error
-    about = (parquet.schema_arrow.metadata or {}).get(METADATA_KEY)
-    if about is None:
-        raise OutputError(f"{url} was not written by a curation: its metadata has no {METADATA_KEY.decode()!r}")
-    try:
-        found = parse_json(about)
-        version, format = found.get("version"), found["format"]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise OutputError(f"{url} is damaged: its metadata {METADATA_KEY.decode()!r}: {error!r}") from error
-    if format != FORMAT:
-        raise OutputError(
-            f"{url} was written in format {format} by curator_dali {version}; this version "
-            f"reads format {FORMAT}: use that version, or curate again"
-        )
-    return parquet
+    return [place for place, field in enumerate(schema) if field.name in _HASH_COLUMNS and str(field.type) == "uint64"]

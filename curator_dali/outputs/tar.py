@@ -15,57 +15,14 @@ from curator_dali.io import AtomicFile, Written, explained, join, printable
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CURATION", "ShardedTarWriter", "TarWriter", "written_key"]
+__all__ = ["CURATION", "ShardedTarWriter", "TarWriter", "tar_header", "to_json", "written_key"]
 
 CURATION = "curation.json"
 """Extension of the member that a curation adds to a sample."""
 
-_BLOCK = 512
+_BLOCK = 512  # bytes, of which each member fills whole ones
 _RECORD = 20 * _BLOCK  # tars are padded to it
-_USUAL_KEY = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
 _ZEROS = bytes(_RECORD)
-_LARGEST = 8 << 30  # what 11 octal digits can say
-
-# A USTAR header of a regular file but for its name, size and checksum: mode 0644, owner 0, time 0.
-_TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-_PLAIN_SUM = sum(_TEMPLATE[:148]) + 8 * 32 + sum(_TEMPLATE[156:]) - sum(_TEMPLATE[124:136])
-
-
-def tar_header(name: str, size: int) -> bytes:
-    """The header of a regular file, the same bytes whoever writes it and whenever.
-
-    USTAR where the name is ASCII and fits (100 bytes, or 255 that can be split at a slash) and the size is below 8 GiB;
-    else a PAX header comes first.
-    """
-    encoded = name.encode("ascii", "replace") if name.isascii() else b""
-    if 0 < len(encoded) <= 100 and size < _LARGEST:
-        digits = b"%011o\0" % size
-        total = _PLAIN_SUM + sum(encoded) + sum(digits)
-        return b"".join((encoded.ljust(124, b"\0")[:100], _TEMPLATE[100:124], digits, _TEMPLATE[136:148],
-                         b"%06o\0 " % total, _TEMPLATE[156:]))  # fmt: skip
-    info = tarfile.TarInfo(name)
-    info.size = size
-    if encoded and size < _LARGEST:
-        try:
-            return info.tobuf(tarfile.USTAR_FORMAT)
-        except ValueError:  # no slash to split it at
-            pass
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
-
-
-def written_key(key: str) -> str:
-    r"""The key that a sample is written under: its own, unless readers would split or refuse that.
-
-    WebDataset takes a key to end at the first dot of the last component, and passes over names that begin with one, so
-    `cats/1.jpg` (a key of a folder with `1.jpg` and `1.png`) becomes `cats/1_jpg`. Leading slashes and `..` would leave
-    the folder that a tar is unpacked in; empty components and `.` (`./a` in tars of `.`) say nothing. What is no UTF-8
-    shows as `\xNN`.
-    """
-    if _USUAL_KEY.fullmatch(key):
-        return key
-    *folders, last = printable(key).replace("\0", "_").split("/")
-    kept = [name if name.strip(".") else "_" * len(name) for name in folders if name not in ("", ".")]
-    return "/".join([*kept, last.replace(".", "_") or "_"])
 
 
 class TarWriter:
@@ -249,6 +206,60 @@ class ShardedTarWriter:
             self.extensions += tar.extensions
 
 
+_USUAL_KEY = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
+
+
+def written_key(key: str) -> str:
+    r"""The key that a sample is written under: its own, unless readers would split or refuse that.
+
+    WebDataset takes a key to end at the first dot of the last component, and passes over names that begin with one, so
+    `cats/1.jpg` (a key of a folder with `1.jpg` and `1.png`) becomes `cats/1_jpg`. Leading slashes and `..` would leave
+    the folder that a tar is unpacked in; empty components and `.` (`./a` in tars of `.`) say nothing. What is no UTF-8
+    shows as `\xNN`.
+    """
+    if _USUAL_KEY.fullmatch(key):
+        return key
+    *folders, last = printable(key).replace("\0", "_").split("/")
+    kept = [name if name.strip(".") else "_" * len(name) for name in folders if name not in ("", ".")]
+    return "/".join([*kept, last.replace(".", "_") or "_"])
+
+
+def _append(parts: list[bytes | memoryview], name: str, data: Any) -> None:
+    view = data if type(data) is bytes else memoryview(data).cast("B")
+    parts += (tar_header(name, len(view)), view)
+    if padding := -len(view) % _BLOCK:
+        parts.append(_ZEROS[:padding])
+
+
+_LARGEST_MEMBER = 8 << 30  # what 11 octal digits can say
+
+# A USTAR header of a regular file but for its name, size and checksum: mode 0644, owner 0, time 0.
+_TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+_PLAIN_SUM = sum(_TEMPLATE[:148]) + 8 * 32 + sum(_TEMPLATE[156:]) - sum(_TEMPLATE[124:136])
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The header of a regular file, the same bytes whoever writes it and whenever.
+
+    USTAR where the name is ASCII and fits (100 bytes, or 255 that can be split at a slash) and the size is below 8 GiB;
+    else a PAX header comes first.
+    """
+    encoded = name.encode("ascii", "replace") if name.isascii() else b""
+    if 0 < len(encoded) <= 100 and size < _LARGEST_MEMBER:
+        digits = b"%011o\0" % size
+        total = _PLAIN_SUM + sum(encoded) + sum(digits)
+        return b"".join((encoded.ljust(124, b"\0")[:100], _TEMPLATE[100:124], digits, _TEMPLATE[136:148],
+                         b"%06o\0 " % total, _TEMPLATE[156:]))  # fmt: skip
+    info = tarfile.TarInfo(name)
+    info.size = size
+    if encoded and size < _LARGEST_MEMBER:
+        try:
+            return info.tobuf(tarfile.USTAR_FORMAT)
+        except ValueError:  # no slash to split it at
+            pass
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
 def to_json(fields: Mapping[str, Any]) -> bytes:
     """JSON of fields, NaN and infinities as null.
 
@@ -259,13 +270,6 @@ def to_json(fields: Mapping[str, Any]) -> bytes:
         return json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_plain).encode("utf-8", "replace")
     except (ValueError, TypeError):
         return json.dumps(_finite(fields), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-
-
-def _append(parts: list[bytes | memoryview], name: str, data: Any) -> None:
-    view = data if type(data) is bytes else memoryview(data).cast("B")
-    parts += (tar_header(name, len(view)), view)
-    if padding := -len(view) % _BLOCK:
-        parts.append(_ZEROS[:padding])
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,6 @@ from curator_dali.sampling.order import (
     Shuffle,
     ShuffledOrder,
     mix,
-    permute,
     uniforms,
 )
 
@@ -35,7 +34,6 @@ __all__ = [
     "Shuffle",
     "ShuffledOrder",
     "mix",
-    "permute",
     "quantise",
     "uniforms",
 ]

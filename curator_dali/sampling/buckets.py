@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.sampling.order import Order, Shard, permute
 
-__all__ = ["UNKNOWN", "BucketedOrder", "Buckets"]
+__all__ = ["BucketedOrder", "Buckets"]
 
-UNKNOWN = 255
-"""Stands for the bucket of an image whose size is not known. A sample's bucket is one byte."""
-
-_CHUNK = 1 << 20  # positions looked up at once
+_UNKNOWN = 255  # the bucket of an image whose size is not known: a sample's bucket is one byte
+_POSITIONS_AT_ONCE = 1 << 20
 
 
 @checked
@@ -43,8 +41,8 @@ class Buckets:
             if not (pair and all(isinstance(n, (int, np.integer)) and n > 0 and n is not True for n in size)):
                 raise ValueError(f"Buckets: {size!r} is no size; give (height, width) in pixels, as (512, 768)")
         sizes = tuple((int(height), int(width)) for height, width in self.sizes)
-        if not 0 < len(set(sizes)) == len(sizes) <= UNKNOWN:
-            raise ValueError(f"Buckets needs 1 to {UNKNOWN} different sizes, not {list(sizes)}")
+        if not 0 < len(set(sizes)) == len(sizes) <= _UNKNOWN:
+            raise ValueError(f"Buckets needs 1 to {_UNKNOWN} different sizes, not {list(sizes)}")
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "_logs", tuple(float(np.log(width / height)) for height, width in sizes))
 
@@ -85,7 +83,7 @@ class Buckets:
             (N,) uint8 numbers of buckets; 255 where the size is unknown.
         """
         known = (sizes > 0).all(axis=1)
-        found = np.full(len(sizes), UNKNOWN, np.uint8)
+        found = np.full(len(sizes), _UNKNOWN, np.uint8)
         logs = np.log(sizes[known, 1] / sizes[known, 0])
         found[known] = np.abs(logs[:, None] - np.array(self._logs)).argmin(axis=1)
         return found
@@ -200,9 +198,9 @@ class BucketedOrder(Order):
         with self._lock:
             if self._groups is None:
                 groups = self._find()
-                known = groups[groups != UNKNOWN]
+                known = groups[groups != _UNKNOWN]
                 commonest = int(np.bincount(known).argmax()) if len(known) else 0
-                self._groups = np.where(groups == UNKNOWN, np.uint8(commonest), groups)
+                self._groups = np.where(groups == _UNKNOWN, np.uint8(commonest), groups)
             if self._plan is None or self._plan.epoch != epoch:
                 self._plan = None  # its memory first
                 self._plan = _Plan(self._base, self._groups, len(self._buckets.sizes), epoch, *self._cut(epoch))
@@ -238,8 +236,8 @@ class _Plan:
         self.epoch = epoch
         n = base.num_samples
         found = np.empty(n, np.uint8)
-        for first in range(0, n, _CHUNK):
-            positions = np.arange(first, min(first + _CHUNK, n), dtype=np.int64)
+        for first in range(0, n, _POSITIONS_AT_ONCE):
+            positions = np.arange(first, min(first + _POSITIONS_AT_ONCE, n), dtype=np.int64)
             found[first : first + len(positions)] = groups[base.indices(positions, epoch) % max(1, len(groups))]
         # base positions, by bucket; a stable sort of bytes is a counting sort
         self._members = np.argsort(found, kind="stable").astype(np.uint32 if n < 2**32 else np.int64)

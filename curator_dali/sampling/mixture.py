@@ -15,7 +15,7 @@ __all__ = ["MixedOrder", "quantise"]
 
 _PERIODS = (1000, 10_000, 100_000)  # how finely weights are told apart; each is tried until no weight is lost
 _TOLERANCE = 0.005  # of a weight, by which its quantised share may differ
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment, the odd integer nearest to 2**64 / golden ratio
+_SPLITMIX_STEP = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64: the odd integer nearest to 2**64 / golden ratio
 
 
 def quantise(weights: Mapping[str, float]) -> dict[str, int]:
@@ -128,8 +128,8 @@ class MixedOrder(Order):
     def _permutations(self, periods: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
         """A permutation of the slots for each of some periods, (P, slots): their order by a keyed hash."""
         with np.errstate(over="ignore"):
-            keys = mix(periods.astype(np.uint64) * _STEP + np.uint64(seed % 2**64))
-            hashes = mix(keys[:, None] + np.arange(len(self._source), dtype=np.uint64) * _STEP)
+            keys = mix(periods.astype(np.uint64) * _SPLITMIX_STEP + np.uint64(seed % 2**64))
+            hashes = mix(keys[:, None] + np.arange(len(self._source), dtype=np.uint64) * _SPLITMIX_STEP)
         return np.argsort(hashes, axis=1, kind="stable")
 
 

@@ -1,9 +1,9 @@
 """What is alike: hashes and digests, near hashes, cosines of embeddings, groups. Pure functions on arrays.
 
 Exact duplicates are `same_digests` of `content_hash` or `pixel_hash`; near ones are `near_pairs` of `phash` or `dhash`;
-semantic ones are `similar_pairs` of embeddings. `group` makes groups of pairs and says what to keep, `combine`
-does so for several ways of being alike at once. `pairs_between`,
-`near_between` and `nearest` compare one set with another and never a set with itself.
+semantic ones are `similar_pairs` of embeddings. `group` makes groups of pairs and says what to keep, `combine` does so
+for several ways of being alike at once. `pairs_between`, `near_between` and `nearest` compare one set with another and
+never a set with itself.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from curator_dali.similarity.hashes import (
     content_hash,
     dhash,
     find_comparable,
-    from_hex,
-    grey,
     hash_images,
     phash,
     pixel_hash,
@@ -85,8 +83,6 @@ __all__ = [
     "few",
     "find_clusters",
     "find_comparable",
-    "from_hex",
-    "grey",
     "group",
     "hash_images",
     "join",

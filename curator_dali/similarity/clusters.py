@@ -41,80 +41,160 @@ __all__ = [
     "few",
     "find_clusters",
     "join_cluster",
-    "join_clustered",
-    "join_clustered_self",
     "kmeans",
-    "make_clusters",
     "must_join_all",
     "pairs_between",
-    "sampled_rows",
     "similar_pairs",
     "split_limit",
 ]
 
-_PER_CLUSTER = 64  # rows of the sample for each centroid; faiss asks for 39 at least
-_BLOCK = 4096
-
 _RECALL = 0.998  # of pairs at the threshold; those above it are nearer to each other and meet more surely
-_PLANTED = 4096  # pairs that the margin is measured with
-_ASSIGN = 2**22  # cosines to centroids at once: 16 MB
-_SPLIT = 8  # a cluster so many times the mean is divided again, from this many rows on:
-_SPLIT_FROM = 8192
+_SPLIT = 8  # a cluster so many times the mean is divided again
+_SPLIT_FROM = 8192  # rows; a cluster of fewer is not
+
+_ROWS_PER_CLUSTER = 64  # rows of the sample for each centroid; faiss asks for 39 at least
+_SAMPLE_BLOCK = 4096  # rows of the sample at once
+_PLANTED_PAIRS = 4096  # pairs that the margin is measured with
+_COSINES_AT_ONCE = 2**22  # to centroids: 16 MB
 
 
-def kmeans(vectors: Vectors, clusters: int, *, seed: int = 0, iterations: int = 8) -> torch.Tensor:
-    """Lloyd's iterations for the cosine, from distinct random rows, on a random sample of 64 rows a cluster.
+def similar_pairs(
+    embeddings: Any,
+    threshold: float,
+    *,
+    exact: bool | None = None,
+    clusters: Clusters | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    max_pairs: int = MAX_PAIRS,
+    progress: Progress | None = None,
+) -> Pairs:
+    """Pairs of rows with a cosine of `threshold` or more, each of them checked: precision is 1.
 
-    A centroid that loses all its rows takes the row that is served worst. The same seed gives the same centroids on
-    the same device and number of threads.
+    Few rows (30,000 on a CPU, 500,000 on a GPU) are compared with all others and nothing is missed. Of more, at least
+    99% of the pairs are found (more of those well above the threshold), in time that grows as N^1.5.
 
     Args:
-        vectors: N rows.
-        clusters: How many centroids, 1 to N.
-        seed: For the sample.
-        iterations: Passes over the sample.
-
-    Returns:
-        (clusters, D) float32, of length 1, on the vectors' device.
+        embeddings: (N, D) floats, of any length but zero; numpy, a mapped file, or torch on any device.
+        threshold: In (0, 1].
+        exact: True compares all, False uses clusters; None goes by the number.
+        clusters: Those of these rows, of `divide`, where they are known already.
+        seed: Of the clusters. The same seed finds the same pairs on the same device.
+        device: Where to compute; None: where the embeddings lie.
+        max_pairs: More pairs than these are an error.
+        progress: Called with parts done and parts in all.
 
     Raises:
-        ValueError: `clusters` is below 1 or above N.
+        ValueError: As `as_vectors` and `check_threshold` do, or the clusters are of other rows or a higher threshold.
+        TooManyPairs: More than `max_pairs` pairs.
     """
-    import torch
-
-    if not 1 <= clusters <= len(vectors):
-        raise ValueError(f"{clusters} clusters of {len(vectors)} rows were asked for; 1 to as many as there are rows")
-    rows = sampled_rows(len(vectors), clusters, seed)
-    count = len(rows)
-    centroids = vectors.unit(np.sort(rows[:clusters]))
-    sample = vectors.unit(np.sort(rows)) if count * vectors.dim <= 2**28 else None  # 1 GB at most
-    rows = np.sort(rows)
-    for _ in range(iterations):
-        sums = torch.zeros_like(centroids)
-        filled = torch.zeros(clusters, dtype=torch.bool, device=centroids.device)
-        worst: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for block in blocks(count, _BLOCK):
-            part = vectors.unit(rows[block]) if sample is None else sample[block]
-            best, label = (part @ centroids.T).max(dim=1)
-            # a product, not index_add_, whose sums on a GPU come in any order
-            sums += torch.nn.functional.one_hot(label, clusters).to(part.dtype).T @ part
-            filled[label] = True
-            low = best.topk(min(16, len(best)), largest=False)
-            worst.append((low.values, part[low.indices]))
-        empty = torch.nonzero(~filled | (sums.norm(dim=1) < 1e-6))[:, 0]
-        if len(empty):
-            values, candidates = (torch.cat(column) for column in zip(*worst, strict=True))
-            chosen = candidates[values.sort(stable=True).indices[: len(empty)]]
-            empty = empty[: len(chosen)]
-            sums[empty] = chosen
-        lengths = sums.norm(dim=1, keepdim=True)
-        centroids = torch.where(lengths > 0, sums / lengths.clamp_min(1e-30), centroids)
-    return centroids
+    check_threshold(threshold)
+    vectors = as_vectors(embeddings, device=device)
+    same = same_rows(vectors)
+    rows = np.flatnonzero(same == np.arange(len(same)))
+    found = Collector(max_pairs)
+    if clusters is not None:
+        _check(clusters, vectors, threshold)
+    if exact or (exact is None and clusters is None and few(len(rows), len(rows), vectors.device)) or len(rows) < 2:
+        join_self(found, vectors, rows, threshold, progress=progress)
+        return found.pairs(same)
+    different = vectors.subset(rows)
+    known = find_clusters(different, threshold, seed=seed) if clusters is None else clusters.of(rows)
+    inner = Collector(max_pairs)
+    _join_clustered_self(inner, different, known, threshold, seed=seed, progress=progress)
+    pairs = inner.pairs()
+    return Pairs(rows[pairs.first], rows[pairs.second], pairs.value, same)
 
 
-def sampled_rows(count: int, clusters: int, seed: int) -> NDArray[np.int64]:
-    """The rows that `kmeans` looks at of `count`, in no order: 64 for each cluster, or all."""
-    return np.random.default_rng(seed).choice(count, min(count, _PER_CLUSTER * clusters), replace=False)
+def pairs_between(
+    queries: Any,
+    embeddings: Any,
+    threshold: float,
+    *,
+    exact: bool | None = None,
+    clusters: Clusters | None = None,
+    device: str | None = None,
+    max_pairs: int = MAX_PAIRS,
+    progress: Progress | None = None,
+) -> Pairs:
+    """Pairs of a row of one set and a row of another: test against training set, new rows against those kept earlier.
+
+    What it costs goes with the number of `queries`; rows of `embeddings` are never compared with each other.
+
+    Args:
+        queries: (Q, D) floats.
+        embeddings: (N, D) floats.
+        threshold: In (0, 1].
+        exact: True compares all; None does so unless `clusters` are given.
+        clusters: Those of `embeddings`, of `divide`. They find 99% of the pairs at the threshold.
+        device: Where to compute; None: where the embeddings lie.
+        max_pairs: More pairs than these are an error.
+        progress: Called with parts done and parts in all.
+
+    Returns:
+        Pairs of rows of `queries` (first) and of `embeddings` (second).
+
+    Raises:
+        ValueError: The sets differ in width, or as `similar_pairs`.
+        TooManyPairs: More than `max_pairs` pairs.
+    """
+    check_threshold(threshold)
+    right = as_vectors(embeddings, device=device)
+    left = as_vectors(queries, device=device or right.device, name="queries", width=right.dim)
+    found = Collector(max_pairs, within=False)
+    if exact or clusters is None:
+        join(found, left, np.arange(len(left)), right, np.arange(len(right)), threshold, progress)
+    else:
+        _check(clusters, right, threshold)
+        _join_clustered(found, left, right, clusters, threshold, progress)
+    return found.pairs()
+
+
+def divide(
+    embeddings: Any,
+    threshold: float,
+    *,
+    clusters: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Clusters:
+    """Divide a set into clusters, once, for `similar_pairs` and for `pairs_between` in later runs.
+
+    Args:
+        embeddings: (N, D) floats, N at least 1.
+        threshold: The lowest cosine that will be asked for.
+        clusters: How many; None: about the square root of N, which balances the cost of assigning with that of joining.
+        seed: The same one gives the same clusters on the same device.
+        device: Where to compute; None: where the embeddings lie.
+        progress: Called with rows done and rows in all.
+
+    Raises:
+        ValueError: No rows, or as `as_vectors` and `check_threshold` do.
+    """
+    check_threshold(threshold)
+    vectors = as_vectors(embeddings, device=device)
+    if not len(vectors):
+        raise ValueError("no rows, so there is nothing to divide into clusters")
+    found = find_clusters(vectors, threshold, count=clusters, seed=seed)
+    return replace(found, primary=_primary(vectors, _to(vectors, found), progress))
+
+
+def few(rows: int, others: int, device: str) -> bool:
+    """Whether all products of so many rows with so many others cost less than making clusters would."""
+    return rows * others <= (30_000**2 if device == "cpu" else 500_000**2)
+
+
+def _check(clusters: Clusters, vectors: Vectors, threshold: float) -> None:
+    if clusters.centroids.shape[1] != vectors.dim or len(clusters.primary) != len(vectors):
+        raise ValueError(
+            f"the clusters are of {len(clusters.primary)} rows of {clusters.centroids.shape[1]} columns, the "
+            f"embeddings are {len(vectors)} of {vectors.dim}: divide these, or take a part with Clusters.of"
+        )
+    if threshold < clusters.threshold:
+        raise ValueError(
+            f"the clusters were made for cosines of {clusters.threshold} and more, not {threshold}: divide again"
+        )
 
 
 @dataclass(frozen=True)
@@ -158,162 +238,7 @@ class Clusters:
         return rows, bounds
 
 
-def make_clusters(
-    vectors: Vectors,
-    threshold: float,
-    *,
-    count: int | None = None,
-    seed: int = 0,
-    recall: float = _RECALL,
-    progress: Progress | None = None,
-) -> Clusters:
-    """Divide a set for the search of pairs with a cosine of `threshold` or more.
-
-    Args:
-        vectors: N rows, at least one.
-        threshold: In (0, 1].
-        count: Clusters; None: about the square root of N, which balances the cost of assigning with that of joining.
-        seed: For the sample and the planted pairs.
-        recall: Share of pairs at exactly the threshold that are to meet.
-        progress: Called with rows assigned and rows in all.
-    """
-    clusters = find_clusters(vectors, threshold, count=count, seed=seed, recall=recall)
-    centroids = _to(vectors, clusters)
-    return replace(clusters, primary=_primary(vectors, centroids, progress))
-
-
-def find_clusters(
-    vectors: Vectors, threshold: float, *, count: int | None = None, seed: int = 0, recall: float = _RECALL
-) -> Clusters:
-    """The division of `make_clusters`, of a sample of the rows: no row is assigned yet.
-
-    Args:
-        vectors: N rows, at least one; only `drawn_rows` are read.
-        threshold: As in `make_clusters`, and so are the others.
-        count: Clusters.
-        seed: For the sample and the planted pairs.
-        recall: Share of pairs that are to meet.
-    """
-    centroids = kmeans(vectors, count or _count(len(vectors)), seed=seed)
-    margin, reach, looked_at = _margins(vectors, centroids, threshold, seed, recall)
-    return Clusters(centroids.cpu().numpy(), np.empty(0, np.int32), threshold, margin, reach, looked_at)
-
-
-def drawn_rows(count: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """The rows that `find_clusters` reads of `count` rows, ascending."""
-    sampled, planted = sampled_rows(count, _count(count), seed), _planted_rows(count, seed)
-    return np.unique(np.concatenate([sampled, planted.ravel()]))
-
-
-def assign_rows(clusters: int) -> int:
-    """Rows whose cosines to all centroids are computed at once."""
-    return max(1, _ASSIGN // clusters)
-
-
-def assign(
-    unit: torch.Tensor, centroids: torch.Tensor, margin: float
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
-    """Where the rows of a block belong, and in which clusters they are looked at.
-
-    Args:
-        unit: (n, D) float32 of length 1, on the centroids' device.
-        centroids: (K, D).
-        margin: How much worse than a row's best centroid another may be.
-
-    Returns:
-        (n,) the best centroid of each row; (M,) rows of the block, ascending, and (M,) clusters that they are near.
-    """
-    import torch
-
-    scores = unit @ centroids.T
-    best, primary = scores.max(dim=1, keepdim=True)
-    hits = torch.nonzero(scores >= best - margin).cpu().numpy()
-    return primary[:, 0].cpu().numpy().astype(np.int32), hits[:, 0], hits[:, 1].astype(np.int32)
-
-
-def _count(rows: int) -> int:
-    return max(1, min(rows, round(math.sqrt(rows))))
-
-
-def _to(vectors: Vectors, clusters: Clusters) -> torch.Tensor:
-    """The centroids where the vectors are."""
-    import torch
-
-    return torch.from_numpy(clusters.centroids).to(vectors.device)
-
-
-def _primary(vectors: Vectors, centroids: torch.Tensor, progress: Progress | None = None) -> NDArray[np.int32]:
-    """The best centroid of every row."""
-    primary = np.empty(len(vectors), np.int32)
-    for block in blocks(len(vectors), assign_rows(len(centroids))):
-        primary[block] = (vectors.unit(block) @ centroids.T).argmax(dim=1).cpu().numpy()
-        if progress:
-            progress(block.stop, len(vectors))
-    return primary
-
-
-def _planted_rows(count: int, seed: int) -> NDArray[np.int64]:
-    """(3, P): a row, and two whose difference is a direction to move it in."""
-    return np.random.default_rng([seed, 1]).integers(count, size=(3, _PLANTED))
-
-
-def _margins(
-    vectors: Vectors, centroids: torch.Tensor, threshold: float, seed: int, recall: float
-) -> tuple[float, float, float]:
-    """Margin and reach that let `recall` of planted pairs meet, and how many clusters are within the margin."""
-    import torch
-
-    if len(centroids) == 1:
-        return 0.0, 0.0, 1.0
-    row, one, other = (vectors.unit(rows) for rows in _planted_rows(len(vectors), seed))
-    away = one - other
-    # equal rows, or one beside the row itself: any direction will do
-    noise = np.random.default_rng([seed, 2]).standard_normal(tuple(away.shape), np.float32)
-    away += 1e-4 * torch.from_numpy(noise).to(away.device)
-    away = torch.nn.functional.normalize(away - (away * row).sum(1, keepdim=True) * row)
-    moved = threshold * row + max(0.0, 1 - threshold**2) ** 0.5 * away
-    scores, moved_scores = row @ centroids.T, moved @ centroids.T
-    best, home = scores.max(dim=1)
-    moved_best, moved_home = moved_scores.max(dim=1)
-    here = best - scores.gather(1, moved_home[:, None])[:, 0]
-    there = moved_best - moved_scores.gather(1, home[:, None])[:, 0]
-    margin = float(torch.quantile(torch.minimum(here, there), recall)) + 1e-6
-    reach = float(torch.quantile(torch.cat([here, there]), recall)) + 1e-6
-    return margin, reach, float((scores >= best[:, None] - margin).sum(dim=1, dtype=torch.float32).mean())
-
-
-def _near(
-    vectors: Vectors, centroids: torch.Tensor, margin: float
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
-    """(M,) rows of every cluster, those whose best one is no more than the margin better; bounds; (N,) the best one."""
-    rows: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
-    numbers: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
-    primary = np.empty(len(vectors), np.int32)
-    for block in blocks(len(vectors), assign_rows(len(centroids))):
-        primary[block], row, number = assign(vectors.unit(block), centroids, margin)
-        rows.append((row + block.start).astype(np.int32))
-        numbers.append(number)
-    members, bounds = by_cluster(np.concatenate(rows), np.concatenate(numbers), len(centroids))
-    return members, bounds, primary
-
-
-def by_cluster(rows: NDArray[Any], numbers: NDArray[np.int32], count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Rows in the order of the `count` clusters that they are near, ascending in each; (count + 1,) bounds of these."""
-    order = np.argsort(numbers, kind="stable")
-    return rows[order], np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=count))])
-
-
-def split_limit(near: int, count: int) -> int:
-    """Rows from which on a cluster is divided again, where `near` are looked at in `count` clusters."""
-    return int(max(_SPLIT_FROM, _SPLIT * near // count))
-
-
-def must_join_all(clusters: Clusters) -> bool:
-    """Whether the threshold is so low for the data that most clusters would have to be looked at for a row."""
-    return 3 * clusters.looked_at > len(clusters.centroids)
-
-
-def join_clustered_self(
+def _join_clustered_self(
     found: Collector,
     vectors: Vectors,
     clusters: Clusters,
@@ -331,7 +256,7 @@ def join_clustered_self(
     Args:
         found: Takes the pairs; the collector orders the two rows of each.
         vectors: The set that the clusters were made of.
-        clusters: From `make_clusters`, or from `find_clusters`.
+        clusters: From `divide`, or from `find_clusters`.
         threshold: The cosine that a pair must have, not below the clusters'.
         seed: For dividing again.
         progress: Called with clusters done and clusters in all.
@@ -378,14 +303,14 @@ def join_cluster(
     if len(members) > limit and depth < 3:
         inner, part = Collector(found.max_pairs), vectors.subset(members)
         again = find_clusters(part, threshold, seed=seed)
-        join_clustered_self(inner, part, again, threshold, seed=seed, depth=depth + 1)
+        _join_clustered_self(inner, part, again, threshold, seed=seed, depth=depth + 1)
         pairs = inner.pairs()
         found.add(members[pairs.first], members[pairs.second], pairs.value)
     elif len(members) > 1:
         join_self(found, vectors, members[own], threshold, border=members[~own])
 
 
-def join_clustered(
+def _join_clustered(
     found: Collector,
     left: Vectors,
     right: Vectors,
@@ -408,139 +333,187 @@ def join_clustered(
             progress(number + 1, count)
 
 
-def few(rows: int, others: int, device: str) -> bool:
-    """Whether all products of so many rows with so many others cost less than making clusters would."""
-    return rows * others <= (30_000**2 if device == "cpu" else 500_000**2)
+def must_join_all(clusters: Clusters) -> bool:
+    """Whether the threshold is so low for the data that most clusters would have to be looked at for a row."""
+    return 3 * clusters.looked_at > len(clusters.centroids)
 
 
-def similar_pairs(
-    embeddings: Any,
-    threshold: float,
-    *,
-    exact: bool | None = None,
-    clusters: Clusters | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
-) -> Pairs:
-    """Pairs of rows with a cosine of `threshold` or more, each of them checked: precision is 1.
+def split_limit(near: int, count: int) -> int:
+    """Rows from which on a cluster is divided again, where `near` are looked at in `count` clusters."""
+    return int(max(_SPLIT_FROM, _SPLIT * near // count))
 
-    Few rows (30,000 on a CPU, 500,000 on a GPU) are compared with all others and nothing is missed. Of more, at least
-    99% of the pairs are found (more of those well above the threshold), in time that grows as N^1.5.
+
+def find_clusters(
+    vectors: Vectors, threshold: float, *, count: int | None = None, seed: int = 0, recall: float = _RECALL
+) -> Clusters:
+    """The division of `divide`, of a sample of the rows: no row is assigned yet.
 
     Args:
-        embeddings: (N, D) floats, of any length but zero; numpy, a mapped file, or torch on any device.
-        threshold: In (0, 1].
-        exact: True compares all, False uses clusters; None goes by the number.
-        clusters: Those of these rows, of `divide`, where they are known already.
-        seed: Of the clusters. The same seed finds the same pairs on the same device.
-        device: Where to compute; None: where the embeddings lie.
-        max_pairs: More pairs than these are an error.
-        progress: Called with parts done and parts in all.
-
-    Raises:
-        ValueError: As `as_vectors` and `check_threshold` do, or the clusters are of other rows or a higher threshold.
-        TooManyPairs: More than `max_pairs` pairs.
+        vectors: N rows, at least one; only `drawn_rows` are read.
+        threshold: As in `divide`.
+        count: Clusters.
+        seed: For the sample and the planted pairs.
+        recall: Share of pairs at exactly the threshold that are to meet.
     """
-    check_threshold(threshold)
-    vectors = as_vectors(embeddings, device=device)
-    same = same_rows(vectors)
-    rows = np.flatnonzero(same == np.arange(len(same)))
-    found = Collector(max_pairs)
-    if clusters is not None:
-        _check(clusters, vectors, threshold)
-    if exact or (exact is None and clusters is None and few(len(rows), len(rows), vectors.device)) or len(rows) < 2:
-        join_self(found, vectors, rows, threshold, progress=progress)
-        return found.pairs(same)
-    different = vectors.subset(rows)
-    known = find_clusters(different, threshold, seed=seed) if clusters is None else clusters.of(rows)
-    inner = Collector(max_pairs)
-    join_clustered_self(inner, different, known, threshold, seed=seed, progress=progress)
-    pairs = inner.pairs()
-    return Pairs(rows[pairs.first], rows[pairs.second], pairs.value, same)
+    centroids = kmeans(vectors, count or _count(len(vectors)), seed=seed)
+    margin, reach, looked_at = _margins(vectors, centroids, threshold, seed, recall)
+    return Clusters(centroids.cpu().numpy(), np.empty(0, np.int32), threshold, margin, reach, looked_at)
 
 
-def pairs_between(
-    queries: Any,
-    embeddings: Any,
-    threshold: float,
-    *,
-    exact: bool | None = None,
-    clusters: Clusters | None = None,
-    device: str | None = None,
-    max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
-) -> Pairs:
-    """Pairs of a row of one set and a row of another: test against training set, new rows against those kept earlier.
+def drawn_rows(count: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """The rows that `find_clusters` reads of `count` rows, ascending."""
+    sampled, planted = _sampled_rows(count, _count(count), seed), _planted_rows(count, seed)
+    return np.unique(np.concatenate([sampled, planted.ravel()]))
 
-    What it costs goes with the number of `queries`; rows of `embeddings` are never compared with each other.
+
+def kmeans(vectors: Vectors, clusters: int, *, seed: int = 0, iterations: int = 8) -> torch.Tensor:
+    """Lloyd's iterations for the cosine, from distinct random rows, on a random sample of 64 rows a cluster.
+
+    A centroid that loses all its rows takes the row that is served worst. The same seed gives the same centroids on
+    the same device and number of threads.
 
     Args:
-        queries: (Q, D) floats.
-        embeddings: (N, D) floats.
-        threshold: In (0, 1].
-        exact: True compares all; None does so unless `clusters` are given.
-        clusters: Those of `embeddings`, of `divide`. They find 99% of the pairs at the threshold.
-        device: Where to compute; None: where the embeddings lie.
-        max_pairs: More pairs than these are an error.
-        progress: Called with parts done and parts in all.
+        vectors: N rows.
+        clusters: How many centroids, 1 to N.
+        seed: For the sample.
+        iterations: Passes over the sample.
 
     Returns:
-        Pairs of rows of `queries` (first) and of `embeddings` (second).
+        (clusters, D) float32, of length 1, on the vectors' device.
 
     Raises:
-        ValueError: The sets differ in width, or as `similar_pairs`.
-        TooManyPairs: More than `max_pairs` pairs.
+        ValueError: `clusters` is below 1 or above N.
     """
-    check_threshold(threshold)
-    right = as_vectors(embeddings, device=device)
-    left = as_vectors(queries, device=device or right.device, name="queries", width=right.dim)
-    found = Collector(max_pairs, within=False)
-    if exact or clusters is None:
-        join(found, left, np.arange(len(left)), right, np.arange(len(right)), threshold, progress)
-    else:
-        _check(clusters, right, threshold)
-        join_clustered(found, left, right, clusters, threshold, progress)
-    return found.pairs()
+    import torch
+
+    if not 1 <= clusters <= len(vectors):
+        raise ValueError(f"{clusters} clusters of {len(vectors)} rows were asked for; 1 to as many as there are rows")
+    rows = _sampled_rows(len(vectors), clusters, seed)
+    count = len(rows)
+    centroids = vectors.unit(np.sort(rows[:clusters]))
+    sample = vectors.unit(np.sort(rows)) if count * vectors.dim <= 2**28 else None  # 1 GB at most
+    rows = np.sort(rows)
+    for _ in range(iterations):
+        sums = torch.zeros_like(centroids)
+        filled = torch.zeros(clusters, dtype=torch.bool, device=centroids.device)
+        worst: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for block in blocks(count, _SAMPLE_BLOCK):
+            part = vectors.unit(rows[block]) if sample is None else sample[block]
+            best, label = (part @ centroids.T).max(dim=1)
+            # a product, not index_add_, whose sums on a GPU come in any order
+            sums += torch.nn.functional.one_hot(label, clusters).to(part.dtype).T @ part
+            filled[label] = True
+            low = best.topk(min(16, len(best)), largest=False)
+            worst.append((low.values, part[low.indices]))
+        empty = torch.nonzero(~filled | (sums.norm(dim=1) < 1e-6))[:, 0]
+        if len(empty):
+            values, candidates = (torch.cat(column) for column in zip(*worst, strict=True))
+            chosen = candidates[values.sort(stable=True).indices[: len(empty)]]
+            empty = empty[: len(chosen)]
+            sums[empty] = chosen
+        lengths = sums.norm(dim=1, keepdim=True)
+        centroids = torch.where(lengths > 0, sums / lengths.clamp_min(1e-30), centroids)
+    return centroids
 
 
-def divide(
-    embeddings: Any,
-    threshold: float,
-    *,
-    clusters: int | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    progress: Progress | None = None,
-) -> Clusters:
-    """Divide a set into clusters, once, for `similar_pairs` and for `pairs_between` in later runs.
+def _sampled_rows(count: int, clusters: int, seed: int) -> NDArray[np.int64]:
+    """The rows that `kmeans` looks at of `count`, in no order: 64 for each cluster, or all."""
+    return np.random.default_rng(seed).choice(count, min(count, _ROWS_PER_CLUSTER * clusters), replace=False)
+
+
+def _planted_rows(count: int, seed: int) -> NDArray[np.int64]:
+    """(3, P): a row, and two whose difference is a direction to move it in."""
+    return np.random.default_rng([seed, 1]).integers(count, size=(3, _PLANTED_PAIRS))
+
+
+def _margins(
+    vectors: Vectors, centroids: torch.Tensor, threshold: float, seed: int, recall: float
+) -> tuple[float, float, float]:
+    """Margin and reach that let `recall` of planted pairs meet, and how many clusters are within the margin."""
+    import torch
+
+    if len(centroids) == 1:
+        return 0.0, 0.0, 1.0
+    row, one, other = (vectors.unit(rows) for rows in _planted_rows(len(vectors), seed))
+    away = one - other
+    # equal rows, or one beside the row itself: any direction will do
+    noise = np.random.default_rng([seed, 2]).standard_normal(tuple(away.shape), np.float32)
+    away += 1e-4 * torch.from_numpy(noise).to(away.device)
+    away = torch.nn.functional.normalize(away - (away * row).sum(1, keepdim=True) * row)
+    moved = threshold * row + max(0.0, 1 - threshold**2) ** 0.5 * away
+    scores, moved_scores = row @ centroids.T, moved @ centroids.T
+    best, home = scores.max(dim=1)
+    moved_best, moved_home = moved_scores.max(dim=1)
+    here = best - scores.gather(1, moved_home[:, None])[:, 0]
+    there = moved_best - moved_scores.gather(1, home[:, None])[:, 0]
+    margin = float(torch.quantile(torch.minimum(here, there), recall)) + 1e-6
+    reach = float(torch.quantile(torch.cat([here, there]), recall)) + 1e-6
+    return margin, reach, float((scores >= best[:, None] - margin).sum(dim=1, dtype=torch.float32).mean())
+
+
+def assign_rows(clusters: int) -> int:
+    """Rows whose cosines to all centroids are computed at once."""
+    return max(1, _COSINES_AT_ONCE // clusters)
+
+
+def assign(
+    unit: torch.Tensor, centroids: torch.Tensor, margin: float
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """Where the rows of a block belong, and in which clusters they are looked at.
 
     Args:
-        embeddings: (N, D) floats, N at least 1.
-        threshold: The lowest cosine that will be asked for.
-        clusters: How many; None: about the square root of N.
-        seed: The same one gives the same clusters on the same device.
-        device: Where to compute; None: where the embeddings lie.
-        progress: Called with rows done and rows in all.
+        unit: (n, D) float32 of length 1, on the centroids' device.
+        centroids: (K, D).
+        margin: How much worse than a row's best centroid another may be.
 
-    Raises:
-        ValueError: No rows, or as `as_vectors` and `check_threshold` do.
+    Returns:
+        (n,) the best centroid of each row; (M,) rows of the block, ascending, and (M,) clusters that they are near.
     """
-    check_threshold(threshold)
-    vectors = as_vectors(embeddings, device=device)
-    if not len(vectors):
-        raise ValueError("no rows, so there is nothing to divide into clusters")
-    return make_clusters(vectors, threshold, count=clusters, seed=seed, progress=progress)
+    import torch
+
+    scores = unit @ centroids.T
+    best, primary = scores.max(dim=1, keepdim=True)
+    hits = torch.nonzero(scores >= best - margin).cpu().numpy()
+    return primary[:, 0].cpu().numpy().astype(np.int32), hits[:, 0], hits[:, 1].astype(np.int32)
 
 
-def _check(clusters: Clusters, vectors: Vectors, threshold: float) -> None:
-    if clusters.centroids.shape[1] != vectors.dim or len(clusters.primary) != len(vectors):
-        raise ValueError(
-            f"the clusters are of {len(clusters.primary)} rows of {clusters.centroids.shape[1]} columns, the "
-            f"embeddings are {len(vectors)} of {vectors.dim}: divide these, or take a part with Clusters.of"
-        )
-    if threshold < clusters.threshold:
-        raise ValueError(
-            f"the clusters were made for cosines of {clusters.threshold} and more, not {threshold}: divide again"
-        )
+def by_cluster(rows: NDArray[Any], numbers: NDArray[np.int32], count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Rows in the order of the `count` clusters that they are near, ascending in each; (count + 1,) bounds of these."""
+    order = np.argsort(numbers, kind="stable")
+    return rows[order], np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=count))])
+
+
+def _near(
+    vectors: Vectors, centroids: torch.Tensor, margin: float
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """(M,) rows of every cluster, those whose best one is no more than the margin better; bounds; (N,) the best one."""
+    rows: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+    numbers: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+    primary = np.empty(len(vectors), np.int32)
+    for block in blocks(len(vectors), assign_rows(len(centroids))):
+        primary[block], row, number = assign(vectors.unit(block), centroids, margin)
+        rows.append((row + block.start).astype(np.int32))
+        numbers.append(number)
+    members, bounds = by_cluster(np.concatenate(rows), np.concatenate(numbers), len(centroids))
+    return members, bounds, primary
+
+
+def _primary(vectors: Vectors, centroids: torch.Tensor, progress: Progress | None = None) -> NDArray[np.int32]:
+    """The best centroid of every row."""
+    primary = np.empty(len(vectors), np.int32)
+    for block in blocks(len(vectors), assign_rows(len(centroids))):
+        primary[block] = (vectors.unit(block) @ centroids.T).argmax(dim=1).cpu().numpy()
+        if progress:
+            progress(block.stop, len(vectors))
+    return primary
+
+
+def _to(vectors: Vectors, clusters: Clusters) -> torch.Tensor:
+    """The centroids where the vectors are."""
+    import torch
+
+    return torch.from_numpy(clusters.centroids).to(vectors.device)
+
+
+def _count(rows: int) -> int:
+    return max(1, min(rows, round(math.sqrt(rows))))

@@ -8,9 +8,8 @@ Two ways to read "alike", because A may be like B and B like C while A is not li
 - `"components"`: whatever hangs together by a chain of likenesses is one group, of which one image is kept. It keeps
   fewer, and a chain through a crowded region can drop images that are like nothing that stays.
 
-Groups of rows that are alike in any of several ways: equal bytes, near hashes, close embeddings.
-
-Each way has its own idea of equal rows (one hash, one embedding), so pairs of several ways cannot be poured into one
+`combine` makes groups of rows that are alike in any of several ways: equal bytes, near hashes, close embeddings. Each
+way has its own idea of equal rows (one hash, one embedding), so pairs of several ways cannot be poured into one
 `Pairs`: a million blank images share a hash, which is one class there, and have a million different files.
 """
 
@@ -108,7 +107,7 @@ def group(pairs: Pairs, order: NDArray[np.int64], linkage: Linkage = "star", *, 
     Args:
         pairs: Of one set of N rows.
         order: (N,) rows from the most to the least wanted, of `keep_order`.
-        linkage: See the head of this module.
+        linkage: See the head of this file.
         similar: Whether a higher value of a pair means more alike (cosines); False for distances. Of the
             kept rows that are more wanted than a dropped one, it goes to that which it is most like.
 
@@ -245,7 +244,7 @@ def combine(ways: Sequence[Likeness], order: NDArray[np.int64], linkage: Linkage
     if linkage == "star":
         if not np.array_equal(np.sort(order), np.arange(count)):
             raise ValueError(f"order names {len(np.unique(order))} different rows of {count}; it must name each once")
-        return _star([_Links.of(way) for way in ways], order)
+        return _star_of_ways([_Links.of(way) for way in ways], order)
     rows = np.arange(count)
     edges = [(way.pairs.first, way.pairs.second) for way in ways] + [(way.same, rows) for way in ways]
     first, second = (np.concatenate(column) for column in zip(*edges, strict=True))
@@ -279,7 +278,7 @@ class _Links:
         return (sizes[self.same] > 1) | (np.diff(self.start)[self.same] > 0)
 
 
-def _star(ways: Sequence[_Links], order: NDArray[np.int64]) -> Combined:
+def _star_of_ways(ways: Sequence[_Links], order: NDArray[np.int64]) -> Combined:
     """Keep the most wanted row, drop what is like it, and so on down."""
     count = len(order)
     keeper, way = np.arange(count), np.full(count, -1, np.int8)

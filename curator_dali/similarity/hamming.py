@@ -21,8 +21,8 @@ from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Progress
 
 __all__ = ["compare", "near_between", "near_pairs"]
 
-_AT_ONCE = 2**21  # comparisons; 16 MB an array
-_SORT, _COMPARE = 200.0, 10.0  # nanoseconds: to sort and to look up a hash, to compare two
+_COMPARISONS_AT_ONCE = 2**21  # comparisons; 16 MB an array
+_SORT_TIME, _COMPARE_TIME = 200.0, 10.0  # nanoseconds: to sort and to look up a hash, to compare two
 
 
 def near_pairs(
@@ -121,7 +121,7 @@ def _plan(count: int, distance: int) -> tuple[int, int]:
     def cost(agree: int) -> float:
         bands = distance + agree
         together: float = count / 2.0 ** (64 * agree / bands)
-        return comb(bands, agree) * count * (_SORT + _COMPARE * together / 2)
+        return comb(bands, agree) * count * (_SORT_TIME + _COMPARE_TIME * together / 2)
 
     agree = min((a for a in range(1, 6) if distance + a <= 64), key=cost)
     return distance + agree, agree
@@ -176,7 +176,7 @@ def compare(
     done = 0
     while done < len(rows):
         before = int(ends[done - 1]) if done else 0
-        upto = max(done + 1, int(np.searchsorted(ends, before + _AT_ONCE, "right")))
+        upto = max(done + 1, int(np.searchsorted(ends, before + _COMPARISONS_AT_ONCE, "right")))
         part, number = rows[done:upto], counts[done:upto]
         i = np.repeat(part, number)
         j = np.arange(before, int(ends[upto - 1])) + np.repeat(start[part] - (ends[done:upto] - number), number)

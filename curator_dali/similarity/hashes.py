@@ -1,21 +1,19 @@
-"""Perceptual hashes as the imagehash package defines them, of many images at once, on the device.
+"""Hashes of many images at once, on the device: perceptual ones as the imagehash package has them, and exact digests.
 
-Bit i of a hash, counted from the highest, is the i-th of imagehash's 8 x 8 bits row by row, so hexadecimal text is the
-same as `str(imagehash.phash(image))`.
+Bit i of a perceptual hash, counted from the highest, is the i-th of imagehash's 8 x 8 bits row by row, so hexadecimal
+text is the same as `str(imagehash.phash(image))`.
 
 An image without structure has a hash too, which says nothing: white, black and red images have the same one, and so has
 a ramp that rises to the right. `hash_images` flags such images, so that they are compared with nothing.
 
-Pillow's Lanczos reduction of grey images as matrix products: the same integers, on every device.
+What is hashed are grey images as Pillow's Lanczos reduces them, here by matrix products: the same integers, on every
+device. Pillow (13) makes an image narrower, rounds to uint8, then makes it lower; in the other order if it loses more
+than twice as many rows as columns. Its weights are fixed-point numbers of 22 bits, so a pass is an integer matrix
+product. On a CPU that multiplies int8 fast (VNNI, AMX), each weight is taken apart into three int8 digits; elsewhere
+the product runs in float64, where such sums are exact as well.
 
-Pillow (13) makes an image narrower, rounds to uint8, then makes it lower; in the other order if it loses more than
-twice as many rows as columns. Its weights are fixed-point numbers of 22 bits, so a pass is an integer matrix product.
-On a CPU that multiplies int8 fast (VNNI, AMX), each weight is taken apart into three int8 digits; elsewhere the product
-runs in float64, where such sums are exact as well.
-
-Exact duplicates: 128-bit digests of encoded bytes, and of pixels on the device. Equality of all 128 bits decides.
-
-The digest of pixels is a keyed universal hash in exact integer arithmetic, the same on every device:
+Exact duplicates share a digest of 128 bits: of their encoded bytes, or of their pixels. The digest of pixels is a keyed
+universal hash in exact integer arithmetic, the same on every device:
 
 1. The bytes of an image, zero-padded, are cut into chunks of 8192, each multiplied by four columns of fixed random
    32-bit numbers. In float64 these sums stay below 2^53, so they are exact in whatever order they are added. Two
@@ -63,26 +61,233 @@ __all__ = [
     "to_hex",
 ]
 
-_LOBES = 3  # of the kernel, on each side
-_BITS = 22  # of Pillow's weights behind the point
-_VALUES_AT_ONCE = 2**22  # as float64: 32 MB
-
-_CHUNK, _COLUMNS = 8192, 4
-_CHUNKS_AT_ONCE = 256  # chunks; 2 MB of bytes, 16 MB as float64
-
 CONSTANT_HASHES = {
     "phash": np.array([0, 1 << 63], np.uint64),
     "dhash": np.array([0, 2**64 - 1], np.uint64),
 }
 """Hashes that only blank images have: those of one colour, and ramps."""
 
-_SIZE, _LOW = 32, 8  # imagehash's 8 x 8 of a 32 x 32 transform
-_IMAGES_AT_ONCE = 1024  # images; 8 MB as float64
-_UNSURE = 1e-6  # coefficients go up to 10^6; float64 matrix products are off by less than 10^-8
+_DCT_SIZE, _DCT_LOW = 32, 8  # imagehash's 8 x 8 of a 32 x 32 transform
+_IMAGES_AT_ONCE = 1024  # 8 MB as float64
+_UNSURE_COEFFICIENT = 1e-6  # coefficients go up to 10^6; float64 matrix products are off by less than 10^-8
 # Images of one colour with noise of 2 levels reach 5 and 1; of 3,000 crops of photographs 4 lie below.
-_FLAT_32, _FLAT_9 = 4, 1
-_HEX = re.compile("[0-9a-fA-F]{16}")
+_FLAT_32_LEVELS, _FLAT_9_LEVELS = 4, 1
 _FEWEST_BITS = 16  # of a pHash: the median leaves 32 set where most frequencies differ
+_HEX_HASH = re.compile("[0-9a-fA-F]{16}")
+
+_LANCZOS_LOBES = 3  # of the kernel, on each side
+_WEIGHT_BITS = 22  # behind the point of Pillow's weights
+_FLOATS_AT_ONCE = 2**22  # as float64: 32 MB
+
+_CHUNK_BYTES, _COLUMNS = 8192, 4
+_CHUNKS_AT_ONCE = 256  # 2 MB of bytes, 16 MB as float64
+
+
+def hash_images(images: Any, kind: Literal["phash", "dhash"]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Perceptual hashes, and which of the images are blank: so little differs in them that the hash is noise.
+
+    An image is blank where its greys, reduced to 32 x 32 (pHash) or 9 x 8 (dHash), lie within 4 or 1 levels of 256, as
+    those of one colour do with noise. It is also blank where its bits tell little: fewer than 16 of a pHash are set (32
+    are in photographs, a handful in what changes along one axis only, as ramps do), or all bits of a dHash are equal.
+    The hash of a blank image says nothing of it and must not be compared.
+
+    Args:
+        images: As in `phash` or `dhash`.
+        kind: "phash" or "dhash".
+
+    Returns:
+        (N,) uint64 and (N,) bool.
+
+    Raises:
+        ValueError, ImportError: As `phash`.
+    """
+    return (_hash_frequencies if kind == "phash" else _hash_steps)(images)
+
+
+def phash(images: Any) -> NDArray[np.uint64]:
+    """pHash: which of the 8 x 8 lowest frequencies of a two-dimensional DCT-II are above their median.
+
+    Bit-equal to `imagehash.phash` of the same pixels, on every device. Where rounding decides (blank, mirrored or
+    striped images: coefficients that ought to be equal), the image is transformed again on the host by SciPy, as
+    imagehash does it.
+
+    Args:
+        images: Whole images, or what Pillow's Lanczos made of them in 32 x 32: (N, H, W, 3) RGB, (N, H, W, 1) or
+            (N, H, W) grey, or a list of (H, W, 3), (H, W, 1) or (H, W) of any sizes; uint8; numpy, CuPy or torch.
+
+    Raises:
+        ValueError: Another dtype or shape, or an image without pixels.
+        ImportError: SciPy is needed for such an image and is not installed.
+    """
+    return _hash_frequencies(images)[0]
+
+
+def dhash(images: Any) -> NDArray[np.uint64]:
+    """dHash: where the brightness rises from one pixel to its right neighbour. Bit-equal to `imagehash.dhash`.
+
+    Args:
+        images: As in `phash`; what is small already is 9 pixels wide and 8 high.
+
+    Raises:
+        ValueError: Another dtype or shape, or an image without pixels.
+    """
+    return _hash_steps(images)[0]
+
+
+def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """pHash, and which images are blank by it."""
+    pixels = _reduced(images, (_DCT_SIZE, _DCT_SIZE))
+    import torch
+
+    basis = _dct_basis(str(pixels.device))
+    hashes = np.empty(len(pixels), np.uint64)
+    for start in range(0, len(pixels), _IMAGES_AT_ONCE):
+        part = pixels[start : start + _IMAGES_AT_ONCE]
+        low = (basis @ part.to(torch.float64) @ basis.T).flatten(1)
+        ordered = low.sort(dim=1).values
+        median = (ordered[:, 31:32] + ordered[:, 32:33]) / 2
+        unsure = ((low - median).abs() < _UNSURE_COEFFICIENT).any(dim=1)
+        packed = _pack_bits(low > median)
+        if unsure.any():
+            rows = torch.nonzero(unsure)[:, 0]
+            packed[rows.cpu().numpy()] = _phash_by_scipy(part[rows].cpu().numpy())
+        hashes[start : start + _IMAGES_AT_ONCE] = packed
+    return hashes, _is_flat(pixels, _FLAT_32_LEVELS) | _tells_little(hashes, "phash")
+
+
+def _hash_steps(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """dHash, and which images are blank by it."""
+    pixels = _reduced(images, (8, 9))
+    hashes = _pack_bits((pixels[:, :, 1:] > pixels[:, :, :-1]).flatten(1))
+    return hashes, _is_flat(pixels, _FLAT_9_LEVELS) | _tells_little(hashes, "dhash")
+
+
+def _reduced(images: Any, size: tuple[int, int]) -> torch.Tensor:
+    """(N, height, width) uint8 grey, as Pillow's Lanczos makes it of whole images."""
+    if not isinstance(images, list):
+        return reduce(grey(images), size)
+    import_whole("torch")
+    import torch
+
+    if not images:
+        return torch.empty((0, *size), dtype=torch.uint8)
+    return torch.cat([reduce(grey(image[None]), size) for image in to_torch(images)])
+
+
+def _is_flat(pixels: torch.Tensor, levels: int) -> NDArray[np.bool_]:
+    """Flag images whose greys lie within so many levels: (N, h, w) uint8 -> (N,) bool on the host."""
+    if not len(pixels):
+        return np.zeros(0, bool)
+    flat: NDArray[np.bool_] = (pixels.amax((1, 2)) - pixels.amin((1, 2)) <= levels).cpu().numpy()
+    return flat
+
+
+def _tells_little(hashes: NDArray[np.uint64], kind: str) -> NDArray[np.bool_]:
+    """Flag hashes that many images without structure share: (N,) uint64 -> (N,) bool."""
+    if kind == "phash":
+        return np.bitwise_count(hashes) < _FEWEST_BITS
+    return np.isin(hashes, CONSTANT_HASHES["dhash"])
+
+
+@cache
+def _dct_basis(device: str) -> torch.Tensor:
+    """(8, 32) float64: the lowest rows of the DCT-II, unscaled, as scipy.fftpack has it."""
+    import torch
+
+    frequency, place = torch.arange(_DCT_LOW, dtype=torch.float64), torch.arange(_DCT_SIZE, dtype=torch.float64)
+    return (2 * torch.cos(torch.pi * frequency[:, None] * (2 * place + 1) / (2 * _DCT_SIZE))).to(device)
+
+
+def _pack_bits(bits: torch.Tensor) -> NDArray[np.uint64]:
+    """(N, 64) bool -> (N,) uint64, the first bit the highest."""
+    import torch
+
+    place = torch.arange(63, -1, -1, device=bits.device)
+    return (bits.to(torch.int64) << place).sum(dim=1).cpu().numpy().view(np.uint64)  # the highest bit wraps, as wanted
+
+
+def _phash_by_scipy(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    try:
+        from scipy.fft import dct
+    except ImportError as error:
+        raise ImportError(
+            "phash of blank or mirrored images needs SciPy: pip install 'curator-dali[curate]'"
+        ) from error
+    low = dct(dct(pixels, axis=1), axis=2)[:, :_DCT_LOW, :_DCT_LOW].reshape(-1, 64)
+    bits = np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
+    return bits.view(">u8")[:, 0].astype(np.uint64)
+
+
+def find_comparable(values: NDArray[Any], kind: str) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Find the hashes that may be compared: those that are there, and none that blank images share.
+
+    Earlier versions stored the hashes of blank images, too.
+
+    Args:
+        values: (N,) uint64, or objects: 16 hexadecimal digits, or None where there is no hash.
+        kind: "phash" or "dhash".
+
+    Returns:
+        (M,) int64 rows, ascending, and their (M,) hashes.
+
+    Raises:
+        ValueError: A text is no hash.
+    """
+    if values.dtype == object:
+        rows = np.flatnonzero(values != None)  # noqa: E711 - element by element
+        hashes = from_hex(values[rows].tolist())
+    else:
+        rows, hashes = np.arange(len(values)), values
+    told = ~_tells_little(hashes, kind)
+    return rows[told], hashes[told]
+
+
+def to_hex(hashes: NDArray[np.uint64]) -> list[str]:
+    """Hashes (N,) as imagehash prints them, 16 hexadecimal digits each; (N, 2) digests as 32 digits."""
+    hashes = np.asarray(hashes)
+    if hashes.dtype != np.uint64 or hashes.shape[1:] not in ((), (2,)):
+        raise ValueError(f"hashes are {hashes.dtype} of shape {hashes.shape}; (N,) or (N, 2) uint64 is needed")
+    digits = 16 * (hashes.shape[1] if hashes.ndim == 2 else 1)
+    text = hashes.astype(">u8").tobytes().hex()
+    return [text[start : start + digits] for start in range(0, len(text), digits)]
+
+
+def from_hex(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """(N,) uint64 of hashes as imagehash prints them.
+
+    Raises:
+        ValueError: A text is not 16 hexadecimal digits.
+    """
+    texts = list(texts)
+    for text in texts:
+        if not _HEX_HASH.fullmatch(text):
+            raise ValueError(f"{text!r} is no 64-bit hash; 16 hexadecimal digits are needed")
+    return np.frombuffer(bytes.fromhex("".join(texts)), ">u8").astype(np.uint64)
+
+
+def grey(images: Any) -> torch.Tensor:
+    """Brightness as Pillow's `convert("L")` has it, bit for bit.
+
+    Args:
+        images: (N, h, w, 3) uint8 RGB; (N, h, w, 1) and (N, h, w) are grey already. numpy, CuPy or torch.
+
+    Returns:
+        (N, h, w) uint8, on the same device.
+
+    Raises:
+        ValueError: Another dtype or shape.
+    """
+    pixels: torch.Tensor = to_torch(images)
+    import torch
+
+    channels = pixels.shape[3] if pixels.ndim == 4 else 1
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or channels not in (1, 3):
+        raise ValueError(f"images are {pixels.dtype} of shape {tuple(pixels.shape)}; (N, h, w, 3) uint8 is needed")
+    if channels == 1:
+        return pixels.reshape(pixels.shape[:3])
+    red, green, blue = pixels.to(torch.int32).unbind(3)
+    # ITU-R 601-2 in 16-bit fixed point, rounded: Pillow's own numbers
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)
 
 
 def reduce(images: torch.Tensor, size: tuple[int, int], *, fast: bool | None = None) -> torch.Tensor:
@@ -126,30 +331,30 @@ def _by_digits(rows: torch.Tensor, length: int) -> torch.Tensor:
     """One pass: (M, K) to (M, length), uint8."""
     import torch
 
-    digits, offset = _digits(rows.shape[1], length)
+    digits, offset = _weight_digits(rows.shape[1], length)
     products = torch._int_mm((rows ^ 128).view(torch.int8), digits)  # of value - 128
     low, middle, high = torch.split(products, length, dim=1)
     sums = torch.add(low, middle, alpha=1 << 8).add_(high, alpha=1 << 16).add_(offset)
-    return sums.bitwise_right_shift_(_BITS).clamp_(0, 255).to(torch.uint8)
+    return sums.bitwise_right_shift_(_WEIGHT_BITS).clamp_(0, 255).to(torch.uint8)
 
 
 def _by_floats(rows: torch.Tensor, length: int) -> torch.Tensor:
     """The same."""
     import torch
 
-    weights = _floats(rows.shape[1], length, str(rows.device))
-    parts = torch.split(rows, max(1, _VALUES_AT_ONCE // rows.shape[1]))
-    sums = torch.cat([part.to(torch.float64) @ weights for part in parts]).add_(1 << (_BITS - 1))
-    return sums.mul_(2.0**-_BITS).floor_().clamp_(0, 255).to(torch.uint8)
+    weights = _weight_floats(rows.shape[1], length, str(rows.device))
+    parts = torch.split(rows, max(1, _FLOATS_AT_ONCE // rows.shape[1]))
+    sums = torch.cat([part.to(torch.float64) @ weights for part in parts]).add_(1 << (_WEIGHT_BITS - 1))
+    return sums.mul_(2.0**-_WEIGHT_BITS).floor_().clamp_(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=1024)  # of ordinary photographs 60 kB each
-def _digits(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _weight_digits(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(old, 3 new) int8, the lowest digits to base 256 first; (new,) int32 to add, for rounding and the 128."""
     import torch
 
     at, weights = _weights(old, new)
-    offset = 128 * weights.sum(1, dtype=np.int32) + np.int32(1 << (_BITS - 1))
+    offset = 128 * weights.sum(1, dtype=np.int32) + np.int32(1 << (_WEIGHT_BITS - 1))
     table = np.zeros((old + at.shape[1], 3, new), np.int8)
     for place in range(3):
         digit = weights.astype(np.int8)
@@ -159,7 +364,7 @@ def _digits(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @lru_cache(maxsize=256)
-def _floats(old: int, new: int, device: str) -> torch.Tensor:
+def _weight_floats(old: int, new: int, device: str) -> torch.Tensor:
     """(old, new) float64."""
     import torch
 
@@ -175,17 +380,17 @@ def _weights(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     Places may go beyond the last old value; the weight is 0 there.
     """
     scale = old / new
-    reach = _LOBES * max(scale, 1.0)
+    reach = _LANCZOS_LOBES * max(scale, 1.0)
     centre = (np.arange(new) + 0.5) * scale
     first = np.maximum(0, (centre - reach + 0.5).astype(np.int64))
     last = np.minimum(old, (centre + reach + 0.5).astype(np.int64))
     at = first[:, None] + np.arange((last - first).max())
-    angle = (at - centre[:, None] + 0.5) * (np.pi * _LOBES / reach)
+    angle = (at - centre[:, None] + 0.5) * (np.pi * _LANCZOS_LOBES / reach)
     angle[angle == 0] = 1e-9
-    weights = np.sin(angle) * np.sin(angle / _LOBES) / (angle * angle)
-    weights[(at >= last[:, None]) | (np.abs(angle) > np.pi * _LOBES)] = 0
+    weights = np.sin(angle) * np.sin(angle / _LANCZOS_LOBES) / (angle * angle)
+    weights[(at >= last[:, None]) | (np.abs(angle) > np.pi * _LANCZOS_LOBES)] = 0
     weights /= weights.sum(1, keepdims=True)
-    return at, np.rint(weights * 2**_BITS).astype(np.int32)
+    return at, np.rint(weights * 2**_WEIGHT_BITS).astype(np.int32)
 
 
 def content_hash(data: bytes | memoryview) -> bytes:
@@ -199,7 +404,7 @@ def content_hash(data: bytes | memoryview) -> bytes:
 def pixel_hash(images: Any) -> NDArray[np.uint64]:
     """(N, 2) uint64: a 128-bit digest of the pixels and their shape, whatever file they were decoded from.
 
-    See the head of this module. `to_hex` makes text of it.
+    See the head of this file. `to_hex` makes text of it.
 
     Args:
         images: (N, ...) uint8, or a list of N uint8 arrays of any shapes; numpy, CuPy or torch. The shape of an image
@@ -245,245 +450,38 @@ def _digests(images: torch.Tensor) -> NDArray[np.uint64]:
         raise ValueError(f"images are {images.dtype}; uint8 is needed")
     shape = images.shape[1:]
     length = math.prod(shape)
-    chunks = -(-length // _CHUNK)
-    numbers = _numbers(str(images.device))
+    chunks = -(-length // _CHUNK_BYTES)
+    numbers = _chunk_numbers(str(images.device))
     sums = torch.empty((len(images), chunks, _COLUMNS), dtype=torch.int64, device=images.device)
     at_once = max(1, _CHUNKS_AT_ONCE // max(1, chunks))
     for start in range(0, len(images), at_once):
         flat = images[start : start + at_once].flatten(1)
         for first in range(0, chunks, _CHUNKS_AT_ONCE):
-            part = flat[:, first * _CHUNK : (first + _CHUNKS_AT_ONCE) * _CHUNK]
-            part = torch.nn.functional.pad(part, (0, -part.shape[1] % _CHUNK))
-            part = part.reshape(len(flat), -1, _CHUNK).to(torch.float64)
+            part = flat[:, first * _CHUNK_BYTES : (first + _CHUNKS_AT_ONCE) * _CHUNK_BYTES]
+            part = torch.nn.functional.pad(part, (0, -part.shape[1] % _CHUNK_BYTES))
+            part = part.reshape(len(flat), -1, _CHUNK_BYTES).to(torch.float64)
             sums[start : start + at_once, first : first + part.shape[1]] = (part @ numbers).to(torch.int64)
     words = torch.cat([sums & 0xFFFFFFFF, sums >> 32], dim=1)
     head = torch.tensor([len(shape), *shape], device=images.device)  # a size below 2^32
     head = head[None, :, None].expand(len(images), -1, _COLUMNS)
     words = torch.cat([head, words], dim=1)
-    keys = torch.from_numpy(_random(1, words.shape[1] * _COLUMNS).view(np.int64)).to(images.device)
+    keys = torch.from_numpy(_random_numbers(1, words.shape[1] * _COLUMNS).view(np.int64)).to(images.device)
     columns = ((words * keys.view(-1, _COLUMNS)).sum(dim=1) >> 32) & 0xFFFFFFFF  # products and sums wrap, as wanted
     columns = (columns[:, 0::2] << 32) | columns[:, 1::2]
     return columns.cpu().numpy().view(np.uint64)
 
 
 @cache
-def _numbers(device: str) -> torch.Tensor:
+def _chunk_numbers(device: str) -> torch.Tensor:
     """(8192, 4) float64: the random 32-bit numbers of the chunks."""
     import torch
 
-    numbers = _random(0, _CHUNK * _COLUMNS) >> np.uint64(32)
-    return torch.from_numpy(numbers.reshape(_CHUNK, _COLUMNS).astype(np.float64)).to(device)
+    numbers = _random_numbers(0, _CHUNK_BYTES * _COLUMNS) >> np.uint64(32)
+    return torch.from_numpy(numbers.reshape(_CHUNK_BYTES, _COLUMNS).astype(np.float64)).to(device)
 
 
-def _random(stream: int, count: int) -> NDArray[np.uint64]:
+def _random_numbers(stream: int, count: int) -> NDArray[np.uint64]:
     """The first `count` numbers of SplitMix64 (Steele, Lea, Flood 2014): the same on every machine, for ever."""
     with np.errstate(over="ignore"):
         steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         return mix(steps + (np.uint64(stream) << np.uint64(61)))
-
-
-def grey(images: Any) -> torch.Tensor:
-    """Brightness as Pillow's `convert("L")` has it, bit for bit.
-
-    Args:
-        images: (N, h, w, 3) uint8 RGB; (N, h, w, 1) and (N, h, w) are grey already. numpy, CuPy or torch.
-
-    Returns:
-        (N, h, w) uint8, on the same device.
-
-    Raises:
-        ValueError: Another dtype or shape.
-    """
-    pixels: torch.Tensor = to_torch(images)
-    import torch
-
-    channels = pixels.shape[3] if pixels.ndim == 4 else 1
-    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or channels not in (1, 3):
-        raise ValueError(f"images are {pixels.dtype} of shape {tuple(pixels.shape)}; (N, h, w, 3) uint8 is needed")
-    if channels == 1:
-        return pixels.reshape(pixels.shape[:3])
-    red, green, blue = pixels.to(torch.int32).unbind(3)
-    # ITU-R 601-2 in 16-bit fixed point, rounded: Pillow's own numbers
-    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)
-
-
-def phash(images: Any) -> NDArray[np.uint64]:
-    """pHash: which of the 8 x 8 lowest frequencies of a two-dimensional DCT-II are above their median.
-
-    Bit-equal to `imagehash.phash` of the same pixels, on every device. Where rounding decides (blank, mirrored or
-    striped images: coefficients that ought to be equal), the image is transformed again on the host by SciPy, as
-    imagehash does it.
-
-    Args:
-        images: Whole images, or what Pillow's Lanczos made of them in 32 x 32: (N, H, W, 3) RGB, (N, H, W, 1) or
-            (N, H, W) grey, or a list of (H, W, 3), (H, W, 1) or (H, W) of any sizes; uint8; numpy, CuPy or torch.
-
-    Raises:
-        ValueError: Another dtype or shape, or an image without pixels.
-        ImportError: SciPy is needed for such an image and is not installed.
-    """
-    return _hash_frequencies(images)[0]
-
-
-def dhash(images: Any) -> NDArray[np.uint64]:
-    """dHash: where the brightness rises from one pixel to its right neighbour. Bit-equal to `imagehash.dhash`.
-
-    Args:
-        images: As in `phash`; what is small already is 9 pixels wide and 8 high.
-
-    Raises:
-        ValueError: Another dtype or shape, or an image without pixels.
-    """
-    return _hash_steps(images)[0]
-
-
-def hash_images(images: Any, kind: Literal["phash", "dhash"]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Perceptual hashes, and which of the images are blank: so little differs in them that the hash is noise.
-
-    An image is blank where its greys, reduced to 32 x 32 (pHash) or 9 x 8 (dHash), lie within 4 or 1 levels of 256, as
-    those of one colour do with noise. It is also blank where its bits tell little: fewer than 16 of a pHash are set (32
-    are in photographs, a handful in what changes along one axis only, as ramps do), or all bits of a dHash are equal.
-    The hash of a blank image says nothing of it and must not be compared.
-
-    Args:
-        images: As in `phash` or `dhash`.
-        kind: "phash" or "dhash".
-
-    Returns:
-        (N,) uint64 and (N,) bool.
-
-    Raises:
-        ValueError, ImportError: As `phash`.
-    """
-    return (_hash_frequencies if kind == "phash" else _hash_steps)(images)
-
-
-def find_comparable(values: NDArray[Any], kind: str) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Find the hashes that may be compared: those that are there, and none that blank images share.
-
-    Earlier versions stored the hashes of blank images, too.
-
-    Args:
-        values: (N,) uint64, or objects: 16 hexadecimal digits, or None where there is no hash.
-        kind: "phash" or "dhash".
-
-    Returns:
-        (M,) int64 rows, ascending, and their (M,) hashes.
-
-    Raises:
-        ValueError: A text is no hash.
-    """
-    if values.dtype == object:
-        rows = np.flatnonzero(values != None)  # noqa: E711 - element by element
-        hashes = from_hex(values[rows].tolist())
-    else:
-        rows, hashes = np.arange(len(values)), values
-    told = ~_tells_little(hashes, kind)
-    return rows[told], hashes[told]
-
-
-def _tells_little(hashes: NDArray[np.uint64], kind: str) -> NDArray[np.bool_]:
-    """Flag hashes that many images without structure share: (N,) uint64 -> (N,) bool."""
-    if kind == "phash":
-        return np.bitwise_count(hashes) < _FEWEST_BITS
-    return np.isin(hashes, CONSTANT_HASHES["dhash"])
-
-
-def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """pHash, and which images are blank by it."""
-    pixels = _reduced(images, (_SIZE, _SIZE))
-    import torch
-
-    basis = _basis(str(pixels.device))
-    hashes = np.empty(len(pixels), np.uint64)
-    for start in range(0, len(pixels), _IMAGES_AT_ONCE):
-        part = pixels[start : start + _IMAGES_AT_ONCE]
-        low = (basis @ part.to(torch.float64) @ basis.T).flatten(1)
-        ordered = low.sort(dim=1).values
-        median = (ordered[:, 31:32] + ordered[:, 32:33]) / 2
-        unsure = ((low - median).abs() < _UNSURE).any(dim=1)
-        packed = _pack(low > median)
-        if unsure.any():
-            rows = torch.nonzero(unsure)[:, 0]
-            packed[rows.cpu().numpy()] = _phash_by_scipy(part[rows].cpu().numpy())
-        hashes[start : start + _IMAGES_AT_ONCE] = packed
-    return hashes, _is_flat(pixels, _FLAT_32) | _tells_little(hashes, "phash")
-
-
-def _hash_steps(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """dHash, and which images are blank by it."""
-    pixels = _reduced(images, (8, 9))
-    hashes = _pack((pixels[:, :, 1:] > pixels[:, :, :-1]).flatten(1))
-    return hashes, _is_flat(pixels, _FLAT_9) | _tells_little(hashes, "dhash")
-
-
-def _is_flat(pixels: torch.Tensor, levels: int) -> NDArray[np.bool_]:
-    """Flag images whose greys lie within so many levels: (N, h, w) uint8 -> (N,) bool on the host."""
-    if not len(pixels):
-        return np.zeros(0, bool)
-    flat: NDArray[np.bool_] = (pixels.amax((1, 2)) - pixels.amin((1, 2)) <= levels).cpu().numpy()
-    return flat
-
-
-def to_hex(hashes: NDArray[np.uint64]) -> list[str]:
-    """Hashes (N,) as imagehash prints them, 16 hexadecimal digits each; (N, 2) digests as 32 digits."""
-    hashes = np.asarray(hashes)
-    if hashes.dtype != np.uint64 or hashes.shape[1:] not in ((), (2,)):
-        raise ValueError(f"hashes are {hashes.dtype} of shape {hashes.shape}; (N,) or (N, 2) uint64 is needed")
-    digits = 16 * (hashes.shape[1] if hashes.ndim == 2 else 1)
-    text = hashes.astype(">u8").tobytes().hex()
-    return [text[start : start + digits] for start in range(0, len(text), digits)]
-
-
-def from_hex(texts: Iterable[str]) -> NDArray[np.uint64]:
-    """(N,) uint64 of hashes as imagehash prints them.
-
-    Raises:
-        ValueError: A text is not 16 hexadecimal digits.
-    """
-    texts = list(texts)
-    for text in texts:
-        if not _HEX.fullmatch(text):
-            raise ValueError(f"{text!r} is no 64-bit hash; 16 hexadecimal digits are needed")
-    return np.frombuffer(bytes.fromhex("".join(texts)), ">u8").astype(np.uint64)
-
-
-def _reduced(images: Any, size: tuple[int, int]) -> torch.Tensor:
-    """(N, height, width) uint8 grey, as Pillow's Lanczos makes it of whole images."""
-    if not isinstance(images, list):
-        return reduce(grey(images), size)
-    import_whole("torch")
-    import torch
-
-    if not images:
-        return torch.empty((0, *size), dtype=torch.uint8)
-    return torch.cat([reduce(grey(image[None]), size) for image in to_torch(images)])
-
-
-@cache
-def _basis(device: str) -> torch.Tensor:
-    """(8, 32) float64: the lowest rows of the DCT-II, unscaled, as scipy.fftpack has it."""
-    import torch
-
-    frequency, place = torch.arange(_LOW, dtype=torch.float64), torch.arange(_SIZE, dtype=torch.float64)
-    return (2 * torch.cos(torch.pi * frequency[:, None] * (2 * place + 1) / (2 * _SIZE))).to(device)
-
-
-def _pack(bits: torch.Tensor) -> NDArray[np.uint64]:
-    """(N, 64) bool -> (N,) uint64, the first bit the highest."""
-    import torch
-
-    place = torch.arange(63, -1, -1, device=bits.device)
-    return (bits.to(torch.int64) << place).sum(dim=1).cpu().numpy().view(np.uint64)  # the highest bit wraps, as wanted
-
-
-def _phash_by_scipy(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    try:
-        from scipy.fft import dct
-    except ImportError as error:
-        raise ImportError(
-            "phash of blank or mirrored images needs SciPy: pip install 'curator-dali[curate]'"
-        ) from error
-    low = dct(dct(pixels, axis=1), axis=2)[:, :_LOW, :_LOW].reshape(-1, 64)
-    bits = np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
-    return bits.view(">u8")[:, 0].astype(np.uint64)

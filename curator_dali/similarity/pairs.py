@@ -36,8 +36,8 @@ MAX_PAIRS = 50_000_000
 Progress = Callable[[int, int], None]
 """Called now and then with (done, all) units of work."""
 
-_BLOCK = 16_384  # rows read at once where all are passed over: 32 MB at 512 float32
-_LEAST, _MOST = 1e-15, 1e15  # norms whose squares float32 can add up
+_BLOCK_ROWS = 16_384  # rows read at once where all are passed over: 32 MB at 512 float32
+_LEAST_NORM, _MOST_NORM = 1e-15, 1e15  # norms whose squares float32 can add up
 
 
 class TooManyPairs(CuratorDaliError, ValueError):
@@ -184,7 +184,7 @@ class Vectors:
         return torch.nn.functional.normalize(self.raw(rows).to(torch.float32), eps=0.0)
 
     def subset(self, rows: NDArray[np.int64]) -> Vectors:
-        """These rows of these."""
+        """Some of these rows, by their numbers here."""
         return Vectors(self.data, self.device, rows if self.rows is None else self.rows[rows])
 
 
@@ -209,7 +209,7 @@ class Picked(Vectors):
         return Vectors(self.data, self.device).raw(np.searchsorted(self.numbers, wanted))
 
 
-def blocks(count: int, size: int = _BLOCK) -> Iterator[slice]:
+def blocks(count: int, size: int = _BLOCK_ROWS) -> Iterator[slice]:
     """Slices of at most `size` that cover 0..count-1."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
@@ -290,7 +290,7 @@ def _reasons(vectors: Vectors) -> dict[str, NDArray[np.int64]]:
     for block in blocks(len(vectors)):
         rows = vectors.raw(block).to(torch.float32)
         norms = rows.norm(dim=1)
-        good = (norms > _LEAST) & (norms < _MOST)  # false for NaN
+        good = (norms > _LEAST_NORM) & (norms < _MOST_NORM)  # false for NaN
         if good.all():
             continue
         finite = rows.isfinite().all(1)

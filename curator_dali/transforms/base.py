@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Size
 
 __all__ = [
+    "ATTEMPTS",
     "Crop",
     "RandomTransform",
     "Transform",
     "check_range",
+    "draw_sides",
     "either",
     "lower_some",
     "only_where",
@@ -26,16 +28,7 @@ __all__ = [
 
 Branch = Callable[[Any, Mapping[str, Any]], Any]
 
-
-def pair(size: Size) -> tuple[int, int]:
-    """Return (height, width) of a side or a pair."""
-    return (size, size) if isinstance(size, int) else size
-
-
-def check_range(values: tuple[float, float], what: str) -> None:
-    """Refuse what is no range of positive numbers."""
-    if not 0 < values[0] <= values[1] < float("inf"):
-        raise ValueError(f"{what} is {values!r}; give (lowest, highest), both positive")
+ATTEMPTS = 10  # at a rectangle that fits; as torchvision's and DALI's own
 
 
 @dataclass(frozen=True)
@@ -151,6 +144,37 @@ def output_size(transforms: Sequence[Transform]) -> tuple[int, int] | None:
         floats = floats or transform.gives_floats
         size = transform.output_size(size)
     return size
+
+
+def pair(size: Size) -> tuple[int, int]:
+    """Return (height, width) of a side or a pair."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def check_range(values: tuple[float, float], what: str) -> None:
+    """Refuse what is no range of positive numbers."""
+    if not 0 < values[0] <= values[1] < float("inf"):
+        raise ValueError(f"{what} is {values!r}; give (lowest, highest), both positive")
+
+
+def draw_sides(
+    uniforms: NDArray[np.float64], pixels: NDArray[np.int64], scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw the sides of a rectangle of area ~ U(scale) and log(ratio) ~ U(log(ratio)), `ATTEMPTS` times.
+
+    Args:
+        uniforms: (2 * ATTEMPTS or more, N), of which the first are used.
+        pixels: (N,) areas of the images.
+        scale: Range of the area, as a share of the image's.
+        ratio: Range of the first side / the second.
+
+    Returns:
+        (ATTEMPTS, N) first sides and second sides.
+    """
+    low, high = np.log(ratio)
+    areas = (scale[0] + (scale[1] - scale[0]) * uniforms[:ATTEMPTS]) * pixels
+    ratios = np.exp(low + (high - low) * uniforms[ATTEMPTS : 2 * ATTEMPTS])
+    return np.rint(np.sqrt(areas * ratios)).astype(np.int64), np.rint(np.sqrt(areas / ratios)).astype(np.int64)
 
 
 def some(uniforms: NDArray[np.float64], p: float) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, Level, Probability, checked
-from curator_dali.transforms.base import RandomTransform, Transform, check_range, lower_some, some
+from curator_dali.transforms.base import ATTEMPTS, RandomTransform, Transform, check_range, draw_sides, lower_some, some
 
 __all__ = [
     "CLIP_MEAN",
@@ -30,16 +30,14 @@ __all__ = [
     "saturation_matrices",
 ]
 
+Matrices = NDArray[np.float64]
+
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in grey (ITU-R BT.601), as Pillow's "L" has them."""
-_GREY = np.broadcast_to(LUMA, (3, 3))
+_TO_GREY = np.broadcast_to(LUMA, (3, 3))
 # FCC NTSC; the first row is LUMA
 _RGB_TO_YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
-
-Matrices = NDArray[np.float64]
-
-_ATTEMPTS = 10  # as torchvision's
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Means of CLIP's training set (Radford et al. 2021), in units of 0..1, as in OpenAI's preprocessing."""
@@ -99,7 +97,7 @@ class ColorJitter(RandomTransform):
         steps[2] = saturation_matrices(saturation)
         steps[3] = _hue_matrices(hue)
         about_mean = np.zeros((4, n, 3, 3))  # what a step adds for the mean colour
-        about_mean[1] = (1 - contrast)[:, None, None] * _GREY
+        about_mean[1] = (1 - contrast)[:, None, None] * _TO_GREY
         order = np.argsort(uniforms[4:8], axis=0)
         samples = np.arange(n)
         matrix, offset = np.broadcast_to(np.eye(3), (n, 3, 3)), np.zeros((n, 3, 3))
@@ -111,6 +109,50 @@ class ColorJitter(RandomTransform):
 
     def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
         return lower_some(images, lower_colours, parameters)
+
+
+def _factors(value: float | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(value, (int, float)):
+        return (max(0.0, 1 - value), 1 + value) if value >= 0 else (-1, -1)
+    low, high = value
+    return low, high
+
+
+def _angles(value: float | tuple[float, float]) -> tuple[float, float]:
+    low, high = (-value, value) if isinstance(value, (int, float)) else value
+    return low, high
+
+
+def lower_colours(images: Any, parameters: Mapping[str, Any]) -> Any:
+    """The DALI graph of `matrix @ colour + offset @ mean colour of the image`, rounded to uint8.
+
+    Args:
+        images: The node.
+        parameters: `matrix` and `offset`, nodes of (3, 3) float32 on the host.
+    """
+    from nvidia.dali import fn, types
+
+    mean = fn.coord_transform(fn.reductions.mean(images, axes=(0, 1), keep_dims=True), M=parameters["offset"])
+    added = fn.reshape(mean, shape=[3], layout="").cpu()  # arguments are the host's, also where the pixels are not
+    return fn.coord_transform(images, M=parameters["matrix"], T=added, dtype=types.UINT8)
+
+
+def saturation_matrices(factors: NDArray[np.float64]) -> Matrices:
+    """(N, 3, 3): each colour moved away from its grey (above 1) or towards it (below)."""
+    factors = factors[:, None, None]
+    mixed: Matrices = factors * np.eye(3) + (1 - factors) * _TO_GREY
+    return mixed
+
+
+def _hue_matrices(turns: NDArray[np.float64]) -> Matrices:
+    angle = -2 * np.pi * turns  # I and Q have blue where the colour wheel has it, the other way round
+    turn = np.zeros((len(turns), 3, 3))
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(angle)
+    turn[:, 2, 1] = np.sin(angle)
+    turn[:, 1, 2] = -turn[:, 2, 1]
+    turned: Matrices = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ
+    return turned
 
 
 @checked
@@ -137,51 +179,64 @@ class RandomGrayscale(RandomTransform):
 def _lower_grey(images: Any, _: Mapping[str, Any]) -> Any:
     from nvidia.dali import fn, types
 
-    return fn.coord_transform(images, M=_GREY.ravel().tolist(), dtype=types.UINT8)
+    return fn.coord_transform(images, M=_TO_GREY.ravel().tolist(), dtype=types.UINT8)
 
 
-def lower_colours(images: Any, parameters: Mapping[str, Any]) -> Any:
-    """The DALI graph of `matrix @ colour + offset @ mean colour of the image`, rounded to uint8.
+@dataclass(frozen=True)
+class Grey(Transform):
+    """Brightness in one channel, (H, W, 1) uint8: Pillow's `convert("L")`, ITU-R 601-2, within 1/255, mostly equal."""
+
+    def lower(self, images: Any) -> Any:  # noqa: D102
+        from nvidia.dali import fn, types
+
+        return fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
+
+
+@checked
+@dataclass(frozen=True)
+class Normalize(Transform):
+    """`(pixel / 255 - mean) / std`, to float and, by default, to NCHW. The last transform of a sequence.
 
     Args:
-        images: The node.
-        parameters: `matrix` and `offset`, nodes of (3, 3) float32 on the host.
+        mean: Per channel, in units of 0..1.
+        std: Per channel, in units of 0..1.
+        dtype: "float32" or "float16".
+        layout: "CHW" or "HWC".
     """
-    from nvidia.dali import fn, types
 
-    mean = fn.coord_transform(fn.reductions.mean(images, axes=(0, 1), keep_dims=True), M=parameters["offset"])
-    added = fn.reshape(mean, shape=[3], layout="").cpu()  # arguments are the host's, also where the pixels are not
-    return fn.coord_transform(images, M=parameters["matrix"], T=added, dtype=types.UINT8)
+    gives_floats: ClassVar[bool] = True
 
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    dtype: Literal["float32", "float16"] = "float32"
+    layout: Literal["CHW", "HWC"] = "CHW"
 
-def saturation_matrices(factors: NDArray[np.float64]) -> Matrices:
-    """(N, 3, 3): each colour moved away from its grey (above 1) or towards it (below)."""
-    factors = factors[:, None, None]
-    mixed: Matrices = factors * np.eye(3) + (1 - factors) * _GREY
-    return mixed
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"Normalize.mean is {self.mean}; give three finite numbers")
+        if not all(0 < s < math.inf for s in self.std):
+            raise ValueError(f"Normalize.std is {self.std}; give three positive numbers")
 
+    def lower(self, images: Any) -> Any:  # noqa: D102
+        return self.lower_mirrored(images, 0)
 
-def _hue_matrices(turns: NDArray[np.float64]) -> Matrices:
-    angle = -2 * np.pi * turns  # I and Q have blue where the colour wheel has it, the other way round
-    turn = np.zeros((len(turns), 3, 3))
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(angle)
-    turn[:, 2, 1] = np.sin(angle)
-    turn[:, 1, 2] = -turn[:, 2, 1]
-    turned: Matrices = _YIQ_TO_RGB @ turn @ _RGB_TO_YIQ
-    return turned
+    def lower_mirrored(self, images: Any, mirror: Any) -> Any:
+        """The DALI graph of a horizontal flip and this, in one pass over the pixels.
 
+        Args:
+            images: The node.
+            mirror: 0, 1 or a node of them.
+        """
+        from nvidia.dali import fn, types
 
-def _factors(value: float | tuple[float, float]) -> tuple[float, float]:
-    if isinstance(value, (int, float)):
-        return (max(0.0, 1 - value), 1 + value) if value >= 0 else (-1, -1)
-    low, high = value
-    return low, high
-
-
-def _angles(value: float | tuple[float, float]) -> tuple[float, float]:
-    low, high = (-value, value) if isinstance(value, (int, float)) else value
-    return low, high
+        return fn.crop_mirror_normalize(
+            images,
+            mirror=mirror,
+            mean=[255 * m for m in self.mean],
+            std=[255 * s for s in self.std],
+            dtype=types.FLOAT if self.dtype == "float32" else types.FLOAT16,
+            output_layout=self.layout,
+        )
 
 
 @checked
@@ -297,7 +352,7 @@ class RandomErasing(RandomTransform):
     """
 
     takes_floats: ClassVar[bool] = True
-    draws: ClassVar[int] = 2 * _ATTEMPTS + 3
+    draws: ClassVar[int] = 2 * ATTEMPTS + 3
 
     p: Probability = 0.5
     scale: tuple[float, float] = (0.02, 0.33)
@@ -310,11 +365,7 @@ class RandomErasing(RandomTransform):
 
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
         heights, widths = np.ascontiguousarray(sizes.T)
-        low, high = np.log(self.ratio)
-        areas = (self.scale[0] + (self.scale[1] - self.scale[0]) * uniforms[:_ATTEMPTS]) * (heights * widths)
-        ratios = np.exp(low + (high - low) * uniforms[_ATTEMPTS : 2 * _ATTEMPTS])
-        tall = np.rint(np.sqrt(areas * ratios)).astype(np.int64)
-        wide = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
+        tall, wide = draw_sides(uniforms, heights * widths, self.scale, self.ratio)
         fits = (tall < heights) & (wide < widths)
         first, column = fits.argmax(axis=0), np.arange(len(sizes))
         erased = fits[first, column] & (uniforms[-1] < self.p)
@@ -336,61 +387,4 @@ class RandomErasing(RandomTransform):
             axis_names="HW",
             fill_value=float(self.value),
             normalized=False,
-        )
-
-
-@dataclass(frozen=True)
-class Grey(Transform):
-    """Brightness in one channel, (H, W, 1) uint8: Pillow's `convert("L")`, ITU-R 601-2, within 1/255, mostly equal."""
-
-    def lower(self, images: Any) -> Any:  # noqa: D102
-        from nvidia.dali import fn, types
-
-        return fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
-
-
-@checked
-@dataclass(frozen=True)
-class Normalize(Transform):
-    """`(pixel / 255 - mean) / std`, to float and, by default, to NCHW. The last transform of a sequence.
-
-    Args:
-        mean: Per channel, in units of 0..1.
-        std: Per channel, in units of 0..1.
-        dtype: "float32" or "float16".
-        layout: "CHW" or "HWC".
-    """
-
-    gives_floats: ClassVar[bool] = True
-
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
-    dtype: Literal["float32", "float16"] = "float32"
-    layout: Literal["CHW", "HWC"] = "CHW"
-
-    def __post_init__(self) -> None:
-        if not all(map(math.isfinite, self.mean)):
-            raise ValueError(f"Normalize.mean is {self.mean}; give three finite numbers")
-        if not all(0 < s < math.inf for s in self.std):
-            raise ValueError(f"Normalize.std is {self.std}; give three positive numbers")
-
-    def lower(self, images: Any) -> Any:  # noqa: D102
-        return self.lower_mirrored(images, 0)
-
-    def lower_mirrored(self, images: Any, mirror: Any) -> Any:
-        """The DALI graph of a horizontal flip and this, in one pass over the pixels.
-
-        Args:
-            images: The node.
-            mirror: 0, 1 or a node of them.
-        """
-        from nvidia.dali import fn, types
-
-        return fn.crop_mirror_normalize(
-            images,
-            mirror=mirror,
-            mean=[255 * m for m in self.mean],
-            std=[255 * s for s in self.std],
-            dtype=types.FLOAT if self.dtype == "float32" else types.FLOAT16,
-            output_layout=self.layout,
         )

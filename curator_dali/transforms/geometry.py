@@ -1,8 +1,7 @@
 """Changes of an image's size and place: resize, crops, flip, padding, buckets.
 
-Pillow's border in a cubic resize: a kernel that reaches beyond it loses those weights; DALI repeats the border.
-
-Where an image shrinks, only the outermost two rows of what comes out differ: they alone are made anew.
+In a cubic resize Pillow's kernel loses the weights that reach beyond the border; DALI repeats the border. Where an
+image shrinks, only the outermost two rows of what comes out differ: they alone are made anew.
 """
 
 from __future__ import annotations
@@ -16,7 +15,17 @@ from numpy.typing import NDArray
 
 from curator_dali.arguments import Level, Probability, Size, checked
 from curator_dali.sampling import Buckets
-from curator_dali.transforms.base import Crop, RandomTransform, Transform, check_range, either, only_where, pair
+from curator_dali.transforms.base import (
+    ATTEMPTS,
+    Crop,
+    RandomTransform,
+    Transform,
+    check_range,
+    draw_sides,
+    either,
+    only_where,
+    pair,
+)
 
 __all__ = [
     "CenterCrop",
@@ -28,84 +37,15 @@ __all__ = [
     "ToBucket",
     "bring_to",
     "exceed_crop",
-    "filter_arguments",
-    "lower_borders",
 ]
 
-_CUBIC_SUPPORT = 2.0  # of the cubic kernel, on each side
-_ROWS = 2
-_LEAST = 8  # rows: below that a kernel may reach beyond both borders, and the image is left as it is
-
 Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
+_LONG_TIMES = 8  # a side that is more times as long as the centre crop behind it is never scaled whole
 _LANCZOS_SUPPORT = 3  # pixels on each side that the widest kernel, Lanczos, sees
-_LONG = 8  # a side that is more times as long as the centre crop behind it is never scaled whole
 
-_ATTEMPTS = 10  # as torchvision's and DALI's own
-
-
-def lower_borders(images: Any, resized: Any) -> Any:
-    """The DALI graph that gives the first and last two rows of `resized` Pillow's border, where it shrinks.
-
-    Args:
-        images: The node before the resize, HWC uint8.
-        resized: The node behind it: cubic, antialiased, of fewer rows.
-    """
-    from nvidia.dali import types
-
-    before, behind = images.shape(dtype=types.INT32)[0], resized.shape(dtype=types.INT32)[0]
-
-    def branch(resized: Any, own: Mapping[str, Any]) -> Any:
-        return _bordered(own["images"], resized)
-
-    return only_where(resized, (before > behind) & (behind >= _LEAST), branch, {"images": images})
-
-
-def _bordered(images: Any, resized: Any) -> Any:
-    from nvidia.dali import fn, types
-
-    old, new = images.shape(dtype=types.INT32), resized.shape(dtype=types.INT32)
-    scale = fn.cast(old[0], dtype=types.FLOAT) / fn.cast(new[0], dtype=types.FLOAT)
-    reach = fn.cast(_CUBIC_SUPPORT * scale, dtype=types.INT32) + 2
-    length = fn.cast((_CUBIC_SUPPORT + _ROWS) * scale, dtype=types.INT32) + 2  # what those rows' kernels see
-    length = length * (length < old[0]) + old[0] * (length >= old[0])
-    columns = fn.cast(old[1], dtype=types.FLOAT)
-
-    def rows(node: Any, start: Any, count: Any) -> Any:
-        return fn.slice(node, start=fn.stack(start), shape=fn.stack(count), axes=(0,))
-
-    def mirrored(node: Any) -> Any:
-        return fn.flip(node, horizontal=0, vertical=1)
-
-    def strip(node: Any, start: Any, columns: Any) -> Any:
-        """The first rows of what comes out, as floats, where the image begins at row `start`."""
-        return fn.resize(
-            node,
-            size=fn.stack(columns * 0.0 + float(_ROWS), columns),
-            roi_start=fn.stack(start, columns * 0.0),
-            roi_end=fn.stack(start + float(_ROWS) * scale, columns),
-            interp_type=types.INTERP_CUBIC,
-            antialias=True,
-            dtype=types.FLOAT,
-        )
-
-    # the share of each kernel's weights beyond the border, (rows, 1, 1): what is resized is 255 there, else 0
-    marked = fn.slice(
-        fn.slice(images, start=[0, 0], shape=[1, 1], axes=(1, 2)) & 0,
-        start=fn.stack(-reach),
-        shape=fn.stack(length + reach),
-        axes=(0,),
-        out_of_bounds_policy="pad",
-        fill_values=255,
-    )
-    share = strip(fn.cast(marked, dtype=types.UINT8), fn.cast(reach, dtype=types.FLOAT), columns * 0.0 + 1.0) / 255.0
-
-    def edge(source: Any) -> Any:
-        values, first = strip(source, scale * 0.0, columns), fn.slice(source, start=[0], shape=[1], axes=(0,))
-        return fn.cast((values - share * first) / (1.0 - share), dtype=types.UINT8)
-
-    begin = edge(rows(images, old[0] * 0, length))
-    end = mirrored(edge(mirrored(rows(images, old[0] - length, length))))
-    return fn.cat(begin, rows(resized, old[0] * 0 + _ROWS, new[0] - 2 * _ROWS), end, axis=0)
+_CUBIC_SUPPORT = 2.0  # of the cubic kernel, on each side
+_BORDER_ROWS = 2
+_LEAST_ROWS = 8  # rows: below that a kernel may reach beyond both borders, and the image is left as it is
 
 
 @checked
@@ -127,7 +67,7 @@ class Resize(Transform):
     interpolation: Interpolation = "cubic"
 
     def lower(self, images: Any) -> Any:  # noqa: D102
-        return lower_resize(images, *self._lower_size(images), self.interpolation)
+        return _lower_resize(images, *self._lower_size(images), self.interpolation)
 
     def lower_cropped(self, images: Any, crop: CenterCrop) -> Any:
         """The DALI graph of this transform to a shorter side and a centre crop behind it, for images of any shape.
@@ -141,7 +81,7 @@ class Resize(Transform):
         """
         from nvidia.dali import fn
 
-        scale = filter_arguments(self.interpolation)
+        scale = _filter_arguments(self.interpolation)
         height, width = self._lower_size(images)
         kept_height, kept_width = pair(crop.size)
 
@@ -167,9 +107,9 @@ class Resize(Transform):
             return fn.resize(narrow, resize_x=columns, resize_y=float(kept_height), **roi, **scale)
 
         def not_wide(images: Any, own: Mapping[str, Any]) -> Any:
-            return either(images, own["height"] > _LONG * kept_height, tall, whole, {})
+            return either(images, own["height"] > _LONG_TIMES * kept_height, tall, whole, {})
 
-        is_wide = (width > _LONG * kept_width) & (width >= height)  # the longer side is the one that may be huge
+        is_wide = (width > _LONG_TIMES * kept_width) & (width >= height)  # the longer side is the one that may be huge
         return crop.lower(either(images, is_wide, wide, not_wide, {"height": height}))
 
     def _lower_size(self, images: Any) -> tuple[Any, Any]:
@@ -206,10 +146,10 @@ def exceed_crop(sizes: NDArray[np.int64], crop: CenterCrop) -> NDArray[np.bool_]
         (N,) bool.
     """
     height, width = pair(crop.size)
-    return (sizes[:, 0] > _LONG * height) | (sizes[:, 1] > _LONG * width)
+    return (sizes[:, 0] > _LONG_TIMES * height) | (sizes[:, 1] > _LONG_TIMES * width)
 
 
-def lower_resize(images: Any, height: Any, width: Any, interpolation: Interpolation) -> Any:
+def _lower_resize(images: Any, height: Any, width: Any, interpolation: Interpolation) -> Any:
     """The DALI graph of a resize in two passes, each rounded to uint8.
 
     Args:
@@ -225,15 +165,15 @@ def _lowered(images: Any, height: Any, interpolation: Interpolation) -> Any:
     """The vertical pass."""
     from nvidia.dali import fn
 
-    low = fn.resize(images, resize_x=_columns(images), resize_y=height, **filter_arguments(interpolation))
-    return lower_borders(images, low) if interpolation == "cubic" and images.device == "cpu" else low
+    low = fn.resize(images, resize_x=_columns(images), resize_y=height, **_filter_arguments(interpolation))
+    return _lower_borders(images, low) if interpolation == "cubic" and images.device == "cpu" else low
 
 
 def _narrowed(images: Any, width: Any, interpolation: Interpolation) -> Any:
     """The horizontal pass, on a CPU as a vertical one of the transposed image where it shrinks: that is faster."""
     from nvidia.dali import fn
 
-    scale = filter_arguments(interpolation)
+    scale = _filter_arguments(interpolation)
 
     def across(images: Any, own: Mapping[str, Any]) -> Any:
         return fn.resize(images, resize_x=own.get("width", width), resize_y=_rows(images), **scale)
@@ -282,7 +222,72 @@ def _lower_middle(images: Any, length: Any, first: Any, count: int, axis: int) -
     return window, place(first), place(first + count)
 
 
-def filter_arguments(interpolation: Interpolation) -> dict[str, Any]:
+def _lower_borders(images: Any, resized: Any) -> Any:
+    """The DALI graph that gives the first and last two rows of `resized` Pillow's border, where it shrinks.
+
+    Args:
+        images: The node before the resize, HWC uint8.
+        resized: The node behind it: cubic, antialiased, of fewer rows.
+    """
+    from nvidia.dali import types
+
+    before, behind = images.shape(dtype=types.INT32)[0], resized.shape(dtype=types.INT32)[0]
+
+    def branch(resized: Any, own: Mapping[str, Any]) -> Any:
+        return _replace_borders(own["images"], resized)
+
+    return only_where(resized, (before > behind) & (behind >= _LEAST_ROWS), branch, {"images": images})
+
+
+def _replace_borders(images: Any, resized: Any) -> Any:
+    from nvidia.dali import fn, types
+
+    old, new = images.shape(dtype=types.INT32), resized.shape(dtype=types.INT32)
+    scale = fn.cast(old[0], dtype=types.FLOAT) / fn.cast(new[0], dtype=types.FLOAT)
+    reach = fn.cast(_CUBIC_SUPPORT * scale, dtype=types.INT32) + 2
+    length = fn.cast((_CUBIC_SUPPORT + _BORDER_ROWS) * scale, dtype=types.INT32) + 2  # what those rows' kernels see
+    length = length * (length < old[0]) + old[0] * (length >= old[0])
+    columns = fn.cast(old[1], dtype=types.FLOAT)
+
+    def rows(node: Any, start: Any, count: Any) -> Any:
+        return fn.slice(node, start=fn.stack(start), shape=fn.stack(count), axes=(0,))
+
+    def mirrored(node: Any) -> Any:
+        return fn.flip(node, horizontal=0, vertical=1)
+
+    def strip(node: Any, start: Any, columns: Any) -> Any:
+        """The first rows of what comes out, as floats, where the image begins at row `start`."""
+        return fn.resize(
+            node,
+            size=fn.stack(columns * 0.0 + float(_BORDER_ROWS), columns),
+            roi_start=fn.stack(start, columns * 0.0),
+            roi_end=fn.stack(start + float(_BORDER_ROWS) * scale, columns),
+            interp_type=types.INTERP_CUBIC,
+            antialias=True,
+            dtype=types.FLOAT,
+        )
+
+    # the share of each kernel's weights beyond the border, (rows, 1, 1): what is resized is 255 there, else 0
+    marked = fn.slice(
+        fn.slice(images, start=[0, 0], shape=[1, 1], axes=(1, 2)) & 0,
+        start=fn.stack(-reach),
+        shape=fn.stack(length + reach),
+        axes=(0,),
+        out_of_bounds_policy="pad",
+        fill_values=255,
+    )
+    share = strip(fn.cast(marked, dtype=types.UINT8), fn.cast(reach, dtype=types.FLOAT), columns * 0.0 + 1.0) / 255.0
+
+    def edge(source: Any) -> Any:
+        values, first = strip(source, scale * 0.0, columns), fn.slice(source, start=[0], shape=[1], axes=(0,))
+        return fn.cast((values - share * first) / (1.0 - share), dtype=types.UINT8)
+
+    begin = edge(rows(images, old[0] * 0, length))
+    end = mirrored(edge(mirrored(rows(images, old[0] - length, length))))
+    return fn.cat(begin, rows(resized, old[0] * 0 + _BORDER_ROWS, new[0] - 2 * _BORDER_ROWS), end, axis=0)
+
+
+def _filter_arguments(interpolation: Interpolation) -> dict[str, Any]:
     """DALI's arguments for an interpolation, antialiased when reducing."""
     from nvidia.dali import types
 
@@ -353,6 +358,93 @@ def _half_even(room: Any, crop: int) -> Any:
 
 @checked
 @dataclass(frozen=True)
+class RandomResizedCrop(Crop):
+    """Cut out a window of random area and aspect ratio, and scale it to one size.
+
+    The window is chosen as torchvision's `RandomResizedCrop` chooses it (Szegedy et al. 2015): ten attempts of
+    area ~ U(scale), log(ratio) ~ U(log(ratio)), the first that fits at a uniform place; else the largest central
+    window of an allowed ratio. Differs from torchvision's by the random numbers, and by DALI's one-pass antialiased
+    resize (Pillow rounds to uint8 between two passes): 1/255 apart, more only along the border.
+
+    On the CPU, in first place of every output of a loader, only the window is decoded: the same pixels, sooner.
+
+    Args:
+        size: Side, or (height, width), of what comes out.
+        scale: Range of the window's area, as a share of the image's.
+        ratio: Range of the window's width / height.
+        interpolation: "linear" (default), "cubic", "nearest" or "lanczos".
+        stream: See `RandomTransform`.
+    """
+
+    draws: ClassVar[int] = 2 * ATTEMPTS + 2
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "linear"
+
+    def __post_init__(self) -> None:
+        check_range(self.scale, "RandomResizedCrop.scale")
+        check_range(self.ratio, "RandomResizedCrop.ratio")
+
+    def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
+        heights, widths = np.ascontiguousarray(sizes.T)
+        wide, tall = draw_sides(uniforms, heights * widths, self.scale, self.ratio)
+        fits = (wide > 0) & (wide <= widths) & (tall > 0) & (tall <= heights)
+        first, column = fits.argmax(axis=0), np.arange(len(sizes))
+        found = fits[first, column]
+        least, most = self.ratio
+        whole = widths / heights
+        width = np.where(whole > most, np.rint(heights * most).astype(np.int64), widths)
+        height = np.where(whole < least, np.rint(widths / least).astype(np.int64), heights)
+        height = np.where(found, tall[first, column], np.clip(height, 1, heights))
+        width = np.where(found, wide[first, column], np.clip(width, 1, widths))
+        top = (uniforms[-2] * (heights - height + 1)).astype(np.int64)
+        left = (uniforms[-1] * (widths - width + 1)).astype(np.int64)
+        top = np.where(found, top, (heights - height) // 2)
+        left = np.where(found, left, (widths - width) // 2)
+        return {
+            "start": np.stack([top, left], axis=1).astype(np.int32),
+            "shape": np.stack([height, width], axis=1).astype(np.int32),
+        }
+
+    def lower_cut(self, images: Any) -> Any:  # noqa: D102
+        from nvidia.dali import fn
+
+        height, width = pair(self.size)
+        return fn.resize(images, resize_x=float(width), resize_y=float(height), **_filter_arguments(self.interpolation))
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
+        return pair(self.size)
+
+
+@checked
+@dataclass(frozen=True)
+class HorizontalFlip(RandomTransform):
+    """Mirror left and right with probability `p`, as torchvision's `RandomHorizontalFlip`.
+
+    Directly before `Normalize` it costs no pass over the pixels of its own.
+
+    Args:
+        p: Probability.
+        stream: See `RandomTransform`.
+    """
+
+    draws: ClassVar[int] = 1
+
+    p: Probability = 0.5
+
+    def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
+        return {"mirror": (uniforms[0] < self.p).astype(np.int32)}
+
+    def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
+        from nvidia.dali import fn
+
+        return fn.flip(images, horizontal=parameters["mirror"])
+
+
+@checked
+@dataclass(frozen=True)
 class Pad(Transform):
     """Grow to at least a size with one grey value on the right and below; larger images stay as they are.
 
@@ -382,97 +474,6 @@ class Pad(Transform):
 
     def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: D102
         return np.maximum(sizes, pair(self.size))
-
-
-@checked
-@dataclass(frozen=True)
-class RandomResizedCrop(Crop):
-    """Cut out a window of random area and aspect ratio, and scale it to one size.
-
-    The window is chosen as torchvision's `RandomResizedCrop` chooses it (Szegedy et al. 2015): ten attempts of
-    area ~ U(scale), log(ratio) ~ U(log(ratio)), the first that fits at a uniform place; else the largest central
-    window of an allowed ratio. Differs from torchvision's by the random numbers, and by DALI's one-pass antialiased
-    resize (Pillow rounds to uint8 between two passes): 1/255 apart, more only along the border.
-
-    On the CPU, in first place of every output of a loader, only the window is decoded: the same pixels, sooner.
-
-    Args:
-        size: Side, or (height, width), of what comes out.
-        scale: Range of the window's area, as a share of the image's.
-        ratio: Range of the window's width / height.
-        interpolation: "linear" (default), "cubic", "nearest" or "lanczos".
-        stream: See `RandomTransform`.
-    """
-
-    draws: ClassVar[int] = 2 * _ATTEMPTS + 2
-
-    size: Size
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "linear"
-
-    def __post_init__(self) -> None:
-        check_range(self.scale, "RandomResizedCrop.scale")
-        check_range(self.ratio, "RandomResizedCrop.ratio")
-
-    def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
-        heights, widths = np.ascontiguousarray(sizes.T)
-        low, high = np.log(self.ratio)
-        areas = (self.scale[0] + (self.scale[1] - self.scale[0]) * uniforms[:_ATTEMPTS]) * (heights * widths)
-        ratios = np.exp(low + (high - low) * uniforms[_ATTEMPTS : 2 * _ATTEMPTS])
-        wide = np.rint(np.sqrt(areas * ratios)).astype(np.int64)
-        tall = np.rint(np.sqrt(areas / ratios)).astype(np.int64)
-        fits = (wide > 0) & (wide <= widths) & (tall > 0) & (tall <= heights)
-        first, column = fits.argmax(axis=0), np.arange(len(sizes))
-        found = fits[first, column]
-        least, most = self.ratio
-        whole = widths / heights
-        width = np.where(whole > most, np.rint(heights * most).astype(np.int64), widths)
-        height = np.where(whole < least, np.rint(widths / least).astype(np.int64), heights)
-        height = np.where(found, tall[first, column], np.clip(height, 1, heights))
-        width = np.where(found, wide[first, column], np.clip(width, 1, widths))
-        top = (uniforms[-2] * (heights - height + 1)).astype(np.int64)
-        left = (uniforms[-1] * (widths - width + 1)).astype(np.int64)
-        top = np.where(found, top, (heights - height) // 2)
-        left = np.where(found, left, (widths - width) // 2)
-        return {
-            "start": np.stack([top, left], axis=1).astype(np.int32),
-            "shape": np.stack([height, width], axis=1).astype(np.int32),
-        }
-
-    def lower_cut(self, images: Any) -> Any:  # noqa: D102
-        from nvidia.dali import fn
-
-        height, width = pair(self.size)
-        return fn.resize(images, resize_x=float(width), resize_y=float(height), **filter_arguments(self.interpolation))
-
-    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
-        return pair(self.size)
-
-
-@checked
-@dataclass(frozen=True)
-class HorizontalFlip(RandomTransform):
-    """Mirror left and right with probability `p`, as torchvision's `RandomHorizontalFlip`.
-
-    Directly before `Normalize` it costs no pass over the pixels of its own.
-
-    Args:
-        p: Probability.
-        stream: See `RandomTransform`.
-    """
-
-    draws: ClassVar[int] = 1
-
-    p: Probability = 0.5
-
-    def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
-        return {"mirror": (uniforms[0] < self.p).astype(np.int32)}
-
-    def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
-        from nvidia.dali import fn
-
-        return fn.flip(images, horizontal=parameters["mirror"])
 
 
 @checked
@@ -507,7 +508,7 @@ class ToBucket(RandomTransform):
         # "pad": where a header lied about the size, the image is partly black, and its batch does not fail
         start, shape, size = parameters["start"], parameters["shape"], parameters["size"]
         images = fn.slice(images, start=start, shape=shape, axes=(0, 1), out_of_bounds_policy="pad")
-        return lower_resize(images, size[0], size[1], self.interpolation)
+        return _lower_resize(images, size[0], size[1], self.interpolation)
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
         if len(self.buckets.sizes) == 1:

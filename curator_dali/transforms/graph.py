@@ -20,28 +20,10 @@ from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, Re
 
 __all__ = ["Plan", "apply", "pixel_graph"]
 
-_LANES = 1 << 16
-"""Uniform numbers that one transform may draw; the lanes of the next place begin behind them."""
-_PLACES = 1 << 16
+_LANES = 1 << 16  # uniform numbers that one transform may draw; the lanes of the next place begin behind them
+_PLACES = 1 << 16  # of a sequence; those of the next stream begin behind them
 
-_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One transform behind all those before it.
-
-    Attributes:
-        prefix: The sequence up to here, this transform last.
-        name: Begins the names of its inputs.
-    """
-
-    prefix: tuple[Transform, ...]
-    name: str
-
-    @property
-    def transform(self) -> Transform:
-        return self.prefix[-1]
+_IMAGES_AT_ONCE = 256
 
 
 class Plan:
@@ -179,6 +161,23 @@ class Plan:
         return [node(sequence) for sequence in self.outputs]
 
 
+@dataclass(frozen=True)
+class _Step:
+    """One transform behind all those before it.
+
+    Attributes:
+        prefix: The sequence up to here, this transform last.
+        name: Begins the names of its inputs.
+    """
+
+    prefix: tuple[Transform, ...]
+    name: str
+
+    @property
+    def transform(self) -> Transform:
+        return self.prefix[-1]
+
+
 def apply(
     images: Any,
     sequence: Transform | Sequence[Transform],
@@ -220,17 +219,17 @@ def apply(
     device = arrays.resolve_device(at if device is None else device)
     if at not in ("cpu", device):
         rows, at = arrays.to_host(rows), "cpu"
-    pipeline = dali.new_pipeline(device, min(len(rows), _AT_ONCE), num_threads)
+    pipeline = dali.new_pipeline(device, min(len(rows), _IMAGES_AT_ONCE), num_threads)
     _, is_long = plan.measure(np.array([image.shape[:2] for image in rows], np.int64))
     with pipeline:
         pipeline.set_outputs(*pixel_graph(plan, at, device, long=bool(is_long.any())))
     pipeline.build()
     parts = []
-    for first in range(0, len(rows), _AT_ONCE):
+    for first in range(0, len(rows), _IMAGES_AT_ONCE):
         # DALI takes no strides: views such as crops are copied
-        part = [image if image.flags.c_contiguous else image.copy() for image in rows[first : first + _AT_ONCE]]
+        part = [image if image.flags.c_contiguous else image.copy() for image in rows[first : first + _IMAGES_AT_ONCE]]
         sizes = np.array([image.shape[:2] for image in part], np.int64)
-        dali.feed(pipeline, part, plan.arguments(key, numbers[first : first + _AT_ONCE], sizes))
+        dali.feed(pipeline, part, plan.arguments(key, numbers[first : first + _IMAGES_AT_ONCE], sizes))
         (result,) = dali.collect(pipeline, device)
         parts.append((range(first, first + len(part)), result))
     return arrays.merge(parts, len(rows))

@@ -13,16 +13,16 @@ from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Interpo
 
 __all__ = ["clip", "for_model", "imagenet_eval", "imagenet_train"]
 
-_RESAMPLE: dict[int, Interpolation] = {1: "lanczos", 2: "linear", 3: "cubic"}  # Pillow's numbers
-_TIMM: dict[str, Interpolation] = {
+_PILLOW_FILTERS: dict[int, Interpolation] = {1: "lanczos", 2: "linear", 3: "cubic"}  # Pillow's numbers
+_TIMM_FILTERS: dict[str, Interpolation] = {
     "lanczos": "lanczos",
     "bilinear": "linear",
     "bicubic": "cubic",
     "nearest": "nearest",
 }
-_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-_HARMLESS = {*_STEPS, "do_convert_rgb"}
-_OWN_WAYS = ("preprocess", "_preprocess", "resize", "center_crop", "rescale", "normalize", "rescale_and_normalize")
+_PROCESSOR_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+_HARMLESS = {*_PROCESSOR_STEPS, "do_convert_rgb"}  # flags of a processor
+_STEP_METHODS = ("preprocess", "_preprocess", "resize", "center_crop", "rescale", "normalize", "rescale_and_normalize")
 
 
 @checked
@@ -105,8 +105,8 @@ def _for_timm(config: Mapping[str, Any]) -> tuple[Transform, ...]:
     crop_pct, crop_mode = config.get("crop_pct") or 0.875, config.get("crop_mode") or "center"
     if len(input_size) != 3 or input_size[0] != 3:
         raise ValueError(f"data_config's input_size is {input_size}; only (3, height, width) can be made")
-    if interpolation not in _TIMM:
-        raise ValueError(f"data_config's interpolation is {interpolation!r}; allowed: {', '.join(_TIMM)}")
+    if interpolation not in _TIMM_FILTERS:
+        raise ValueError(f"data_config's interpolation is {interpolation!r}; allowed: {', '.join(_TIMM_FILTERS)}")
     if crop_mode not in ("center", "squash"):
         raise ValueError(f"data_config's crop_mode is {crop_mode!r}; allowed: center, squash")
     height, width = input_size[1:]
@@ -114,7 +114,7 @@ def _for_timm(config: Mapping[str, Any]) -> tuple[Transform, ...]:
     if crop_mode == "center" and height != width:
         raise ValueError(f"data_config's input_size is {input_size}; crop_mode center can be made of squares only")
     return (
-        Resize(scaled[0] if crop_mode == "center" else scaled, _TIMM[interpolation]),
+        Resize(scaled[0] if crop_mode == "center" else scaled, _TIMM_FILTERS[interpolation]),
         CenterCrop(height if height == width else (height, width), rounding="even"),
         Normalize(tuple(config["mean"]), tuple(config["std"])),
     )
@@ -129,10 +129,10 @@ def _for_processor(processor: Any) -> tuple[Transform, ...]:
     own = _own_ways(processor)
     if own and not convnext:
         raise ValueError(f"{name} has its own way of {', '.join(own)}, which cannot be read from its configuration")
-    resize, crop, rescale, normalize = (bool(getattr(processor, step, False)) for step in _STEPS)
+    resize, crop, rescale, normalize = (bool(getattr(processor, step, False)) for step in _PROCESSOR_STEPS)
     sequence: list[Transform] = []
     if resize:
-        interpolation = _RESAMPLE.get(int(processor.resample)) if processor.resample is not None else None
+        interpolation = _PILLOW_FILTERS.get(int(processor.resample)) if processor.resample is not None else None
         if interpolation is None:
             raise ValueError(f"{name}'s resample is {processor.resample!r}; allowed: LANCZOS, BILINEAR, BICUBIC")
         size = _size(processor.size, f"{name}.size", shorter=True)
@@ -160,7 +160,7 @@ def _own_ways(processor: Any) -> list[str]:
     before: list[type] = []
     for cls in type(processor).__mro__:
         if cls.__name__ in ("TorchvisionBackend", "PilBackend", "BaseImageProcessorFast"):
-            return [step for step in _OWN_WAYS if any(step in vars(one) for one in before)]
+            return [step for step in _STEP_METHODS if any(step in vars(one) for one in before)]
         before.append(cls)
     return []  # transformers 4's slow processors: each has methods of its own, and the configuration says all
 

@@ -3,8 +3,6 @@
 `block` makes what a notebook shows in a cell's output, `page` a file for a browser; both take parts that the other
 functions make. All of them escape every text that they are given.
 
-The frame around every display, and its one style sheet.
-
 A notebook's output stands in somebody else's page, so everything is within `.cd`, the text takes that page's colour
 and all other shades are made of the text's: light and dark themes work alike, also those nobody has heard of. Where
 a viewer strips styles (code hosts do), what is left are plain tables, images and lists, which read well too.
@@ -25,6 +23,7 @@ import numpy as np
 from curator_dali.errors import count
 
 __all__ = [
+    "WIDEST_CARD",
     "Card",
     "bars",
     "beside",
@@ -46,14 +45,6 @@ __all__ = [
     "table",
     "tiles",
 ]
-
-_LONGEST = 400  # characters of one text; a caption of a megabyte must not become one of the page
-
-_NARROWEST, _WIDEST = 0.8, 2.4  # aspects of a card; an image beyond them has bars at its sides
-_ROW = 640  # pixels of a row where styles are stripped and the table stays a table
-_CARD_HEIGHT = 132  # of an image there; as --h of the style sheet
-
-_CHART_WIDTH, _CHART_HEIGHT = 520, 120
 
 # `.cd` is repeated where JupyterLab's own rules for tables (.jp-RenderedHTMLCommon td) would win otherwise.
 _STYLE = """
@@ -109,7 +100,7 @@ background:var(--cd-bar)}
 .cd.cd.cd .cd-table td,.cd.cd.cd .cd-table th{padding-right:9px}
 .cd.cd.cd table.cd-sheet{--h:92px;gap:12px 8px}}
 """
-_PAGE = """:root{color-scheme:light dark;--cd-page:#fff;--cd-ink:#1f2328;--cd-link:#2460b8}
+_PAGE_STYLE = """:root{color-scheme:light dark;--cd-page:#fff;--cd-ink:#1f2328;--cd-link:#2460b8}
 @media(prefers-color-scheme:dark){:root{--cd-page:#0f1216;--cd-ink:#e4e8ec;--cd-link:#7db0f5}}
 body{margin:0;padding:20px clamp(14px,4vw,48px) 48px;background:var(--cd-page);color:var(--cd-ink)}
 .cd{margin:0 auto}.cd h1{font-size:22px;line-height:1.3;margin:0 0 4px}
@@ -133,8 +124,46 @@ font-variant-numeric:tabular-nums}.cd .cd-tiles dd span{font-size:13px;font-weig
 .cd figure,.cd .cd-sheet td,.cd tr{break-inside:avoid}.cd h2,.cd h3{break-after:avoid}
 .cd *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}"""
 
+_LONGEST_TEXT = 400  # characters of one text; a caption of a megabyte must not become one of the page
 
-def escape(value: Any, longest: int = _LONGEST) -> str:
+_NARROWEST_CARD, WIDEST_CARD = 0.8, 2.4  # width over height; an image beyond them has bars at its sides
+_ROW_WIDTH = 640  # pixels of a row where styles are stripped and the table stays a table
+_CARD_HEIGHT = 132  # of an image there; as --h of the style sheet
+
+_CHART_WIDTH, _CHART_HEIGHT = 520, 120
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A file for a browser that needs nothing else, light or dark as the reader's system is.
+
+    Args:
+        title: Text.
+        parts: What the other functions made.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        # Whatever slipped through: no script runs, nothing is loaded from elsewhere.
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{_compact(_PAGE_STYLE)}</style></head>\n"
+        f"<body>{block(f'<h1>{escape(title)}</h1>', *parts)}</body></html>\n"
+    )
+
+
+def block(*parts: str) -> str:
+    """A cell's output: parts that the other functions made, under the style sheet.
+
+    The classes keep a notebook's MathJax from reading `$` in a caption as mathematics.
+    """
+    return f'<div class="cd tex2jax_ignore mathjax_ignore"><style>{_compact(_STYLE)}</style>{"".join(parts)}</div>'
+
+
+def _compact(style: str) -> str:
+    return style.replace("\n", "")
+
+
+def escape(value: Any, longest: int = _LONGEST_TEXT) -> str:
     """A value as text that means nothing to a browser, also within quotes; too long ones lose their middle.
 
     Control characters (a NUL, a terminal's escape codes) become U+FFFD.
@@ -177,7 +206,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     kinds = [' class="cd-num"' if yes else "" for yes in numeric]
     head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(header, kinds, strict=True))
     body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{_value(value)}</td>' for value, kind in zip(row, kinds, strict=True))}</tr>"
+        f"<tr>{''.join(f'<td{kind}>{_format_value(value)}</td>' for value, kind in zip(row, kinds, strict=True))}</tr>"
         for row in rows
     )
     return f'<table class="cd-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -186,7 +215,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def facts(values: Mapping[str, Any]) -> str:
     """Names and their values, a line each; None and "" are left out."""
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{_value(value)}</td></tr>'
+        f'<tr><th scope="row">{escape(name)}</th><td>{_format_value(value)}</td></tr>'
         for name, value in values.items()
         if value is not None and value != ""
     )
@@ -197,7 +226,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(number(value))
 
 
@@ -293,7 +322,7 @@ def sheet(cards: Sequence[Card]) -> str:
     used = 0.0
     for card in cards:
         aspect = _aspect(card)
-        if used and used + aspect * _CARD_HEIGHT > _ROW:
+        if used and used + aspect * _CARD_HEIGHT > _ROW_WIDTH:
             rows.append([])
             used = 0.0
         used += aspect * _CARD_HEIGHT
@@ -309,13 +338,13 @@ def group(title: str, cards: Sequence[Card], note: str = "", level: int = 4) -> 
 
 
 def _aspect(card: Card) -> float:
-    return min(max(card.width / max(card.height, 1), _NARROWEST), _WIDEST)
+    return min(max(card.width / max(card.height, 1), _NARROWEST_CARD), WIDEST_CARD)
 
 
 def _cell(card: Card, aspect: float) -> str:
     title = escape(card.title)
     if card.source:
-        small = ' class="cd-small"' if 2 * max(card.height, card.width / _WIDEST) <= _CARD_HEIGHT else ""
+        small = ' class="cd-small"' if 2 * max(card.height, card.width / WIDEST_CARD) <= _CARD_HEIGHT else ""
         # both sides are what a viewer without styles goes by
         high = min(_CARD_HEIGHT, round(aspect * _CARD_HEIGHT * card.height / max(card.width, 1)))
         wide = max(1, round(high * card.width / max(card.height, 1)))
@@ -328,14 +357,14 @@ def _cell(card: Card, aspect: float) -> str:
     kind = f" cd-{card.mark}" if card.mark in ("kept", "dropped") else ""
     parts = [f'<div class="cd-id" title="{title}"><bdi>{title}</bdi></div>']
     parts += [f'<div class="cd-mark{kind}">{escape(card.mark)}</div>'] if card.mark else []
-    parts += [f'<div class="cd-facts">{_facts(card.facts)}</div>'] if card.facts else []
+    parts += [f'<div class="cd-facts">{_join_facts(card.facts)}</div>'] if card.facts else []
     parts += [f'<div class="cd-text" dir="auto" title="{escape(card.text)}">{escape(card.text)}</div>'] * bool(
         card.text
     )
     return f'<td class="cd-card{kind}" role="listitem" style="--a:{aspect:.3f}">{picture}{"".join(parts)}</td>'
 
 
-def _facts(values: Sequence[str]) -> str:
+def _join_facts(values: Sequence[str]) -> str:
     """Short values, of which none is broken between two lines."""
     return " · ".join(f"<span>{escape(value)}</span>" for value in values)
 
@@ -450,33 +479,3 @@ def histogram(
     name = escape(f"histogram of {label}")
     size = f"0 -22 {_CHART_WIDTH} {_CHART_HEIGHT + 44}"
     return f'<svg viewBox="{size}" width="{_CHART_WIDTH}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
-
-
-def block(*parts: str) -> str:
-    """A cell's output: parts that the other functions made, under the style sheet.
-
-    The classes keep a notebook's MathJax from reading `$` in a caption as mathematics.
-    """
-    return f'<div class="cd tex2jax_ignore mathjax_ignore"><style>{_compact(_STYLE)}</style>{"".join(parts)}</div>'
-
-
-def page(title: str, parts: Iterable[str]) -> str:
-    """A file for a browser that needs nothing else, light or dark as the reader's system is.
-
-    Args:
-        title: Text.
-        parts: What the other functions made.
-    """
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        # Whatever slipped through: no script runs, nothing is loaded from elsewhere.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{_compact(_PAGE)}</style></head>\n"
-        f"<body>{block(f'<h1>{escape(title)}</h1>', *parts)}</body></html>\n"
-    )
-
-
-def _compact(style: str) -> str:
-    return style.replace("\n", "")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays
+from curator_dali.errors import count
 from curator_dali.threads import import_whole
 from curator_dali.view import html
 
@@ -22,9 +23,9 @@ __all__ = ["Plot", "embedding_map", "histogram", "project"]
 
 _DPI = 144
 _INK, _FAINT, _GROUND, _BAR = "#1f2328", "#6e7781", "#ffffff", "#4c86d8"
-_MOST_CLASSES = 10  # colours that are told apart
 _MOST_TEXTS = 20  # bars of texts
-_ROWS = 16_384  # of embeddings that are float64 at once
+_MOST_CLASSES = 10  # colours that are told apart
+_ROWS_AT_ONCE = 16_384  # of embeddings that are float64 at once
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,7 +72,7 @@ def histogram(values: NDArray[Any], field: str, bins: int = 30) -> Plot:
         axes.hist(numbers, bins=bins, color=_BAR, edgecolor=_GROUND, linewidth=0.5)
         axes.set_xlabel(field, color=_INK)
         axes.set_ylabel("images", color=_INK)
-        text = f"{field} of {html.count(len(numbers), 'image')}"
+        text = f"{field} of {count(len(numbers), 'image')}"
     else:
         counts = Counter(html.number(value) for value in values.tolist() if value is not None)
         missing = len(values) - sum(counts.values())
@@ -80,7 +81,7 @@ def histogram(values: NDArray[Any], field: str, bins: int = 30) -> Plot:
         axes.barh([_plain(name) for name, _ in top], [many for _, many in top], color=_BAR)
         axes.set_xlabel("images", color=_INK)
         rest = len(counts) - len(top)
-        text = f"{field}: {html.count(len(counts), 'value')}{f', the {len(top)} most frequent' if rest else ''}"
+        text = f"{field}: {count(len(counts), 'value')}{f', the {len(top)} most frequent' if rest else ''}"
     text += f"; {missing:,} without" if missing else ""
     axes.set_title(_plain(text), loc="left", fontsize=10, color=_INK)
     return Plot(figure, text)
@@ -103,7 +104,7 @@ def embedding_map(
     axes.set_xticks([])
     axes.set_yticks([])
     dots: dict[str, Any] = {"s": 26 if len(points) < 2000 else 5, "linewidths": 0.4, "edgecolors": _GROUND}
-    text = f"{html.count(len(points), 'image')} by {method.upper()}"
+    text = f"{count(len(points), 'image')} by {method.upper()}"
     if values is None:
         axes.scatter(*points.T, color=_BAR, **dots)
     else:
@@ -117,6 +118,43 @@ def embedding_map(
             _classes(figure, axes, points, values, dots)
     axes.set_title(_plain(text), loc="left", fontsize=10, color=_INK)
     return Plot(figure, text)
+
+
+def _is_scale(values: NDArray[Any]) -> bool:
+    """Whether values lie on a scale: fractions, or more whole numbers than there are colours."""
+    if values.dtype.kind == "f":
+        return True
+    return values.dtype.kind in "iu" and len(np.unique(values)) > _MOST_CLASSES
+
+
+def _classes(figure: Any, axes: Any, points: NDArray[Any], values: NDArray[Any], dots: dict[str, Any]) -> None:
+    """Dots in a colour a value: of the most frequent ones, all others in grey."""
+    names = np.array([html.number(value) or "none" for value in values.tolist()], object)
+    frequent = [name for name, _ in Counter(names.tolist()).most_common(_MOST_CLASSES)]
+    others = ~np.isin(names, frequent)
+    if others.any():
+        axes.scatter(*points[others].T, color="#c9ced4", label=f"others ({int(others.sum())})", **dots)
+    for number, name in enumerate(sorted(frequent)):
+        axes.scatter(*points[names == name].T, color=f"C{number}", label=_plain(name[:40]), **dots)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"plots need matplotlib ({error}): pip install 'curator-dali[notebook]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    axes.tick_params(colors=_FAINT, labelsize=9)
+    return figure, axes
+
+
+def _plain(text: str) -> str:
+    r"""Text that matplotlib takes as it is: `$` would begin mathematics."""
+    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")[:60]
 
 
 def project(embeddings: Any, method: str = "pca", seed: int = 0) -> NDArray[np.float32]:
@@ -152,7 +190,7 @@ def project(embeddings: Any, method: str = "pca", seed: int = 0) -> NDArray[np.f
         rows = arrays.to_torch(embeddings).float()
         centred = torch.nan_to_num(rows - rows.nanmean(dim=0))
         # in blocks, because float64 of a million rows is twice their memory again
-        covariance = sum(block.T.double() @ block.double() for block in torch.split(centred, _ROWS))
+        covariance = sum(block.T.double() @ block.double() for block in torch.split(centred, _ROWS_AT_ONCE))
         _, vectors = torch.linalg.eigh(covariance)
         axes = vectors[:, -2:].flip(1)
         if axes.shape[1] < 2:
@@ -160,40 +198,3 @@ def project(embeddings: Any, method: str = "pca", seed: int = 0) -> NDArray[np.f
         signs = torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
         points: NDArray[np.float32] = (centred @ (axes * signs).float()).cpu().numpy()
     return points
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"plots need matplotlib ({error}): pip install 'curator-dali[notebook]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(colors=_FAINT, labelsize=9)
-    return figure, axes
-
-
-def _is_scale(values: NDArray[Any]) -> bool:
-    """Whether values lie on a scale: fractions, or more whole numbers than there are colours."""
-    if values.dtype.kind == "f":
-        return True
-    return values.dtype.kind in "iu" and len(np.unique(values)) > _MOST_CLASSES
-
-
-def _classes(figure: Any, axes: Any, points: NDArray[Any], values: NDArray[Any], dots: dict[str, Any]) -> None:
-    """Dots in a colour a value: of the most frequent ones, all others in grey."""
-    names = np.array([html.number(value) or "none" for value in values.tolist()], object)
-    frequent = [name for name, _ in Counter(names.tolist()).most_common(_MOST_CLASSES)]
-    others = ~np.isin(names, frequent)
-    if others.any():
-        axes.scatter(*points[others].T, color="#c9ced4", label=f"others ({int(others.sum())})", **dots)
-    for number, name in enumerate(sorted(frequent)):
-        axes.scatter(*points[names == name].T, color=f"C{number}", label=_plain(name[:40]), **dots)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-
-
-def _plain(text: str) -> str:
-    r"""Text that matplotlib takes as it is: `$` would begin mathematics."""
-    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")[:60]

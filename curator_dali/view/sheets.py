@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from curator_dali.errors import terminal_safe
+from curator_dali.errors import count, terminal_safe
 from curator_dali.view import html, thumbnails
 
 __all__ = ["Sheet", "draw_cards", "draw_image", "list_images", "loader_html", "size_of"]
 
-_BUDGET = 200_000  # bytes of JPEG in one display; as base64 a third more
+_PICTURE_BYTES = 200_000  # bytes of JPEG in one display; as base64 a third more
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +90,7 @@ def _embed_thumbnails(pixels: Sequence[Any], height: int = 168) -> tuple[list[st
     """A data URI an image, "" where there is none, and why there is none."""
     missing = ["no pixels" if image is None else _trouble(image) for image in pixels]
     good = [row for row, reason in enumerate(missing) if not reason]
-    small = thumbnails.encode(thumbnails.reduce([pixels[row] for row in good], height), _BUDGET)
+    small = thumbnails.encode(thumbnails.reduce([pixels[row] for row in good], height), _PICTURE_BYTES)
     found = dict(zip(good, map(html.data_uri, small), strict=True))
     return [found.get(row, "") for row in range(len(pixels))], missing
 
@@ -125,8 +125,8 @@ def loader_html(loader: Any) -> str:
             html.facts(
                 {
                     "images": f"{stats.samples:,} in {stats.seconds:.2f} s, {speed}",
-                    "left out": html.count(stats.failed, "image") if stats.failed else "",
-                    "by Pillow": html.count(stats.fallback, "image") if stats.fallback else "",
+                    "left out": count(stats.failed, "image") if stats.failed else "",
+                    "by Pillow": count(stats.fallback, "image") if stats.fallback else "",
                     "bytes read": f"{stats.bytes / 1e6:,.1f} MB",
                     "time": ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()),
                 }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from curator_dali import arrays
 from curator_dali.threads import import_whole
+from curator_dali.view.html import WIDEST_CARD
 
 if TYPE_CHECKING:
     import torch
@@ -21,17 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["draw_contact_sheet", "encode", "reduce", "thumbnail"]
 
 # (pixels of the height, JPEG quality), until all images of a sheet fit into its bytes
-_SETTINGS = ((320, 84), (168, 82), (152, 76), (136, 70), (120, 62), (104, 52), (80, 40), (56, 35), (40, 30))
-_WIDEST = 2.4  # widths for a height, as on the sheet
-_AT_LEAST = 4  # rows and columns to be averaged for one of the thumbnail; all beyond are skipped
+_JPEG_SETTINGS = ((320, 84), (168, 82), (152, 76), (136, 70), (120, 62), (104, 52), (80, 40), (56, 35), (40, 30))
+_AVERAGED_PIXELS = 4  # rows and columns to be averaged for one of the thumbnail; all beyond are skipped
 
 _GROUND = "#fbfbfa"
 _PLATE = "#efefec"  # behind a letterboxed image, so that its cell stays visible
-_TEXT = "#1f2328"
+_INK = "#1f2328"
 _FAINT = "#6e7781"
 _GAP = 14  # between cells, and half of it around the sheet
 _FONT_SIZE = 12
-_LINE = 16
+_LINE_HEIGHT = 16
 
 
 def reduce(images: Sequence[Any], height: int = 168) -> list[NDArray[np.uint8]]:
@@ -54,7 +54,7 @@ def reduce(images: Sequence[Any], height: int = 168) -> list[NDArray[np.uint8]]:
     import torch
 
     with torch.inference_mode():
-        small = [_one(image, height) for image in images]
+        small = [_reduce_image(image, height) for image in images]
     return [np.asarray(image) for image in arrays.to_host(small)] if small else []
 
 
@@ -64,22 +64,24 @@ def encode(thumbnails: Sequence[NDArray[np.uint8]], budget: int) -> list[bytes]:
     Of more than some thousand thumbnails the budget is passed, for no size is left to take away.
     """
     encoded: list[bytes] = []
-    for height, quality in _SETTINGS:
-        encoded = list(_jpegs(thumbnails, height, quality, budget))
+    for height, quality in _JPEG_SETTINGS:
+        encoded = list(_encode_jpegs(thumbnails, height, quality, budget))
         if len(encoded) == len(thumbnails):
             break
     else:
-        encoded = list(_jpegs(thumbnails, *_SETTINGS[-1], budget=None))
+        encoded = list(_encode_jpegs(thumbnails, *_JPEG_SETTINGS[-1], budget=None))
     return encoded
 
 
-def _jpegs(thumbnails: Sequence[NDArray[np.uint8]], height: int, quality: int, budget: int | None) -> Iterator[bytes]:
+def _encode_jpegs(
+    thumbnails: Sequence[NDArray[np.uint8]], height: int, quality: int, budget: int | None
+) -> Iterator[bytes]:
     from PIL import Image
 
     used = 0
-    for thumbnail in thumbnails:
-        image = Image.fromarray(thumbnail)
-        image.thumbnail((round(height * _WIDEST), height))
+    for pixels in thumbnails:
+        image = Image.fromarray(pixels)
+        image.thumbnail((round(height * WIDEST_CARD), height))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality, optimize=True)
         used += buffer.tell()
@@ -88,7 +90,7 @@ def _jpegs(thumbnails: Sequence[NDArray[np.uint8]], height: int, quality: int, b
         yield buffer.getvalue()
 
 
-def _one(image: Any, height: int) -> torch.Tensor:
+def _reduce_image(image: Any, height: int) -> torch.Tensor:
     """One thumbnail, (h, w, 3) uint8 on the image's device."""
     import torch
     from torch.nn import functional as F
@@ -99,9 +101,9 @@ def _one(image: Any, height: int) -> torch.Tensor:
     if tensor.ndim != 3 or tensor.shape[2] != 3 or not tensor.numel():
         raise ValueError(f"an image to show must be (H, W, 3) or (3, H, W), got {tuple(tensor.shape)}")
     rows, columns = tensor.shape[:2]
-    scale = min(height / rows, height * _WIDEST / columns, 1.0)
+    scale = min(height / rows, height * WIDEST_CARD / columns, 1.0)
     size = (max(1, round(rows * scale)), max(1, round(columns * scale)))
-    tensor = tensor[:: max(1, rows // (_AT_LEAST * size[0])), :: max(1, columns // (_AT_LEAST * size[1]))]
+    tensor = tensor[:: max(1, rows // (_AVERAGED_PIXELS * size[0])), :: max(1, columns // (_AVERAGED_PIXELS * size[1]))]
     is_float = tensor.is_floating_point()
     planes = tensor.permute(2, 0, 1)[None].float()
     if is_float:
@@ -142,7 +144,7 @@ def draw_contact_sheet(
     texts = [caption.split("\n") for caption in captions or [""] * len(images)]
     font = _font("".join(captions or ""))
     lines = max(len(text) for text in texts) if captions is not None else 0
-    cell_height = thumb + (6 + lines * _LINE if lines else 0)
+    cell_height = thumb + (6 + lines * _LINE_HEIGHT if lines else 0)
     if columns is None:
         columns = max(1, round(math.sqrt(len(images) * 1.5 * cell_height / thumb)))
     columns = min(columns, len(images))
@@ -158,8 +160,8 @@ def draw_contact_sheet(
         draw.rectangle((left, top, left + thumb - 1, top + thumb - 1), fill=_PLATE)
         sheet.paste(small, (left + (thumb - small.width) // 2, top + (thumb - small.height) // 2))
         for line, words in enumerate(text):
-            place = (left + thumb / 2, top + thumb + 6 + line * _LINE)
-            draw.text(place, _shorten(words, font, thumb), _FAINT if line else _TEXT, font, anchor="ma")
+            place = (left + thumb / 2, top + thumb + 6 + line * _LINE_HEIGHT)
+            draw.text(place, _shorten(words, font, thumb), _FAINT if line else _INK, font, anchor="ma")
     return sheet
 
 

@@ -104,7 +104,8 @@ def hashes(photos: Path | None, threads: int, rounds: int) -> dict[str, Any]:
     import torch
     from PIL import Image
 
-    from curator_dali.similarity import dhash, from_hex, near_pairs, phash
+    from curator_dali.similarity import dhash, near_pairs, phash
+    from curator_dali.similarity.hashes import from_hex
     from tests import helpers
 
     torch.set_num_threads(threads)

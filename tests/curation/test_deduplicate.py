@@ -18,7 +18,8 @@ from PIL import Image, ImageEnhance
 import curator_dali as cd
 from curator_dali.batch.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.similarity import dhash, from_hex, phash, to_hex
+from curator_dali.similarity import dhash, phash, to_hex
+from curator_dali.similarity.hashes import from_hex
 from curator_dali.stages import Deduplicate, Embed, Filter
 from tests import helpers
 from tests.curation.helpers import make_older, read_members, read_rows

@@ -18,16 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from curator_dali import transforms
 from curator_dali.arrays import objects
-from curator_dali.similarity import (
-    dhash,
-    find_comparable,
-    from_hex,
-    grey,
-    hash_images,
-    near_pairs,
-    phash,
-    to_hex,
-)
+from curator_dali.similarity import dhash, find_comparable, hash_images, near_pairs, phash, to_hex
+from curator_dali.similarity.hashes import from_hex, grey
 from curator_dali.stages.deduplicate import HASH_VIEW
 from tests import helpers
 
