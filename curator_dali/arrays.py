@@ -1,4 +1,4 @@
-"""The only file, but for `lending`, that knows numpy, CuPy, torch and DLPack.
+"""The only file, but for `dali`, that knows numpy, CuPy, torch and DLPack.
 
 "Arrays" below means either one array with a row an image, (N, ...), or a list of N arrays of any shapes: numpy on the
 host, CuPy on a GPU. Two rules:

@@ -88,7 +88,7 @@ class Viewable(ABC):
             view: Show this view instead of `images`.
 
         Returns:
-            A `display.Sheet`: the last value of a cell is shown; `.save("sheet.html")` writes a page.
+            A `view.Sheet`: the last value of a cell is shown; `.save("sheet.html")` writes a page.
 
         Raises:
             KeyError: No image has the field.
@@ -194,7 +194,7 @@ class Viewable(ABC):
         """How often each value of a field occurs: bars of numbers in `bins` ranges, or of the most frequent texts.
 
         Returns:
-            A `display.plots.Plot`: a picture in a notebook; `.figure` is matplotlib's, `.save("x.png")` writes it.
+            A `view.plots.Plot`: a picture in a notebook; `.figure` is matplotlib's, `.save("x.png")` writes it.
 
         Raises:
             KeyError: No image has the field.
@@ -214,7 +214,7 @@ class Viewable(ABC):
             seed: Of UMAP.
 
         Returns:
-            A `display.plots.Plot`.
+            A `view.plots.Plot`.
 
         Raises:
             ValueError: There are fewer than three images, or no embeddings.

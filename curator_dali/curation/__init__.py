@@ -1,4 +1,4 @@
-"""Curation: a source through the loader, the stages and the sinks, in one process, resumable at every part."""
+"""Curation: a source through the loader, the stages and the outputs, in one process, resumable at every part."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class EncodedBatch:
         errors: Row -> reason, for samples that could not be read.
         headers: (N,) `HEADER_DTYPE`, what is known of the images; codec 0 where nothing is.
         members: N mappings {extension: bytes-like} of all members of a sample, where asked for. Its sidecars give all
-            of the sample's metadata, whatever the source keeps that in (see `samples.add_sidecars`).
+            of the sample's metadata, whatever the source keeps that in (see `add_sidecars`).
         unread: Rows of `errors` whose bytes could not be read now: a file that is gone or changed, a store that does
             not answer. Such an error says nothing of the image, and a later read may succeed.
     """

@@ -124,7 +124,7 @@ class TarSource(Source):
     Args:
         urls: The tars; the order of the samples is theirs.
         name: The data set's name; by default that of the folder that the tars lie in.
-        index: Where indexes are kept: `"cache"`, `"beside"` the tars, or `"none"`; see `index_store.index_path`.
+        index: Where indexes are kept: `"cache"`, `"beside"` the tars, or `"none"`; see `tar_index.index_path`.
 
     Raises:
         SourceError: A tar is missing, unreadable or no tar; all of these are named.

@@ -54,7 +54,7 @@ class Shards:
 
     Args:
         urls: The tars.
-        keep: Where indexes are kept; see `index_store.index_path`.
+        keep: Where indexes are kept; see `tar_index.index_path`.
 
     Attributes:
         urls: The tars; local ones as absolute paths.

@@ -77,12 +77,12 @@ DECIDING = """
 import cloudpickle, sys, time
 import curator_dali as cd
 from curator_dali.ray import RayExecutor
-from curator_dali.stages import spreading
+from curator_dali.stages import distributed
 from tests.curation import test_ray_deciding
 from tests.curation.test_ray_deciding import Lingering, Path, rethreshold
 cloudpickle.register_pickle_by_value(test_ray_deciding)
 if {slowly}:
-    spreading._hand_out = Lingering(spreading._hand_out, 30)
+    distributed._hand_out = Lingering(distributed._hand_out, 30)
 rethreshold(Path({out!r}), Path({new!r}), executor=RayExecutor(address={address!r}))
 """
 
