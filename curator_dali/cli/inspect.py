@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import statistics
 import sys
 import time
 from collections import Counter
@@ -25,7 +24,6 @@ from curator_dali.cli.common import (
     source_of,
 )
 from curator_dali.errors import count as counted
-from curator_dali.loader import ImageLoader
 
 if TYPE_CHECKING:
     from curator_dali.errors import ImageError
@@ -259,6 +257,8 @@ class Benchmark:
     @property
     def images_per_second(self) -> float:
         """Median over the steady passes."""
+        import statistics
+
         return statistics.median(one.images_per_second for one in self.steady)
 
     @property
