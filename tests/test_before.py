@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,38 @@ import numpy as np
 import pytest
 
 import curator_dali as cd
+from curator_dali import models, transforms
+from curator_dali.ray import find_killers
+from curator_dali.similarity import group
+from curator_dali.torch import pad_images
 from tests import before
 
 with zipfile.ZipFile(before.BEFORE) as archive:
     FACTS = json.loads(archive.read("facts.json"))
 ROWS = FACTS["outputs"]["finished"]["rows"]
 KEPT = [key for _, key, status, _ in ROWS if status == "kept"]
+# A pickled function is the name of its module and its own; here are the modules of version 0.1.0.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "curation.rethresholding rethreshold": cd.rethreshold,
+    "curation.rethresholding stages_of": cd.stages_of,
+    "curation.run curate": cd.curate,
+    "display.drawing contact_sheet": cd.contact_sheet,
+    "duplicates duplicate_groups": cd.duplicate_groups,
+    "duplicates leaks": cd.leaks,
+    "errors write_errors": cd.write_errors,
+    "indexing.index open_index": cd.open_index,
+    "indexing.writing write_index": cd.write_index,
+    "joining concat": cd.concat,
+    "models.loading load_encoder": models.load_encoder,
+    "padding pad_images": pad_images,
+    "ray.actors find_killers": find_killers,
+    "reporting.writing write_report": cd.write_report,
+    "searching search": cd.search,
+    "similarity.grouping group": group,
+    "sources.opening open_source": cd.open_source,
+    "transforms.applying apply": transforms.apply,
+    "transforms.presets clip": transforms.clip,
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +104,12 @@ def test_pickles_hold_the_classes_of_today(old: Path, fresh: dict[str, Any]) -> 
         again = pickle.loads(pickle.dumps(value))
         assert list(find_kinds(loaded)) == list(find_kinds(again)), name
         assert type(loaded) is type(value), name
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_pickled_function_is_found(name: str) -> None:
+    module, function = name.split()
+    assert pickle.loads(f"ccurator_dali.{module}\n{function}\n.".encode()) is FUNCTIONS[name]
 
 
 @pytest.mark.parametrize("name", FACTS["states"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali import arrays, similarity
+from curator_dali import arrays
 from curator_dali.arguments import checked
 from curator_dali.batch.image import ImageObject, dtype_of, field_values, sort_rows
 from curator_dali.errors import count
@@ -240,6 +240,8 @@ class Viewable(ABC):
         """
         import_whole("torch")
         import torch
+
+        from curator_dali import similarity
 
         embeddings = arrays.to_torch(_need_embeddings(self)).float()
         if isinstance(query, str):

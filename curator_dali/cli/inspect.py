@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import statistics
 import sys
 import time
 from collections import Counter
@@ -260,6 +259,8 @@ class Benchmark:
     @property
     def images_per_second(self) -> float:
         """Median over the steady passes."""
+        import statistics
+
         return statistics.median(one.images_per_second for one in self.steady)
 
     @property

@@ -18,7 +18,6 @@ from curator_dali.errors import CuratorDaliError, OutputError, StageError
 from curator_dali.index import check_earlier, embedder_lineage, match_earlier
 from curator_dali.io import Storage, is_remote, one_line
 from curator_dali.loader import ImageLoader
-from curator_dali.models import WeightsError, load_encoder
 from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, RowSubset
 from curator_dali.report.selection import load_samples
 from curator_dali.similarity import bad_rows, nearest
@@ -225,6 +224,8 @@ def _by_id(files: RowFiles, key: str) -> NDArray[np.float32]:
 
 def _encoder(run: Any, encoder: ImageEncoder | None, device: str) -> ImageEncoder:
     """The model of the output, checked by its weights' hash."""
+    from curator_dali.models import WeightsError, load_encoder
+
     settings = run["settings"]
     stages = [s for s in settings.get("scored") or settings.get("stages", []) if s.get("type") == "Embed"]
     if encoder is None:
