@@ -44,19 +44,8 @@ if TYPE_CHECKING:
     from curator_dali.stages import NSFW, Aesthetic, CLIPScore, Deduplicate, Embed, Filter, Quality, Stage, ZeroShotTags
 
 _NAMES = {
-    "batch": (
-        "ImageBatch",
-        "ImageObject",
-        "Task",
-        "concat",
-        "contact_sheet",
-    ),
-    "curation": (
-        "Curation",
-        "curate",
-        "rethreshold",
-        "stages_of",
-    ),
+    "batch": ("ImageBatch", "ImageObject", "Task", "concat", "contact_sheet"),
+    "curation": ("Curation", "curate", "rethreshold", "stages_of"),
     "errors": (
         "CuratorDaliError",
         "ImageError",
@@ -66,32 +55,10 @@ _NAMES = {
         "StageError",
         "TooManyErrors",
     ),
-    "index": (
-        "Index",
-        "open_index",
-        "write_index",
-    ),
-    "loader": (
-        "ImageLoader",
-        "LoaderStats",
-        "write_errors",
-    ),
-    "report": (
-        "DuplicateGroup",
-        "Found",
-        "Leak",
-        "Report",
-        "duplicate_groups",
-        "leaks",
-        "search",
-        "write_report",
-    ),
-    "sampling": (
-        "Buckets",
-        "Position",
-        "Shard",
-        "Shuffle",
-    ),
+    "index": ("Index", "open_index", "write_index"),
+    "loader": ("ImageLoader", "LoaderStats", "write_errors"),
+    "report": ("DuplicateGroup", "Found", "Leak", "Report", "duplicate_groups", "leaks", "search", "write_report"),
+    "sampling": ("Buckets", "Position", "Shard", "Shuffle"),
     "sources": (
         "FolderSource",
         "MemorySource",
@@ -102,17 +69,7 @@ _NAMES = {
         "TarSource",
         "open_source",
     ),
-    "stages": (
-        "Aesthetic",
-        "CLIPScore",
-        "Deduplicate",
-        "Embed",
-        "Filter",
-        "NSFW",
-        "Quality",
-        "Stage",
-        "ZeroShotTags",
-    ),
+    "stages": ("Aesthetic", "CLIPScore", "Deduplicate", "Embed", "Filter", "NSFW", "Quality", "Stage", "ZeroShotTags"),
 }
 _HOME = {name: home for home, names in _NAMES.items() for name in names}
 # Modules of version 0.1.0 and of those before: their names are in what these versions have pickled.
@@ -251,7 +208,8 @@ class _MovedModules:
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name.partition(".")[2] not in _MOVED:
+        package, _, module = name.partition(".")
+        if package != "curator_dali" or module not in _MOVED:
             return None
         return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import pickle
@@ -110,6 +111,12 @@ def test_pickles_hold_the_classes_of_today(old: Path, fresh: dict[str, Any]) -> 
 def test_pickled_function_is_found(name: str) -> None:
     module, function = name.split()
     assert pickle.loads(f"ccurator_dali.{module}\n{function}\n.".encode()) is FUNCTIONS[name]
+
+
+@pytest.mark.parametrize("name", ["json.image", "email.stats", "curator_dali.no_module", "curator_dali.batch.stats"])
+def test_other_modules_are_not_found(name: str) -> None:
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(name)
 
 
 @pytest.mark.parametrize("name", FACTS["states"])
