@@ -222,7 +222,7 @@ def misaligned(data: Sequence[ImageObject], rows: Mapping[str, Any]) -> list[str
 
 
 def describe_image(data: Sequence[ImageObject], row: int) -> str:
-    """What to call an image in a message."""
+    """Name an image in a message."""
     return f"image {row} ({data[row].image_id if row < len(data) else ''!r})"
 
 

@@ -1,4 +1,4 @@
-"""What a batch can do in a notebook: contact sheets, tables, plots, and the images nearest to one."""
+"""Methods of `ImageBatch` for notebooks: contact sheets, tables, plots, and the images nearest to one."""
 
 from __future__ import annotations
 

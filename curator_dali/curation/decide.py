@@ -146,7 +146,7 @@ def decide_with(
 
 @dataclass
 class Decisions:
-    """What became of every sample once everything was seen.
+    """Decisions on all samples, made once every sample was seen.
 
     Attributes:
         stage: (N,) number of the stage that drops a sample, -1 where it failed, 32767 where it is kept.
@@ -340,7 +340,7 @@ class _Sharing:
         self.device, self.dim = workroom.mapper.device, files.embedding_dim
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """What a function gives for each item, in their order."""
+        """Yield the result of a function for each item, in their order."""
         return self._workroom.mapper.map(function, items)
 
     def reader(self, rows: NDArray[np.int64]) -> _Reader:

@@ -115,7 +115,7 @@ class RayExecutor:
                 tasks.close()
 
     def resources(self, device: str) -> dict[str, float]:
-        """What a worker asks of Ray.
+        """Resources that a worker asks of Ray.
 
         Args:
             device: Of the run, "cpu" or "cuda:N".
@@ -341,7 +341,7 @@ def _decode(source: Any, start: int, stop: int, device: str, max_pixels: int) ->
 
 
 class _Tasks:
-    """What `RayExecutor.mapper` gives: see `curator_dali.curation.worker.Mapper`.
+    """Tasks on the cluster, as `RayExecutor.mapper` yields them: see `curator_dali.curation.worker.Mapper`.
 
     Args:
         start: Called once, before the first task: connects, and says how many workers there are.
@@ -356,7 +356,7 @@ class _Tasks:
         self._running: dict[Any, tuple[int, Any]] = {}  # task -> (number of the item, the item)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """What a function gives for each item, in their order.
+        """Yield the result of a function for each item, in their order.
 
         Raises:
             CuratorDaliError: The workers of one item die each time.
@@ -415,7 +415,7 @@ class _Tasks:
 
 
 def _of_item(function: Callable[[T], R], item: T) -> R:
-    """What a task does."""
+    """Call a function with an item, in a task."""
     return function(item)
 
 

@@ -206,7 +206,7 @@ class Mapper(Protocol):
     device: str
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """What a function gives for each item, in their order.
+        """Yield the result of a function for each item, in their order.
 
         Args:
             function: Of the item alone; it may be run more than once for one, where a process died. It pickles, and so
