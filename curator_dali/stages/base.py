@@ -207,7 +207,10 @@ class Spread(Protocol):
     dim: int
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Yield the result of a function for each item, in their order. All of it pickles; the function may be run twice."""
+        """Yield the result of a function for each item, in their order.
+
+        Function, items and results pickle. The function may be run twice.
+        """
 
     def reader(self, rows: NDArray[np.int64]) -> Reader:
         """The embeddings of some of the M images, by their numbers among these, ascending."""
