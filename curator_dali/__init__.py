@@ -231,5 +231,6 @@ def _forward(module: ModuleType, home: str, *names: str) -> None:
     module.__dict__["__getattr__"] = find
 
 
-sys.meta_path.append(_MovedModules())
+# Before Python's own finders: to them an old folder in which `git pull` left a cache is a package without names.
+sys.meta_path.insert(0, _MovedModules())
 _forward(errors, "loader.results", "ErrorList", "write_errors")

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -117,6 +118,13 @@ def test_pickled_function_is_found(name: str) -> None:
 def test_other_modules_are_not_found(name: str) -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(name)
+
+
+def test_folder_that_git_left_hides_no_old_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reporting" / "__pycache__").mkdir(parents=True)
+    monkeypatch.setattr(cd, "__path__", [*cd.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "curator_dali.reporting", raising=False)
+    assert importlib.import_module("curator_dali.reporting").write_report is cd.write_report
 
 
 @pytest.mark.parametrize("name", FACTS["states"])
