@@ -58,33 +58,34 @@ class Import(NamedTuple):
 
 def find_imports(tree: ast.AST) -> Iterator[Import]:
     """Every import of the package in a file: in functions, for type checkers, and by a name in a text."""
+    folders = {}  # folders that the file imports as a whole, by the name they have there
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from find_module(node.lineno, alias.name)
+                package, _, module = alias.name.partition(".")
+                if package == "curator_dali":
+                    yield Import(node.lineno, module if alias.asname and module else "__init__", "")
+                    folders[alias.asname or alias.name] = module
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"line {node.lineno}: a relative import"
             package, _, module = str(node.module).partition(".")
             for alias in node.names if package == "curator_dali" else ():
                 named = not module and alias.name in MODULES  # from curator_dali import arrays
                 yield Import(node.lineno, alias.name if named else module or "__init__", "" if named else alias.name)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            yield from find_named(node.args[0])
+                folders[alias.asname or alias.name] = alias.name if named else ""
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from find_named(node.lineno, node.value)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and folders.get(ast.unparse(node.value)) in FOLDERS:
+            yield Import(node.lineno, folders[ast.unparse(node.value)], node.attr)
 
 
-def find_module(line: int, dotted: str) -> Iterator[Import]:
-    package, _, module = dotted.partition(".")
-    if package == "curator_dali":
-        yield Import(line, module or "__init__", "")
-
-
-def find_named(name: ast.expr) -> Iterator[Import]:
-    """Imports by `import_module`: of a text, or of all that a text "curator_dali.{}" with a name of a table may be."""
-    if isinstance(name, ast.Constant):
-        yield from find_module(name.lineno, str(name.value))
-    elif isinstance(name, ast.JoinedStr) and str(getattr(name.values[0], "value", "")).startswith("curator_dali"):
-        for module in {*curator_dali._NAMES, *map(unit, curator_dali._MOVED.values())}:
-            yield Import(name.lineno, module, "")
+def find_named(line: int, text: str) -> Iterator[Import]:
+    """The module that a text names; for "curator_dali." with what follows of a table, all modules of the tables."""
+    package, dot, module = text.partition(".")
+    if package == "curator_dali" and dot:
+        table = {*curator_dali._NAMES, *map(unit, curator_dali._MOVED.values())}
+        yield from (Import(line, name, "") for name in (table if not module else {module} & {*MODULES}))
 
 
 def find_defined(face: str) -> set[str]:
@@ -114,12 +115,21 @@ def test_floors_hold_the_whole_package() -> None:
     assert set(FLOOR) == {unit(name) for name in MODULES}
 
 
+def test_no_module_has_the_name_of_an_old_one() -> None:
+    assert not curator_dali._MOVED.keys() & MODULES.keys(), "the module cannot be imported: its name is forwarded"
+    assert set(curator_dali._MOVED.values()) <= MODULES.keys()
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_down(name: str) -> None:
     wrong = []
     for line, module, imported in find_imports(TREES[name]):
         own, other = unit(name), unit(module)
-        if own == other:
+        if module not in MODULES:
+            wrong.append(f"line {line}: the package has no file curator_dali.{module}")
+        elif imported.startswith("_") and imported != "__version__":
+            wrong.append(f"line {line}: {imported} is private to curator_dali.{module}")
+        elif own == other:
             inside = {*MODULES, *(f"{own}.{defined}" for defined in find_defined(own))}
             if module == own != name and f"{module}.{imported}" not in inside:
                 wrong.append(f"line {line}: its own face; import {imported} from the file that defines it")
@@ -156,10 +166,16 @@ def test_a_reader_finds_the_way() -> None:
         ("if TYPE_CHECKING:\n    from curator_dali.io import store", [(2, "io", "store")]),
         ("from curator_dali.io.store import join", [(1, "io.store", "join")]),
         ("from curator_dali import arrays", [(1, "arrays", "")]),
-        ("import curator_dali.torch", [(1, "torch", "")]),
+        ("import curator_dali.torch", [(1, "__init__", "")]),
+        ("import curator_dali.torch as ct", [(1, "torch", "")]),
+        ("import curator_dali.io as cio\ncio.files", [(1, "io", ""), (2, "io", "files")]),
+        ("from curator_dali import io\nio.files.remove", [(1, "io", ""), (2, "io", "files")]),
         ("from curator_dali import __version__", [(1, "__init__", "__version__")]),
         ("importlib.import_module('curator_dali.ray')", [(1, "ray", "")]),
         ("__import__('curator_dali.ray')", [(1, "ray", "")]),
+        ("import_module(name='curator_dali.ray')", [(1, "ray", "")]),
+        ("sys.modules['curator_dali.ray']", [(1, "ray", "")]),
+        ("getLogger('curator_dali')", []),
         ("from torch import nn", []),
     ],
 )
