@@ -1,4 +1,4 @@
-"""Headers of encoded images: what each is, and which decoder may have it; of one image, and of a whole source.
+"""Headers of encoded images, one or a whole source: what each is, and which decoder may have it or why none may.
 
 DALI 2.4 can crash the process when a file fails in its parser inside a batch, and JPEG 2000, TIFF and animated PNG
 can crash it in the decoder. So nothing reaches DALI that its own parser refuses or that belongs to these; Pillow

@@ -1,4 +1,4 @@
-"""What was kept earlier: outputs that new images are looked up in, by their index or by reading them."""
+"""Earlier outputs: new images are looked up in what they kept, by their index or by reading them."""
 
 from __future__ import annotations
 

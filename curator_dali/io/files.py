@@ -1,4 +1,4 @@
-"""Files written whole or not at all, here or behind fsspec; regular files and JSON documents, read or refused.
+"""Files written whole or not at all; the filesystem of a URL; regular files and JSON documents, read or refused.
 
 Locally a file is written under a temporary name in its own folder, synced and renamed. A remote one is written to an
 unlinked file in the temporary folder ($TMPDIR) and uploaded once it is complete: an object store (S3, GCS, Azure)

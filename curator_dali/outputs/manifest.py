@@ -1,4 +1,4 @@
-"""What of an output is finished, so that a rerun does only what is missing, after whatever end the last one came to.
+"""The manifest of an output: its finished parts, so that a rerun does only what is missing, however the last one ended.
 
     out/_manifest/run.json                                 the data set, the settings and the lineage
     out/_manifest/parts/000000000000-000000010000.json     samples 0 to 9,999 are finished: files, sizes, hashes, counts

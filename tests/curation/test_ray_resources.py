@@ -85,7 +85,7 @@ class Made(Exception):
 
 @dataclass
 class Actors:
-    """In the place of a `Pool`: does nothing, and is thrown back."""
+    """In the place of a `_Pool`: does nothing, and is thrown back."""
 
     resources: Any
     max_deaths: int
