@@ -439,7 +439,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _describe_free() -> str:
-    """What nobody has reserved."""
+    """Describe the CPUs and GPUs that are not reserved."""
     left: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     return f"{left.get('CPU', 0):g} CPUs, {left.get('GPU', 0):g} GPUs"
 

@@ -306,7 +306,7 @@ def _shorten(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """What is written, and where.
+    """The output of a run: its folder, the columns of its rows, and the limits of its tars.
 
     Attributes:
         manifest: Of the folder.
@@ -350,7 +350,7 @@ class Output:
 
 @dataclass
 class Account:
-    """What the rows of a part add up to."""
+    """Sums over the rows of a part."""
 
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)

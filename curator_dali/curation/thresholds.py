@@ -210,7 +210,7 @@ def _check_reads(stage: Stage, columns: Mapping[str, str], files: RowFiles, run:
 
 
 def _embeddings(files: RowFiles | None, wanted: bool | str | None) -> tuple[int, str]:
-    """How many numbers of what type to store."""
+    """Return the length and the type of the embeddings to store."""
     dim = 0 if files is None else files.embedding_dim
     if wanted and not dim:
         raise StageError("embeddings are to be stored, and the output has none: leave embeddings= out")

@@ -146,7 +146,7 @@ def _code_stream(buffer: NDArray[np.uint8]) -> Any:
 
 
 def _codec_for_dali(data: memoryview) -> Codec | None:
-    """Which of DALI's formats this claims to be, if it is a variant of which DALI makes Pillow's upright RGB."""
+    """Return the format of an image that DALI decodes to the RGB of Pillow; None for every other format and variant."""
     head = bytes(data[:12])
     if head.startswith(b"\xff\xd8"):
         return Codec.JPEG
@@ -431,7 +431,7 @@ def scan(source: Source, progress: Callable[[int], object] | None = None) -> Sur
 
 @dataclass(frozen=True)
 class Survey:
-    """What a source holds.
+    """A summary of a source, from the headers of its images.
 
     Attributes:
         name: The source's name.

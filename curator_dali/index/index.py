@@ -53,7 +53,9 @@ _ROWS_AT_ONCE = 16_384  # of the output in memory at once
 
 @dataclass(frozen=True)
 class Index:
-    """What an output kept, to be looked up in. Its files are mapped: only what is looked at is read.
+    """The kept images of an output, to be looked up in.
+
+    The files of the index are mapped, so that a look-up reads only the parts that it needs.
 
     Attributes:
         out: The output.
@@ -189,7 +191,7 @@ def open_index(out: str | os.PathLike[str]) -> Index | None:
 
 
 def _identity(manifest: Manifest) -> str:
-    """What an output is, in 32 digits: another one if it was run again, or has other rows."""
+    """Return 32 digits of an output, which change when it is run again or has other rows."""
     run = {name: manifest.run.get(name) for name in ("source", "samples", "settings", "lineage")}
     parts = [
         (part.start, part.stop, sorted(part.counts.items()), [tuple(file) for file in part.files])
