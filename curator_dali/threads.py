@@ -1,4 +1,4 @@
-"""Threads, short steps and imports that Ctrl-C must not cut in half.
+"""Threads, what they hand over, and imports: nothing here breaks when Ctrl-C comes in the middle.
 
 PyTorch does not survive a KeyboardInterrupt while it is imported: the next `import torch` of the process crashes it
 (segmentation fault) or finds half a module. Importing it takes seconds, and a notebook's user who stops a cell in its
@@ -12,11 +12,16 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Background", "ignore", "import_whole", "uninterrupted"]
+__all__ = ["Background", "HandOver", "ignore", "import_whole", "run_ahead", "uninterrupted"]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Background:
@@ -59,6 +64,92 @@ class Background:
     def _is_alive(self) -> bool:
         with uninterrupted():
             return self._thread.is_alive()
+
+
+class HandOver(Generic[T]):
+    """Passes items from one thread to another, a bounded number at a time, and survives Ctrl-C at any moment.
+
+    The producer reserves a slot before it makes an item. The consumer frees the slot when the item's memory is free
+    again, which may be long after `take`. Slots are tokens in a `SimpleQueue`: a lock or a `queue.Queue` is Python
+    code, which an interrupt can leave locked for good, whereas every step here is one call into C.
+
+    Args:
+        slots: How many items may be under way or in use at once.
+
+    Attributes:
+        cancelled: Whether either side gave up. The producer looks at it after `reserve`.
+        error: The exception that ended either side.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()  # None marks the end
+        self._slots: queue.SimpleQueue[None] = queue.SimpleQueue()  # one token for each free slot
+        self.cancelled = False
+        self.error: BaseException | None = None
+        for _ in range(slots):
+            self.free()
+
+    def reserve(self, wait: bool = True) -> bool:
+        """Take a slot, as the producer. False: none is free, and `wait` is false."""
+        if self.cancelled:
+            return True
+        try:
+            self._slots.get(block=wait)
+        except queue.Empty:
+            return False
+        return True
+
+    def put(self, item: T) -> None:
+        """Hand over an item that has a slot."""
+        self._items.put(item)
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Say that no more items come; those handed over before are still taken, then the error is raised."""
+        self.error = self.error or error
+        self._items.put(None)
+
+    def take(self) -> T | None:
+        """Wait for the next item, as the consumer. None: there are no more. Raises the error of `finish`."""
+        item = self._items.get()
+        if item is None and self.error is not None:
+            raise self.error
+        return item
+
+    def free(self) -> None:
+        """Give back the slot of an item that is no longer in use."""
+        self._slots.put(None)
+
+    def cancel(self, error: BaseException | None = None) -> None:
+        """Give up, from either side, and wake the other one. May be called again.
+
+        Args:
+            error: Why, if an exception ended this side.
+        """
+        self.cancelled = True
+        self.free()
+        self.finish(error)
+
+
+def run_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], window: int) -> Generator[R, None, None]:
+    """Yield the result of a function for each item, in order, while a pool works on the next items.
+
+    Args:
+        pool: Runs the function. Items that are not started when the iterator is closed are cancelled.
+        function: Of one item.
+        items: Taken in the calling thread, one at a time.
+        window: How many items are under way or done, besides the one whose result is waited for.
+    """
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 @contextmanager

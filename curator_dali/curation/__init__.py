@@ -8,7 +8,7 @@ from curator_dali.curation.config import Settings, check_file, read_config
 from curator_dali.curation.rows import add_columns
 from curator_dali.curation.run import Curation, curate
 from curator_dali.curation.thresholds import rethreshold, stages_of
-from curator_dali.curation.worker import GLANCE, PartLoader
+from curator_dali.curation.worker import GLANCE
 
 if TYPE_CHECKING:
     from curator_dali.curation.ray_executor import RayExecutor, find_killers
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = [
     "GLANCE",
     "Curation",
-    "PartLoader",
     "RayExecutor",
     "Settings",
     "add_columns",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,7 +24,7 @@ from curator_dali.outputs import Manifest, Part, PartWriter, RowSchema, part_nam
 from curator_dali.sampling import Range
 from curator_dali.sources import Source, merge_types, to_text
 from curator_dali.stages import LOADED, Stage, written
-from curator_dali.threads import Background
+from curator_dali.threads import Background, HandOver
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -385,12 +384,7 @@ class Writing:
 
     def __init__(self, output: Output, finished: Callable[[Part], object]) -> None:
         self._output, self._finished = output, finished
-        self._rows: queue.SimpleQueue[tuple[Range, Rows] | None] = queue.SimpleQueue()
-        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # holds one for each batch that may come to wait
-        for _ in range(_MOST_WAITING):
-            self._room.put(None)
-        self._error: BaseException | None = None
-        self._stopping = False
+        self._rows: HandOver[tuple[Range, Rows]] = HandOver(_MOST_WAITING)
         self._thread = Background(self._run, name="curator-dali-write")
 
     def put(self, part: Range, rows: Rows) -> None:
@@ -399,10 +393,9 @@ class Writing:
         Raises:
             OutputError: An earlier one could not be written.
         """
-        if self._error is None:
-            self._room.get()
-        if self._error is not None:
-            raise self._error
+        self._rows.reserve()
+        if self._rows.error is not None:
+            raise self._rows.error
         self._rows.put((part, rows))
 
     def __enter__(self) -> Self:
@@ -411,23 +404,22 @@ class Writing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping = kind is not None
         try:
-            self._rows.put(None)
+            if kind is None:
+                self._rows.finish()
+                self._thread.join()
+        finally:  # the block raised, or Ctrl-C ended the wait
+            self._rows.cancel()
             self._thread.join()
-        finally:
-            self._stopping = True  # where Ctrl-C ended the wait
-            self._rows.put(None)
-            self._thread.join()
-        if kind is None and self._error is not None:
-            raise self._error
+        if kind is None and self._rows.error is not None:
+            raise self._rows.error
 
     def _run(self) -> None:
         writer: PartWriter | None = None
         account = Account()
         try:
-            while (item := self._rows.get()) is not None and not self._stopping:
-                self._room.put(None)
+            while (item := self._rows.take()) is not None and not self._rows.cancelled:
+                self._rows.free()
                 part, rows = item
                 began = time.perf_counter()
                 if writer is None:
@@ -439,8 +431,7 @@ class Writing:
                     writer = None
                     self._finished(committed)
         except BaseException as error:  # raised where the next rows are put
-            self._error = error
-            self._room.put(None)  # for who waits to put them
+            self._rows.cancel(error)
         finally:
             if writer is not None:
                 writer.discard()

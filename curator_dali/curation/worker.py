@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -16,14 +16,14 @@ from curator_dali.batch import ImageBatch
 from curator_dali.curation.config import Settings
 from curator_dali.curation.rows import DECODE, Output, Rows, Writing, add_columns
 from curator_dali.decoding import Decoded
-from curator_dali.loader import ErrorList, ImageLoader
+from curator_dali.loader import ImageLoader
 from curator_dali.outputs import Part
-from curator_dali.sampling import PartsOrder, Range
+from curator_dali.sampling import Range
 from curator_dali.sources import Source
 from curator_dali.stages import Plan, Selector
 from curator_dali.transforms import Resize
 
-__all__ = ["GLANCE", "Executor", "LocalExecutor", "Mapper", "PartLoader", "Worker"]
+__all__ = ["GLANCE", "Executor", "LocalExecutor", "Mapper", "Worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Worker:
     device: str
     dim: int
     loading: Settings
-    _loader: PartLoader | None = field(default=None, init=False, repr=False)
+    _loader: ImageLoader | None = field(default=None, init=False, repr=False)
 
     def run(
         self, parts: Sequence[Range], finished: Callable[[Part], object], progress: Callable[[int], object]
@@ -80,7 +80,8 @@ class Worker:
         waiting = iter(parts)
         part = next(waiting, (0, 0))
         with _current(self.device), Writing(self.output, finished) as writing:
-            steps = self._load().over(parts)
+            # a sample that cannot be read now must not count as a bad image for good
+            steps = self._load().over(parts, refuse_unread=True)
             try:
                 while True:
                     began = time.perf_counter()
@@ -88,7 +89,7 @@ class Worker:
                     if step is None:
                         break
                     decoded, batch = step
-                    if decoded.encoded.indices[0] >= part[1] or decoded.encoded.indices[0] < part[0]:
+                    if not part[0] <= decoded.encoded.indices[0] < part[1]:
                         part = next(waiting)
                     rows = Rows.of(decoded, self.plan.columns)
                     rows.seconds[DECODE] += time.perf_counter() - began
@@ -114,10 +115,10 @@ class Worker:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_loader": None}
 
-    def _load(self) -> PartLoader:
+    def _load(self) -> ImageLoader:
         if self._loader is None:
             how = self.loading
-            self._loader = PartLoader(
+            self._loader = ImageLoader(
                 self.source,
                 batch_size=how.batch_size,
                 device=self.device,
@@ -130,7 +131,7 @@ class Worker:
                 keep_encoded=self.output.tars or self.plan.reads_bytes or bool(self.plan.metadata),
                 max_pixels=how.max_pixels,
             )
-            self._loader.refuse_unread = True
+            self._loader.max_errors = 0  # the rows have them
         return self._loader
 
     def _take_through(self, batch: ImageBatch, decoded: Decoded, rows: Rows) -> None:
@@ -164,36 +165,6 @@ def _current(device: str) -> Iterator[None]:
 
     with torch.cuda.device(device):
         yield
-
-
-class PartLoader(ImageLoader):
-    """An `ImageLoader` over parts of its source, with one decoder for all of them: see `over`.
-
-    Attributes:
-        refuse_unread: Whether a sample whose bytes cannot be read now ends the pass with a `SourceError`, instead of
-            counting as a bad image.
-    """
-
-    max_errors = 0  # the steps tell them
-    refuse_unread = False
-
-    def over(self, parts: Sequence[Range]) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
-        """Load ranges of the source, in order.
-
-        Yields:
-            Every step, and its batch: None where every image of it is bad. `columns["index"]` of a batch has the
-            samples' indices in the source.
-        """
-        self._order = PartsOrder(parts)
-        for decoded, batch in self.steps():
-            if batch is not None:
-                batch.columns["index"] = decoded.encoded.indices[decoded.rows]
-            yield decoded, batch
-
-    def _record(self, decoded: Decoded, errors: ErrorList) -> None:
-        if self.refuse_unread:
-            decoded.encoded.check_read()
-        super()._record(decoded, errors)
 
 
 class Mapper(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from curator_dali.decoding import pillow
-from curator_dali.decoding.decoder import Decoded, Decoder, Gated, gate
+from curator_dali.decoding.decoder import Decoded, Decoder, Gated, gate, read_gated
 from curator_dali.decoding.headers import MAX_PIXELS, Codec, read_headers, scan, upright_sizes
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Gated",
     "gate",
     "pillow",
+    "read_gated",
     "read_headers",
     "scan",
     "upright_sizes",

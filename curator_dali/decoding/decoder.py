@@ -8,6 +8,7 @@ DALI refuses is decoded again in parts, until the bad images stand alone; these 
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,10 +22,10 @@ from curator_dali import dali
 from curator_dali.decoding import pillow
 from curator_dali.decoding.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
 from curator_dali.errors import ImageError
-from curator_dali.sources import EncodedBatch
+from curator_dali.sources import EncodedBatch, Source
 from curator_dali.transforms import Plan, Transform, pixel_graph
 
-__all__ = ["Decoded", "Decoder", "Gated", "gate"]
+__all__ = ["Decoded", "Decoder", "Gated", "gate", "read_gated"]
 
 _Part = tuple[list[int], list[Any]]
 """Rows, and of each output the arrays."""
@@ -53,6 +54,8 @@ class Gated:
         pillow: Rows for Pillow.
         errors: Row -> reason.
         learnt: Rows whose header was not known before.
+        read_seconds: What reading took.
+        gate_seconds: What the gate took.
     """
 
     encoded: EncodedBatch
@@ -60,6 +63,8 @@ class Gated:
     pillow: list[int]
     errors: dict[int, str]
     learnt: list[int]
+    read_seconds: float = 0.0
+    gate_seconds: float = 0.0
 
 
 @dataclass
@@ -82,6 +87,11 @@ class Decoded:
     sizes: NDArray[np.int64]
     errors: dict[int, str] = field(default_factory=dict)
     fallback: int = 0
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(M,) int64, the samples' indices in the source."""
+        return self.encoded.indices[self.rows]
 
     def error(self, row: int) -> ImageError:
         """What is wrong with a row of `errors`, and which image that is."""
@@ -120,6 +130,26 @@ def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:
             headers[row] = (header.height, header.width, codec, header.orientation)
             gated.learnt.append(row)
         (gated.dali if codec < Codec.OTHER else gated.pillow).append(row)
+    return gated
+
+
+def read_gated(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> Gated:
+    """Read samples and gate them; the source keeps the headers that were not known. Runs on any thread.
+
+    Args:
+        source: Where the samples are.
+        indices: (N,) sample indices.
+        members: Whether to read whole samples.
+        max_pixels: Larger images are refused.
+    """
+    began = time.perf_counter()
+    encoded = source.read(indices, members=members)
+    loaded = time.perf_counter()
+    gated = gate(encoded, max_pixels)
+    if gated.learnt:
+        rows = np.array(gated.learnt)
+        source.learn(encoded.indices[rows], encoded.headers[rows])
+    gated.read_seconds, gated.gate_seconds = loaded - began, time.perf_counter() - loaded
     return gated
 
 
@@ -233,6 +263,11 @@ class Decoder:
                 these = [made[i] for _, made in parts]
                 outputs[i] = dali.merge_ready(list(zip(places, these, strict=True)), len(rows), self.device)
         return Decoded(encoded, rows, outputs, sizes[rows], errors, fallback)
+
+    def decode(self, gated: Gated, key: tuple[int, int] = (0, 0)) -> Decoded:
+        """Decode one batch, with no other under way; see `submit` and `collect`."""
+        self.submit(gated, key)
+        return self.collect()
 
     def close(self) -> None:
         """Drop the pipelines; what they decoded stays valid."""

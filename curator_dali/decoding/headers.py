@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from curator_dali.dali import quiet_import
 from curator_dali.decoding import pillow
+from curator_dali.sampling import range_steps
 from curator_dali.sources import Source
+from curator_dali.threads import run_ahead
 
 __all__ = [
     "MAX_PIXELS",
@@ -370,19 +372,11 @@ def read_headers(
         headers["codec"][headers["height"].astype(np.int64) * headers["width"] > max_pixels] = Codec.UNKNOWN
         return indices, headers, sizes
 
-    # A bounded window of reads under way: a network's latency is hidden, and memory does not grow with the source.
-    waiting: deque[Future[tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.int64]]]] = deque()
+    chunks = (indices for indices, _ in range_steps([(0, len(source))], _CHUNK))
     workers = max(2, source.read_ahead)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="curator-dali-headers")
-    try:
-        for start in range(0, len(source), _CHUNK):
-            waiting.append(pool.submit(read, np.arange(start, min(start + _CHUNK, len(source)), dtype=np.int64)))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # the window hides a network's latency, and memory does not grow with the source
+    with ThreadPoolExecutor(workers, thread_name_prefix="curator-dali-headers") as pool:
+        yield from run_ahead(pool, read, chunks, workers)
 
 
 def scan(source: Source, progress: Callable[[int], object] | None = None) -> Survey:

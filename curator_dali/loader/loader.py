@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,12 +15,12 @@ from numpy.typing import NDArray
 from curator_dali import arrays, dali
 from curator_dali.arguments import Count, Natural, Share, checked
 from curator_dali.batch import ImageBatch, concat
-from curator_dali.decoding import MAX_PIXELS, Decoded, Decoder, gate
+from curator_dali.decoding import MAX_PIXELS, Decoded, Decoder, gate, read_gated
 from curator_dali.errors import PassEndedError, TooManyErrors
 from curator_dali.loader.prefetch import Pass
 from curator_dali.loader.results import ErrorList, LoaderStats
 from curator_dali.loader.state import check_state, make_state, order_of
-from curator_dali.sampling import Buckets, Position, Shard, Shuffle
+from curator_dali.sampling import Buckets, Position, Range, Shard, Shuffle, range_steps
 from curator_dali.sources import EncodedBatch, Source, open_source
 from curator_dali.threads import uninterrupted
 from curator_dali.transforms import Transform, bring_to, output_size
@@ -186,23 +185,35 @@ class ImageLoader:
         For loops in which all ranks make the same number of steps. `Decoded.rows` says which of the step's samples
         the batch holds.
         """
-        dali.check_process()
         self._stop_pass()
         self._order.prepare(self._epoch)  # here and not in a thread, so that Ctrl-C ends it
         self._position, self._resume = self._resume, 0
-        self.errors, self.stats = ErrorList(), LoaderStats()
-        if self._decoder is None:
-            self._decoder = self._make_decoder()
-        ends: deque[int] = deque()
-        try:
-            with uninterrupted():  # a pass that nobody knows of could not be stopped
-                running = self._pass = Pass(
-                    self._reads(ends), self.source, self._decoder, self._prefetch, self._keep_encoded, self._key
-                )
-        except BaseException:  # an interrupt that came meanwhile: nobody will take this pass's batches
-            self._stop_pass()
-            raise
-        return self._batches(running, ends)
+        steps = self._order.steps(self._epoch, self._position, self.batch_size, self.shard, self.drop_last)
+        return self._load(steps, self.source, moves=True)
+
+    def over(
+        self, ranges: Sequence[Range], source: Source | None = None, *, refuse_unread: bool = False
+    ) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
+        """A pass over ranges of samples, in the source's order, with this loader's decoder; epoch and position stay.
+
+        To build a decoder costs as much as to decode a small shard: one loader can do many ranges, of many sources.
+
+        Args:
+            ranges: [start, stop) of sample indices. A step lies within one range.
+            source: Another source than the loader's, which the caller closes.
+            refuse_unread: Raise for a sample that cannot be read now, which otherwise counts as a bad image.
+
+        Yields:
+            Every step, as `steps` does; `columns["index"]` of a batch has the samples' indices.
+
+        Raises:
+            SourceError: A sample cannot be read now, with `refuse_unread`.
+        """
+        steps = range_steps(ranges, self.batch_size)
+        for decoded, batch in self._load(steps, source or self.source, refuse_unread=refuse_unread):
+            if batch is not None:
+                batch.columns["index"] = decoded.indices
+            yield decoded, batch
 
     def indices(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         """Return the sample indices of each step of the next pass, and the position behind it; nothing is read."""
@@ -223,12 +234,11 @@ class ImageLoader:
         """Decode a step that was read outside of the loader; the batch is None where every image is bad."""
         if self._decoder is None:
             self._decoder = self._make_decoder()
-        self._decoder.submit(gate(encoded, self._max_pixels), self._key)
-        decoded = self._decoder.collect()
+        decoded = self._decoder.decode(gate(encoded, self._max_pixels), self._key)
         self.stats.samples += len(decoded.rows)
         self.stats.failed += len(decoded.errors)
         self._record(decoded, self.errors)
-        return decoded, self._batch(decoded, 0) if len(decoded.rows) else None
+        return decoded, self._batch(decoded, 0, self.source.name) if len(decoded.rows) else None
 
     @property
     def _outputs(self) -> list[tuple[Transform, ...]]:
@@ -251,36 +261,46 @@ class ImageLoader:
             max_pixels=self._max_pixels,
         )
 
-    def _reads(self, ends: deque[int]) -> Iterator[NDArray[np.int64]]:
-        """The sample indices of each batch of the pass, and to `ends` the position behind it.
+    def _load(
+        self,
+        steps: Iterator[tuple[NDArray[np.int64], int]],
+        source: Source,
+        *,
+        moves: bool = False,
+        refuse_unread: bool = False,
+    ) -> Iterator[tuple[Decoded, ImageBatch | None]]:
+        """Start a pass over steps; `moves` says whether the loader's position goes along."""
+        self._stop_pass()
+        self.errors, self.stats = ErrorList(), LoaderStats()
+        if self._decoder is None:
+            self._decoder = self._make_decoder()
+        try:
+            with uninterrupted():  # a pass that nobody knows of could not be stopped
+                running = self._pass = Pass(steps, source, self._decoder, self._prefetch, self._keep_encoded, self._key)
+        except BaseException:  # an interrupt that came meanwhile: nobody will take this pass's batches
+            self._stop_pass()
+            raise
+        return self._batches(running, source.name, moves, refuse_unread)
 
-        Knows nothing of the loader, so that it can be collected.
-        """
-        steps = self._order.steps(self._epoch, self._position, self.batch_size, self.shard, self.drop_last)
-
-        def reads() -> Iterator[NDArray[np.int64]]:
-            for indices, end in steps:
-                ends.append(end)
-                yield indices
-
-        return reads()
-
-    def _batches(self, running: Pass, ends: deque[int]) -> Iterator[tuple[Decoded, ImageBatch | None]]:
+    def _batches(
+        self, running: Pass, dataset_name: str, moves: bool, refuse_unread: bool
+    ) -> Iterator[tuple[Decoded, ImageBatch | None]]:
         began = time.perf_counter()
         stats, errors = self.stats, self.errors
         try:
             for step in itertools.count():
                 asked = time.perf_counter()
-                item = running.take()
+                item = running.next_batch()
                 stats.wait_seconds += time.perf_counter() - asked
                 stats.seconds = time.perf_counter() - began
                 if item is None:
                     if running.stopped:
                         raise PassEndedError
-                    self._judge(stats, errors, at_end=True)
+                    self._check_error_rate(stats, errors, at_end=True)
                     return
                 decoded = item.decoded
-                self._position = ends.popleft()
+                if moves:
+                    self._position = item.end
                 stats.read_seconds += item.read_seconds
                 stats.gate_seconds += item.gate_seconds
                 stats.decode_seconds += item.decode_seconds
@@ -288,10 +308,12 @@ class ImageLoader:
                 stats.samples += len(decoded.rows)
                 stats.failed += len(decoded.errors)
                 stats.fallback += decoded.fallback
+                if refuse_unread:
+                    decoded.encoded.check_read()
                 self._record(decoded, errors)
-                self._judge(stats, errors, at_end=False)
+                self._check_error_rate(stats, errors, at_end=False)
                 stats.batches += bool(len(decoded.rows))
-                yield decoded, self._batch(decoded, step) if len(decoded.rows) else None
+                yield decoded, self._batch(decoded, step, dataset_name) if len(decoded.rows) else None
         finally:
             running.stop()
 
@@ -303,7 +325,7 @@ class ImageLoader:
             logger.debug("left out: %s", error)
             errors.add(error, self.max_errors)
 
-    def _judge(self, stats: LoaderStats, errors: ErrorList, at_end: bool) -> None:
+    def _check_error_rate(self, stats: LoaderStats, errors: ErrorList, at_end: bool) -> None:
         seen = stats.samples + stats.failed
         if self.max_error_rate is None or not seen or (seen < _MIN_SEEN and not at_end):
             return
@@ -313,14 +335,14 @@ class ImageLoader:
                 f"the last: {errors.last}"
             )
 
-    def _batch(self, decoded: Decoded, step: int) -> ImageBatch:
+    def _batch(self, decoded: Decoded, step: int, dataset_name: str) -> ImageBatch:
         encoded, rows = decoded.encoded, decoded.rows
         whole = len(rows) == len(encoded)
         picked = rows.tolist()
         members = encoded.members
         return ImageBatch(
             task_id=f"{self._epoch}_{self.shard.rank}_{step}",
-            dataset_name=self.source.name,
+            dataset_name=dataset_name,
             data=encoded.objects if whole else [encoded.objects[row] for row in picked],
             images=None if self.transforms is None else decoded.outputs[0],
             encoded=members and (members if whole else [members[row] for row in picked]),
@@ -338,14 +360,11 @@ class ImageLoader:
         samples = self._order.indices(positions, self._epoch) if len(positions) else positions
         decoder = self._make_decoder()
         try:
-            parts = []
-            for first in range(0, len(samples), self.batch_size):
-                encoded = self.source.read(samples[first : first + self.batch_size], members=self._keep_encoded)
-                decoder.submit(gate(encoded, self._max_pixels), self._key)
-                parts.append(decoder.collect())
+            steps = (samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size))
+            parts = [self._read_and_decode(decoder, indices) for indices in steps]
         finally:
             decoder.close()
-        batches = [self._batch(part, step) for step, part in enumerate(parts) if len(part.rows)]
+        batches = [self._batch(part, step, self.source.name) for step, part in enumerate(parts) if len(part.rows)]
         return concat(batches or [ImageBatch("peek", self.source.name)])
 
     def stand_in(self, count: int) -> ImageBatch:
@@ -360,15 +379,17 @@ class ImageLoader:
         decoder = self._make_decoder()
         try:
             for indices in self._order.stand_ins(self._epoch, self._position, count):
-                encoded = self.source.read(indices, members=self._keep_encoded)
-                decoder.submit(gate(encoded, self._max_pixels), self._key)
-                decoded = decoder.collect()
+                decoded = self._read_and_decode(decoder, indices)
                 if len(decoded.rows):
-                    return self._batch(decoded, 0)
+                    return self._batch(decoded, 0, self.source.name)
                 last = f"; the last: {decoded.error(max(decoded.errors))}"
         finally:
             decoder.close()
         raise TooManyErrors(f"none of the {self.num_samples} images can be used{last}")
+
+    def _read_and_decode(self, decoder: Decoder, indices: NDArray[np.int64]) -> Decoded:
+        gated = read_gated(self.source, indices, self._keep_encoded, self._max_pixels)
+        return decoder.decode(gated, self._key)
 
     def _stop_pass(self) -> None:
         if self._pass is not None:

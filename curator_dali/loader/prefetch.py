@@ -7,29 +7,47 @@ collected. An error in any of them comes out where the consumer takes its next b
 from __future__ import annotations
 
 import logging
-import queue
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.dali import check_process, use_device
-from curator_dali.decoding import Decoded, Decoder, Gated, gate
+from curator_dali.decoding import Decoded, Decoder, Gated, read_gated
 from curator_dali.sources import Source
-from curator_dali.threads import Background, uninterrupted
+from curator_dali.threads import Background, HandOver, run_ahead, uninterrupted
 
 __all__ = ["Pass"]
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Item:
+    """A decoded batch, the order's position behind it, and the seconds that its threads spent on it."""
+
+    decoded: Decoded
+    end: int
+    read_seconds: float
+    gate_seconds: float
+    decode_seconds: float
+
+
 class Pass:
     """The threads of one pass. They hold no reference to the loader, so a forgotten loader stops them.
+
+    Args:
+        steps: The sample indices of each batch, and the order's position behind it.
+        source: Where the samples are.
+        decoder: Decodes them; it is this pass's alone until the pass ends.
+        prefetch: Batches under way or waiting, besides the consumer's.
+        members: Whether to read whole samples.
+        key: (seed, epoch), from which random transforms follow.
 
     Attributes:
         stopped: Whether the pass was stopped before its end.
@@ -39,136 +57,96 @@ class Pass:
 
     def __init__(
         self,
-        reads: Iterator[NDArray[np.int64]],
+        steps: Iterator[tuple[NDArray[np.int64], int]],
         source: Source,
         decoder: Decoder,
         prefetch: int,
         members: bool,
-        key: tuple[int, int] = (0, 0),
+        key: tuple[int, int],
     ) -> None:
-        self._shared = _Shared(prefetch + 1)  # one is the consumer's, until it asks for the next
+        self._batches: HandOver[Item] = HandOver(prefetch + 1)  # one is the consumer's, until it asks for the next
         self._over = False
         self._lent = False
         with uninterrupted():
             self._thread = Background(
                 _decode_all,
-                reads, source, decoder, prefetch, members, key, self._shared,
+                steps, source, decoder, prefetch, members, key, self._batches,
                 name="curator-dali-decode",
             )  # fmt: skip
-            weakref.finalize(self, _stop, self._thread, self._shared)
+            weakref.finalize(self, _stop, self._thread, self._batches)
 
-    def take(self) -> Item | None:
-        """The next decoded batch, or None at the end; raises what ended the threads."""
+    def next_batch(self) -> Item | None:
+        """Return the next decoded batch, or None at the end. Raise the exception that ended the threads."""
         check_process()  # a forked child has no threads to wait for
-        if self._over or self._shared.stopping:
+        if self._over:
             return None
         if self._lent:
-            self._shared.room.put(None)
+            self._batches.free()
         self._lent = True
-        item = self._shared.ready.get()
-        if item is None or isinstance(item, BaseException):
+        try:
+            item = self._batches.take()
+        except Exception:
             self._over = True
-        if isinstance(item, BaseException):
-            raise item
+            raise
+        self._over = item is None
         return item
 
     def stop(self) -> None:
         """End the threads and wait for them. May be called again, and must be if the waiting was interrupted."""
         self.stopped |= not self._over
         self._over = True
-        _stop(self._thread, self._shared)
+        _stop(self._thread, self._batches)
 
 
-@dataclass
-class Item:
-    """A decoded batch, and what it cost its threads in seconds."""
-
-    decoded: Decoded
-    read_seconds: float
-    gate_seconds: float
-    decode_seconds: float
-
-
-class _Shared:
-    """What a pass's threads and its consumer tell each other by, at whatever moment an interrupt comes."""
-
-    def __init__(self, room: int) -> None:
-        self.ready: queue.SimpleQueue[Item | BaseException | None] = queue.SimpleQueue()
-        self.room: queue.SimpleQueue[None] = queue.SimpleQueue()  # holds one for each batch that may be made
-        for _ in range(room):
-            self.room.put(None)
-        self.stopping = False
-
-    def has_room(self, wait: bool) -> bool:
-        """Take the room for a batch."""
-        try:
-            self.room.get(block=wait)
-        except queue.Empty:
-            return False
-        return True
-
-
-def _stop(thread: Background, shared: _Shared) -> None:
-    shared.stopping = True
-    shared.room.put(None)
+def _stop(thread: Background, batches: HandOver[Item]) -> None:
+    batches.cancel()
     thread.join()
 
 
-def _read(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> tuple[Gated, float, float]:
-    began = time.perf_counter()
-    encoded = source.read(indices, members=members)
-    read = time.perf_counter()
-    gated = gate(encoded, max_pixels)
-    if gated.learnt:
-        rows = np.array(gated.learnt)
-        source.learn(encoded.indices[rows], encoded.headers[rows])
-    return gated, read - began, time.perf_counter() - read
-
-
 def _decode_all(
-    reads: Iterator[NDArray[np.int64]],
+    steps: Iterator[tuple[NDArray[np.int64], int]],
     source: Source,
     decoder: Decoder,
     prefetch: int,
     members: bool,
     key: tuple[int, int],
-    shared: _Shared,
+    batches: HandOver[Item],
 ) -> None:
-    """The decoding thread: keeps `read_ahead` reads and `prefetch` batches under way, and hands them over in order."""
-    reading: deque[Future[tuple[Gated, float, float]]] = deque()
-    times: deque[tuple[float, float]] = deque()
-    readers = ThreadPoolExecutor(max(1, source.read_ahead), thread_name_prefix="curator-dali-read")
+    """Keep `read_ahead` reads and `prefetch` batches under way, and hand the batches over in order."""
+    submitted: deque[tuple[Gated, int]] = deque()
 
-    def read_on() -> None:
-        while len(reading) <= source.read_ahead and (indices := next(reads, None)) is not None:
-            reading.append(readers.submit(_read, source, indices, members, decoder.max_pixels))
+    def read(step: tuple[NDArray[np.int64], int]) -> tuple[Gated, int]:
+        indices, end = step
+        return read_gated(source, indices, members, decoder.max_pixels), end
 
     def hand_over() -> None:
         began = time.perf_counter()
         decoded = decoder.collect()
-        shared.ready.put(Item(decoded, *times.popleft(), time.perf_counter() - began))
+        gated, end = submitted.popleft()
+        batches.put(Item(decoded, end, gated.read_seconds, gated.gate_seconds, time.perf_counter() - began))
 
+    readers = ThreadPoolExecutor(max(1, source.read_ahead), thread_name_prefix="curator-dali-read")
+    reads = run_ahead(readers, read, steps, source.read_ahead + 1)
     try:
         use_device(decoder.device)
-        read_on()
-        while reading:
-            # what is under way comes first when DALI's queue is full, or with no room left for another batch
-            while decoder.under_way >= prefetch or not shared.has_room(wait=not decoder.under_way):
+        while True:
+            # submitted batches come first when DALI's queue is full, or with no slot left for another batch
+            while decoder.under_way >= prefetch or not batches.reserve(wait=not decoder.under_way):
                 hand_over()
-            if shared.stopping:
+            if batches.cancelled:
                 return
-            gated, *spent = reading.popleft().result()
-            read_on()
-            times.append((spent[0], spent[1]))
-            decoder.submit(gated, key)
-        while decoder.under_way and not shared.stopping:
+            step = next(reads, None)
+            if step is None:
+                break
+            submitted.append(step)
+            decoder.submit(step[0], key)
+        while decoder.under_way and not batches.cancelled:
             hand_over()
-        shared.ready.put(None)
-    except BaseException as error:  # handed to the consumer, whose thread is the one that counts
-        shared.ready.put(error)
+        batches.finish()
+    except BaseException as error:  # raised where the consumer asks for a batch
+        batches.finish(error)
     finally:
-        for read in reading:
-            read.cancel()
+        reads.close()
         readers.shutdown(wait=True)
         while decoder.under_way:  # a left pass must not leave batches for the next one
             try:

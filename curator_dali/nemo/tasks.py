@@ -19,9 +19,9 @@ from nemo_curator.tasks import ImageObject as NemoImageObject
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.curation import PartLoader
 from curator_dali.decoding import Decoded
 from curator_dali.errors import ImageError, SourceError
+from curator_dali.loader import ImageLoader
 from curator_dali.sources import Source, open_source
 
 __all__ = [
@@ -255,7 +255,7 @@ class TaskLoader:
         self._image_ids, self._on_error = image_ids, on_error
         threads = num_threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._options = {**options, "on_error": on_error, "num_threads": threads}
-        self._loader: PartLoader | None = None
+        self._loader: ImageLoader | None = None
 
     def load(self, task: FileGroupTask) -> Iterator[tuple[ImageBatch | None, Errors]]:
         """The batches of a task, each with what went wrong since the one before; None where nothing came out.
@@ -305,11 +305,11 @@ class TaskLoader:
 
     def _over(self, source: Source, task: FileGroupTask) -> Iterator[tuple[Decoded, ImageBatch | None]]:
         if self._loader is None:
-            self._loader = PartLoader(source, **self._options)
-        self._loader.source = source  # the decoder stays: to build one for each task costs as much as a small shard
+            self._loader = ImageLoader(source, **self._options)
+            self._loader.max_errors = 0  # the steps have them
         part = _range_of(task, len(source))
         if part[0] < part[1]:
-            yield from self._loader.over([part])
+            yield from self._loader.over([part], source)
 
     def _name(self, decoded: Decoded, batch: ImageBatch) -> None:
         del batch.columns["index"]  # of the source, which is of this task only

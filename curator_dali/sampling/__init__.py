@@ -12,13 +12,13 @@ from curator_dali.sampling.buckets import BucketedOrder, Buckets
 from curator_dali.sampling.mixture import MixedOrder, quantise
 from curator_dali.sampling.order import (
     Order,
-    PartsOrder,
     Position,
     Range,
     Shard,
     Shuffle,
     ShuffledOrder,
     mix,
+    range_steps,
     uniforms,
 )
 
@@ -27,7 +27,6 @@ __all__ = [
     "Buckets",
     "MixedOrder",
     "Order",
-    "PartsOrder",
     "Position",
     "Range",
     "Shard",
@@ -35,5 +34,6 @@ __all__ = [
     "ShuffledOrder",
     "mix",
     "quantise",
+    "range_steps",
     "uniforms",
 ]

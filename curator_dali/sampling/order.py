@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,6 @@ from curator_dali.arguments import Count, checked
 
 __all__ = [
     "Order",
-    "PartsOrder",
     "Position",
     "Range",
     "Shard",
@@ -25,6 +24,7 @@ __all__ = [
     "ShuffledOrder",
     "mix",
     "permute",
+    "range_steps",
     "uniforms",
 ]
 
@@ -115,43 +115,17 @@ Range = tuple[int, int]
 """Samples [start, stop) of a source."""
 
 
-class PartsOrder(Order):
-    """Ranges of samples in the order given.
+def range_steps(ranges: Iterable[Range], batch_size: int) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Yield the sample indices of each batch of some ranges, and how many samples lie before its end.
 
-    Every range begins a batch of its own, so that what comes out of it depends on nothing else: not on the ranges
-    before it, nor on who does it.
+    A range begins a batch of its own, so that its batches depend neither on the ranges before it nor on who loads it.
     """
-
-    def __init__(self, parts: Sequence[Range]) -> None:
-        self.parts = list(parts)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in all ranges."""
-        return sum(stop - start for start, stop in self.parts)
-
-    def indices(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
-        """Sample indices at positions."""
-        starts, stops = (np.array(column, np.int64) for column in zip(*self.parts, strict=True))
-        ends = np.cumsum(stops - starts, dtype=np.int64)
-        part = np.searchsorted(ends, positions, "right")
-        found: NDArray[np.int64] = stops[part] - (ends[part] - positions)
-        return found
-
-    def describe(self, epoch: int = 0) -> dict[str, Any]:
-        """The ranges."""
-        return {"parts": self.parts}
-
-    def steps(
-        self, epoch: int, start: int, batch_size: int, shard: Shard, drop_last: bool = False
-    ) -> Iterator[tuple[NDArray[np.int64], int]]:
-        """Every range's batches; `start`, `shard` and `drop_last` are always those of a whole pass of one process."""
-        done = 0
-        for begin, stop in self.parts:
-            for first in range(begin, stop, batch_size):
-                last = min(first + batch_size, stop)
-                done += last - first
-                yield np.arange(first, last, dtype=np.int64), done
+    done = 0
+    for start, stop in ranges:
+        for first in range(start, stop, batch_size):
+            last = min(first + batch_size, stop)
+            done += last - first
+            yield np.arange(first, last, dtype=np.int64), done
 
 
 @checked

@@ -20,7 +20,6 @@ from PIL import Image
 
 import curator_dali as cd
 from curator_dali import transforms
-from curator_dali.curation.worker import PartLoader
 from curator_dali.sources import EncodedBatch, MemorySource
 from tests import formats
 
@@ -206,11 +205,23 @@ def test_the_first_ten_thousand_bad_images_are_kept_and_all_counted() -> None:
         list(cd.ImageLoader(source, batch_size=20_000, device="cpu", max_error_rate=0.9999))
 
 
-def test_the_steps_of_parts_tell_their_bad_images_and_keep_none(photo_small: dict[str, bytes]) -> None:
-    with PartLoader(with_bad(photo_small, 4), batch_size=6, device="cpu") as loader:
-        told = [decoded.error(row).index for decoded, _ in loader.over([(0, 20)]) for row in decoded.errors]
-        assert told == [0, 4, 8, 12, 16]
+def test_ranges_are_loaded_by_one_decoder_and_the_position_stays(photo_small: dict[str, bytes]) -> None:
+    other = MemorySource(dict(reversed(photo_small.items())))
+    with cd.ImageLoader(with_bad(photo_small, 4), batch_size=6, device="cpu") as loader:
+        loader.max_errors = 0
+        next(iter(loader))
+        before = loader.state_dict()
+        steps = list(loader.over([(10, 14), (0, 9)]))
+        assert [decoded.encoded.indices.tolist() for decoded, _ in steps] == [
+            [10, 11, 12, 13], [0, 1, 2, 3, 4, 5], [6, 7, 8]
+        ]  # fmt: skip
+        assert [batch.columns["index"].tolist() for _, batch in steps if batch] == [[10, 11, 13], [1, 2, 3, 5], [6, 7]]
+        assert [decoded.error(row).index for decoded, _ in steps for row in decoded.errors] == [12, 0, 4, 8]
         assert loader.errors == []
+        _, batch = next(loader.over([(0, 3)], other))
+        assert batch is not None
+        assert [item.image_id for item in batch.data] == list(reversed(photo_small))[:3]
+        assert loader.state_dict() == before
 
 
 def test_no_good_image_to_stand_in_before_any_pass() -> None:
