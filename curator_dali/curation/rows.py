@@ -407,8 +407,10 @@ class Writing:
         try:
             if kind is None:
                 self._rows.finish()
-                self._thread.join()
-        finally:  # the block raised, or Ctrl-C ended the wait
+            else:
+                self._rows.cancel()
+            self._thread.join()
+        finally:  # Ctrl-C may have ended the wait
             self._rows.cancel()
             self._thread.join()
         if kind is None and self._rows.error is not None:
