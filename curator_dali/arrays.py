@@ -28,6 +28,7 @@ __all__ = [
     "device_of",
     "from_torch",
     "merge",
+    "missing",
     "nbytes",
     "objects",
     "resolve_device",
@@ -36,6 +37,7 @@ __all__ = [
     "to_device",
     "to_host",
     "to_torch",
+    "with_gaps",
 ]
 
 _ALIGNMENT = 64  # bytes; any dtype can start there, and so can a vector load
@@ -214,6 +216,24 @@ def objects(values: Sequence[Any]) -> NDArray[np.object_]:
     array = np.empty(len(values), object)
     array[:] = values
     return array
+
+
+def missing(count: int, kind: str) -> NDArray[Any]:
+    """(N,) values that are all missing: NaN in a column of floats, None in one of anything else, which has objects."""
+    return np.full(count, np.nan, kind) if kind.startswith("float") else np.full(count, None, object)
+
+
+def with_gaps(values: Sequence[Any], kind: Any) -> NDArray[Any]:
+    """(N,) values of a numpy type; where some are None, these are NaN among floats, and all others become objects."""
+    kind = np.dtype(kind)
+    if any(value is None for value in values):
+        if kind.kind == "f":
+            values = [np.nan if value is None else value for value in values]
+        else:
+            kind = np.dtype(object)
+    column = np.empty(len(values), kind)
+    column[:] = values
+    return column
 
 
 def _tensor(array: Any) -> torch.Tensor:

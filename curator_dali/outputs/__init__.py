@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from curator_dali.outputs.manifest import Manifest, Part, labels_of, lock, part_name
+from curator_dali.outputs.manifest import Function, Manifest, Part, labels_of, lock, part_name, spell_former
 from curator_dali.outputs.parquet import (
+    DECIDED,
+    DECODE,
     EMBEDDING,
+    FIXED_COLUMNS,
+    LOADED,
     RowFiles,
     RowSchema,
     RowSubset,
-    read_embeddings,
     read_types,
     to_numpy,
 )
@@ -17,7 +20,12 @@ from curator_dali.outputs.tar import CURATION
 
 __all__ = [
     "CURATION",
+    "DECIDED",
+    "DECODE",
     "EMBEDDING",
+    "FIXED_COLUMNS",
+    "LOADED",
+    "Function",
     "Manifest",
     "Part",
     "PartWriter",
@@ -27,7 +35,7 @@ __all__ = [
     "labels_of",
     "lock",
     "part_name",
-    "read_embeddings",
     "read_types",
+    "spell_former",
     "to_numpy",
 ]

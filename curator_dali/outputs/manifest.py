@@ -37,7 +37,7 @@ from curator_dali.io import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Manifest", "Part", "Records", "labels_of", "lock", "part_name"]
+__all__ = ["Function", "Manifest", "Part", "Records", "labels_of", "lock", "part_name", "spell_former"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Manifest:
             folder: Path or URL.
             source: The data set's fingerprint.
             samples: How many samples it has.
-            settings: Everything that decides what is written, in JSON's types.
+            settings: Everything that decides what is written, in JSON's types; functions as `Function`.
             lineage: What it is written with: models, hashes of weights, versions, in JSON's types.
             origin: How the data set is opened again, in JSON's types; may differ from an earlier run's.
             facts: Further facts of the data set, in JSON's types; may differ as well.
@@ -108,7 +108,7 @@ class Manifest:
             prepare_folder(join(inner, "parts"))
             earlier = _read_run(folder)
             if earlier is not None:
-                _refuse_other(folder, earlier, run)
+                _check_same_run(folder, earlier, run, spell_former(given["settings"]))
                 manifest.run = earlier
                 manifest._clean()
             else:
@@ -291,18 +291,58 @@ def _read_run(folder: str) -> dict[str, Any] | None:
     return run  # type: ignore[no-any-return]
 
 
-def _refuse_other(folder: str, earlier: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+def _check_same_run(folder: str, earlier: Mapping[str, Any], run: Mapping[str, Any], former: Any) -> None:
+    """Refuse a folder whose `run.json` says another run; `former` are the settings as earlier versions spelt them."""
+    if not differences(earlier.get("settings"), json.loads(json.dumps(former)), "settings"):
+        run = {**run, "settings": earlier["settings"]}
     names = ("source", "samples", "settings", "lineage")
     differing = [line for name in names for line in differences(earlier.get(name), run[name], name)]
     if differing:
         more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-        told = ""
+        message = ""
         if earlier.get("source") != run["source"]:
-            told = " (of files that were written anew; earlier versions had other fingerprints)"
+            message = " (of files that were written anew; earlier versions had other fingerprints)"
+        elif any(_NEWLY_SPELT.search(line) for line in differing):
+            message = (
+                " (a function that was changed, or one that an earlier version knew by its bytecode, which is another "
+                "with every version of Python: go on with the Python of that run)"
+            )
         raise OutputError(
-            f"{folder} holds the output of another run: {'; '.join(differing[:5])}{more}{told}. "
+            f"{folder} holds the output of another run: {'; '.join(differing[:5])}{more}{message}. "
             "Choose another folder, or delete this one"
         )
+
+
+_NEWLY_SPELT = re.compile(r"was '\S+:\S+ [0-9a-f]{16}' and is now '\S+:\S+ source")
+
+
+class Function(str):
+    """A function in settings: its module, its name and a digest of its source.
+
+    Attributes:
+        former: The text by which earlier versions knew it, with a digest of its bytecode.
+    """
+
+    __slots__ = ("former",)
+    former: str
+
+    def __new__(cls, text: str, former: str) -> Self:
+        """Make the text with its earlier one."""
+        function = super().__new__(cls, text)
+        function.former = former
+        return function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.former)
+
+
+def spell_former(settings: Any) -> Any:
+    """Spell settings as earlier versions did, which knew functions by their bytecode."""
+    if isinstance(settings, Mapping):
+        return {name: spell_former(value) for name, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [*map(spell_former, settings)]
+    return settings.former if isinstance(settings, Function) else settings
 
 
 class Records:

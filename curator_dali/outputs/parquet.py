@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,14 @@ from curator_dali.arrays import objects
 from curator_dali.errors import OutputError
 from curator_dali.io import AtomicFile, Written, explained, is_remote, join, parse_json, printable, store
 from curator_dali.outputs.manifest import Manifest
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from curator_dali.outputs.tar import FileWriter
 
 __all__ = [
+    "DECIDED",
+    "DECODE",
     "EMBEDDING",
+    "FIXED_COLUMNS",
+    "LOADED",
     "STATUSES",
     "ParquetWriter",
     "RowFiles",
@@ -32,25 +35,34 @@ __all__ = [
     "to_numpy",
 ]
 
-EMBEDDING = "embedding"
+# The contract of an output's rows: whoever writes or reads them takes these names from here.
+
+LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
+"""What the loader knows of every image, whatever the stages are."""
+
+DECIDED = {"status": "string", "stage": "string", "reason": "string", "reason_kind": "string"}
+"""What became of a sample: one of `STATUSES`, by which stage, why, and the reason's kind, by which it is counted."""
+
 STATUSES = ("kept", "dropped", "failed")
 
+DECODE = "decode"
+"""The `stage` of samples that failed."""
+
+EMBEDDING = "embedding"
+
 _FORMAT = 1  # version of what the columns mean; readers refuse another
-_METADATA_KEY = b"curator_dali"
+_METADATA_KEY = b"curator_dali"  # of the file's metadata: format, version, lineage
 
 # Every output has these. `tar` and `key`: where the bytes of a kept sample are, if tars are written.
 _BASE_COLUMNS = {
-    "image_id": "string",
-    "image_path": "string",
-    "index": "int64",
-    "width": "int32",
-    "height": "int32",
-    "status": "string",
-    "stage": "string",
-    "reason": "string",
+    **{name: LOADED[name] for name in ("image_id", "image_path", "index", "width", "height")},
+    **DECIDED,
     "tar": "string",
     "key": "string",
 }
+FIXED_COLUMNS = (*_BASE_COLUMNS, EMBEDDING)
+"""Columns whose names no stage may write."""
+
 _REQUIRED_COLUMNS = ("image_id", "image_path", "index", "status")
 _HASH_COLUMNS = ("phash", "dhash")
 _COLUMN_TYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string", "list<string>", "binary[N]")
@@ -63,13 +75,14 @@ class RowSchema:
     """What the rows of an output have besides who the image is and what became of it.
 
     The columns `image_id`, `image_path` (string), `index` (int64, in the source), `width`, `height` (int32, upright),
-    `status` ("kept", "dropped" or "failed"), `stage`, `reason`, `tar` and `key` (string) are always there.
+    `status` ("kept", "dropped" or "failed"), `stage`, `reason`, `reason_kind`, `tar`, `key` (string) are always there.
 
     Args:
         columns: Name -> type of further columns: scores ("float32"), hashes ("uint64", or "binary[16]" for 16 bytes),
             and "bool", "int32", "int64", "float64", "string", "list<string>". All may be null.
         embedding_dim: Numbers in the column `embedding`; 0 for no such column.
         embedding_dtype: "float32" or "float16".
+        reason_kind: Whether there is that column. False: for further parts of an output that an earlier version began.
 
     Raises:
         ValueError: A name is taken, or a type is none of these.
@@ -78,10 +91,11 @@ class RowSchema:
     columns: Mapping[str, str] = field(default_factory=dict)
     embedding_dim: int = 0
     embedding_dtype: str = "float32"
+    reason_kind: bool = True
 
     def __post_init__(self) -> None:
         for name, kind in self.columns.items():
-            if name in _BASE_COLUMNS or name == EMBEDDING or not name:
+            if name in FIXED_COLUMNS or not name:
                 raise ValueError(f"a column cannot be named {name!r}: every output has one of its own")
             if kind not in _COLUMN_TYPES[:-1] and not _BINARY_TYPE.fullmatch(kind):
                 raise ValueError(f"column {name!r}: the type must be one of {', '.join(_COLUMN_TYPES)}, not {kind!r}")
@@ -94,7 +108,13 @@ class RowSchema:
     @property
     def names(self) -> list[str]:
         """All columns, in order."""
-        return [*_BASE_COLUMNS, *self.columns, *([EMBEDDING] if self.embedding_dim else [])]
+        return [*self._plain_columns, *([EMBEDDING] if self.embedding_dim else [])]
+
+    @property
+    def _plain_columns(self) -> dict[str, str]:
+        """All columns but the embeddings, with their types."""
+        base = {name: kind for name, kind in _BASE_COLUMNS.items() if self.reason_kind or name != "reason_kind"}
+        return base | dict(self.columns)
 
     def to_arrow(self, lineage: Mapping[str, Any] | None = None) -> Any:
         """The `pyarrow.Schema`, with the lineage, the format's and the package's version in its metadata."""
@@ -102,7 +122,7 @@ class RowSchema:
 
         fields = [
             pa.field(name, _arrow_type(kind), nullable=name not in _REQUIRED_COLUMNS)
-            for name, kind in (_BASE_COLUMNS | dict(self.columns)).items()
+            for name, kind in self._plain_columns.items()
         ]
         if self.embedding_dim:
             kind = pa.float16() if self.embedding_dtype == "float16" else pa.float32()
@@ -119,7 +139,7 @@ def _arrow_type(kind: str) -> Any:
     return pa.list_(pa.string()) if kind == "list<string>" else getattr(pa, {"bool": "bool_"}.get(kind, kind))()
 
 
-class ParquetWriter:
+class ParquetWriter(FileWriter):
     """One Parquet file of rows, which appears when it is closed. Compressed with zstd, in row groups of about 32 MB.
 
     Args:
@@ -175,7 +195,8 @@ class ParquetWriter:
 
         Args:
             rows: Column -> n values: numpy arrays or sequences; None and NaN become null. `image_id`, `image_path`,
-                `index` and `status` must be there; columns of the schema that are not are null.
+                `index` and `status` must be there; columns of the schema that are not are null. A fixed column that
+                the schema lacks is left out.
             embeddings: (n, D), cast to the schema's type; needed only if the schema has embeddings and a row has one.
             embedded: (n,) which rows have an embedding; by default all, if `embeddings` are given.
 
@@ -202,14 +223,9 @@ class ParquetWriter:
         self._file.discard()
         self._writer.is_open = False  # else it would write a footer when it is collected
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and not self._file.closed:
-            self.close()
-        else:
-            self.discard()
+    @property
+    def _is_closed(self) -> bool:
+        return self._file.closed
 
     def _flush(self, count: int) -> None:
         """Write the first `count` rows that are held, in row groups."""
@@ -229,7 +245,7 @@ class ParquetWriter:
         import pyarrow as pa
 
         names = [name for name in self.schema.names if name != EMBEDDING]
-        if unknown := sorted(set(rows) - set(names)):
+        if unknown := sorted(set(rows) - {*names, *_BASE_COLUMNS}):
             raise ValueError(
                 f"{self.url} has no columns {unknown}: name them in RowSchema(columns=...); it has {names}"
             )
@@ -391,19 +407,25 @@ class RowFiles:
 
 
 class RowSubset:
-    """Some rows of an output, in its order.
+    """M rows of an output, in its order.
 
     Args:
         files: The output's rows.
         rows: (M,) int64, the numbers of the rows, ascending.
         kinds: Name -> type of the columns.
+        workers: Other processes that may share the work on these rows.
     """
 
-    def __init__(self, files: RowFiles, rows: NDArray[np.int64], kinds: Mapping[str, str]) -> None:
-        self.files, self.rows, self.kinds = files, rows, kinds
+    def __init__(self, files: RowFiles, rows: NDArray[np.int64], kinds: Mapping[str, str], workers: Any = None) -> None:
+        self.files, self.rows, self.kinds, self.workers = files, rows, kinds, workers
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings; 0 where there are none."""
+        return self.files.embedding_dim
 
     def column(self, name: str) -> NDArray[Any]:
         """(M,) values; of the column's type where none is missing."""
@@ -417,6 +439,37 @@ class RowSubset:
         wanted[self.rows] = True
         for numbers, block in self.files.embeddings():
             yield block[wanted[numbers]]
+
+    def reader(self, rows: NDArray[np.int64]) -> EmbeddingReader:
+        """The embeddings of some of the M rows, by their numbers among these, ascending; nothing is read yet."""
+        wanted = self.rows[rows]
+        numbers = np.searchsorted(self._starts, wanted, side="right") - 1  # of their files
+        first = np.flatnonzero(np.diff(numbers, prepend=-1))  # where another file begins
+        pieces = zip(numbers[first].tolist(), np.split(wanted, first[1:]), strict=True) if len(first) else ()
+        return EmbeddingReader(tuple((self.files.files[n], some - self._starts[n]) for n, some in pieces), self.dim)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """The first row of every file."""
+        return np.cumsum([0, *self.files.counts()], dtype=np.int64)[:-1]
+
+
+@dataclass(frozen=True)
+class EmbeddingReader:
+    """Embeddings of some rows of Parquet files, which another process may read.
+
+    Attributes:
+        pieces: File and (n,) rows of it, ascending.
+        dim: D.
+    """
+
+    pieces: tuple[tuple[str, NDArray[np.int64]], ...]
+    dim: int
+
+    def read(self) -> NDArray[np.float32]:
+        """(m, D)."""
+        blocks = [read_embeddings(url, rows) for url, rows in self.pieces]
+        return np.concatenate([np.empty((0, self.dim), np.float32), *blocks])
 
 
 def read_types(url: str) -> dict[str, Any]:
@@ -472,7 +525,8 @@ def to_numpy(column: Any) -> NDArray[Any]:
     """A `pyarrow.ChunkedArray` as a batch has a column: null is NaN among floats, None among objects elsewhere."""
     import pyarrow as pa
 
-    if column.null_count and not pa.types.is_floating(column.type):  # integers would become floats, hashes others
+    # pyarrow makes floats of integers with nulls, and other values of 64-bit hashes
+    if column.null_count and not pa.types.is_floating(column.type):
         return objects(column.to_pylist())
     array: NDArray[Any] = column.to_numpy()
     return array

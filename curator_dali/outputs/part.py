@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from curator_dali.errors import OutputError
 from curator_dali.io import Written, join, store
 from curator_dali.outputs.manifest import Manifest, Part, part_name
-from curator_dali.outputs.parquet import ParquetWriter, RowSchema
+from curator_dali.outputs.parquet import STATUSES, ParquetWriter, RowSchema
 from curator_dali.outputs.tar import ShardedTarWriter
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class PartWriter:
         schema: Columns of the rows.
         tars: Whether to write tars of the kept samples.
         lineage: Goes into the Parquet's metadata; by default the manifest's.
-        max_samples: Samples in a tar.
-        max_bytes: Bytes in a tar.
+        shard_samples: Samples in a tar.
+        shard_bytes: Bytes in a tar.
 
     Raises:
         OutputError: A file cannot be written. All methods raise it too.
@@ -51,22 +51,22 @@ class PartWriter:
         *,
         tars: bool = True,
         lineage: Mapping[str, Any] | None = None,
-        max_samples: int | None = 10_000,
-        max_bytes: int | None = None,
+        shard_samples: int | None = 10_000,
+        shard_bytes: int | None = None,
     ) -> None:
         if not 0 <= start < stop <= manifest.samples:
             raise ValueError(f"[{start}, {stop}) is no range of the {manifest.samples} samples")
         self._manifest, self.start, self.stop = manifest, start, stop
         name = part_name(start, stop)
-        self._tars = (
-            ShardedTarWriter(manifest.folder, f"{name}-{{shard:04d}}.tar", max_samples=max_samples, max_bytes=max_bytes)
-            if tars
-            else None
-        )
+        self._tars: ShardedTarWriter | None = None
+        if tars:
+            self._tars = ShardedTarWriter(
+                manifest.folder, f"{name}-{{shard:04d}}.tar", max_samples=shard_samples, max_bytes=shard_bytes
+            )
         lineage = manifest.run["lineage"] if lineage is None else lineage
         self._parquet = ParquetWriter(join(manifest.folder, f"{name}.parquet"), schema, lineage=lineage)
         self._seen = np.zeros(stop - start, bool)
-        self._counts: Counter[str] = Counter(dict.fromkeys(("kept", "dropped", "failed"), 0))
+        self._counts: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
         self._written: list[Written] = []
         self._done = False
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tarfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from curator_dali.io import AtomicFile, Written, explained, join, printable
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CURATION", "ShardedTarWriter", "TarWriter", "tar_header", "to_json", "written_key"]
+__all__ = ["CURATION", "FileWriter", "ShardedTarWriter", "TarWriter", "tar_header", "to_json", "written_key"]
 
 CURATION = "curation.json"
 """Extension of the member that a curation adds to a sample."""
@@ -25,7 +26,32 @@ _RECORD = 20 * _BLOCK  # tars are padded to it
 _ZEROS = bytes(_RECORD)
 
 
-class TarWriter:
+class FileWriter(ABC):
+    """A writer whose files appear when it is closed, as at the end of a `with`; if the block raises, there are none."""
+
+    @property
+    def _is_closed(self) -> bool:
+        return False
+
+    @abstractmethod
+    def close(self) -> object:
+        """Write what is left, and let the files appear."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Write no file. May be called again; after `close` it does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and not self._is_closed:
+            self.close()
+        else:
+            self.discard()
+
+
+class TarWriter(FileWriter):
     """One tar, which appears when it is closed.
 
     Each sample is written as `KEY.EXT` for each of its members, byte for byte as it was given and in that order, then
@@ -102,14 +128,9 @@ class TarWriter:
         """Write no tar. May be called again; after `close` it does nothing."""
         self._file.discard()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and not self._file.closed:
-            self.close()
-        else:
-            self.discard()
+    @property
+    def _is_closed(self) -> bool:
+        return self._file.closed
 
     def _free_key(self, key: str) -> str:
         plain = written = written_key(key)
@@ -120,7 +141,7 @@ class TarWriter:
         return written
 
 
-class ShardedTarWriter:
+class ShardedTarWriter(FileWriter):
     """Samples in as many tars as it takes; each appears when it is full, the last when this is closed.
 
     Args:
@@ -189,15 +210,6 @@ class ShardedTarWriter:
         if self._tar is not None:
             self._tar.discard()
             self._tar = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
 
     def _finish(self) -> None:
         if self._tar is not None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from curator_dali.stages.base import GlobalSelector, Scored, Selector, Spread, Stage
+from curator_dali.stages.base import GlobalSelector, Reason, ScoredRows, Selector, Stage, Workers
 from curator_dali.stages.deduplicate import Deduplicate, embeddings_of
 from curator_dali.stages.embed import NSFW, Aesthetic, CLIPScore, Embed, ZeroShotTags
 from curator_dali.stages.filter import Filter
-from curator_dali.stages.plan import LOADED, Plan, check_type, make_plan, written
+from curator_dali.stages.plan import Plan, check_type, make_plan, written
 from curator_dali.stages.quality import Quality
 
 __all__ = [
-    "LOADED",
     "NSFW",
     "STAGES",
     "Aesthetic",
@@ -21,16 +20,21 @@ __all__ = [
     "GlobalSelector",
     "Plan",
     "Quality",
+    "Reason",
     "Scored",
+    "ScoredRows",
     "Selector",
-    "Spread",
     "Stage",
+    "Workers",
     "ZeroShotTags",
     "check_type",
     "embeddings_of",
     "make_plan",
     "written",
 ]
+
+Scored = ScoredRows
+"""The earlier name of `ScoredRows`."""
 
 STAGES: dict[str, type[Stage]] = {
     kind.__name__: kind for kind in (Embed, Aesthetic, NSFW, CLIPScore, ZeroShotTags, Quality, Filter, Deduplicate)

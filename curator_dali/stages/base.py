@@ -1,17 +1,21 @@
 """`Stage`: a small object that maps an `ImageBatch` to an `ImageBatch` and says what it reads and writes.
 
-`Selector` and `GlobalSelector` decide which images stay; `Scored` is what the latter sees of a whole run.
+`Selector` and `GlobalSelector` decide which images stay; `ScoredRows` is what the latter sees of a whole run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
+import io
+import textwrap
+import tokenize
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from types import CodeType
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +23,23 @@ from numpy.typing import NDArray
 from curator_dali.arguments import checked
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
+from curator_dali.outputs import Function
 from curator_dali.transforms import Transform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "DTYPES",
     "GlobalSelector",
+    "Prepared",
     "Reader",
-    "Scored",
+    "Reason",
+    "ScoredRows",
     "Selector",
-    "Spread",
     "Stage",
     "View",
+    "Workers",
     "checked_stage",
 ]
 
@@ -44,6 +54,33 @@ DTYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
 """What a column can hold. A score that is undefined for an image is NaN in a float column, None in one of strings."""
 
 
+class Reason(str):
+    """Why a stage drops an image, in one line.
+
+    Attributes:
+        kind: The reason without what is particular to one image, by which it is counted.
+    """
+
+    __slots__ = ("kind",)
+    kind: str
+
+    def __new__(cls, text: str, kind: str) -> Self:
+        """Make a reason of its text and its kind."""
+        reason = super().__new__(cls, text)
+        reason.kind = kind
+        return reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.kind)
+
+
+class Prepared(NamedTuple):
+    """The state of a stage with a model, as `setup` makes it."""
+
+    device: str
+    model: Any
+
+
 @dataclass(frozen=True)
 class Stage(ABC):
     """Base of all stages: a frozen dataclass whose fields are its settings.
@@ -52,6 +89,9 @@ class Stage(ABC):
     every image that it is given, in order, and never moves pixels to the host: scores come back as one small transfer
     a batch. What leaves images out is a `Selector`, or a `GlobalSelector` where all samples have to be seen first.
     """
+
+    # What `setup` and `connect` made. It is no field, so that a stage is equal before and after.
+    _state: ClassVar[Any] = None
 
     @property
     def reads(self) -> frozenset[str]:
@@ -115,16 +155,16 @@ class Stage(ABC):
         Raises:
             StageError: They were not called.
         """
-        if "_state" not in self.__dict__:
+        if self._state is None:
             raise StageError(f'{self.name} is not set up: call setup("cpu") or setup("cuda:0") first')
-        return self.__dict__["_state"]
+        return self._state
 
     def _is_set_up(self, device: str) -> bool:
         """Whether the state, whose first item is the device, is there and of this device."""
-        return "_state" in self.__dict__ and self.__dict__["_state"][0] == device
+        return self._state is not None and self._state[0] == device
 
     def _keep(self, state: Any) -> None:
-        self.__dict__["_state"] = state  # a frozen dataclass refuses assignment, and this is no setting
+        object.__setattr__(self, "_state", state)  # a frozen dataclass refuses assignment
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_state"}
@@ -136,11 +176,11 @@ class Selector(Stage):
 
     @abstractmethod
     def judge(self, batch: ImageBatch) -> NDArray[np.object_]:
-        """(N,) objects: None for an image that stays, else the reason in one line."""
+        """(N,) objects: None for an image that stays, else the reason in one line, as a `Reason` or any `str`."""
 
     def kind(self, reason: str) -> str:
-        """A reason without what is particular to one image, for counting."""
-        return reason
+        """A reason without what is particular to one image, for counting: that of a `Reason`, or the text itself."""
+        return getattr(reason, "kind", reason)
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """The images that stay."""
@@ -160,25 +200,45 @@ class GlobalSelector(Stage):
         """Columns that `decide` adds, each with its type of `DTYPES`."""
         return {}
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What `decide` looks at, to decide from a stored output alone: columns, and "embeddings".
+
+        By default what the stage reads, and "views" if it looks at any, which no output stores.
+        """
+        return (*sorted(self.reads), *(["views"] if self.views else []))
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """Columns of `needs` that an image may lack: it is decided on without them."""
+        return frozenset()
+
+    def check_embeddings(self, dim: int, lineage: Mapping[str, Any]) -> None:
+        """Refuse stored embeddings, of this width and of a model of this lineage, if they do not fit.
+
+        Raises:
+            StageError: They do not.
+        """
+
     @abstractmethod
-    def decide(self, scored: Scored) -> tuple[NDArray[np.object_], Mapping[str, NDArray[Any]]]:
+    def decide(self, scored: ScoredRows) -> tuple[NDArray[np.object_], Mapping[str, NDArray[Any]]]:
         """Decide who stays.
 
         Returns:
-            (M,) objects, None for an image that stays, else the reason in one line; and the columns of `decides`,
-            (M,) each.
+            (M,) objects, None for an image that stays, else the reason in one line, as a `Reason` or any `str`; and
+            the columns of `decides`, (M,) each.
         """
 
     def kind(self, reason: str) -> str:
-        """A reason without what is particular to one image, for counting."""
-        return reason
+        """A reason without what is particular to one image; see `Selector.kind`."""
+        return getattr(reason, "kind", reason)
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """The batch, with what `decide` needs to know of its images."""
         return batch
 
 
-class Scored(Protocol):
+class ScoredRows(Protocol):
     """What a `GlobalSelector` sees: all images that no earlier stage dropped, M of them, in the source's order."""
 
     def __len__(self) -> int:
@@ -191,31 +251,36 @@ class Scored(Protocol):
         """Blocks of (m, D) embeddings, M rows in all: those of a large run need not fit in memory."""
 
     @property
-    def spread(self) -> Spread | None:
-        """Who may share the work; None: this process alone."""
+    def dim(self) -> int:
+        """D; 0 where there are no embeddings."""
+
+    @property
+    def workers(self) -> Workers | None:
+        """Other processes that may share the work; None: this process alone. Experimental."""
+
+    def reader(self, rows: NDArray[np.int64]) -> Reader:
+        """The embeddings of some of the M images, by their numbers among these, ascending, for a worker to read."""
 
 
-class Spread(Protocol):
-    """Other processes that may take a share of a decision; each of them sees the same folders as this one.
+class Workers(Protocol):
+    """Other processes, on machines that all see the output's folder, for work on the rows of a whole run.
 
     Attributes:
-        device: What they have to compute on: "cpu", or "cuda:0".
-        dim: D, the width of the embeddings.
+        device: What a function finds there to compute on: "cpu", or "cuda:0".
     """
 
     device: str
-    dim: int
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Yield the result of a function for each item, in their order.
 
-        Function, items and results pickle. The function may be run twice.
+        Args:
+            function: Of the item alone; it may be run more than once for one, where a process died. It pickles, and so
+                do the items and what it gives.
+            items: Taken as they are needed: few are under way at a time.
         """
 
-    def reader(self, rows: NDArray[np.int64]) -> Reader:
-        """The embeddings of some of the M images, by their numbers among these, ascending."""
-
-    def room(self) -> AbstractContextManager[str]:
+    def scratch(self) -> AbstractContextManager[str]:
         """A new folder, or its URL, for files between the processes, which goes away with the block."""
 
 
@@ -232,11 +297,7 @@ def checked_stage(stage: F) -> F:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it.
-
-    A function is its module, its name and a digest of what it does (not of what it refers to), so that one that was
-    changed meanwhile is another. Any other object is its `name`, or its `repr`.
-    """
+    """A setting as JSON has it. An object that is no value of JSON's is its `name`, or its `repr`."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
@@ -244,21 +305,57 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if hasattr(value, "__qualname__"):
-        code = getattr(value, "__code__", None)
-        digest = f" {hashlib.blake2b(_essence(code).encode(), digest_size=8).hexdigest()}" if code else ""
-        return f"{value.__module__}:{value.__qualname__}{digest}"
+        return _name_function(value)
     if hasattr(value, "__fspath__"):
         return str(value)
     name = getattr(value, "name", None)
     return name if isinstance(name, str) else repr(value)
 
 
-def _essence(code: CodeType) -> str:
-    """What a function does, the same in every process with the same Python."""
+def _name_function(function: Any) -> str:
+    """Name a function by its module, its name and a digest of its source: one that was changed is another.
+
+    Without source (typed at a prompt, `python -c`) the digest is of the bytecode. So is a lambda's, whose source is
+    that of the whole statement around it. Bytecode is another with every version of Python. What the function refers
+    to is in neither digest.
+    """
+    name = f"{function.__module__}:{function.__qualname__}"
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return name
+    former = f"{name} {_digest(_spell_code(code))}"
+    if code.co_name == "<lambda>":
+        return former
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return former
+    return Function(f"{name} source {_digest(_strip_source(source))}", former)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _strip_source(source: str) -> str:
+    """Strip source text of its indentation, its comments and its blank lines."""
+    lines = textwrap.dedent(source).split("\n")
+    try:
+        for token in tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline):
+            if token.type == tokenize.COMMENT:
+                row, column = token.start
+                lines[row - 1] = lines[row - 1][:column]
+    except (tokenize.TokenError, SyntaxError):  # a method with a text that begins left of it: comments count
+        pass
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _spell_code(code: CodeType) -> str:
+    """Spell out bytecode, the same in every process with the same Python."""
     parts = [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames)]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            parts.append(_essence(constant))
+            parts.append(_spell_code(constant))
         else:  # a set has its order from the process
             parts.append(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant))
     return "\n".join(parts)

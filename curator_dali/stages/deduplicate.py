@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from curator_dali import similarity
 from curator_dali.arguments import Count, Limits
-from curator_dali.arrays import objects
+from curator_dali.arrays import missing, objects, with_gaps
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.index import Matches, Way, check_earlier, match_earlier
-from curator_dali.outputs import RowSubset
 from curator_dali.similarity import MAX_PAIRS, Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
 from curator_dali.sources import image_member
-from curator_dali.stages.base import GlobalSelector, Scored, Stage, View, checked_stage
+from curator_dali.stages.base import GlobalSelector, Prepared, Reason, ScoredRows, Stage, View, checked_stage
 from curator_dali.stages.distributed import SpreadEmbeddings
 from curator_dali.stages.embed import embedder_of
 from curator_dali.transforms import Grey
@@ -114,6 +113,11 @@ class Deduplicate(GlobalSelector):
         return (*columns, *(["embeddings"] if self.similarity is not None else []))
 
     @property
+    def optional(self) -> frozenset[str]:
+        """The score: an image without one is the last to be kept."""
+        return frozenset(self._score)
+
+    @property
     def _earlier(self) -> tuple[str, ...]:
         assert isinstance(self.against, tuple)  # made so by __post_init__
         return self.against
@@ -155,13 +159,13 @@ class Deduplicate(GlobalSelector):
     @property
     def lineage(self) -> dict[str, Any]:
         """Which earlier outputs it compares with."""
-        return {"against": self.state[1]} if self.against else {}
+        return {"against": self.state.model} if self.against else {}
 
     def setup(self, device: str) -> None:
         """Nothing to load; the earlier outputs must be there."""
         if not self._is_set_up(device):
             ways = [way for way in self.ways if way.kind != "similar"]
-            self._keep((device, check_earlier(self.name, self._earlier, ways, 0, {})))
+            self._keep(Prepared(device, check_earlier(self.name, self._earlier, ways, 0, {})))
 
     def connect(self, before: Sequence[Stage]) -> None:
         """Refuse earlier outputs whose embeddings are of another model."""
@@ -170,7 +174,7 @@ class Deduplicate(GlobalSelector):
             self.check_embeddings(embedder.dim, embedder.lineage)
 
     def check_embeddings(self, dim: int, lineage: Mapping[str, Any]) -> None:
-        """The same, for embeddings of this width and lineage."""
+        """Refuse earlier outputs whose embeddings are of another width or model."""
         check_earlier(self.name, self._earlier, self.ways, dim, lineage)
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
@@ -194,7 +198,7 @@ class Deduplicate(GlobalSelector):
             batch.columns[self.hash][blank] = None
         return batch
 
-    def decide(self, scored: Scored) -> tuple[NDArray[np.object_], Mapping[str, NDArray[Any]]]:
+    def decide(self, scored: ScoredRows) -> tuple[NDArray[np.object_], Mapping[str, NDArray[Any]]]:
         """Reasons as "duplicate of KEY (cosine 0.973)"; see `GlobalSelector.decide`.
 
         Raises:
@@ -202,18 +206,17 @@ class Deduplicate(GlobalSelector):
         """
         count = len(scored)
         keys = scored.column("image_id")
-        device = self.state[0] if "_state" in self.__dict__ else "cpu"
-        with tempfile.TemporaryFile() as room:
+        device = self.state.device if self._state is not None else "cpu"
+        with tempfile.TemporaryFile() as scratch:
             new: dict[str, Any] = {w.column: scored.column(w.column) for w in self.ways if w.kind != "similar"}
             good, shared = np.empty(0, np.int64), None
             if self.similarity is not None:
-                spread = None if similarity.few(count, count, device) else scored.spread
-                if spread is not None:
+                if scored.workers is not None and not similarity.few(count, count, device):
                     logger.info("semantic duplicates among %d images, by the executor's workers", count)
-                    shared = SpreadEmbeddings(spread, count)
+                    shared = SpreadEmbeddings(scored, scored.workers)
                     good = shared.good
                 if shared is None or self.against:  # what is compared with earlier outputs is in one place
-                    new["embedding"], good = embeddings_of(scored, room)
+                    new["embedding"], good = embeddings_of(scored, scratch)
                 if len(good) < count:
                     logger.warning(
                         "%d of %d embeddings are NaN, infinite or zero: these images are no semantic duplicates",
@@ -235,7 +238,7 @@ class Deduplicate(GlobalSelector):
                 ) from error
             order = self._order(scored, earlier.way >= 0)
             combined = similarity.combine(ways, order, self.linkage)
-        return self._told(keys, combined, earlier)
+        return self._explain(keys, combined, earlier)
 
     def _likeness(
         self, way: Way, values: Any, good: NDArray[np.int64], count: int, open_: NDArray[np.int64], device: str
@@ -263,23 +266,28 @@ class Deduplicate(GlobalSelector):
         pairs = Pairs(rows[found.first], rows[found.second], found.value, same)
         return Likeness(pairs, 1.0 if way.kind == "similar" else 0.0)
 
-    def _order(self, scored: Scored, earlier: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _order(self, scored: ScoredRows, earlier: NDArray[np.bool_]) -> NDArray[np.int64]:
         columns: dict[str, Any] = {}
         if self.keep == "largest":
             columns["pixels"] = scored.column("width").astype(np.float64) * scored.column("height").astype(np.float64)
             columns["nbytes"] = scored.column("image_bytes").astype(np.float64)
         if self.score is not None:
-            columns["score"] = _numbers(scored.column(self.score), self.score)
+            try:
+                columns["score"] = with_gaps(scored.column(self.score).tolist(), np.float64)
+            except (TypeError, ValueError) as error:
+                raise StageError(f"Deduplicate.score={self.score!r} is no column of numbers: {error}") from error
         return similarity.keep_order(len(scored), self.keep, earlier=earlier, **columns)
 
-    def _told(
+    def _explain(
         self, keys: NDArray[Any], combined: Combined, earlier: Matches
     ) -> tuple[NDArray[np.object_], dict[str, NDArray[Any]]]:
-        """Reasons, groups and keepers, of what is kept for what."""
+        """(M,) reasons; and the columns of (M,) groups and (M,) keys of the images that are kept instead."""
         count = len(keys)
-        reasons, of = np.full(count, None, object), np.full(count, None, object)
+        reasons, of = missing(count, "string"), missing(count, "string")
         group = np.full(count, -1, np.int64)
-        numbers: dict[Any, int] = {}
+        ways, numbers = self.ways, dict[Any, int]()
+        # as "same bytes", "pHash distance <= 6", "cosine >= 0.95"
+        kinds = [way.text.format(f"{'<=' if way.kind == 'near' else '>='} {way.limit}") for way in ways]
         matched = earlier.way >= 0
         for row in np.flatnonzero((combined.keeper != np.arange(count)) | matched).tolist():
             keeper = int(combined.keeper[row])
@@ -294,37 +302,21 @@ class Deduplicate(GlobalSelector):
                 group[keeper] = group[row]
             found = earlier if old == row else combined
             way = int(found.way[row]) if old in (-1, row) else -1
-            why = self.ways[way].reason(float(found.value[row])) if way >= 0 else "by a chain of others"
-            reasons[row] = f"duplicate of {of[row]}{where} ({why})"
+            why = ways[way].reason(float(found.value[row])) if way >= 0 else "by a chain of others"
+            kind = f"duplicate: {kinds[way] if way >= 0 else why}"
+            reasons[row] = Reason(f"duplicate of {of[row]}{where} ({why})", kind)
         return reasons, {"duplicate_group": group, "duplicate_of": of}
 
-    def kind(self, reason: str) -> str:
-        """As "same bytes", "pHash distance <= 6", "cosine >= 0.95"."""
-        why = reason.rpartition(" (")[2].rstrip(")")
-        if why.startswith("cosine"):
-            why = f"cosine >= {self.similarity}"
-        elif "distance" in why:
-            why = f"{_HASH_NAMES[self.hash]} distance <= {self.near}"
-        return f"duplicate: {why}" if "duplicate of " in reason else reason
 
-
-def _numbers(values: NDArray[Any], name: str) -> NDArray[np.float64]:
-    """A column as numbers; missing ones are NaN."""
-    try:
-        return np.array([np.nan if value is None else value for value in values.tolist()], np.float64)
-    except (TypeError, ValueError) as error:
-        raise StageError(f"Deduplicate.score={name!r} is no column of numbers: {error}") from error
-
-
-def embeddings_of(scored: Scored | RowSubset, room: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The embeddings that are of use, (G, D), in memory or in a file, and their rows."""
+def embeddings_of(scored: ScoredRows, scratch: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Read the embeddings that are of use, (G, D), into memory or the open file `scratch`; and their rows, (G,)."""
     whole: NDArray[np.float32] | None = None
     good, at, kept = [], 0, 0
     for block in scored.embeddings():
         if whole is None:
             shape = (len(scored), block.shape[1])
             in_file = 4 * shape[0] * shape[1] > _MOST_IN_MEMORY
-            whole = np.memmap(room, np.float32, "w+", shape=shape) if in_file else np.empty(shape, np.float32)
+            whole = np.memmap(scratch, np.float32, "w+", shape=shape) if in_file else np.empty(shape, np.float32)
         rows = np.delete(np.arange(len(block)), similarity.bad_rows(block)) if len(block) else np.empty(0, np.int64)
         whole[kept : kept + len(rows)] = block[rows]
         good.append(at + rows)

@@ -1,5 +1,7 @@
 """Semantic pairs of embeddings that are in many files, found by many processes: the pairs that one process finds.
 
+**Experimental**: on one machine it is slower than one process, and it has never run on several.
+
 The driver draws a sample, and makes clusters of it. Each worker takes blocks of rows: it says of every row in which
 clusters it is to be looked at, and writes the rows to a file, those of neighbouring clusters together. Then each takes
 groups of clusters, reads what all files have of them, and gives back the pairs inside. No process has all rows; the
@@ -47,7 +49,7 @@ from curator_dali.similarity import (
     similar_pairs,
     split_limit,
 )
-from curator_dali.stages.base import Reader, Spread
+from curator_dali.stages.base import Reader, ScoredRows, Workers
 
 __all__ = ["SpreadEmbeddings"]
 
@@ -61,25 +63,24 @@ _Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 
 class SpreadEmbeddings:
-    """The embeddings of a scored output, which stay where they are.
+    """The embeddings of scored rows, which stay in their files.
 
     Args:
-        spread: Who does the work.
-        count: M, the number of images.
+        scored: The rows, M of them.
+        workers: Do the work.
         at_once: Bytes of embeddings that a task reads at once.
 
     Attributes:
-        good: (G,) int64: the images whose embeddings are of use.
+        good: (G,) int64: the rows whose embeddings are of use.
     """
 
-    def __init__(self, spread: Spread, count: int, *, at_once: int = _TASK_BYTES) -> None:
-        self._spread = spread
-        self._rows = max(1, at_once // (4 * spread.dim))
+    def __init__(self, scored: ScoredRows, workers: Workers, *, at_once: int = _TASK_BYTES) -> None:
+        self._scored, self._workers = scored, workers
+        self._rows = max(1, at_once // (4 * scored.dim))  # of a task
         good: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         digests: list[NDArray[np.uint64]] = [np.empty((0, 2), np.uint64)]
-        readers = (spread.reader(np.arange(block.start, block.stop)) for block in blocks(count, self._rows))
-        for block, (use, found) in zip(blocks(count, self._rows), spread.map(_look, readers), strict=True):
-            good.append(use + block.start)
+        for rows, found in workers.map(_digest_block, self._blocks(np.arange(len(scored)))):
+            good.append(rows)
             digests.append(found)
         self.good, self._digests = np.concatenate(good), np.concatenate(digests)
 
@@ -123,43 +124,43 @@ class SpreadEmbeddings:
     def _gather(self, images: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings of few images, (n, D)."""
         parts = np.split(images, np.searchsorted(images, np.arange(self._rows, images[-1] + 1, self._rows)))
-        readers = (self._spread.reader(part) for part in parts if len(part))
-        return np.concatenate([*self._spread.map(_read, readers)])
+        readers = (self._scored.reader(part) for part in parts if len(part))
+        return np.concatenate([*self._workers.map(_read, readers)])
 
-    def _readers(self, rows: NDArray[np.int64], step: int) -> Iterator[tuple[int, Reader]]:
-        """The first number and a reader of every block of rows, a multiple of `step` long."""
+    def _blocks(self, rows: NDArray[np.int64], step: int = 1) -> Iterator[_Block]:
+        """Blocks of rows, each a multiple of `step` long."""
         for block in blocks(len(rows), step * max(1, self._rows // step)):
-            yield block.start, self._spread.reader(rows[block])
+            yield _Block(block.start, self._scored.reader(rows[block]))
 
     def _join_all(self, rows: NDArray[np.int64], threshold: float) -> Iterator[_Found]:
         """Pairs of all with all, tile by tile."""
-        tiles = [*self._readers(rows, block_rows(self._spread.device))]
+        device = self._workers.device
+        tiles = [*self._blocks(rows, block_rows(device))]
         logger.info("clusters are of no use at a cosine of %g: all are compared, in %d blocks", threshold, len(tiles))
         items = ((left, right) for number, left in enumerate(tiles) for right in tiles[number:])
-        yield from self._spread.map(partial(_join_tile, threshold=threshold, device=self._spread.device), items)
+        yield from self._workers.map(partial(_pairs_of_tile, threshold=threshold, device=device), items)
 
     def _join_clusters(
         self, rows: NDArray[np.int64], clusters: Clusters, groups: NDArray[np.int64]
     ) -> Iterator[_Found]:
         """Pairs in each cluster, group by group; a pair may come twice."""
-        count, device = len(clusters.centroids), self._spread.device
-        with self._spread.room() as folder:
-            hand_out = partial(_hand_out, clusters=clusters, groups=groups, folder=folder, device=device)
-            blocks_of_rows = self._readers(rows, assign_rows(count))
-            files: list[_File] = [*self._spread.map(hand_out, blocks_of_rows)]
+        count, device = len(clusters.centroids), self._workers.device
+        with self._workers.scratch() as folder:
+            assign_block = partial(_assign_block, clusters=clusters, groups=groups, folder=folder, device=device)
+            files: list[_GroupedRows] = [*self._workers.map(assign_block, self._blocks(rows, assign_rows(count)))]
             near = sum(file.near for file in files)
-            kinds = int(groups.max()) + 1
-            logger.info("%d clusters in %d groups, a row is in %.1f of them", count, kinds, near / len(rows))
-            join_up = partial(
-                _join_group,
+            num_groups = int(groups.max()) + 1
+            logger.info("%d clusters in %d groups, a row is in %.1f of them", count, num_groups, near / len(rows))
+            pairs_of_group = partial(
+                _pairs_of_group,
                 groups=groups,
                 threshold=clusters.threshold,
                 limit=split_limit(near, count),
                 device=device,
             )
-            items = ((group, [(file.url, int(file.offsets[group])) for file in files]) for group in range(kinds))
-            for done, found in enumerate(self._spread.map(join_up, items), 1):
-                logger.info("pairs of %d of %d groups of clusters", done, kinds)
+            items = ((group, [(file.url, int(file.offsets[group])) for file in files]) for group in range(num_groups))
+            for done, found in enumerate(self._workers.map(pairs_of_group, items), 1):
+                logger.info("pairs of %d of %d groups of clusters", done, num_groups)
                 yield found
 
 
@@ -183,8 +184,16 @@ def _groups(sample: Picked, clusters: Clusters, device: str) -> NDArray[np.int64
 
 
 @dataclass(frozen=True)
-class _File:
-    """Rows of one block, by groups of clusters.
+class _Block:
+    """Consecutive rows of those that are compared: the number of the first, and a reader of their embeddings."""
+
+    start: int
+    reader: Reader
+
+
+@dataclass(frozen=True)
+class _GroupedRows:
+    """The file that holds the rows of one block, by groups of clusters.
 
     Attributes:
         url: The file.
@@ -201,44 +210,44 @@ def _read(reader: Reader) -> NDArray[np.float32]:
     return reader.read()
 
 
-def _look(reader: Reader) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Which rows are of use, and their digests."""
-    block = reader.read()
-    use = np.delete(np.arange(len(block)), bad_rows(block))
-    digests = b"".join(content_hash(row.data.cast("B")) for row in np.ascontiguousarray(block[use]))
-    return use, np.frombuffer(digests, np.uint64).reshape(-1, 2)
+def _digest_block(block: _Block) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The numbers of the rows that are of use, and their digests."""
+    data = block.reader.read()
+    use = np.delete(np.arange(len(data)), bad_rows(data))
+    digests = b"".join(content_hash(row.data.cast("B")) for row in np.ascontiguousarray(data[use]))
+    return use + block.start, np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
-def _hand_out(
-    item: tuple[int, Reader], *, clusters: Clusters, groups: NDArray[np.int64], folder: str, device: str
-) -> _File:
-    """Assign a block of rows, and write it: for each group the rows that it needs, and what is to be known of them."""
+def _assign_block(
+    block: _Block, *, clusters: Clusters, groups: NDArray[np.int64], folder: str, device: str
+) -> _GroupedRows:
+    """Assign a block of rows to clusters, and write for each group of these what finding its pairs needs."""
     import torch
 
-    start, reader = item
-    data = reader.read()
+    data = block.reader.read()
     vectors, centroids = Vectors(data, device), torch.tensor(clusters.centroids, device=device)
-    primary = np.empty(len(data), np.int32)
+    primary = np.empty(len(data), np.int32)  # each row's nearest cluster
     rows, numbers = [], []
-    for block in blocks(len(data), assign_rows(len(centroids))):
-        primary[block], row, number = assign(vectors.unit(block), centroids, clusters.margin)
-        rows.append(row + block.start)
+    for piece in blocks(len(data), assign_rows(len(centroids))):
+        primary[piece], row, number = assign(vectors.unit(piece), centroids, clusters.margin)
+        rows.append(row + piece.start)
         numbers.append(number)
+    # (A,) pairs of a row and a cluster that it is looked at in, here by the clusters' groups
     row, number = np.concatenate(rows), np.concatenate(numbers)
     members, bounds = by_cluster(np.arange(len(row)), groups[number].astype(np.int32), int(groups.max()) + 1)
     offsets = []
     # of a name of its own: the task may be run by two at once, if one was given up
-    with AtomicFile(f"{folder}/{start:012d}-{secrets.token_hex(4)}.rows", sync=False) as file:
+    with AtomicFile(f"{folder}/{block.start:012d}-{secrets.token_hex(4)}.rows", sync=False) as file:
         for begin, end in pairwise(bounds.tolist()):
             chosen = members[begin:end]
             own, place = np.unique(row[chosen], return_inverse=True)
             offsets.append(file.tell())
-            for array in (own + start, primary[own], place.astype(np.int32), number[chosen], data[own]):
+            for array in (own + block.start, primary[own], place.astype(np.int32), number[chosen], data[own]):
                 np.save(file, array)
-    return _File(file.url, np.array(offsets), len(row))
+    return _GroupedRows(file.url, np.array(offsets), len(row))
 
 
-def _join_group(
+def _pairs_of_group(
     item: tuple[int, list[tuple[str, int]]],
     *,
     groups: NDArray[np.int64],
@@ -268,15 +277,15 @@ def _load(url: str, offset: int) -> list[NDArray[np.generic]]:
         return [np.load(file) for _ in range(5)]
 
 
-def _join_tile(item: tuple[tuple[int, Reader], tuple[int, Reader]], *, threshold: float, device: str) -> _Found:
+def _pairs_of_tile(item: tuple[_Block, _Block], *, threshold: float, device: str) -> _Found:
     """The pairs of two blocks of rows, or of one with itself, by the rows' numbers."""
-    (start, one), (other_start, other) = item
-    left = Vectors(one.read(), device)
+    one, other = item
+    left = Vectors(one.reader.read(), device)
     found = Collector(MAX_PAIRS, within=False)
-    if start == other_start:
+    if one.start == other.start:
         join_self(found, left, np.arange(len(left)), threshold)
     else:
-        right = Vectors(other.read(), device)
+        right = Vectors(other.reader.read(), device)
         join(found, left, np.arange(len(left)), right, np.arange(len(right)), threshold)
     pairs = found.pairs()
-    return pairs.first + start, pairs.second + other_start, pairs.value
+    return pairs.first + one.start, pairs.second + other.start, pairs.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from curator_dali import arrays
 from curator_dali.arguments import Limits
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.stages.base import Stage, View, checked_stage
+from curator_dali.stages.base import Prepared, Stage, View, checked_stage
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +27,32 @@ __all__ = ["NSFW", "Aesthetic", "CLIPScore", "Embed", "ZeroShotTags", "embedder_
 _OPEN_NSFW = "open-nsfw"
 
 
+class _ModelStage(Stage):
+    """A stage with a network, which is on the device of `setup`."""
+
+    @abstractmethod
+    def _load(self, device: str) -> Any:
+        """Load the network, which has a `lineage`."""
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """The network's."""
+        return dict(self.state.model.lineage)
+
+    def setup(self, device: str) -> None:
+        """Load the network.
+
+        Raises:
+            CuratorDaliError: There are no such weights; the message says where they were looked for.
+            ImportError: A package that the network needs is missing.
+        """
+        if not self._is_set_up(device):
+            self._keep(Prepared(device, self._load(device)))
+
+
 @checked_stage
 @dataclass(frozen=True)
-class Embed(Stage):
+class Embed(_ModelStage):
     """Fill `batch.embeddings`: (N, D) float32, each of length 1.
 
     Args:
@@ -48,7 +72,7 @@ class Embed(Stage):
     @property
     def encoder(self) -> ImageEncoder:
         """The model, once `setup` has loaded it."""
-        encoder: ImageEncoder = self.state[1]
+        encoder: ImageEncoder = self.state.model
         return encoder
 
     @property
@@ -61,22 +85,10 @@ class Embed(Stage):
         """The encoder's."""
         return (tuple(self.encoder.view),)
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """The encoder's."""
-        return dict(self.encoder.lineage)
+    def _load(self, device: str) -> ImageEncoder:
+        from curator_dali.models import load_encoder
 
-    def setup(self, device: str) -> None:
-        """Load the encoder.
-
-        Raises:
-            CuratorDaliError: There are no such weights; the message says where they were looked for.
-            ImportError: A package that the encoder needs is missing.
-        """
-        if not self._is_set_up(device):
-            from curator_dali.models import load_encoder
-
-            self._keep((device, load_encoder(self.model, device=device, **self.options)))
+        return load_encoder(self.model, device=device, **self.options)
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """Embed the encoder's view of a batch."""
@@ -86,7 +98,7 @@ class Embed(Stage):
 
 @checked_stage
 @dataclass(frozen=True)
-class Aesthetic(Stage):
+class Aesthetic(_ModelStage):
     """Write `aesthetic_score` (float32): LAION's improved aesthetic predictor, about 1 to 10.
 
     Reads embeddings of CLIP ViT-L/14. NaN where an embedding has NaNs.
@@ -107,30 +119,23 @@ class Aesthetic(Stage):
         """The score."""
         return {"aesthetic_score": "float32"}
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """The head's."""
-        return dict(self.state[1].lineage)
+    def _load(self, device: str) -> Any:
+        from curator_dali.models import AestheticPredictor
 
-    def setup(self, device: str) -> None:
-        """Load the head; see `Stage.setup`."""
-        if not self._is_set_up(device):
-            from curator_dali.models import AestheticPredictor
-
-            self._keep((device, AestheticPredictor(self.model, device=device)))
+        return AestheticPredictor(self.model, device=device)
 
     def connect(self, before: Sequence[Stage]) -> None:
         """Refuse embeddings of another width."""
-        _refuse_width(self, self.state[1].dim, before)
+        _check_width(self, self.state.model.dim, before)
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """Add the score, as a column and to each image."""
-        return _add(batch, "aesthetic_score", self.state[1](batch.to_torch("embeddings")))
+        return _add_score(batch, "aesthetic_score", self.state.model(batch.to_torch("embeddings")))
 
 
 @checked_stage
 @dataclass(frozen=True)
-class NSFW(Stage):
+class NSFW(_ModelStage):
     """Write `nsfw_score` (float32): the probability, 0 to 1, that an image is not safe for work.
 
     Args:
@@ -153,33 +158,24 @@ class NSFW(Stage):
     @property
     def views(self) -> tuple[View, ...]:
         """What OpenNSFW looks at; none for LAION's head."""
-        return (tuple(self.state[1].view),) if self.model == _OPEN_NSFW else ()
+        return (tuple(self.state.model.view),) if self.model == _OPEN_NSFW else ()
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """The network's."""
-        return dict(self.state[1].lineage)
-
-    def setup(self, device: str) -> None:
-        """Load the network; see `Stage.setup`."""
-        if self._is_set_up(device):
-            return
+    def _load(self, device: str) -> Any:
         from curator_dali import models
 
         if self.model == _OPEN_NSFW:
-            self._keep((device, models.OpenNSFW(device=device)))
-        else:
-            self._keep((device, models.NSFWClassifier(self.model, device=device)))
+            return models.OpenNSFW(device=device)
+        return models.NSFWClassifier(self.model, device=device)
 
     def connect(self, before: Sequence[Stage]) -> None:
         """Refuse embeddings of another width."""
         if self.model != _OPEN_NSFW:
-            _refuse_width(self, self.state[1].dim, before)
+            _check_width(self, self.state.model.dim, before)
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """Add the score, as a column and to each image."""
-        what = self.views[0] if self.model == _OPEN_NSFW else "embeddings"
-        return _add(batch, "nsfw_score", self.state[1](batch.to_torch(what)))
+        looked_at = self.views[0] if self.model == _OPEN_NSFW else "embeddings"
+        return _add_score(batch, "nsfw_score", self.state.model(batch.to_torch(looked_at)))
 
 
 @checked_stage
@@ -312,17 +308,8 @@ def embedder_of(stage: Stage, before: Sequence[Stage]) -> Stage:
     raise StageError(f"{stage.name} reads the embeddings, which no stage before it writes; put Embed before it")
 
 
-def _refuse_width(stage: Stage, dim: int, before: Sequence[Stage]) -> None:
-    """Refuse embeddings that a head was not made for.
-
-    Args:
-        stage: What has the head.
-        dim: The width it was made for.
-        before: The stages before it.
-
-    Raises:
-        StageError: `Embed` gives another width.
-    """
+def _check_width(stage: Stage, dim: int, before: Sequence[Stage]) -> None:
+    """Refuse embeddings of another width than `dim`, for which the stage's head was made."""
     source = embedder_of(stage, before)
     if source.dim != dim:
         by = f"{source.name}'s {source.encoder.name!r}" if isinstance(source, Embed) else source.name
@@ -343,8 +330,8 @@ def _text_encoder(stage: Stage, before: Sequence[Stage]) -> ImageEncoder:
     return source.encoder
 
 
-def _add(batch: ImageBatch, name: str, scores: torch.Tensor) -> ImageBatch:
-    """One transfer of N numbers, which also waits for the device."""
+def _add_score(batch: ImageBatch, name: str, scores: torch.Tensor) -> ImageBatch:
+    """Add (N,) scores as a column and to each image, by one transfer, which also waits for the device."""
     values = scores.cpu().numpy().astype(np.float32, copy=False)
     batch.columns[name] = values
     for item, value in zip(batch.data, values.tolist(), strict=True):

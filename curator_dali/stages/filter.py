@@ -13,12 +13,11 @@ from curator_dali.arguments import list_items
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.sources import to_text
-from curator_dali.stages.base import Selector, checked_stage
+from curator_dali.stages.base import Reason, Selector, checked_stage
 
 __all__ = ["Filter"]
 
 _VALUE_KINDS = {bool: "bool", int: "float64", float: "float64", str: "string"}
-_NO_NUMBER, _OTHER_TYPE = "not a number", "of another type than its column"
 
 
 @checked_stage
@@ -50,7 +49,7 @@ class Filter(Selector):
     def __post_init__(self) -> None:
         if not self.field:
             raise StageError(f"Filter.field is {self.field!r}; give a field's name, as 'aesthetic_score'")
-        object.__setattr__(self, "equals", _wanted(self.equals))
+        object.__setattr__(self, "equals", _plain_values(self.equals))
         if all(condition is None for condition in (self.min, self.max, self.equals, self.where)):
             raise StageError(f"Filter({self.field!r}) has no condition; give min=, max=, equals= or where=")
         for name in ("min", "max"):
@@ -72,9 +71,8 @@ class Filter(Selector):
     @property
     def expects(self) -> Mapping[str, str]:
         """The field, with the type that the conditions tell; nothing where they tell none."""
-        wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
         kinds = {"float64" for limit in (self.min, self.max) if limit is not None}
-        kinds |= {_VALUE_KINDS.get(type(value), "") for value in wanted if value is not None}
+        kinds |= {_VALUE_KINDS.get(type(value), "") for value in self._wanted if value is not None}
         return {self.field: kinds.pop()} if len(kinds) == 1 and "" not in kinds else {}
 
     @property
@@ -101,22 +99,13 @@ class Filter(Selector):
         if self.missing == "drop":
             reasons[absent] = f"{self.field} is missing"
         rows = np.flatnonzero(~absent)
-        there = values[rows]
-        for passes, what in self._conditions(there):
-            for row, value in zip(rows[~passes].tolist(), there[~passes].tolist(), strict=True):
+        present = values[rows]
+        for passes, failing in self._conditions(present):
+            for row, value in zip(rows[~passes].tolist(), present[~passes].tolist(), strict=True):
                 if reasons[row] is None:
-                    reasons[row] = f"{self.field} {self._shown(value)} {what}"
+                    text = f"{self.field} {self._shown(value)} {failing}"
+                    reasons[row] = Reason(text, f"{self.field} {failing}")  # as "aesthetic_score < 5.0"
         return reasons
-
-    def kind(self, reason: str) -> str:
-        """As "aesthetic_score < 5.0"."""
-        for misfit in (_NO_NUMBER, _OTHER_TYPE):
-            if reason.endswith(f", {misfit}"):
-                return f"{self.field} is {misfit}"
-        for what in self._texts():
-            if reason.endswith(f" {what}"):
-                return f"{self.field} {what}"
-        return reason
 
     def _explain_misfits(self, batch: ImageBatch, values: NDArray[Any], reasons: NDArray[np.object_]) -> None:
         """Say of missing values which of them the metadata has, in a type that their column cannot hold."""
@@ -125,29 +114,27 @@ class Filter(Selector):
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is None or (values.dtype.kind == "f" and is_number):
                 continue
-            misfit = _NO_NUMBER if values.dtype.kind == "f" else _OTHER_TYPE
-            reasons[row] = f"{self.field} is {_text(value)}, {misfit}"
+            misfit = "not a number" if values.dtype.kind == "f" else "of another type than its column"
+            reasons[row] = Reason(f"{self.field} is {_text(value)}, {misfit}", f"{self.field} is {misfit}")
 
     def _shown(self, value: Any) -> str:
         text = _text(value)
         # 4.9999998 is no "5 < 5.0"
         return repr(value) if isinstance(value, float) and float(text) in (self.min, self.max) else text
 
-    def _texts(self) -> list[str]:
-        where = getattr(self.where, "__name__", "where")
-        pairs = [(self.min, f"< {self.min}"), (self.max, f"> {self.max}"), (self.where, f"fails {where}()")]
-        texts = [text for limit, text in pairs if limit is not None]
-        if self.equals is not None:
-            wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
-            texts.append(f"is not {' or '.join(map(_text, wanted))}")
-        return texts
+    @property
+    def _wanted(self) -> tuple[Any, ...]:
+        """The values of `equals`."""
+        return self.equals if isinstance(self.equals, tuple) else (self.equals,)
 
     def _conditions(self, values: NDArray[Any]) -> list[tuple[NDArray[np.bool_], str]]:
-        """Of values that are there: which pass, and what is to be said of those that do not."""
-        passes: list[NDArray[np.bool_]] = []
+        """Of (M,) values that are there: (M,) whether they pass, and what a reason says of one that does not."""
+        found: list[tuple[NDArray[np.bool_], str]] = []
         try:
-            passes += [np.asarray(values >= self.min, bool)] if self.min is not None else []
-            passes += [np.asarray(values <= self.max, bool)] if self.max is not None else []
+            if self.min is not None:
+                found.append((np.asarray(values >= self.min, bool), f"< {self.min}"))
+            if self.max is not None:
+                found.append((np.asarray(values <= self.max, bool), f"> {self.max}"))
         except TypeError as error:
             odd = next((value for value in values.tolist() if not isinstance(value, (int, float))), None)
             raise StageError(
@@ -160,21 +147,21 @@ class Filter(Selector):
                     f"{self.name}: where() must give {len(values)} booleans for an array of as many values, "
                     f"not {flags.dtype} of shape {flags.shape}"
                 )
-            passes.append(flags.astype(bool))
+            found.append((flags.astype(bool), f"fails {getattr(self.where, '__name__', 'where')}()"))
         if self.equals is not None:
-            wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
-            passes.append(np.logical_or.reduce([_equal(values, value) for value in wanted]))
-        return list(zip(passes, self._texts(), strict=True))
+            passes = np.logical_or.reduce([_equal(values, value) for value in self._wanted])
+            found.append((passes, f"is not {' or '.join(map(_text, self._wanted))}"))
+        return found
 
 
-def _wanted(equals: Any) -> Any:
+def _plain_values(equals: Any) -> Any:
     """One value of Python, or a tuple of them, in the same order in every process."""
     if isinstance(equals, Set):
         return tuple(sorted(equals, key=repr))
     if getattr(equals, "ndim", None) == 0:  # a number of numpy or torch
         return equals.item()
     if isinstance(equals, Iterable) and not isinstance(equals, (str, bytes, Mapping)):
-        return tuple(map(_wanted, list_items(equals)))
+        return tuple(map(_plain_values, list_items(equals)))
     return equals
 
 

@@ -6,27 +6,24 @@ import difflib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.outputs import labels_of
+from curator_dali.outputs import FIXED_COLUMNS, LOADED, labels_of
 from curator_dali.stages.base import DTYPES, GlobalSelector, Selector, Stage, View
-from curator_dali.threads import import_whole
+from curator_dali.threads import ignore, import_whole
 
-__all__ = ["LOADED", "Plan", "check_type", "make_plan", "written"]
-
-LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
-"""What the loader knows of every image, whatever the stages are."""
+__all__ = ["Plan", "check_type", "make_plan", "written"]
 
 _ENCODED = "encoded"  # `batch.encoded`: no column, and there only if a stage asks for it
-_RESERVED = ("status", "stage", "reason", "tar", "key", "embedding", _ENCODED)  # columns that every output has
+_RESERVED = (*(name for name in FIXED_COLUMNS if name not in LOADED), _ENCODED)  # columns that every output has
 
 _Drop: TypeAlias = Callable[[int, ImageBatch, NDArray[np.bool_], NDArray[np.object_]], object]
-"""Takes a stage's number, the M images that it judged, (M,) who goes, and (M,) why: None for who stays."""
+"""Takes a stage's number, the M images that it judged, (M,) whether it drops each, and (M,) why, or None."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Plan:
     columns: Mapping[str, str]
     metadata: tuple[str, ...]
     embeds: bool
+    _device: ClassVar[str] = ""  # that it is set up for; no field: a plan is the same one before and after
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -59,27 +57,25 @@ class Plan:
         Raises:
             StageError: They do not fit together; what else `Stage.setup` raises.
         """
-        if self.__dict__.get("_device") == device:
+        if self._device == device:
             return
         if self.stages:
             import_whole("torch")
         for number, stage in enumerate(self.stages):
             stage.setup(device)
             stage.connect(self.stages[:number])
-        self.__dict__["_device"] = device  # no field: a plan is the same one before and after
+        object.__setattr__(self, "_device", device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_device"}
 
-    def run(
-        self, batch: ImageBatch, drop: _Drop, spend: Callable[[str, float], object] = lambda label, seconds: None
-    ) -> ImageBatch:
+    def run(self, batch: ImageBatch, drop: _Drop, add_time: Callable[[str, float], object] = ignore) -> ImageBatch:
         """Take a batch through the stages, which are set up.
 
         Args:
             batch: Images, with the columns and views that the stages read. Views that are done with go.
             drop: Called before images are left out.
-            spend: Called with a stage's label and the seconds that it took.
+            add_time: Called with a stage's label and the seconds that it took.
 
         Returns:
             The images that all stages keep.
@@ -91,10 +87,10 @@ class Plan:
             began = time.perf_counter()
             if isinstance(stage, Selector):
                 reasons = stage.judge(batch)
-                goes = np.array([reason is not None for reason in reasons], bool)
-                if goes.any():
-                    drop(number, batch, goes, reasons)
-                    batch = batch.where(~goes)
+                dropped = np.array([reason is not None for reason in reasons], bool)
+                if dropped.any():
+                    drop(number, batch, dropped, reasons)
+                    batch = batch.where(~dropped)
             else:
                 after = stage(batch)
                 if len(after) != len(batch):
@@ -106,7 +102,7 @@ class Plan:
             later = {view for stage in self.stages[number + 1 :] for view in stage.views}
             for view in [view for view in batch.views if view not in later]:
                 del batch.views[view]  # nobody looks at it any more: nor need a filter copy it
-            spend(label, time.perf_counter() - began)
+            add_time(label, time.perf_counter() - began)
             if not len(batch):
                 break
         return batch
@@ -147,7 +143,7 @@ def make_plan(
         StageError: A stage reads what no earlier one writes, compares a text with a number, or writes what is there
             already; or something is no stage.
     """
-    there, metadata = dict(LOADED), metadata or {}
+    known_types, metadata = dict(LOADED), metadata or {}  # of every field that a stage may read by then
     columns, taken = dict(LOADED), []
     writers: dict[str, str] = dict.fromkeys(LOADED, "the loader")
     for number, stage in enumerate(stages):
@@ -156,25 +152,25 @@ def make_plan(
     labels = labels_of(stage.name for stage in stages)
     for number, (stage, label) in enumerate(zip(stages, labels, strict=True)):
         for field in sorted(stage.reads):
-            check_type(stage, field, there.get(field, metadata.get(field)))
-            if field in there or field == _ENCODED:
+            check_type(stage, field, known_types.get(field, metadata.get(field)))
+            if field in known_types or field == _ENCODED:
                 continue
             if field not in metadata or field in _RESERVED:
                 raise StageError(_missing(field, number, stages, writers, metadata, known) + hint)
             taken.append(field)
-            there[field] = columns[field] = metadata[field]
+            known_types[field] = columns[field] = metadata[field]
             writers[field] = "the metadata"
         for field, kind in written(stage).items():
             if kind not in DTYPES:
                 raise StageError(f"{label} writes {field!r} as {kind!r}; allowed: {', '.join(DTYPES)}")
-            if field in _RESERVED or (field in there and field != "embeddings"):
+            if field in _RESERVED or (field in known_types and field != "embeddings"):
                 by = writers.get(field, "every run")
                 raise StageError(f"{label} writes {field!r}, which {by} writes already; leave one of them out")
-            there[field] = kind
+            known_types[field] = kind
             writers[field] = label
             if field != "embeddings":
                 columns[field] = kind
-    return Plan(tuple(stages), tuple(labels), columns, tuple(taken), "embeddings" in there)
+    return Plan(tuple(stages), tuple(labels), columns, tuple(taken), "embeddings" in known_types)
 
 
 def check_type(stage: Stage, field: str, kind: str | None) -> None:
@@ -208,9 +204,9 @@ def _missing(
     if field in _RESERVED:
         return f"{name} reads {field!r}: what every output says of an image by that name is known only at the end"
     by: dict[str, list[str]] = {}
-    for what, who in writers.items():
-        by.setdefault(who, []).append(what)
-    before = "; ".join(f"{who}: {', '.join(what)}" for who, what in by.items())
+    for column, writer in writers.items():
+        by.setdefault(writer, []).append(column)
+    before = "; ".join(f"{writer}: {', '.join(columns)}" for writer, columns in by.items())
     later = [stage.name for stage in stages[number + 1 :] if isinstance(stage, Stage) and field in written(stage)]
     makers = [kind.__name__ for kind in known if field in _fields_of(kind)]
     spelt = [*writers, *metadata, *(name for kind in known for name in _fields_of(kind))]

@@ -45,7 +45,7 @@ def run(folder: str, samples: int = SAMPLES) -> None:
     """Do what is missing."""
     with Manifest.open(folder, source="made-up", samples=samples, settings={"part": PART}) as manifest:
         for start, stop in manifest.missing(PART):
-            with PartWriter(manifest, start, stop, SCHEMA, max_samples=7) as part:
+            with PartWriter(manifest, start, stop, SCHEMA, shard_samples=7) as part:
                 for at in range(start, stop, BATCH):
                     part.write(**rows(at, min(stop, at + BATCH)))
         assert manifest.verify() == []

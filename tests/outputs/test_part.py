@@ -170,7 +170,7 @@ def test_a_part_takes_each_of_its_samples_once(manifest: Manifest, tmp_path: Pat
 
 def test_an_exception_leaves_nothing_even_of_full_tars(manifest: Manifest, tmp_path: Path) -> None:
     before = content(tmp_path)
-    part = PartWriter(manifest, 0, 24, SCHEMA, max_samples=2)
+    part = PartWriter(manifest, 0, 24, SCHEMA, shard_samples=2)
     part.write(**rows(0, 20))
     assert len(list(tmp_path.glob("*.tar"))) > 2
     with pytest.raises(ValueError, match="was given twice"), part:
@@ -217,10 +217,12 @@ def test_what_does_not_add_up_is_told(manifest: Manifest, tmp_path: Path) -> Non
     assert "239 rows for 240 samples" in problems(table.slice(1))
     assert "1 have more than one row" in problems(table.take([*range(SAMPLES), 5]))
     assert "rows are {'kept': 0, 'dropped': 0, 'failed': 240}, the record says" in problems(
-        table.set_column(5, table.schema.field("status"), [["failed"] * SAMPLES])
+        table.set_column(table.column_names.index("status"), table.schema.field("status"), [["failed"] * SAMPLES])
     )
     assert "-0000.tar has 144 samples, not the 143 that the rows say" in problems(
-        table.set_column(8, table.schema.field("tar"), [[None, None, *table["tar"].to_pylist()[2:]]])
+        table.set_column(
+            table.column_names.index("tar"), table.schema.field("tar"), [[None, None, *table["tar"].to_pylist()[2:]]]
+        )
     )
     parquet.unlink()
     assert account(str(tmp_path)).problems == [f"{parquet.name} is missing"]
