@@ -8,13 +8,13 @@ from curator_dali.curation.config import Settings, check_file, read_config
 from curator_dali.curation.rows import add_columns
 from curator_dali.curation.run import Curation, curate
 from curator_dali.curation.thresholds import rethreshold, stages_of
-from curator_dali.curation.worker import GLANCE
+from curator_dali.curation.worker import DECODE_CHECK_VIEW
 
 if TYPE_CHECKING:
     from curator_dali.curation.ray_executor import RayExecutor, find_killers
 
 __all__ = [
-    "GLANCE",
+    "DECODE_CHECK_VIEW",
     "Curation",
     "RayExecutor",
     "Settings",

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from curator_dali.arguments import Count, Limits, Share, checked
-from curator_dali.curation.rows import FIELD_TYPES
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.io import DEEP, check_depth, is_remote, read_regular
@@ -39,6 +38,7 @@ from curator_dali.sources import Mixture, Source, Subset, expand_braces
 from curator_dali.stages import STAGES, Stage
 
 __all__ = [
+    "FIELD_TYPES",
     "OPTIONS",
     "SCORED",
     "ConfigError",
@@ -49,6 +49,9 @@ __all__ = [
     "make_stage",
     "read_config",
 ]
+
+FIELD_TYPES = ("bool", "int64", "float64", "string")
+"""Types of the columns that fields of the metadata become."""
 
 FieldTypes = Annotated[Mapping[str, str], Limits("fields with their types, as {'score': 'float64'}")]
 
@@ -103,10 +106,17 @@ class Settings:
         """The type of the embeddings that are stored; None where none are."""
         return "float32" if self.embeddings is True else self.embeddings or None
 
-    @property
-    def limits(self) -> dict[str, int | None]:
-        """The limits of a tar, as `Output` and an output's records have them."""
-        return {"max_samples": self.shard_samples, "max_bytes": self.shard_bytes}
+    def recorded(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        """What decides what is written, as `run.json` has it, under names that it has had from the first."""
+        return {
+            "stages": [stage.settings for stage in stages],
+            "tars": self.tars,
+            "max_samples": self.shard_samples,
+            "max_bytes": self.shard_bytes,
+            "embeddings": self.stored,
+            "max_pixels": self.max_pixels,
+            **({"metadata": dict(self.metadata)} if self.metadata else {}),
+        }
 
 
 def check_out(
@@ -243,7 +253,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     content = _parse_file(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}, not keys with values")
-    _refuse_unknown(content, OPTIONS, str(path))
+    _check_known(content, OPTIONS, str(path))
     stages = content.get("stages", [])
     if not isinstance(stages, list):
         raise ConfigError(f"{path}: stages is a {type(stages).__name__}; give a list, in TOML one [[stages]] each")
@@ -279,7 +289,7 @@ def make_stage(settings: Any, where: str) -> Stage:
     kind = own or STAGES[name]
     arguments = {key: value for key, value in settings.items() if key != "type"}
     known = [field for field in fields(kind) if field.init]
-    _refuse_unknown(arguments, [field.name for field in known], f"{where} ({name})")
+    _check_known(arguments, [field.name for field in known], f"{where} ({name})")
     needed = [
         f.name for f in known if f.default is MISSING and f.default_factory is MISSING and f.name not in arguments
     ]
@@ -361,7 +371,7 @@ def _count_nodes(node: Any, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _refuse_unknown(given: Mapping[str, Any], allowed: Collection[str], where: str) -> None:
+def _check_known(given: Mapping[str, Any], allowed: Collection[str], where: str) -> None:
     for key in given:
         if key not in allowed:
             raise ConfigError(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Annotated, Any, TypeGuard, TypeVar
 
 from curator_dali.arguments import Count, Limits, checked
-from curator_dali.curation.worker import Mapper, Worker
+from curator_dali.curation.worker import Finished, Progress, Worker, scratch_folder
 from curator_dali.errors import CuratorDaliError, OutputError, SourceError
+from curator_dali.io import join, make_folder
 from curator_dali.loader import ImageLoader
 from curator_dali.outputs import Part
 from curator_dali.sampling import Range
 from curator_dali.sources import Subset, Without
+from curator_dali.stages import Workers
 from curator_dali.threads import ignore
 
 try:
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PATIENCE = 30.0  # seconds without anything finished, before it is said who is waited for
+_PATIENCE = 30.0  # seconds without anything finished, before a message says what is waited for
 _AHEAD = 4  # items handed out and not yet asked for, times the workers: so that one slow item holds nobody up
 
 
@@ -55,7 +57,7 @@ class RayExecutor:
         num_workers: Actors at most. None takes as many as the cluster has room for, by the CPUs and GPUs of one.
         cpus_per_worker: CPUs of an actor: its decoding threads, and what Ray reserves.
         gpus_per_worker: GPUs of an actor, or a share of one; above 0 it works on "cuda:0" of its own. None is 1 where
-            the run's device is a GPU, else 0. _Tasks of `mapper` have none with None.
+            the run's device is a GPU, else 0. Tasks of `workers` have none with None.
         max_deaths: Actors that a part may take with it, and failures that it may have.
     """
 
@@ -65,13 +67,7 @@ class RayExecutor:
     gpus_per_worker: Annotated[float, Limits("0, 1, or a share of one", 0)] | None = None
     max_deaths: Count = 2
 
-    def run(
-        self,
-        worker: Worker,
-        parts: Sequence[Range],
-        finished: Callable[[Part], object],
-        progress: Callable[[int], object],
-    ) -> None:
+    def run(self, worker: Worker, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
         """Do parts; see `curator_dali.curation.worker.Executor`.
 
         Raises:
@@ -82,10 +78,11 @@ class RayExecutor:
         """
         if not parts:
             return
-        threads = worker.loading.num_threads or self.cpus_per_worker
+        settings = worker.output.settings
+        settings = replace(settings, num_threads=settings.num_threads or self.cpus_per_worker)
         resources = self.resources(worker.device)
         device = "cuda:0" if resources["num_gpus"] else "cpu"  # Ray shows an actor its own GPUs alone
-        worker = replace(worker, device=device, loading=replace(worker.loading, num_threads=threads))
+        worker = replace(worker, device=device, output=replace(worker.output, settings=settings))
         with _connected(self.address):
             count = min(self.count(resources), len(parts))
             pool = _Pool(resources, self.max_deaths, worker, count)
@@ -99,16 +96,20 @@ class RayExecutor:
             raise OutputError(f"{worker.output.manifest.folder} is not whole, run it again: {'; '.join(problems[:5])}")
 
     @contextmanager
-    def mapper(self) -> Iterator[Mapper]:
-        """The cluster's workers, for tasks; it is connected to when there is a first one."""
+    def workers(self, folder: str) -> Iterator[Workers]:
+        """The cluster's workers, for tasks; it is connected to when there is a first one.
+
+        Args:
+            folder: For their files; it need not be there, and is gone before and afterwards.
+        """
         resources = self.resources("cpu")
-        with ExitStack() as stack:
+        with ExitStack() as stack, scratch_folder(folder):
 
             def start() -> int:
                 stack.enter_context(_connected(self.address))
                 return self.count(resources)
 
-            tasks = _Tasks(start, resources, self.max_deaths)
+            tasks = _Tasks(start, resources, self.max_deaths, folder)
             try:
                 yield tasks
             finally:
@@ -140,17 +141,17 @@ class RayExecutor:
         Raises:
             CuratorDaliError: There is room for none.
         """
-        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-        room = int(cpus // resources["num_cpus"])
+        present: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus, gpus = present.get("CPU", 0), present.get("GPU", 0)
+        fitting = int(cpus // resources["num_cpus"])
         if resources["num_gpus"]:
-            room = min(room, int(gpus / resources["num_gpus"]))
-        if room < 1:
+            fitting = min(fitting, int(gpus / resources["num_gpus"]))
+        if fitting < 1:
             raise CuratorDaliError(
                 f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, and one worker needs {resources['num_cpus']:g} and "
                 f"{resources['num_gpus']:g}: give other cpus_per_worker and gpus_per_worker"
             )
-        return min(self.num_workers or room, room)
+        return min(self.num_workers or fitting, fitting)
 
 
 @dataclass
@@ -175,9 +176,7 @@ class _Pool:
     _shared: Any = field(default=None, init=False)  # the worker in Ray's object store
     _deaths_at_start: int = field(default=0, init=False)
 
-    def run(
-        self, parts: Sequence[Range], finished: Callable[[Part], object], progress: Callable[[int], object]
-    ) -> None:
+    def run(self, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
         """Do all parts."""
         for _ in range(self.count):
             self._start()
@@ -317,7 +316,7 @@ def find_killers(worker: Worker, part: Range, resources: Mapping[str, float]) ->
     while ranges:
         start, stop = ranges.pop()
         try:
-            ray.get(decode.remote(source, start, stop, worker.device, worker.loading.max_pixels))
+            ray.get(decode.remote(source, start, stop, worker.device, worker.output.settings.max_pixels))
         except RayError as error:
             if _is_raised(error):
                 raise error.cause or error from None
@@ -341,17 +340,21 @@ def _decode(source: Any, start: int, stop: int, device: str, max_pixels: int) ->
 
 
 class _Tasks:
-    """Tasks on the cluster, as `RayExecutor.mapper` yields them: see `curator_dali.curation.worker.Mapper`.
+    """The cluster's workers, as `RayExecutor.workers` yields them: see `curator_dali.stages.Workers`.
+
+    Results come in any order here, and an item whose worker died goes back among those that wait. So the window of
+    items under way is kept here, and is not that of `threads.run_ahead`, which waits for futures in their order.
 
     Args:
         start: Called once, before the first task: connects, and says how many workers there are.
         resources: What a task asks of Ray.
         max_deaths: Workers that an item may take with it, and failures that it may have.
+        folder: For files.
     """
 
-    def __init__(self, start: Callable[[], int], resources: Mapping[str, float], max_deaths: int) -> None:
+    def __init__(self, start: Callable[[], int], resources: Mapping[str, float], max_deaths: int, folder: str) -> None:
         self.device = "cuda:0" if resources["num_gpus"] else "cpu"  # Ray shows a task its own GPUs alone
-        self._start, self._resources, self._max_deaths = start, resources, max_deaths
+        self._start, self._resources, self._max_deaths, self._folder = start, resources, max_deaths, folder
         self._count = 0
         self._running: dict[Any, tuple[int, Any]] = {}  # task -> (number of the item, the item)
 
@@ -366,19 +369,20 @@ class _Tasks:
         run: Any = ray.remote(_of_item).options(max_retries=0, **self._resources)
         shared = ray.put(function)
         waiting = enumerate(items)
-        again: deque[tuple[int, Any]] = deque()
+        retry: deque[tuple[int, Any]] = deque()
         results: dict[int, R] = {}
         troubles = Counter[int]()
         asked = 0
         try:
             while True:
-                room = self._count * _AHEAD - len(results) - len(self._running)
-                for number, item in [*_taken(again, room), *islice(waiting, max(0, room - len(again)))]:
-                    self._running[run.remote(shared, item)] = (number, item)
+                while len(results) + len(self._running) < self._count * _AHEAD:
+                    if (pair := retry.popleft() if retry else next(waiting, None)) is None:
+                        break
+                    self._running[run.remote(shared, pair[1])] = pair
                 if asked in results:
                     yield results.pop(asked)
                     asked += 1
-                    continue  # there is room for one more
+                    continue  # one more can be under way
                 if not self._running:
                     return
                 done, _ = ray.wait([*self._running], timeout=_PATIENCE)
@@ -390,12 +394,19 @@ class _Tasks:
                         results[number] = ray.get(task)
                     except RayError as error:
                         troubles[number] += 1
-                        self._judge(error, troubles[number])
-                        again.append((number, item))
+                        self._check_trouble(error, troubles[number])
+                        retry.append((number, item))
         finally:
             self.close()
 
-    def _judge(self, error: RayError, times: int) -> None:
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        """A new folder for files; its name is new too, as a task that was given up may still write."""
+        with scratch_folder(join(self._folder, secrets.token_hex(8))) as folder:
+            make_folder(folder)
+            yield folder
+
+    def _check_trouble(self, error: RayError, times: int) -> None:
         """An item failed, or its worker died: raise if it has done so often enough."""
         if times < self._max_deaths + (not _is_raised(error)):
             what = "a task failed" if _is_raised(error) else "a worker died"
@@ -417,12 +428,6 @@ class _Tasks:
 def _of_item(function: Callable[[T], R], item: T) -> R:
     """Call a function with an item, in a task."""
     return function(item)
-
-
-def _taken(queue: deque[T], count: int) -> Iterator[T]:
-    while queue and count > 0:
-        count -= 1
-        yield queue.popleft()
 
 
 @contextmanager

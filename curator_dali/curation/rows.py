@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from numbers import Real
 from types import TracebackType
@@ -15,23 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays
-from curator_dali.arrays import objects
+from curator_dali.arrays import missing, objects
 from curator_dali.batch import ImageBatch
+from curator_dali.curation.config import Settings
 from curator_dali.decoding import Codec, Decoded, upright_sizes
 from curator_dali.errors import OutputError, StageError, kind_of_failure
 from curator_dali.io import join
-from curator_dali.outputs import Manifest, Part, PartWriter, RowSchema, part_name, read_types
+from curator_dali.outputs import DECIDED, DECODE, LOADED, Manifest, Part, PartWriter, RowSchema, part_name, read_types
 from curator_dali.sampling import Range
 from curator_dali.sources import Source, merge_types, to_text
-from curator_dali.stages import LOADED, Stage, written
+from curator_dali.stages import Stage, written
 from curator_dali.threads import Background, HandOver
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "DECODE",
-    "FIELD_TYPES",
     "LOOKED_AT",
     "Account",
     "Output",
@@ -40,18 +39,13 @@ __all__ = [
     "add_columns",
     "add_misfits",
     "field_types",
+    "open_output",
     "to_column",
     "write_rows",
 ]
 
-FIELD_TYPES = ("bool", "int64", "float64", "string")
-"""Types of the columns that fields of the metadata become."""
-
 Misfits = dict[str, tuple[int, str]]
 """Field -> how many values do not fit its column's type, and the first of these."""
-
-DECODE = "decode"
-"""The `stage` of samples that failed."""
 
 LOOKED_AT = 256  # samples whose metadata says what type a field has
 _READ_AT_ONCE = 32  # of these, whose images are in memory at once
@@ -66,8 +60,7 @@ class Rows:
         columns: Name -> (N,) values: floats with NaN, anything else as objects with None where nothing is known.
         embeddings: None or (N, D) on the host; only the rows of `embedded` count.
         embedded: (N,) which rows have an embedding.
-        members: None or a sample's members' original bytes, None for who is not kept.
-        reasons: How often (status, stage, kind of reason) occurs.
+        members: None or a sample's members' original bytes, None for a sample that is not kept.
         seconds: Stage -> seconds that it took.
         misfits: Values of the metadata that do not fit their columns.
     """
@@ -76,13 +69,12 @@ class Rows:
     embeddings: NDArray[Any] | None = None
     embedded: NDArray[np.bool_] | None = None
     members: list[Mapping[str, memoryview] | None] | None = None
-    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     misfits: Misfits = field(default_factory=dict)
 
     @classmethod
-    def of(cls, decoded: Decoded, kinds: Mapping[str, str]) -> Rows:
-        """All samples of a decoded step, of which only the failures are known so far.
+    def from_step(cls, decoded: Decoded, kinds: Mapping[str, str]) -> Rows:
+        """Make rows of all samples of a decoded step, of which only the failures are known so far.
 
         Args:
             decoded: The step.
@@ -90,8 +82,7 @@ class Rows:
         """
         encoded = decoded.encoded
         n = len(encoded)
-        columns: dict[str, NDArray[Any]] = {name: _nothing(n, kind) for name, kind in kinds.items()}
-        columns |= {name: np.full(n, None, object) for name in ("status", "stage", "reason")}
+        columns = {name: missing(n, kind) for name, kind in {**kinds, **DECIDED}.items()}
         columns["index"] = encoded.indices
         columns["image_id"][:] = [item.image_id for item in encoded.objects]
         columns["image_path"][:] = [item.image_path for item in encoded.objects]
@@ -100,14 +91,14 @@ class Rows:
         columns["height"][known], columns["width"][known] = sizes[:, 0], sizes[:, 1]
         rows = cls(columns)
         for row, reason in decoded.errors.items():
-            rows.decide(np.array([row]), "failed", DECODE, [reason], [kind_of_failure(reason)])
+            rows.decide([row], "failed", DECODE, [reason], [kind_of_failure(reason)])
         return rows
 
     def __len__(self) -> int:
         return len(self.columns["index"])
 
     def __getitem__(self, rows: slice) -> Rows:
-        """Some of the rows, without their bytes and what they add up to."""
+        """Some of the rows, without their bytes, seconds and misfits."""
         return Rows(
             {name: values[rows] for name, values in self.columns.items()},
             None if self.embeddings is None else self.embeddings[rows],
@@ -115,7 +106,7 @@ class Rows:
         )
 
     def record(
-        self, at: NDArray[np.int64], batch: ImageBatch, dim: int, which: NDArray[np.bool_] | None = None
+        self, at: NDArray[np.int64], batch: ImageBatch, dim: int, chosen: NDArray[np.bool_] | None = None
     ) -> None:
         """Take over what a batch knows of its images.
 
@@ -123,9 +114,9 @@ class Rows:
             at: (M,) the rows that the batch's images have here.
             batch: M images.
             dim: Width of the embeddings to keep; 0 for none.
-            which: (M,) of which images; None for all.
+            chosen: (M,) whether to do it for an image; None for all.
         """
-        picked = np.arange(len(at)) if which is None else np.flatnonzero(which)
+        picked = np.arange(len(at)) if chosen is None else np.flatnonzero(chosen)
         at = at[picked]
         for name, values in self.columns.items():
             if name in batch.columns and name not in ("index", "image_id", "image_path"):
@@ -137,18 +128,14 @@ class Rows:
             self.embeddings[at] = arrays.to_host(arrays.take(batch.embeddings, picked))
             self.embedded[at] = True
 
-    def spend(self, stage: str, seconds: float) -> None:
+    def add_time(self, stage: str, seconds: float) -> None:
         """Count what a stage took."""
         self.seconds[stage] += seconds
 
-    def decide(
-        self, at: NDArray[np.int64], status: str, stage: str, reasons: Sequence[str], kinds: Sequence[str]
-    ) -> None:
-        """Say what became of rows that are dropped or failed: where, and why, in one line and in kind."""
-        self.columns["status"][at] = status
-        self.columns["stage"][at] = stage
-        self.columns["reason"][at] = reasons
-        self.reasons.update((status, stage, kind) for kind in kinds)
+    def decide(self, at: Any, status: str, stage: str, reasons: Sequence[str], kinds: Sequence[str]) -> None:
+        """Say what became of rows that are dropped or failed: by which stage, why, and the kinds of these reasons."""
+        for name, values in zip(DECIDED, (status, stage, reasons, kinds), strict=True):
+            self.columns[name][at] = values
 
     def keep(self, at: NDArray[np.int64], members: Sequence[Mapping[str, memoryview]] | None) -> None:
         """Say that rows are kept.
@@ -162,10 +149,6 @@ class Rows:
             self.members = [None] * len(self)
             for row, found in zip(at.tolist(), members, strict=True):
                 self.members[row] = found
-
-
-def _nothing(n: int, kind: str) -> NDArray[Any]:
-    return np.full(n, np.nan, kind) if kind.startswith("float") else np.full(n, None, object)
 
 
 def field_types(source: Source, stages: Sequence[Stage]) -> dict[str, str]:
@@ -249,7 +232,7 @@ def add_misfits(total: Misfits, more: Mapping[str, Sequence[Any]]) -> None:
 
 
 def to_column(values: NDArray[np.object_], kind: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Values of any type as a column of one.
+    """Values of any type as a column of one. `arrays.with_gaps` takes values that are of one type already.
 
     Args:
         values: (N,) objects.
@@ -259,7 +242,7 @@ def to_column(values: NDArray[np.object_], kind: str) -> tuple[NDArray[Any], NDA
         (N,): float64 with NaN where a value is missing, else objects with None there; and (M,) int64, the rows whose
         value is not of that type, and so is missing.
     """
-    column = np.full(len(values), np.nan) if kind == "float64" else np.full(len(values), None, object)
+    column = missing(len(values), kind)
     odd = []
     for row, value in enumerate(values.tolist()):
         if value is None:
@@ -305,51 +288,57 @@ def _shorten(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """The output of a run: its folder, the columns of its rows, and the limits of its tars.
+    """The output of a run; see `open_output`.
 
     Attributes:
         manifest: Of the folder.
         schema: Columns of the rows.
-        tars: Whether kept samples are written to tars.
-        max_samples: Samples in a tar.
-        max_bytes: Bytes in a tar.
-
-    Raises:
-        OutputError: The folder holds finished parts with other columns, as an earlier version left them.
+        settings: Of the run, of which `tars`, `shard_samples` and `shard_bytes` count here.
     """
 
     manifest: Manifest
     schema: RowSchema
-    tars: bool = True
-    max_samples: int | None = None
-    max_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        ranges = self.manifest.ranges()
-        if not ranges or not self.manifest.missing():
-            return
-        folder = self.manifest.folder
-        found = read_types(join(folder, f"{part_name(*ranges[0])}.parquet"))
-        # types and not their texts: the items of a list have another name in a file than in the schema
-        wanted = {field.name: field.type for field in self.schema.to_arrow()}
-        if differing := sorted(name for name in {**found, **wanted} if found.get(name) != wanted.get(name)):
-            name = differing[0]
-            raise OutputError(
-                f"{folder} holds finished parts with other columns ({name!r} is {found.get(name, 'missing')} there and "
-                f"{wanted.get(name, 'missing')} now), as another version of curator_dali writes them: go on with that "
-                "version, choose another folder, or delete this one"
-            )
+    settings: Settings
 
     def open(self, part: Range) -> PartWriter:
         """Begin to write a part."""
-        return PartWriter(
-            self.manifest, *part, self.schema, tars=self.tars, max_samples=self.max_samples, max_bytes=self.max_bytes
+        tars, samples, nbytes = self.settings.tars, self.settings.shard_samples, self.settings.shard_bytes
+        return PartWriter(self.manifest, *part, self.schema, tars=tars, shard_samples=samples, shard_bytes=nbytes)
+
+
+def open_output(manifest: Manifest, schema: RowSchema, settings: Settings) -> Output:
+    """Begin an output, or go on with one; what an earlier version began goes on without `reason_kind`.
+
+    Raises:
+        OutputError: The folder holds finished parts with other columns.
+    """
+    ranges = manifest.ranges()
+    if not ranges or not manifest.missing():
+        return Output(manifest, schema, settings)
+    found = read_types(join(manifest.folder, f"{part_name(*ranges[0])}.parquet"))
+    schema = replace(schema, reason_kind="reason_kind" in found)
+    # types and not their texts: the items of a list have another name in a file than in the schema
+    wanted = {field.name: field.type for field in schema.to_arrow()}
+    if differing := sorted(name for name in {**found, **wanted} if found.get(name) != wanted.get(name)):
+        name = differing[0]
+        then, now = found.get(name, "missing"), wanted.get(name, "missing")
+        raise OutputError(
+            f"{manifest.folder} holds finished parts with other columns ({name!r} is {then} there and {now} now), as "
+            "another version of curator_dali writes them: go on with that version, choose another folder, or delete "
+            "this one"
         )
+    return Output(manifest, schema, settings)
 
 
 @dataclass
 class Account:
-    """Sums over the rows of a part."""
+    """Sums over the rows of a part.
+
+    Attributes:
+        reasons: How often (status, stage, kind of reason) occurs.
+        seconds: Stage -> seconds that it took.
+        misfits: Values of the metadata that do not fit their columns.
+    """
 
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -357,7 +346,9 @@ class Account:
 
     def add(self, rows: Rows, writing: float = 0.0) -> None:
         """Add what rows say, and the seconds that it took to write them."""
-        self.reasons.update(rows.reasons)
+        lost = np.flatnonzero(rows.columns["status"] != "kept")
+        told = (rows.columns[name][lost].tolist() for name in ("status", "stage", "reason_kind"))
+        self.reasons.update(zip(*told, strict=True))
         add_misfits(self.misfits, rows.misfits)
         for name, value in {**rows.seconds, "write": rows.seconds.get("write", 0.0) + writing}.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
@@ -457,7 +448,7 @@ def _scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str
 
     What is not known (None, NaN) is left out. Hugging Face's `datasets` takes a field that begins with null for null.
     """
-    names = [name for name in columns if name not in ("image_id", "index", "status", "stage", "reason")]
+    names = [name for name in columns if name not in ("image_id", "index", *DECIDED)]
     picked = {name: np.asarray(columns[name])[list(rows)].tolist() for name in names}
     return [
         {name: value for name, value in zip(names, values, strict=True) if value is not None and value == value}

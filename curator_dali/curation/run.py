@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.arrays import resolve_device
 from curator_dali.curation.config import SCORED, FieldTypes, Settings, check_out
-from curator_dali.curation.decide import finish
-from curator_dali.curation.rows import LOOKED_AT, Output, field_types
-from curator_dali.curation.worker import Executor, LocalExecutor, Worker
+from curator_dali.curation.decide import WORK_FOLDER, decide, write_decided
+from curator_dali.curation.rows import LOOKED_AT, Output, field_types, open_output
+from curator_dali.curation.worker import Executor, LocalExecutor, Progress, Worker
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import join, store
-from curator_dali.outputs import Manifest, Part, RowSchema
+from curator_dali.outputs import LOADED, Manifest, Part, RowFiles, RowSchema
 from curator_dali.report import Report, leave_report
 from curator_dali.sources import Source, open_source
-from curator_dali.stages import LOADED, STAGES, Plan, Stage, make_plan
+from curator_dali.stages import STAGES, Plan, Stage, make_plan
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:
@@ -77,14 +78,7 @@ class Curation:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides what is written, as plain JSON: a run goes on only with the same."""
-        return {
-            "stages": [stage.settings for stage in self.plan.stages],
-            "tars": self._settings.tars,
-            **self._settings.limits,
-            "embeddings": self._settings.stored,
-            "max_pixels": self._settings.max_pixels,
-            **({"metadata": dict(self._settings.metadata)} if self._settings.metadata else {}),
-        }
+        return self._settings.recorded(self.plan.stages)
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -94,7 +88,7 @@ class Curation:
 
     @property
     def work(self) -> tuple[int, int]:
-        """How many samples earlier runs have done, and how many there are; twice as many where they are done twice."""
+        """(samples that earlier runs have done, samples in all); a stage that sees them all doubles both numbers."""
         folders = [self.out, join(self.out, SCORED)] if self.plan.is_global else [self.out]
         ranges = [_ranges(folder) for folder in folders]
         done = [sum(stop - start for start, stop in found) for found in ranges]
@@ -188,30 +182,30 @@ class Curation:
         columns = {name: kind for name, kind in self.plan.columns.items() if name not in LOADED}
         dim = self._dim if self._settings.stored or scored else 0
         schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=self._settings.stored or "float32")
-        return Output(manifest, schema, self._settings.tars and not scored, **self._settings.limits)
+        return open_output(manifest, schema, replace(self._settings, tars=False) if scored else self._settings)
 
     def _worker(self, output: Output) -> Worker:
-        dim = output.schema.embedding_dim
-        return Worker(self.source, self.plan, self._types, output, self.device, dim, self._settings)
+        return Worker(self.source, self.plan, self._types, output, self.device)
 
-    def _score(self, output: Output, progress: Callable[[int], object]) -> None:
+    def _score(self, output: Output, progress: Progress) -> None:
         """Take what an output lacks through the stages."""
-        missing = output.manifest.missing(self._settings.part_size)
-        if not missing:
-            return
-        self._executor.run(self._worker(output), missing, _finished, progress)
+        if missing := output.manifest.missing(self._settings.part_size):
+            self._executor.run(self._worker(output), missing, _finished, progress)
 
-    def _run_twice(self, manifest: Manifest, progress: Callable[[int], object]) -> None:
-        """Score everything, let the stages decide that see everything, and write who stays from the source's bytes."""
+    def _run_twice(self, manifest: Manifest, progress: Progress) -> None:
+        """Score all samples, let the stages decide that see them all, and write what is kept from the source."""
         folder = join(manifest.folder, SCORED)
         if not manifest.missing():
             store.remove_folder(folder)  # of a run that was killed when all was written
             return
         with self._manifest(folder) as scored:
             self._score(self._output(scored, scored=True), progress)
-            there = set(manifest.ranges())
-            parts = [part for part in scored.ranges() if part not in there]
-            finish(self.source, scored, self.plan, self._output(manifest), parts, _finished, progress, self._executor)
+            present = set(manifest.ranges())
+            parts = [part for part in scored.ranges() if part not in present]
+            with self._executor.workers(join(manifest.folder, WORK_FOLDER)) as workers:
+                decisions = decide(RowFiles(scored.folder), self.plan, workers, anew=False)
+            output = self._output(manifest)
+            write_decided(self.source, scored, self.plan, decisions, output, parts, _finished, progress)
         store.remove_folder(folder)
 
 
@@ -237,7 +231,7 @@ def curate(
     html: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> Report:
-    """Take a data set through stages, and write who stays, and what is known of everybody.
+    """Take a data set through stages, and write what is kept, and what is known of every sample.
 
     In the folder there will be tars with the original bytes of every member of the samples that stay, each with a
     `KEY.curation.json` of its scores; Parquet files with a row for every sample (id, path, size, kept, dropped or
@@ -274,25 +268,9 @@ def curate(
         ValueError: An argument is out of its range.
         CuratorDaliError: See `Curation.run`.
     """
-    with Curation(
-        source,
-        out,
-        stages=stages,
-        device=device,
-        executor=executor,
-        batch_size=batch_size,
-        part_size=part_size,
-        tars=tars,
-        shard_samples=shard_samples,
-        shard_bytes=shard_bytes,
-        embeddings=embeddings,
-        num_threads=num_threads,
-        prefetch=prefetch,
-        max_pixels=max_pixels,
-        max_error_rate=max_error_rate,
-        metadata=metadata,
-        html=html,
-    ) as curation:
+    arguments = locals()
+    settings = {field.name: arguments[field.name] for field in fields(Settings)}
+    with Curation(source, out, stages=stages, device=device, executor=executor, **settings) as curation:
         return curation.run(progress)
 
 
@@ -362,7 +340,7 @@ def executor_of(executor: str | Executor) -> Executor:
 
         return RayExecutor()
     if isinstance(executor, (str, type)) or not all(
-        callable(getattr(executor, name, None)) for name in ("run", "mapper")
+        callable(getattr(executor, name, None)) for name in ("run", "workers")
     ):
         raise ValueError(f'executor is {executor!r}; allowed: "local", "ray", or a curator_dali.ray.RayExecutor(...)')
     return executor

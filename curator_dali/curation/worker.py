@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
-from curator_dali.curation.config import Settings
-from curator_dali.curation.rows import DECODE, Output, Rows, Writing, add_columns
+from curator_dali.curation.rows import Output, Rows, Writing, add_columns
 from curator_dali.decoding import Decoded
+from curator_dali.errors import OutputError
+from curator_dali.io import store
 from curator_dali.loader import ImageLoader
-from curator_dali.outputs import Part
+from curator_dali.outputs import DECODE, Part
 from curator_dali.sampling import Range
 from curator_dali.sources import Source
-from curator_dali.stages import Plan, Selector
+from curator_dali.stages import Plan, Selector, Workers
 from curator_dali.transforms import Resize
 
-__all__ = ["GLANCE", "Executor", "LocalExecutor", "Mapper", "Worker"]
+__all__ = ["DECODE_CHECK_VIEW", "Executor", "Finished", "LocalExecutor", "Progress", "Worker", "scratch_folder"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-R = TypeVar("R")
+Finished = Callable[[Part], object]
+"""Called with each part that is written and recorded."""
 
-GLANCE = (Resize((32, 32), "linear"),)
+Progress = Callable[[int], object]
+"""Called with the number of samples decided, or written, since the last call."""
+
+DECODE_CHECK_VIEW = (Resize((32, 32), "linear"),)
 """The view where no stage wants one: a sample is kept only if it decodes."""
+
+_REMOVAL_DELAYS = (0.0, 0.5, 2.0)  # a process that is being ended may still write
 
 
 @dataclass
@@ -45,10 +51,8 @@ class Worker:
         source: The data set.
         plan: Its stages.
         types: Type of each metadata field that becomes a column.
-        output: Where to.
+        output: Where to, and with which settings.
         device: "cpu" or "cuda:N".
-        dim: Width of the embeddings to write; 0 for none.
-        loading: How to load; what they say of writing is `output`'s.
     """
 
     source: Source
@@ -56,19 +60,10 @@ class Worker:
     types: Mapping[str, str]
     output: Output
     device: str
-    dim: int
-    loading: Settings
     _loader: ImageLoader | None = field(default=None, init=False, repr=False)
 
-    def run(
-        self, parts: Sequence[Range], finished: Callable[[Part], object], progress: Callable[[int], object]
-    ) -> None:
-        """Do parts, in order.
-
-        Args:
-            parts: Ranges of the source.
-            finished: Called in another thread with each part that is written and recorded.
-            progress: Called with the number of samples decided since the last call.
+    def run(self, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
+        """Do parts, which are ranges of the source, in order. `finished` is called in another thread.
 
         Raises:
             OutputError: Something could not be written; parts that are finished stay.
@@ -91,7 +86,7 @@ class Worker:
                     decoded, batch = step
                     if not part[0] <= decoded.encoded.indices[0] < part[1]:
                         part = next(waiting)
-                    rows = Rows.of(decoded, self.plan.columns)
+                    rows = Rows.from_step(decoded, self.plan.columns)
                     rows.seconds[DECODE] += time.perf_counter() - began
                     if batch is not None:
                         try:
@@ -117,42 +112,43 @@ class Worker:
 
     def _load(self) -> ImageLoader:
         if self._loader is None:
-            how = self.loading
+            settings = self.output.settings
             self._loader = ImageLoader(
                 self.source,
-                batch_size=how.batch_size,
+                batch_size=settings.batch_size,
                 device=self.device,
                 transforms=None,
-                views=self.plan.views or (GLANCE,),
-                prefetch=how.prefetch,
-                num_threads=how.num_threads,
-                max_error_rate=how.max_error_rate,
+                views=self.plan.views or (DECODE_CHECK_VIEW,),
+                prefetch=settings.prefetch,
+                num_threads=settings.num_threads,
+                max_error_rate=settings.max_error_rate,
                 # with all members, a sidecar that cannot be read now shows before a stage asks for its fields
-                keep_encoded=self.output.tars or self.plan.reads_bytes or bool(self.plan.metadata),
-                max_pixels=how.max_pixels,
+                keep_encoded=settings.tars or self.plan.reads_bytes or bool(self.plan.metadata),
+                max_pixels=settings.max_pixels,
             )
             self._loader.max_errors = 0  # the rows have them
         return self._loader
 
     def _take_through(self, batch: ImageBatch, decoded: Decoded, rows: Rows) -> None:
-        """One batch through all stages; `rows` get to know what becomes of it."""
-        at = decoded.rows
+        """Take one batch through all stages; `rows` get to know what becomes of it."""
+        at, dim = decoded.rows, self.output.schema.embedding_dim
         embedded = max((n for n, stage in enumerate(self.plan.stages) if "embeddings" in stage.writes), default=-1)
 
-        def drop(number: int, batch: ImageBatch, goes: NDArray[np.bool_], reasons: NDArray[np.object_]) -> None:
+        def drop(number: int, batch: ImageBatch, dropped: NDArray[np.bool_], reasons: NDArray[np.object_]) -> None:
             nonlocal at
-            stage, why = self.plan.stages[number], reasons[goes].tolist()
+            stage, given = self.plan.stages[number], reasons[dropped].tolist()
             assert isinstance(stage, Selector)
             # embeddings count from the last stage that makes them: those of an earlier model are of another space
-            rows.record(at, batch, self.dim if number > embedded else 0, goes)
-            rows.decide(at[goes], "dropped", self.plan.labels[number], why, [stage.kind(reason) for reason in why])
-            at = at[~goes]
+            rows.record(at, batch, dim if number > embedded else 0, dropped)
+            kinds = [stage.kind(reason) for reason in given]
+            rows.decide(at[dropped], "dropped", self.plan.labels[number], given, kinds)
+            at = at[~dropped]
 
         rows.misfits = add_columns(batch, self.plan.metadata, self.types)
-        batch = self.plan.run(batch, drop, rows.spend)
+        batch = self.plan.run(batch, drop, rows.add_time)
         if len(batch):
-            rows.record(at, batch, self.dim)
-            rows.keep(at, batch.encoded if self.output.tars else None)
+            rows.record(at, batch, dim)
+            rows.keep(at, batch.encoded if self.output.settings.tars else None)
 
 
 @contextmanager
@@ -167,64 +163,60 @@ def _current(device: str) -> Iterator[None]:
         yield
 
 
-class Mapper(Protocol):
-    """Other processes, on machines that all see the output's folder.
-
-    Attributes:
-        device: What a function finds there to compute on: "cpu", or "cuda:0".
-    """
-
-    device: str
-
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Yield the result of a function for each item, in their order.
-
-        Args:
-            function: Of the item alone; it may be run more than once for one, where a process died. It pickles, and so
-                do the items and what it gives.
-            items: Taken as they are needed: few are under way at a time.
-        """
-
-
 class Executor(Protocol):
     """Has parts done by workers, in any order, each exactly once."""
 
-    def run(
-        self,
-        worker: Worker,
-        parts: Sequence[Range],
-        finished: Callable[[Part], object],
-        progress: Callable[[int], object],
-    ) -> None:
+    def run(self, worker: Worker, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
         """Do parts.
 
         Args:
             worker: What does a part; it pickles.
             parts: Ranges of its source.
-            finished: Called with each part that is written and recorded.
-            progress: Called with the number of samples decided since the last call.
+            finished: See `Finished`.
+            progress: See `Progress`.
         """
 
-    def mapper(self) -> AbstractContextManager[Mapper | None]:
-        """Processes for what is decided of all samples; None: this one alone. What is under way ends with the block."""
+    def workers(self, folder: str) -> AbstractContextManager[Workers | None]:
+        """Processes for what is decided of all samples; None: this one alone. What is under way ends with the block.
+
+        Args:
+            folder: For their files; it need not be there, and is gone before and afterwards.
+        """
 
 
 class LocalExecutor:
     """This process, part after part."""
 
-    def run(
-        self,
-        worker: Worker,
-        parts: Sequence[Range],
-        finished: Callable[[Part], object],
-        progress: Callable[[int], object],
-    ) -> None:
+    def run(self, worker: Worker, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
         """Do parts; see `Executor.run`."""
         try:
             worker.run(parts, finished, progress)
         finally:
             worker.close()
 
-    def mapper(self) -> AbstractContextManager[Mapper | None]:
-        """None."""
-        return nullcontext()
+    @contextmanager
+    def workers(self, folder: str) -> Iterator[None]:
+        """None; see `Executor.workers`."""
+        with scratch_folder(folder):
+            yield
+
+
+@contextmanager
+def scratch_folder(folder: str) -> Iterator[str]:
+    """Have a folder for passing files, without what a killed run left in it; it goes away with the block."""
+    _remove_folder(folder)
+    try:
+        yield folder
+    finally:
+        _remove_folder(folder)
+
+
+def _remove_folder(folder: str) -> None:
+    for delay in _REMOVAL_DELAYS:
+        time.sleep(delay)
+        try:
+            store.remove_folder(folder)
+            return
+        except OutputError as error:
+            problem = error
+    logger.warning("%s; the next run will", problem)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, checked
 from curator_dali.arrays import resolve_device
 from curator_dali.batch import ImageBatch
-from curator_dali.curation import GLANCE, add_columns
+from curator_dali.curation import DECODE_CHECK_VIEW, add_columns
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import StageError
 from curator_dali.nemo.tasks import DROPPED, ERRORS, SCORES, Errors, TaskLoader, emit, wants_gpu
@@ -213,7 +213,7 @@ class DaliCurationStage(_LoadingStage):
             batch_size=self.dali_batch_size,
             device=device,
             transforms=() if self.keep_images else None,
-            views=self._plan.views or (() if self.keep_images else (GLANCE,)),
+            views=self._plan.views or (() if self.keep_images else (DECODE_CHECK_VIEW,)),
             keep_encoded=self._plan.reads_bytes,
             max_pixels=self.max_pixels,
         )

@@ -30,9 +30,8 @@ def decide(folder: Path, workers: int, threads: int) -> dict[str, Any]:
     """Once, in this process: seconds, peak memory, and a digest of what was decided."""
     import torch
 
-    from curator_dali.curation.decide import Candidates, workroom
     from curator_dali.curation.worker import Executor, LocalExecutor
-    from curator_dali.outputs import RowFiles
+    from curator_dali.outputs import RowFiles, RowSubset
     from curator_dali.stages import Deduplicate
 
     torch.set_num_threads(threads)
@@ -45,12 +44,12 @@ def decide(folder: Path, workers: int, threads: int) -> dict[str, Any]:
         ray.init("local", num_cpus=workers, object_store_memory=200 << 20, log_to_driver=False, include_dashboard=False)
         executor = RayExecutor()
     files = RowFiles(str(folder / "out"))
-    with workroom(executor, str(folder / "new")) as shared:
+    with executor.workers(str(folder / "work")) as shared:
         if shared is not None:
-            list(shared.mapper.map(warm, range(4 * workers)))
+            list(shared.map(warm, range(4 * workers)))
         before = status("VmHWM")
         began = time.perf_counter()
-        seen = Candidates(files, np.arange(len(files)), {}, shared)
+        seen = RowSubset(files, np.arange(len(files)), {}, shared)
         reasons, _ = Deduplicate(False, similarity=0.95, keep="first").decide(seen)
         seconds = time.perf_counter() - began
     return {

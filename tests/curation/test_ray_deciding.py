@@ -146,10 +146,10 @@ class Quarters(GlobalSelector):
 
     def decide(self, scored: Any) -> Any:
         index = scored.column("index")
-        if scored.spread is None:
+        if scored.workers is None:
             told = [(number, None) for number in index.tolist()]
         else:
-            told = [pair for part in scored.spread.map(with_pid, np.array_split(index, 4)) for pair in part]
+            told = [pair for part in scored.workers.map(with_pid, np.array_split(index, 4)) for pair in part]
         reasons = [f"odd {number} by {pid}" if number % 2 else None for number, pid in told]
         return np.array(reasons, object), {}
 
@@ -159,7 +159,7 @@ def with_pid(numbers: np.ndarray) -> list[tuple[int, int]]:
 
 
 @pytest.mark.slow
-def test_tasks_give_their_results_in_order_or_an_error(cluster: Any) -> None:
+def test_tasks_give_their_results_in_order_or_an_error(cluster: Any, tmp_path: Path) -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -167,16 +167,16 @@ def test_tasks_give_their_results_in_order_or_an_error(cluster: Any) -> None:
             taken.append(number)
             yield number
 
-    with RayExecutor(num_workers=2).mapper() as mapper:
-        results = mapper.map(uneven, items())
+    with RayExecutor(num_workers=2).workers(str(tmp_path / "work")) as workers:
+        results = workers.map(uneven, items())
         assert next(results) == 0
         assert len(taken) < 20  # not all at once
         assert list(results) == list(range(1, 60))
         with pytest.raises(ZeroDivisionError, match="item 3"):
-            list(mapper.map(fails_at_3, range(9)))
+            list(workers.map(fails_at_3, range(9)))
         with pytest.raises(cd.CuratorDaliError, match="one and the same task ended 3 workers"):
-            list(mapper.map(dies_at_3, range(9)))
-        assert list(mapper.map(abs, [-1])) == [1]  # of use still
+            list(workers.map(dies_at_3, range(9)))
+        assert list(workers.map(abs, [-1])) == [1]  # of use still
 
 
 def uneven(number: int) -> int:

@@ -59,9 +59,9 @@ def test_no_gpus_for_the_actors_of_a_run_on_gpus_are_refused(shards: list[Path],
 
 
 @pytest.mark.parametrize(("given", "device"), [(None, "cpu"), (0, "cpu"), (0.5, "cuda:0")])
-def test_tasks_have_the_gpus_that_are_given(given: float | None, device: str) -> None:
-    with RayExecutor(gpus_per_worker=given).mapper() as mapper:
-        assert mapper.device == device
+def test_tasks_have_the_gpus_that_are_given(given: float | None, device: str, tmp_path: Path) -> None:
+    with RayExecutor(gpus_per_worker=given).workers(str(tmp_path / "work")) as workers:
+        assert workers.device == device
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from curator_dali.curation.decide import Candidates, Workroom
-from curator_dali.outputs import RowFiles
+from curator_dali.outputs import RowFiles, RowSubset
 from curator_dali.similarity import Pairs, bad_rows, similar_pairs
 from curator_dali.stages import Deduplicate
 from curator_dali.stages.distributed import SpreadEmbeddings
@@ -22,12 +23,20 @@ from tests.similarity.planted import planted
 
 
 class Elsewhere:
-    """A mapper whose functions, items and results travel, as between machines."""
+    """Workers whose functions, items and results travel, as between machines."""
 
     device = "cpu"
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.names: list[str] = []
+        self.folder = folder
+
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        self.folder.mkdir()
+        yield str(self.folder)
+        assert list(self.folder.glob("*.rows"))
+        shutil.rmtree(self.folder)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         self.names.append(getattr(function, "func", function).__name__)
@@ -63,24 +72,22 @@ def both(rows: NDArray[np.float32], threshold: float, tmp_path: Path) -> tuple[P
     """The pairs of one process, and those of many."""
     write_embedded(tmp_path / "out", rows, part_size=9000)
     good = np.delete(np.arange(len(rows)), bad_rows(rows))
-    mapper = Elsewhere()
-    room = Workroom(mapper, str(tmp_path / "work"))
-    spread = Candidates(RowFiles(str(tmp_path / "out")), np.arange(len(rows)), {}, room).spread
-    assert spread is not None
-    shared = SpreadEmbeddings(spread, len(rows), at_once=1 << 20)  # several blocks
+    workers = Elsewhere(tmp_path / "work")
+    scored = RowSubset(RowFiles(str(tmp_path / "out")), np.arange(len(rows)), {}, workers)
+    shared = SpreadEmbeddings(scored, workers, at_once=1 << 20)  # several blocks
     assert (shared.good == good).all()
     found = shared.similar_pairs(good, threshold, "cpu")
-    return similar_pairs(rows[good], threshold), found, mapper
+    return similar_pairs(rows[good], threshold), found, workers
 
 
 @pytest.mark.parametrize(
-    ("make", "threshold", "by"), [(crowded, 0.97, "_join_group"), (everywhere, 0.55, "_join_tile")]
+    ("make", "threshold", "by"), [(crowded, 0.97, "_pairs_of_group"), (everywhere, 0.55, "_pairs_of_tile")]
 )
 def test_the_pairs_are_those_of_one_process(
     make: Callable[[], NDArray[np.float32]], threshold: float, by: str, tmp_path: Path
 ) -> None:
-    one, many, mapper = both(make(), threshold, tmp_path)
-    assert mapper.names[-1] == by
+    one, many, workers = both(make(), threshold, tmp_path)
+    assert workers.names[-1] == by
     assert len(one) > 500
     for name in ("first", "second", "value", "same"):
         assert np.array_equal(getattr(one, name), getattr(many, name)), name
@@ -89,8 +96,8 @@ def test_the_pairs_are_those_of_one_process(
 
 def test_few_different_rows_are_compared_here(tmp_path: Path) -> None:
     rows = np.repeat(planted(2000, 16, 0.95, topics=50, seed=1), 20, axis=0)
-    one, many, mapper = both(rows, 0.95, tmp_path)
-    assert mapper.names == ["_look", "_read"]
+    one, many, workers = both(rows, 0.95, tmp_path)
+    assert workers.names == ["_digest_block", "_read"]
     assert len(one) > 50
     assert all(np.array_equal(getattr(one, name), getattr(many, name)) for name in ("first", "second", "value", "same"))
 
@@ -101,8 +108,8 @@ def test_some_images_of_an_output(tmp_path: Path) -> None:
     write_embedded(tmp_path / "out", rows, part_size=7000)
     judged = np.flatnonzero(np.random.default_rng(0).random(len(rows)) < 0.8)
     decided = []
-    for room in (None, Workroom(Elsewhere(), str(tmp_path / "work"))):
-        seen = Candidates(RowFiles(str(tmp_path / "out")), judged, {}, room)
+    for workers in (None, Elsewhere(tmp_path / "work")):
+        seen = RowSubset(RowFiles(str(tmp_path / "out")), judged, {}, workers)
         decided.append(Deduplicate(False, similarity=0.95, keep="first").decide(seen))
     (reasons, columns), (others, other_columns) = decided
     assert reasons.tolist() == others.tolist()
