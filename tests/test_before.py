@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -188,6 +189,17 @@ def test_interrupted_output_is_finished(own: Path, name: str) -> None:
     assert sum(told) == total - done
     assert there.items() <= stamp(out, "*.tar", "*.parquet").items()
     assert before.rows_of(out) == facts["rows"]
+
+
+def test_function_of_another_python_is_refused_with_the_cause(own: Path) -> None:
+    run = own / "outputs" / "function" / "_manifest" / "run.json"
+    content = json.loads(run.read_text())
+    (stage,) = content["settings"]["stages"]
+    assert re.fullmatch(r"tests.before:is_wide [0-9a-f]{16}", stage["where"])
+    stage["where"] = "tests.before:is_wide 0123456789abcdef"
+    run.write_text(json.dumps(content))
+    with pytest.raises(cd.OutputError, match=r"where was .* knew by its bytecode.*the Python of that run"):
+        before.curate(own, "function", own / "outputs" / "function")
 
 
 def check_indexes_serve(source: cd.TarSource, folder: Path, patterns: list[str]) -> None:

@@ -6,22 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.cli.common import (
-    SOURCES,
-    add_deduplicate,
-    add_executor,
-    add_limits,
-    add_output,
-    deduplicate_of,
-    device_of,
-    executor_of,
-    positive,
-    print_json,
-    print_rows,
-    progress,
-    settings_of,
-    source_of,
-)
+from curator_dali.cli import common
 from curator_dali.errors import count as counted
 
 if TYPE_CHECKING:
@@ -39,12 +24,12 @@ those of a --config come first. A run that was interrupted goes on with the same
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("paths", metavar="SRC... OUT", nargs="*", help=f"{SOURCES}; and the folder to write to")
+    parser.add_argument("paths", metavar="SRC... OUT", nargs="*", help=f"{common.SOURCES}; and the folder to write to")
     parser.add_argument("--config", type=Path, metavar="FILE", help="a .toml or .yaml file with curate()'s arguments")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
 
     stages = parser.add_argument_group("stages")
-    stages.add_argument("--min-size", type=positive, metavar="N", help="drop images with a side under N pixels")
+    stages.add_argument("--min-size", type=common.positive, metavar="N", help="drop images with a side under N pixels")
     stages.add_argument(
         "--embed", metavar="MODEL", help="a folder or hub id of CLIP or SigLIP, efficientnet-lite0, timm:NAME"
     )
@@ -53,19 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_argument("--nsfw", metavar="MODEL", help="score with open-nsfw, or with LAION's head in this folder")
     stages.add_argument("--nsfw-max", type=float, metavar="X", help="score, and drop what is above X (0 to 1)")
     stages.add_argument("--quality", action="store_true", help="score sharpness, brightness, contrast, entropy, shape")
-    add_limits(stages)
-    add_deduplicate(parser.add_argument_group("deduplication, after all other stages"))
+    common.add_limits(stages)
+    common.add_deduplicate(parser.add_argument_group("deduplication, after all other stages"))
 
     output = parser.add_argument_group("output")
-    add_output(output, embeddings="store them")
-    output.add_argument("--part-size", type=positive, metavar="N", help="samples done as a whole (default 8192)")
+    common.add_output(output, embeddings="store them")
+    output.add_argument("--part-size", type=common.positive, metavar="N", help="samples done as a whole (default 8192)")
 
     running = parser.add_argument_group("running")
     running.add_argument("--device", help="auto (the default), cpu or cuda:N")
-    running.add_argument("--batch-size", type=positive, metavar="N", help="images a batch (default 64)")
-    running.add_argument("--threads", dest="num_threads", type=positive, metavar="N", help="decoding threads")
-    add_executor(running)
-    running.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
+    running.add_argument("--batch-size", type=common.positive, metavar="N", help="images a batch (default 64)")
+    running.add_argument("--threads", dest="num_threads", type=common.positive, metavar="N", help="decoding threads")
+    common.add_executor(running)
+    running.add_argument("--limit", type=common.positive, metavar="N", help="only the first N samples")
     running.add_argument("--max-error-rate", type=float, metavar="X", help="end if this share (0 to 1) is broken")
 
 
@@ -84,16 +69,16 @@ def run(arguments: argparse.Namespace) -> int:
                 _print_plan(curation, arguments.json)
                 return 0
             done, total = curation.work
-            with progress(total, "curated", done) as bar:
+            with common.progress(total, "curated", done) as bar:
                 report = curation.run(bar.update)
     finally:
         opened.close()
     if arguments.json:
-        print_json(report.as_dict())
+        common.print_json(report.as_dict())
         return 0
-    print_rows(report.rows(), right=(1, 2))
+    common.print_rows(report.rows(), right=(1, 2))
     print()
-    print_rows(report.times())
+    common.print_rows(report.times())
     return 0
 
 
@@ -108,14 +93,14 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     if len(paths) == 1:
         raise ValueError(f"curate takes SRC and OUT, and got only {paths[0]!r}")
     if paths:
-        options |= {"source": source_of(paths[:-1]), "out": paths[-1]}
+        options |= {"source": common.source_of(paths[:-1]), "out": paths[-1]}
     missing = [name for name in ("source", "out") if name not in options]
     if missing:
         raise ValueError(f"curate needs {' and '.join(missing)}: give SRC OUT, or put them into --config")
     options["stages"] = [*options["stages"], *_stages(arguments)]
-    options |= settings_of(arguments)
-    options["device"] = device_of(arguments.device or options.get("device", "auto"))
-    if (executor := executor_of(arguments)) is not None:
+    options |= common.settings_of(arguments)
+    options["device"] = common.device_of(arguments.device or options.get("device", "auto"))
+    if (executor := common.executor_of(arguments)) is not None:
         options["executor"] = executor
     return options
 
@@ -140,7 +125,7 @@ def _stages(arguments: argparse.Namespace) -> list[Stage]:
         stages.append(Quality())
     stages += [Filter(field, min=limit) for field, limit in arguments.min]
     stages += [Filter(field, max=limit) for field, limit in arguments.max]
-    return [*stages, *deduplicate_of(arguments)]
+    return [*stages, *common.deduplicate_of(arguments)]
 
 
 def _print_plan(curation: Curation, as_json: bool) -> None:
@@ -151,9 +136,9 @@ def _print_plan(curation: Curation, as_json: bool) -> None:
         about = {"source": curation.source.name, "samples": len(curation.source), "out": curation.out}
         state = {"device": curation.device, "done": done, "total": total}
         known = {"columns": dict(plan.columns), "settings": curation.settings, "lineage": curation.lineage}
-        print_json({**about, **state, "stages": steps, **known})
+        common.print_json({**about, **state, "stages": steps, **known})
         return
-    print_rows(
+    common.print_rows(
         [
             ("source", f"{curation.source.name}, {counted(len(curation.source), 'sample')}"),
             ("out", f"{curation.out}, {f'{done:,} of {total:,} are done' if done else 'new'}"),
@@ -164,4 +149,4 @@ def _print_plan(curation: Curation, as_json: bool) -> None:
     )
     if plan.stages:
         print()
-        print_rows([("stage", "reads", "writes"), *((a, b or "-", c or "-") for a, b, c in plan.rows())])
+        common.print_rows([("stage", "reads", "writes"), *((a, b or "-", c or "-") for a, b, c in plan.rows())])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from curator_dali.arguments import Count, Limits, checked
@@ -12,7 +12,7 @@ from curator_dali.curation.config import Settings, check_out, make_stage
 from curator_dali.curation.decide import WORK_FOLDER, decide, write_decided
 from curator_dali.curation.rows import open_output
 from curator_dali.curation.run import executor_of, label_facts
-from curator_dali.curation.worker import Executor, Progress
+from curator_dali.curation.worker import Executor
 from curator_dali.errors import OutputError, StageError
 from curator_dali.index import embedder_lineage
 from curator_dali.io import join
@@ -49,7 +49,7 @@ def rethreshold(
     shard_bytes: Count | None = None,
     embeddings: bool | Literal["float32", "float16"] | None = None,
     html: bool = True,
-    progress: Progress | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Report:
     """Decide anew, by other stages, what is kept of an output, from the scores, hashes and embeddings that it stores.
 

@@ -39,6 +39,11 @@ class _LoadingStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ig
     _is_abstract_root = True  # so that NeMo Curator registers no such stage, but those derived from it
     _loader: TaskLoader | None
 
+    def __post_init__(self) -> None:
+        _check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
+        self.resources = Resources(gpus=self.num_gpus_per_worker) if wants_gpu(self.device) else Resources()
+        self._loader = None
+
     def inputs(self) -> tuple[list[str], list[str]]:
         """What a task must have: as NeMo Curator's reader."""
         return [], []
@@ -67,6 +72,18 @@ class _LoadingStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ig
 
     def _load(self, task: FileGroupTask) -> Iterator[_Step]:
         raise NotImplementedError
+
+    def _make_loader(self, device: str, **options: Any) -> TaskLoader:
+        """Make the loader of a worker, with further arguments of `ImageLoader`."""
+        return TaskLoader(
+            image_ids=self.image_ids,
+            on_error=self.on_error,
+            num_threads=self.num_threads,
+            batch_size=self.dali_batch_size,
+            device=device,
+            max_pixels=self.max_pixels,
+            **options,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_loader": None}  # threads, pipelines and weights stay behind
@@ -106,11 +123,6 @@ class DaliImageReaderStage(_LoadingStage):
     max_pixels: int = MAX_PIXELS
     name: str = "dali_image_reader"
 
-    def __post_init__(self) -> None:
-        _check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
-        self.resources = Resources(gpus=self.num_gpus_per_worker) if wants_gpu(self.device) else Resources()
-        self._loader: TaskLoader | None = None
-
     def outputs(self) -> tuple[list[str], list[str]]:
         """What the batches have."""
         return ["data"], ["image_data", "image_path", "image_id", "metadata"]
@@ -118,14 +130,7 @@ class DaliImageReaderStage(_LoadingStage):
     def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
         """Prepare a worker. The decoder is built with the first task, and stays."""
         if self._loader is None:
-            self._loader = TaskLoader(
-                image_ids=self.image_ids,
-                on_error=self.on_error,
-                num_threads=self.num_threads,
-                batch_size=self.dali_batch_size,
-                device=resolve_device(self.device),
-                max_pixels=self.max_pixels,
-            )
+            self._loader = self._make_loader(resolve_device(self.device))
 
     def _load(self, task: FileGroupTask) -> Iterator[_Step]:
         assert self._loader is not None
@@ -146,14 +151,8 @@ class DaliCurationStage(_LoadingStage):
         keep_images: Whether batches carry the decoded images in their own size, as `ImageWriterStage` wants them.
         metadata: Fields of the samples' metadata that stages read, with the type of each: "bool", "int64", "float64"
             or "string".
-        dali_batch_size: Images a batch.
-        verbose: Log every image that is left out, instead of their number.
-        num_threads: Decoding threads of a worker; None for one a CPU, at most 8.
-        num_gpus_per_worker: GPUs that a worker asks for, where it uses one.
-        device: "auto" (a GPU if the machine that builds the pipeline has one), "cpu" or "cuda".
-        image_ids: See `DaliImageReaderStage`.
-        on_error: "skip", or "raise" to end the pipeline at the first bad image or file.
-        max_pixels: Larger images are left out.
+
+    The other arguments are those of `DaliImageReaderStage`; but a worker asks for a whole GPU, where it uses one.
 
     Raises:
         StageError: The stages do not fit together; the missing field is named.
@@ -174,7 +173,7 @@ class DaliCurationStage(_LoadingStage):
     name: str = "dali_curation"
 
     def __post_init__(self) -> None:
-        _check(self.dali_batch_size, self.num_threads, self.image_ids, self.on_error)
+        super().__post_init__()
         self._plan: Plan = make_plan(self.stages, self.metadata, list(STAGES.values()))
         for stage in self.stages:
             if isinstance(stage, GlobalSelector):
@@ -182,8 +181,6 @@ class DaliCurationStage(_LoadingStage):
                     f"{stage.name} decides when it has seen all samples, and a NeMo Curator stage sees one task: "
                     "use NeMo Curator's own deduplication behind this stage, or curate()"
                 )
-        self.resources = Resources(gpus=self.num_gpus_per_worker) if wants_gpu(self.device) else Resources()
-        self._loader: TaskLoader | None = None
 
     def outputs(self) -> tuple[list[str], list[str]]:
         """What the batches have."""
@@ -206,16 +203,11 @@ class DaliCurationStage(_LoadingStage):
 
             torch.cuda.set_device(device)  # a worker is a process of its own
         self._plan.setup(device)
-        self._loader = TaskLoader(
-            image_ids=self.image_ids,
-            on_error=self.on_error,
-            num_threads=self.num_threads,
-            batch_size=self.dali_batch_size,
-            device=device,
+        self._loader = self._make_loader(
+            device,
             transforms=() if self.keep_images else None,
             views=self._plan.views or (() if self.keep_images else (DECODE_CHECK_VIEW,)),
             keep_encoded=self._plan.reads_bytes,
-            max_pixels=self.max_pixels,
         )
 
     def _load(self, task: FileGroupTask) -> Iterator[_Step]:
@@ -230,12 +222,13 @@ class DaliCurationStage(_LoadingStage):
             yield batch, errors, dropped
 
     def _drop(
-        self, dropped: Errors, number: int, batch: ImageBatch, goes: NDArray[np.bool_], reasons: NDArray[np.object_]
+        self, records: Errors, number: int, batch: ImageBatch, dropped: NDArray[np.bool_], reasons: NDArray[np.object_]
     ) -> None:
-        for row in np.flatnonzero(goes).tolist():
-            item = batch[row]
-            who = {"image_id": item.image_id, "image_path": item.image_path}
-            dropped.append({**who, "stage": self._plan.labels[number], "reason": reasons[row]})
+        for row in np.flatnonzero(dropped).tolist():
+            item, label = batch[row], self._plan.labels[number]
+            records.append(
+                {"image_id": item.image_id, "image_path": item.image_path, "stage": label, "reason": str(reasons[row])}
+            )
 
 
 @checked

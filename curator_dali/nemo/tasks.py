@@ -18,6 +18,7 @@ from nemo_curator.tasks import ImageBatch as NemoImageBatch
 from nemo_curator.tasks import ImageObject as NemoImageObject
 from numpy.typing import NDArray
 
+from curator_dali.arrays import with_gaps
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.decoding import Decoded
 from curator_dali.errors import ImageError, SourceError
@@ -110,10 +111,11 @@ def from_nemo(task: NemoImageBatch, device: str | None = None) -> ImageBatch:
     types: dict[str, str] = metadata.pop(_KEY, {})
     data = [_from_object(item) for item in task.data]
     values = [item.metadata.get(_KEY, {}) for item in task.data]
-    columns = {name: _column(found, types.get(name)) for name, found in _transposed(values, types).items()}
+    # objects where the type is not known
+    columns = {name: with_gaps(found, types.get(name, object)) for name, found in _transposed(values, types).items()}
     for name in SCORES:
         if name in types:
-            columns[name] = _column([getattr(item, name) for item in data], types[name])
+            columns[name] = with_gaps([getattr(item, name) for item in data], types[name])
     batch = ImageBatch(
         task.task_id,
         task.dataset_name,
@@ -167,18 +169,6 @@ def _rows(columns: Mapping[str, NDArray[Any]], count: int) -> list[dict[str, Any
 def _transposed(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> dict[str, list[Any]]:
     names = dict.fromkeys([*(name for name in types if name not in SCORES), *(name for row in rows for name in row)])
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _column(values: Sequence[Any], dtype: str | None) -> NDArray[Any]:
-    """(N,) values of a type; objects where it is not known, or some image has none and the type cannot say so."""
-    kind = np.dtype(object if dtype is None else dtype)
-    if None in values:
-        if kind.kind == "f":
-            return np.array([np.nan if value is None else value for value in values], kind)
-        kind = np.dtype(object)
-    column = np.empty(len(values), kind)
-    column[:] = values
-    return column
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from curator_dali.cli.curate import add_arguments
 from curator_dali.curation import Settings, curate
 from curator_dali.curation.config import OPTIONS, ConfigError, make_stage, read_config
 from curator_dali.errors import StageError
@@ -89,6 +91,10 @@ def test_every_argument_of_curate_is_allowed() -> None:
     arguments = inspect.signature(curate).parameters
     defaults = {field.name: (field.type, field.default) for field in fields(Settings)}
     assert defaults == {name: (arguments[name].annotation, arguments[name].default) for name in defaults}
+    flags = argparse.ArgumentParser()
+    add_arguments(flags)
+    without_flag = {"prefetch", "max_pixels", "metadata"}
+    assert {*defaults} - {action.dest for action in flags._actions} == without_flag
     assert set(STAGES) >= {"Embed", "Aesthetic", "NSFW", "CLIPScore", "ZeroShotTags", "Quality", "Filter"}
 
 

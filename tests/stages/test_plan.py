@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -183,7 +186,8 @@ def test_a_stage_is_its_settings() -> None:
         "missing": "drop",
     }  # fmt: skip
     where = Filter("tag", where=make_plan).settings["where"]
-    assert re.fullmatch(r"curator_dali.stages.plan:make_plan [0-9a-f]{16}", where)
+    assert re.fullmatch(r"curator_dali.stages.plan:make_plan source [0-9a-f]{16}", where)
+    assert Filter("tag", where=len).settings["where"] == "builtins:len"
     assert json.loads(json.dumps(stage.settings)) == stage.settings
     assert Embed(ColourEncoder()).settings["model"] == "colours"
 
@@ -196,3 +200,64 @@ def test_a_function_that_was_changed_is_another_setting() -> None:
     one = "lambda values: [value in {'a', 'b', 'c'} for value in values]"
     assert said(one) == said(one)  # in processes whose sets are in another order
     assert len({said(one), said(one.replace("'c'", "'d'")), said("lambda values: values > 3")}) == 3
+
+
+def test_a_function_is_its_source_but_for_comments_and_blank_lines(tmp_path: Path) -> None:
+    body = "    def within(values):\n        return values > 3\n"
+    texts = [
+        body,
+        body.replace("return", "# why\n\n        return").replace("3", "3  # at least"),
+        body.replace("    ", "  "),
+        body.replace("3", "4"),
+        body.replace("return values", 'return "#" and values'),
+        body.replace("within", "inside"),
+    ]
+    names = []
+    for number, text in enumerate(texts):
+        path = tmp_path / str(number) / "functions.py"
+        path.parent.mkdir()
+        path.write_text(f"if True:\n{text}")
+        found = runpy.run_path(str(path), run_name="functions")
+        function = found.get("within") or found["inside"]
+        sys.modules.pop("functions", None)
+        names.append(Filter("a", where=function).settings["where"])
+    assert all(re.fullmatch(r"functions:(within|inside) source [0-9a-f]{16}", name) for name in names)
+    assert names[0] == names[1]
+    assert len({*names}) == 4 + (names[0] != names[2])  # indentation inside a function counts
+
+
+def test_a_function_without_source_is_its_bytecode() -> None:
+    code = "from curator_dali.stages import Filter\ndef f(values): return values > 3\n"
+    code += "print(Filter('a', where=f).settings['where'])"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert re.fullmatch(r"__main__:f [0-9a-f]{16}\n", told)
+    assert re.search(r"<lambda> [0-9a-f]{16}$", Filter("a", where=lambda values: values > 3).settings["where"])
+
+
+@dataclass(frozen=True)
+class Ready(Stage):
+    """A user's own stage, whose state is a tuple that begins with the device."""
+
+    scale: float = 2.0
+
+    def setup(self, device: str) -> None:
+        if not self._is_set_up(device):
+            self._keep((device, object()))
+
+    def __call__(self, batch: ImageBatch) -> ImageBatch:
+        return batch
+
+
+def test_the_state_of_a_stage_is_no_setting_and_stays_behind() -> None:
+    stage = Ready()
+    with pytest.raises(StageError, match="Ready is not set up"):
+        _ = stage.state
+    stage.setup("cpu")
+    first = stage.state
+    stage.setup("cpu")
+    assert stage.state is first
+    stage.setup("meta")
+    assert stage.state[0] == "meta"
+    assert (stage, asdict(stage), repr(stage)) == (Ready(), {"scale": 2.0}, "Ready(scale=2.0)")
+    with pytest.raises(StageError, match="not set up"):
+        _ = pickle.loads(pickle.dumps(stage)).state
