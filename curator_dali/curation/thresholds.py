@@ -33,6 +33,7 @@ from curator_dali.threads import ignore
 
 __all__ = ["rethreshold", "stages_of"]
 
+_ARROW_DTYPES = {"float": "float32", "double": "float64"}  # types whose names differ from those of `DTYPES`
 _DECIDED_COLUMNS = tuple(Deduplicate().decides)  # what an earlier decision left: of no use to the next
 
 
@@ -166,7 +167,11 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
     """
     if not isinstance(stages, (list, tuple)) or not stages:
         raise StageError(f"stages is {stages!r}; give the stages that are to decide, as [Filter('width', min=256)]")
-    stored = {} if files is None else {f.name: _kind(f.type) for f in files.schema if f.name not in FIXED_COLUMNS}
+    stored = {
+        field.name: _ARROW_DTYPES.get(str(field.type), str(field.type))
+        for field in (files.schema if files is not None else ())
+        if field.name not in FIXED_COLUMNS
+    }
     columns = {**LOADED, **{name: kind for name, kind in stored.items() if name not in _DECIDED_COLUMNS}}
     scored = _find_scored(run)
     deciding: list[Stage] = []
@@ -219,11 +224,6 @@ def _embeddings(files: RowFiles | None, wanted: bool | str | None) -> tuple[int,
         raise StageError("embeddings are to be stored, and the output has none: leave embeddings= out")
     stored = "float16" if dim and files is not None and "half" in str(files.schema.field(EMBEDDING).type) else "float32"
     return (0 if wanted is False else dim), (wanted if isinstance(wanted, str) else stored)
-
-
-def _kind(arrow: Any) -> str:
-    text = str(arrow)
-    return {"float": "float32", "double": "float64"}.get(text, "list<string>" if text.startswith("list") else text)
 
 
 @checked

@@ -6,6 +6,7 @@ from curator_dali.outputs.manifest import Function, Manifest, Part, labels_of, l
 from curator_dali.outputs.parquet import (
     DECIDED,
     DECODE,
+    DTYPES,
     EMBEDDING,
     FIXED_COLUMNS,
     LOADED,
@@ -22,6 +23,7 @@ __all__ = [
     "CURATION",
     "DECIDED",
     "DECODE",
+    "DTYPES",
     "EMBEDDING",
     "FIXED_COLUMNS",
     "LOADED",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from curator_dali.outputs.tar import FileWriter
 __all__ = [
     "DECIDED",
     "DECODE",
+    "DTYPES",
     "EMBEDDING",
     "FIXED_COLUMNS",
     "LOADED",
@@ -45,6 +45,9 @@ DECIDED = {"status": "string", "stage": "string", "reason": "string", "reason_ki
 
 STATUSES = ("kept", "dropped", "failed")
 
+DTYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
+"""What a column can hold. A score that is undefined for an image is NaN in a float column, None in one of strings."""
+
 DECODE = "decode"
 """The `stage` of samples that failed."""
 
@@ -65,8 +68,6 @@ FIXED_COLUMNS = (*_BASE_COLUMNS, EMBEDDING)
 
 _REQUIRED_COLUMNS = ("image_id", "image_path", "index", "status")
 _HASH_COLUMNS = ("phash", "dhash")
-_COLUMN_TYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string", "list<string>", "binary[N]")
-_BINARY_TYPE = re.compile(r"binary\[([1-9]\d*)\]")
 _ROW_GROUP_BYTES = 32 << 20  # roughly
 
 
@@ -78,8 +79,7 @@ class RowSchema:
     `status` ("kept", "dropped" or "failed"), `stage`, `reason`, `reason_kind`, `tar`, `key` (string) are always there.
 
     Args:
-        columns: Name -> type of further columns: scores ("float32"), hashes ("uint64", or "binary[16]" for 16 bytes),
-            and "bool", "int32", "int64", "float64", "string", "list<string>". All may be null.
+        columns: Name -> type, one of `DTYPES`, of further columns, as scores and hashes. All may be null.
         embedding_dim: Numbers in the column `embedding`; 0 for no such column.
         embedding_dtype: "float32" or "float16".
         reason_kind: Whether there is that column. False: for further parts of an output that an earlier version began.
@@ -97,8 +97,8 @@ class RowSchema:
         for name, kind in self.columns.items():
             if name in FIXED_COLUMNS or not name:
                 raise ValueError(f"a column cannot be named {name!r}: every output has one of its own")
-            if kind not in _COLUMN_TYPES[:-1] and not _BINARY_TYPE.fullmatch(kind):
-                raise ValueError(f"column {name!r}: the type must be one of {', '.join(_COLUMN_TYPES)}, not {kind!r}")
+            if kind not in DTYPES:
+                raise ValueError(f"column {name!r}: the type must be one of {', '.join(DTYPES)}, not {kind!r}")
         if self.embedding_dim < 0 or self.embedding_dtype not in ("float16", "float32"):
             raise ValueError(
                 f"embeddings must be float16 or float32 with a positive number of dimensions (0: none), "
@@ -121,7 +121,7 @@ class RowSchema:
         import pyarrow as pa
 
         fields = [
-            pa.field(name, _arrow_type(kind), nullable=name not in _REQUIRED_COLUMNS)
+            pa.field(name, getattr(pa, kind if kind != "bool" else "bool_")(), nullable=name not in _REQUIRED_COLUMNS)
             for name, kind in self._plain_columns.items()
         ]
         if self.embedding_dim:
@@ -129,14 +129,6 @@ class RowSchema:
             fields.append(pa.field(EMBEDDING, pa.list_(kind, self.embedding_dim)))
         about = {"format": _FORMAT, "version": __version__, "lineage": dict(lineage or {})}
         return pa.schema(fields, metadata={_METADATA_KEY: json.dumps(about, sort_keys=True).encode()})
-
-
-def _arrow_type(kind: str) -> Any:
-    import pyarrow as pa
-
-    if match := _BINARY_TYPE.fullmatch(kind):
-        return pa.binary(int(match[1]))
-    return pa.list_(pa.string()) if kind == "list<string>" else getattr(pa, {"bool": "bool_"}.get(kind, kind))()
 
 
 class ParquetWriter(FileWriter):
@@ -378,17 +370,14 @@ class RowFiles:
         table = pa.Table.from_batches(self.batches(names), pa.schema(fields))
         return {name: to_numpy(table.column(name)) for name in names}
 
-    def embeddings(
-        self, *, rows: int = 65_536, dtype: str = "float32"
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+    def embeddings(self, *, rows: int = 65_536) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Embeddings in order, without the rows that have none.
 
         Args:
             rows: Rows of a piece, at the most.
-            dtype: What to give them as: "float32" or "float16".
 
         Yields:
-            (n,) int64, the rows' numbers in this output (0 is the first row of the first file), and (n, D).
+            (n,) int64, the rows' numbers in this output (0 is the first row of the first file), and (n, D) float32.
 
         Raises:
             OutputError: There are none, or as `batches`.
@@ -398,12 +387,12 @@ class RowFiles:
         at = 0
         for batch in self.batches([EMBEDDING], rows=rows):
             column = batch.column(0)
-            there = np.arange(at, at + len(batch))
+            present = np.arange(at, at + len(batch))
             if column.null_count:
-                there = there[column.is_valid().to_numpy(zero_copy_only=False)]
+                present = present[column.is_valid().to_numpy(zero_copy_only=False)]
             at += len(batch)
             values = column.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
-            yield there, values.reshape(-1, self.embedding_dim).astype(dtype, copy=False)
+            yield present, values.reshape(-1, self.embedding_dim).astype(np.float32, copy=False)
 
 
 class RowSubset:

@@ -34,7 +34,6 @@ class PartWriter:
         stop: Behind the last.
         schema: Columns of the rows.
         tars: Whether to write tars of the kept samples.
-        lineage: Goes into the Parquet's metadata; by default the manifest's.
         shard_samples: Samples in a tar.
         shard_bytes: Bytes in a tar.
 
@@ -50,7 +49,6 @@ class PartWriter:
         schema: RowSchema,
         *,
         tars: bool = True,
-        lineage: Mapping[str, Any] | None = None,
         shard_samples: int | None = 10_000,
         shard_bytes: int | None = None,
     ) -> None:
@@ -60,11 +58,9 @@ class PartWriter:
         name = part_name(start, stop)
         self._tars: ShardedTarWriter | None = None
         if tars:
-            self._tars = ShardedTarWriter(
-                manifest.folder, f"{name}-{{shard:04d}}.tar", max_samples=shard_samples, max_bytes=shard_bytes
-            )
-        lineage = manifest.run["lineage"] if lineage is None else lineage
-        self._parquet = ParquetWriter(join(manifest.folder, f"{name}.parquet"), schema, lineage=lineage)
+            self._tars = ShardedTarWriter(join(manifest.folder, name), shard_samples, shard_bytes)
+        url = join(manifest.folder, f"{name}.parquet")
+        self._parquet = ParquetWriter(url, schema, lineage=manifest.run["lineage"])
         self._seen = np.zeros(stop - start, bool)
         self._counts: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
         self._written: list[Written] = []

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.io import AtomicFile, Written, explained, join, printable
+from curator_dali.io import AtomicFile, Written, explained, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -145,8 +145,7 @@ class ShardedTarWriter(FileWriter):
     """Samples in as many tars as it takes; each appears when it is full, the last when this is closed.
 
     Args:
-        folder: Where; path or URL.
-        pattern: Their names, with the field `shard`, which counts from 0: `{shard:05d}.tar`.
+        url: Path or URL that their names begin with; `-SHARD.tar` follows, which counts from `-0000.tar`.
         max_samples: Samples in a tar.
         max_bytes: Bytes in a tar; a sample that would pass it begins the next one. A larger sample has one of its own.
 
@@ -155,28 +154,11 @@ class ShardedTarWriter(FileWriter):
         extensions: Extension of members -> samples with such a member in these tars.
 
     Raises:
-        ValueError: The pattern has no field `shard`, or a limit is not positive.
         OutputError: A tar cannot be written. All methods raise it too.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        pattern: str = "{shard:05d}.tar",
-        *,
-        max_samples: int | None = 10_000,
-        max_bytes: int | None = None,
-    ) -> None:
-        for name, limit in (("max_samples", max_samples), ("max_bytes", max_bytes)):
-            if limit is not None and limit < 1:
-                raise ValueError(f"{name} must be at least 1, or None for no limit, not {limit!r}")
-        try:
-            distinct = pattern.format(shard=0) != pattern.format(shard=1)
-        except (LookupError, ValueError) as error:
-            raise ValueError(f"the pattern of tars' names {pattern!r} is wrong: {error}") from error
-        if not distinct:
-            raise ValueError(f"the pattern of tars' names must have a field 'shard' ('{{shard:05d}}'): {pattern!r}")
-        self._folder, self._pattern = folder, pattern
+    def __init__(self, url: str, max_samples: int | None = None, max_bytes: int | None = None) -> None:
+        self._url = url
         self._max_samples = max_samples or math.inf
         self._max_bytes = max_bytes or math.inf
         self._tar: TarWriter | None = None
@@ -195,10 +177,9 @@ class ShardedTarWriter(FileWriter):
             if self._tar.samples >= self._max_samples or self._tar.size + size + 4 * _BLOCK > self._max_bytes:
                 self._finish()
         if self._tar is None:
-            self._tar = TarWriter(join(self._folder, self._pattern.format(shard=self._count)))
+            self._tar = TarWriter(f"{self._url}-{self._count:04d}.tar")
             self._count += 1
-        written = self._tar.write(key, members, curation)
-        return self._pattern.format(shard=self._count - 1), written
+        return self._tar.url.rpartition("/")[2], self._tar.write(key, members, curation)
 
     def close(self) -> list[Written]:
         """Let the last tar appear; returns all of them."""

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "DTYPES",
     "GlobalSelector",
     "Prepared",
     "Reader",
@@ -49,9 +48,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 View = tuple[Transform, ...]
 """A sequence of transforms, whose result a stage looks at."""
-
-DTYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
-"""What a column can hold. A score that is undefined for an image is NaN in a float column, None in one of strings."""
 
 
 class Reason(str):

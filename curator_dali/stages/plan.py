@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.outputs import FIXED_COLUMNS, LOADED, labels_of
-from curator_dali.stages.base import DTYPES, GlobalSelector, Selector, Stage, View
+from curator_dali.outputs import DTYPES, FIXED_COLUMNS, LOADED, labels_of
+from curator_dali.stages.base import GlobalSelector, Selector, Stage, View
 from curator_dali.threads import ignore, import_whole
 
 __all__ = ["Plan", "check_type", "make_plan", "written"]

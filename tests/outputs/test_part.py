@@ -184,12 +184,12 @@ def test_a_kept_sample_needs_its_members(manifest: Manifest) -> None:
 
 
 def test_rows_without_tars(manifest: Manifest, tmp_path: Path) -> None:
-    with PartWriter(manifest, 0, SAMPLES, SCHEMA, tars=False, lineage={"a": 1}) as part:
+    with PartWriter(manifest, 0, SAMPLES, SCHEMA, tars=False) as part:
         part.write(**rows(0, SAMPLES))
         done = part.commit({"seconds": 1.5})
     assert [file.name for file in done.files] == ["000000000000-000000000240.parquet"]
     assert manifest.parts() == [done]
-    assert RowFiles(str(tmp_path)).lineage == {"a": 1}
+    assert RowFiles(str(tmp_path)).lineage == manifest.run["lineage"]
     account(str(tmp_path), tars=True).check()
 
 
