@@ -43,28 +43,25 @@ class Decisions:
     Attributes:
         stage: (N,) number of the stage that drops a sample, -1 where it failed, 32767 where it is kept.
         anew: Whether they replace the decisions that the samples' rows tell, or add to them.
-        dropped: Sample -> its stage's label, the reason and the reason's kind.
+        reasons: Sample -> reason, of those that are dropped here.
         columns: Name -> (N,) values that the `GlobalSelector`s added.
         seconds: Stage -> what deciding took.
     """
 
     stage: NDArray[np.int16]
     anew: bool
-    dropped: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def drop(self, number: int, plan: Plan, rows: NDArray[np.int64], reasons: NDArray[np.object_]) -> NDArray[np.int64]:
+    def drop(self, number: int, rows: NDArray[np.int64], reasons: NDArray[np.object_]) -> NDArray[np.int64]:
         """Write down a stage's reasons for (M,) rows, each a text or None; returns the rows with None.
 
         A later stage may have had a reason for a row, too: the first one in the list counts.
         """
-        stage = plan.stages[number]
-        assert isinstance(stage, (Selector, GlobalSelector))
         dropped = np.array([reason is not None for reason in reasons], bool)
         self.stage[rows[dropped]] = number
-        for row, reason in zip(rows[dropped].tolist(), reasons[dropped].tolist(), strict=True):
-            self.dropped[row] = (plan.labels[number], reason, stage.kind(reason))
+        self.reasons.update(zip(rows[dropped].tolist(), reasons[dropped].tolist(), strict=True))
         left: NDArray[np.int64] = rows[~dropped]
         return left
 
@@ -91,7 +88,7 @@ def decide(files: RowFiles, plan: Plan, workers: Workers | None = None, *, anew:
     for number, (stage, label) in enumerate(zip(plan.stages, plan.labels, strict=True)):
         rows = np.flatnonzero(decisions.stage > number)
         if anew and isinstance(stage, GlobalSelector):
-            rows = decisions.drop(number, plan, rows, _find_unscored(files, stage, rows))
+            rows = decisions.drop(number, rows, _find_unscored(files, stage, rows))
         began = time.perf_counter()
         if isinstance(stage, GlobalSelector):
             reasons, columns = stage.decide(RowSubset(files, rows, plan.columns, workers))
@@ -108,7 +105,7 @@ def decide(files: RowFiles, plan: Plan, workers: Workers | None = None, *, anew:
         else:
             continue
         decisions.seconds[label] = time.perf_counter() - began
-        decisions.drop(number, plan, rows, reasons)
+        decisions.drop(number, rows, reasons)
     return decisions
 
 
@@ -189,7 +186,7 @@ def write_decided(
     scoring = {(part.start, part.stop): part.info for part in scored.parts()}
     for part in parts:
         rows = _read_rows(scored.folder, part, plan, scoring[part])
-        _apply_decisions(rows, decisions, part)
+        _apply_decisions(rows, decisions, part, plan)
         if not output.schema.embedding_dim:
             rows.embeddings = rows.embedded = None
         account = Account()
@@ -241,7 +238,7 @@ def _find_kind(status: str, stage: str, reason: str, info: Mapping[str, Any]) ->
     return reason if reason in counted else " or ".join(counted)  # which of them, nothing says
 
 
-def _apply_decisions(rows: Rows, decisions: Decisions, part: Range) -> None:
+def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:
     """Bring rows of a scored part up to the decisions."""
     for name, values in decisions.columns.items():
         rows.columns[name] = values[part[0] : part[1]]
@@ -249,10 +246,11 @@ def _apply_decisions(rows: Rows, decisions: Decisions, part: Range) -> None:
         judged = np.flatnonzero(rows.columns["status"] != "failed")
         for name, value in zip(DECIDED, ("kept", None, None, None), strict=True):
             rows.columns[name][judged] = value
-    for row in range(len(rows)):
-        if found := decisions.dropped.get(part[0] + row):
-            label, reason, kind = found
-            rows.decide([row], "dropped", label, [reason], [kind])
+    for row, number in enumerate(decisions.stage[part[0] : part[1]].tolist()):
+        if (reason := decisions.reasons.get(part[0] + row)) is not None:
+            stage = plan.stages[number]
+            assert isinstance(stage, (Selector, GlobalSelector))
+            rows.decide([row], "dropped", plan.labels[number], [reason], [stage.kind(reason)])
 
 
 def _with_bytes(source: Source | None, rows: Rows, tars: bool) -> Iterator[Rows]:

@@ -103,7 +103,7 @@ class RayExecutor:
             folder: For their files; it need not be there, and is gone before and afterwards.
         """
         resources = self.resources("cpu")
-        with ExitStack() as stack, scratch_folder(folder):
+        with scratch_folder(folder), ExitStack() as stack:
 
             def start() -> int:
                 stack.enter_context(_connected(self.address))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from nemo_curator.stages.base import ProcessingStage
@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Errors = list[dict[str, Any]]
 """The images that were left out, each with what is known of it."""
@@ -82,7 +84,7 @@ def to_nemo(batch: ImageBatch) -> NemoImageBatch:
     rows = _rows(columns, len(batch))
     task = NemoImageBatch(
         dataset_name=batch.dataset_name,
-        data=[_to_object(item, row) for item, row in zip(batch.data, rows, strict=True)],
+        data=[_convert(NemoImageObject, item, _add_row(item, row)) for item, row in zip(batch.data, rows, strict=True)],
         _stage_perf=list(batch._stage_perf),
         _metadata=dict(batch._metadata),
     )
@@ -109,7 +111,10 @@ def from_nemo(task: NemoImageBatch, device: str | None = None) -> ImageBatch:
     """
     metadata = dict(task._metadata)
     types: dict[str, str] = metadata.pop(_KEY, {})
-    data = [_from_object(item) for item in task.data]
+    data = [
+        _convert(ImageObject, item, {name: value for name, value in item.metadata.items() if name != _KEY})
+        for item in task.data
+    ]
     values = [item.metadata.get(_KEY, {}) for item in task.data]
     # objects where the type is not known
     columns = {name: with_gaps(found, types.get(name, object)) for name, found in _transposed(values, types).items()}
@@ -127,30 +132,21 @@ def from_nemo(task: NemoImageBatch, device: str | None = None) -> ImageBatch:
     return batch if device is None else batch.to_device(device)
 
 
-def _to_object(item: ImageObject, row: Mapping[str, Any]) -> NemoImageObject:
-    metadata = dict(item.metadata)
-    if row:
-        if _KEY in metadata:
-            raise ValueError(
-                f"image {item.image_id!r} has {_KEY!r} in its metadata, where its columns go: rename that field"
-            )
-        metadata[_KEY] = dict(row)
-    return NemoImageObject(
+def _add_row(item: ImageObject, row: Mapping[str, Any]) -> dict[str, Any]:
+    """An image's metadata, with its values of the batch's columns."""
+    if row and _KEY in item.metadata:
+        raise ValueError(
+            f"image {item.image_id!r} has {_KEY!r} in its metadata, where its columns go: rename that field"
+        )
+    return {**item.metadata, **({_KEY: dict(row)} if row else {})}
+
+
+def _convert(kind: Callable[..., T], item: Any, metadata: dict[str, Any]) -> T:
+    """An image of ours as one of theirs, or the other way round."""
+    return kind(
         image_path=item.image_path,
         image_id=item.image_id,
         metadata=metadata,
-        image_data=item.image_data,
-        embedding=item.embedding,
-        aesthetic_score=item.aesthetic_score,
-        nsfw_score=item.nsfw_score,
-    )
-
-
-def _from_object(item: NemoImageObject) -> ImageObject:
-    return ImageObject(
-        image_path=item.image_path,
-        image_id=item.image_id,
-        metadata={name: value for name, value in item.metadata.items() if name != _KEY},
         image_data=item.image_data,
         embedding=item.embedding,
         aesthetic_score=item.aesthetic_score,

@@ -287,7 +287,7 @@ class Deduplicate(GlobalSelector):
         group = np.full(count, -1, np.int64)
         ways, numbers = self.ways, dict[Any, int]()
         # as "same bytes", "pHash distance <= 6", "cosine >= 0.95"
-        kinds = [way.text.format(f"{'<=' if way.kind == 'near' else '>='} {way.limit}") for way in ways]
+        kinds = [f"duplicate: {way.text}".format(f"{'<=' if way.kind == 'near' else '>='} {way.limit}") for way in ways]
         matched = earlier.way >= 0
         for row in np.flatnonzero((combined.keeper != np.arange(count)) | matched).tolist():
             keeper = int(combined.keeper[row])
@@ -303,7 +303,7 @@ class Deduplicate(GlobalSelector):
             found = earlier if old == row else combined
             way = int(found.way[row]) if old in (-1, row) else -1
             why = ways[way].reason(float(found.value[row])) if way >= 0 else "by a chain of others"
-            kind = f"duplicate: {kinds[way] if way >= 0 else why}"
+            kind = kinds[way] if way >= 0 else "duplicate: by a chain of others"
             reasons[row] = Reason(f"duplicate of {of[row]}{where} ({why})", kind)
         return reasons, {"duplicate_group": group, "duplicate_of": of}
 

@@ -101,10 +101,10 @@ class Filter(Selector):
         rows = np.flatnonzero(~absent)
         present = values[rows]
         for passes, failing in self._conditions(present):
+            kind = f"{self.field} {failing}"  # as "aesthetic_score < 5.0"
             for row, value in zip(rows[~passes].tolist(), present[~passes].tolist(), strict=True):
                 if reasons[row] is None:
-                    text = f"{self.field} {self._shown(value)} {failing}"
-                    reasons[row] = Reason(text, f"{self.field} {failing}")  # as "aesthetic_score < 5.0"
+                    reasons[row] = Reason(f"{self.field} {self._shown(value)} {failing}", kind)
         return reasons
 
     def _explain_misfits(self, batch: ImageBatch, values: NDArray[Any], reasons: NDArray[np.object_]) -> None:
