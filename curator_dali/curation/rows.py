@@ -347,8 +347,8 @@ class Account:
     def add(self, rows: Rows, writing: float = 0.0) -> None:
         """Add what rows say, and the seconds that it took to write them."""
         lost = np.flatnonzero(rows.columns["status"] != "kept")
-        told = (rows.columns[name][lost].tolist() for name in ("status", "stage", "reason_kind"))
-        self.reasons.update(zip(*told, strict=True))
+        decided = (rows.columns[name][lost].tolist() for name in ("status", "stage", "reason_kind"))
+        self.reasons.update(zip(*decided, strict=True))
         add_misfits(self.misfits, rows.misfits)
         for name, value in {**rows.seconds, "write": rows.seconds.get("write", 0.0) + writing}.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from curator_dali.arguments import checked
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.outputs import Function
+from curator_dali.outputs import EmbeddingReader, Function
 from curator_dali.transforms import Transform
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "GlobalSelector",
     "Prepared",
-    "Reader",
     "Reason",
     "ScoredRows",
     "Selector",
@@ -254,7 +253,7 @@ class ScoredRows(Protocol):
     def workers(self) -> Workers | None:
         """Other processes that may share the work; None: this process alone. Experimental."""
 
-    def reader(self, rows: NDArray[np.int64]) -> Reader:
+    def reader(self, rows: NDArray[np.int64]) -> EmbeddingReader:
         """The embeddings of some of the M images, by their numbers among these, ascending, for a worker to read."""
 
 
@@ -278,13 +277,6 @@ class Workers(Protocol):
 
     def scratch(self) -> AbstractContextManager[str]:
         """A new folder, or its URL, for files between the processes, which goes away with the block."""
-
-
-class Reader(Protocol):
-    """Embeddings of some images, not read yet. It pickles."""
-
-    def read(self) -> NDArray[np.float32]:
-        """(m, D), in the images' order."""
 
 
 def checked_stage(stage: F) -> F:

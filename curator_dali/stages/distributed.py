@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.io import AtomicFile, store
+from curator_dali.outputs import EmbeddingReader
 from curator_dali.similarity import (
     MAX_PAIRS,
     Clusters,
@@ -49,7 +50,7 @@ from curator_dali.similarity import (
     similar_pairs,
     split_limit,
 )
-from curator_dali.stages.base import Reader, ScoredRows, Workers
+from curator_dali.stages.base import ScoredRows, Workers
 
 __all__ = ["SpreadEmbeddings"]
 
@@ -188,7 +189,7 @@ class _Block:
     """Consecutive rows of those that are compared: the number of the first, and a reader of their embeddings."""
 
     start: int
-    reader: Reader
+    reader: EmbeddingReader
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class _GroupedRows:
     near: int
 
 
-def _read(reader: Reader) -> NDArray[np.float32]:
+def _read(reader: EmbeddingReader) -> NDArray[np.float32]:
     return reader.read()
 
 
