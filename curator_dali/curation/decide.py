@@ -246,11 +246,13 @@ def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) 
         judged = np.flatnonzero(rows.columns["status"] != "failed")
         for name, value in zip(DECIDED, ("kept", None, None, None), strict=True):
             rows.columns[name][judged] = value
-    for row, number in enumerate(decisions.stage[part[0] : part[1]].tolist()):
-        if (reason := decisions.reasons.get(part[0] + row)) is not None:
-            stage = plan.stages[number]
-            assert isinstance(stage, (Selector, GlobalSelector))
-            rows.decide([row], "dropped", plan.labels[number], [reason], [stage.kind(reason)])
+    dropped = np.array([sample in decisions.reasons for sample in range(*part)], bool)
+    numbers = decisions.stage[part[0] : part[1]]
+    for number in np.unique(numbers[dropped]).tolist():
+        stage, at = plan.stages[number], np.flatnonzero(dropped & (numbers == number))
+        assert isinstance(stage, (Selector, GlobalSelector))
+        reasons = [decisions.reasons[sample] for sample in (at + part[0]).tolist()]
+        rows.decide(at, "dropped", plan.labels[number], reasons, [stage.kind(reason) for reason in reasons])
 
 
 def _with_bytes(source: Source | None, rows: Rows, tars: bool) -> Iterator[Rows]:

@@ -238,3 +238,13 @@ def test_embeddings_from_the_command_line(tmp_path: Path) -> None:
     assert str(schemas["as"].field("embedding").type.value_type) == "float"
     assert str(schemas["half"].field("embedding").type.value_type) == "halffloat"
     assert "embedding" not in schemas["none"].names
+
+
+def test_files_of_workers_of_a_killed_run_go(tmp_path: Path) -> None:
+    write_embedded(tmp_path / "out", np.eye(6, 4, dtype=np.float32))
+    left = tmp_path / "new" / "_work" / "0123" / "0.rows"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+    report = cd.rethreshold(tmp_path / "out", tmp_path / "new", stages=[Filter("index", min=2)], tars=False, html=False)
+    assert report.kept == 4
+    assert not left.parents[1].exists()
