@@ -178,6 +178,7 @@ class _Pool:
 
     def run(self, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
         """Do all parts."""
+        self._shared = ray.put(self.worker)
         for _ in range(self.count):
             self._start()
         waiting, troubles = deque(parts), Counter[Range]()
@@ -212,8 +213,6 @@ class _Pool:
 
     def _start(self) -> None:
         """Ask for an actor; it gets work once it runs, for which there may never be room."""
-        if self._shared is None:
-            self._shared = ray.put(self.worker)
         make = ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **self.resources)
         actor: Any = make.remote(self._shared)
         self._starting[actor.ready.remote()] = actor
@@ -250,20 +249,17 @@ class _Pool:
         logger.warning("the worker of samples %d to %d died: %s", part[0], part[1] - 1, _first_line(error))
         ray.kill(actor)  # out of reach, it might go on
         if deaths == self.max_deaths:
-            self._left_out[part] = self._killers(part)  # in the place that the dead actor left free
+            logger.warning("looking for what ends the workers of samples %d to %d", part[0], part[1] - 1)
+            # in the place that the dead actor left free
+            self._left_out[part] = find_killers(self.worker, part, self.resources)
+            for index, reason in self._left_out[part].items():
+                logger.warning("sample %d is left out: %s", index, reason)
         elif deaths > self.max_deaths:
             raise CuratorDaliError(
                 f"samples {part[0]} to {part[1] - 1} of {self.worker.source.name} ended {deaths} workers, and decoding "
                 "them alone ends none: see Ray's logs (no memory?)"
             ) from error
         self._start()
-
-    def _killers(self, part: Range) -> dict[int, str]:
-        logger.warning("looking for what ends the workers of samples %d to %d", part[0], part[1] - 1)
-        found = find_killers(self.worker, part, self.resources)
-        for index, reason in found.items():
-            logger.warning("sample %d is left out: %s", index, reason)
-        return found
 
     def close(self) -> None:
         """End the actors."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -151,16 +151,13 @@ class Worker:
             rows.keep(at, batch.encoded if self.output.settings.tars else None)
 
 
-@contextmanager
-def _current(device: str) -> Iterator[None]:
+def _current(device: str) -> AbstractContextManager[object]:
     """Make a GPU the current one of torch."""
     if device == "cpu":
-        yield
-        return
+        return nullcontext()
     import torch
 
-    with torch.cuda.device(device):
-        yield
+    return torch.cuda.device(device)
 
 
 class Executor(Protocol):
