@@ -34,18 +34,7 @@ Threshold = tuple[float | None, float | None]
 OTHERS = "other reasons"
 _MOST_KINDS = 64  # of a stage; a stage of one's own may have a new reason for every image
 _MOST_VALUES = 200  # different texts of a column that are told apart; one with more is no class but a name
-_ABOUT_COLUMNS = (
-    "image_id",
-    "image_path",
-    "index",
-    "status",
-    "stage",
-    "reason",
-    "reason_kind",
-    "tar",
-    "key",
-    "embedding",
-)
+_ABOUT_COLUMNS = ("image_id", "image_path", "index", "status", "stage", "reason", "tar", "key", "embedding")
 _HASH_COLUMNS = ("duplicate_group", "duplicate_of", "content_hash", "pixel_hash", "phash", "dhash")
 _NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS])
 
