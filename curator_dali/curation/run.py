@@ -20,7 +20,7 @@ from curator_dali.curation.worker import Executor, LocalExecutor, Progress, Work
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import join, store
-from curator_dali.outputs import LOADED, Manifest, Part, RowFiles, RowSchema
+from curator_dali.outputs import Manifest, Part, RowFiles, RowSchema
 from curator_dali.report import Report, leave_report
 from curator_dali.sources import Source, open_source
 from curator_dali.stages import STAGES, Plan, Stage, make_plan
@@ -179,9 +179,8 @@ class Curation:
 
     def _output(self, manifest: Manifest, scored: bool = False) -> Output:
         """What is written into a folder: what was asked for, or, of what is scored only, what decides."""
-        columns = {name: kind for name, kind in self.plan.columns.items() if name not in LOADED}
         dim = self._dim if self._settings.stored or scored else 0
-        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=self._settings.stored or "float32")
+        schema = RowSchema(self.plan.made, embedding_dim=dim, embedding_dtype=self._settings.stored or "float32")
         return open_output(manifest, schema, replace(self._settings, tars=False) if scored else self._settings)
 
     def _worker(self, output: Output) -> Worker:

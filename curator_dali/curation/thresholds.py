@@ -94,7 +94,7 @@ def rethreshold(
     data = reopen_source(old, source) if tars else None
     try:
         check_out(new, data, origin=old.run.get("origin"), folders=[out])
-        schema = RowSchema(_made(plan.columns), embedding_dim=dim, embedding_dtype=dtype)
+        schema = RowSchema(plan.made, embedding_dim=dim, embedding_dtype=dtype)
         with _open_new(new, old, plan, settings, schema, data) as manifest:
             output, present = open_output(manifest, schema, settings), set(manifest.ranges())
             parts = [part for part in old.ranges() if part not in present]
@@ -152,11 +152,6 @@ def _find_scored(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     settings = run["settings"]
     scored: list[dict[str, Any]] = settings.get("scored") or settings.get("stages", [])
     return scored
-
-
-def _made(columns: Mapping[str, str]) -> dict[str, str]:
-    """The columns that stages made, which the loader does not know."""
-    return {name: kind for name, kind in columns.items() if name not in LOADED}
 
 
 def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any]) -> Plan:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from curator_dali.errors import StageError
 from curator_dali.index import Matches, Way, check_earlier, match_earlier
 from curator_dali.similarity import MAX_PAIRS, Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
 from curator_dali.sources import image_member
-from curator_dali.stages.base import GlobalSelector, Prepared, Reason, ScoredRows, Stage, View, checked_stage
+from curator_dali.stages.base import GlobalSelector, Reason, ScoredRows, Stage, View, checked_stage
 from curator_dali.stages.distributed import SpreadEmbeddings
 from curator_dali.stages.embed import embedder_of
 from curator_dali.transforms import Grey
@@ -34,6 +34,13 @@ _HASH_NAMES = {"phash": "pHash", "dhash": "dHash"}
 _PIXEL_VIEW: View = ()
 HASH_VIEW: View = (Grey(),)
 """Whole images in grey, which `similarity.phash` and `dhash` are fastest with."""
+
+
+class _State(NamedTuple):
+    """The device, and what is known of the earlier outputs that are compared with."""
+
+    device: str
+    against: dict[str, Any]
 
 
 @checked_stage
@@ -159,13 +166,13 @@ class Deduplicate(GlobalSelector):
     @property
     def lineage(self) -> dict[str, Any]:
         """Which earlier outputs it compares with."""
-        return {"against": self.state.model} if self.against else {}
+        return {"against": self.state.against} if self.against else {}
 
     def setup(self, device: str) -> None:
         """Nothing to load; the earlier outputs must be there."""
         if not self._is_set_up(device):
             ways = [way for way in self.ways if way.kind != "similar"]
-            self._keep(Prepared(device, check_earlier(self.name, self._earlier, ways, 0, {})))
+            self._keep(_State(device, check_earlier(self.name, self._earlier, ways, 0, {})))
 
     def connect(self, before: Sequence[Stage]) -> None:
         """Refuse earlier outputs whose embeddings are of another model."""

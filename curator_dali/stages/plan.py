@@ -47,6 +47,11 @@ class Plan:
     _device: ClassVar[str] = ""  # that it is set up for; no field: a plan is the same one before and after
 
     @property
+    def made(self) -> dict[str, str]:
+        """The columns that the loader does not know, with their types."""
+        return {name: kind for name, kind in self.columns.items() if name not in LOADED}
+
+    @property
     def views(self) -> tuple[View, ...]:
         """The views that the stages look at, each once; known when all are set up."""
         return tuple(dict.fromkeys(view for stage in self.stages for view in stage.views))
