@@ -275,16 +275,9 @@ def curate(
 
 def _plan(stages: Sequence[Stage], source: Source, given: Mapping[str, str]) -> tuple[Plan, Mapping[str, str]]:
     """The plan, and the types of the metadata's fields if a stage reads any."""
-    plan, types = _make_plan(stages, source, given)
-    if unused := sorted(given.keys() - set(plan.metadata)):
-        raise StageError(f"metadata= names fields that no stage reads: {', '.join(map(repr, unused))}")
-    return plan, types
-
-
-def _make_plan(stages: Sequence[Stage], source: Source, given: Mapping[str, str]) -> tuple[Plan, Mapping[str, str]]:
-    known = list(STAGES.values())
+    known, types = list(STAGES.values()), given
     try:
-        return make_plan(stages, given, known), given
+        plan = make_plan(stages, given, known)
     except StageError:  # what is missing may be a field of the metadata
         if not all(isinstance(stage, Stage) for stage in stages):
             raise
@@ -293,7 +286,10 @@ def _make_plan(stages: Sequence[Stage], source: Source, given: Mapping[str, str]
             f". Of the metadata {min(LOOKED_AT, len(source))} samples were looked at, and none has that field. If it "
             "is rare, say its type, as metadata={'score': 'float64'}"
         )
-        return make_plan(stages, types, known, hint), types
+        plan = make_plan(stages, types, known, hint)
+    if unused := sorted(given.keys() - set(plan.metadata)):
+        raise StageError(f"metadata= names fields that no stage reads: {', '.join(map(repr, unused))}")
+    return plan, types
 
 
 def label_facts(source: Source) -> dict[str, Any]:
