@@ -18,7 +18,10 @@ __all__ = ["Subset", "Without"]
 
 
 class _View(Source):
-    """A source whose samples lie in a whole; what is learnt of headers goes to the whole, and closing closes it."""
+    """A source whose samples lie in a whole; what is learnt of headers goes to the whole, and closing closes it.
+
+    A `Mixture` is none: it forwards to several sources, to each the rows of a batch that are its own.
+    """
 
     source: Source
 
