@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["WIDEST_CARD", "Card", "block", "count", "data_uri", "environment", "escape", "number", "page", "render"]
+__all__ = ["WIDEST_CARD", "Card", "block", "count", "data_uri", "macros", "number", "page", "render"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_TEXT = 400  # characters of one text; a caption of a megabyte must not become one of the page
@@ -91,8 +91,8 @@ class Card:
 
 
 @cache
-def environment() -> Environment:
-    """Jinja2's environment of the templates; their macros are in `parts.html`."""
+def _environment() -> Environment:
+    """Jinja2's environment of the templates."""
     import jinja2
 
     made = jinja2.Environment(
@@ -110,11 +110,16 @@ def environment() -> Environment:
     return made
 
 
+def macros() -> Any:
+    """The macros of `parts.html`, which make HTML of values."""
+    return _environment().get_template("parts.html").module
+
+
 def render(template: str, **values: Any) -> Markup:
     """Fill a template with values."""
     from markupsafe import Markup
 
-    return Markup(environment().get_template(template).render(**values))
+    return Markup(_environment().get_template(template).render(**values))
 
 
 def page(title: str, parts: Iterable[str]) -> str:

@@ -140,8 +140,10 @@ def make_sheet(
     plain = [
         terminal_safe(f"  {title:<{width}}  {' · '.join(card.facts) or card.missing}".rstrip()) for title, card in lines
     ]
-    part = str(html.render("images.html", head=head, groups=groups, rest=rest))
-    return Sheet((part,), "\n".join([first or head[0], *plain, *rest]))
+    made = html.macros()
+    sheets = [made.group(title, some, note) if title else made.sheet(some) for title, note, some in groups]
+    parts = [*map(made.note, head), *sheets, *map(made.note, rest)]
+    return Sheet(tuple(map(str, parts)), "\n".join([first or head[0], *plain, *rest]))
 
 
 def draw_image(pixels: Any, title: str, facts: Mapping[str, Any]) -> str:
