@@ -8,11 +8,11 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.arguments import checked
-from curator_dali.errors import CuratorDaliError, OutputError, SourceError
+from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.io import IMAGE_EXTENSIONS, explained, join, store, write_file
 from curator_dali.outputs import CURATION, Manifest, Part, RowFiles
 from curator_dali.report.report import Report, read_report
@@ -32,6 +32,7 @@ _PICTURE_BYTES = 1_000_000  # of all thumbnails; a third more as base64
 _MOST_SHEETS = 24  # of reasons; those of more are counted, and have no pictures
 _MOST_CLASSES = 12
 _SIZES = ("width", "height")
+_KEPT = ("kept", "", "")
 
 CARD = "README.md"
 
@@ -119,24 +120,27 @@ def write_report(
     report = read_report(manifest, os.fspath(out))
     limits = thresholds(manifest.run.get("settings", {}))
     found = scan(RowFiles(manifest.folder), report.samples, report.dropped, limits) if report.samples else Scan()
-    missing = ""
-    shots: dict[int, Picture] = {}
-    try:
-        shots = _take_pictures(manifest, found, source, str(device))
-    except SourceError as error:
-        if source is not None:
-            raise
-        missing = str(error)
+    groups = [found.samples[key] for key in _order_kinds(report, found, "dropped")[:_MOST_SHEETS]]
+    groups += [found.samples.get(_KEPT, []), *(group.rows for group in found.groups)]
+    shots, missing = read_pictures(manifest, [row["index"] for rows in groups for row in rows], source, str(device))
     target = join(manifest.folder, _PAGE) if to is None else os.fspath(to)
     write_file(target, _render_page(report, manifest, found, limits, shots, missing).encode("utf-8"))
     return target
 
 
-def _take_pictures(manifest: Manifest, found: Scan, source: Any, device: str) -> dict[int, Picture]:
-    dropped = [rows for key, rows in found.samples.items() if key[0] == "dropped"][:_MOST_SHEETS]
-    kept = [rows for key, rows in found.samples.items() if key[0] == "kept"]
-    indices = [row["index"] for rows in (*kept, *dropped, *(group.rows for group in found.groups)) for row in rows]
-    return read_pictures(manifest, indices, source, device) if indices else {}
+def _order_kinds(report: Report, found: Scan, status: str) -> list[Key]:
+    """Order the kinds of reasons that have samples: by the stages, and by how many there are."""
+    stages = list(report.dropped)
+    return sorted(
+        (key for key in found.samples if key[0] == status),
+        key=lambda key: (stages.index(key[1]) if key[1] in stages else len(stages), -_count_of(report, key)),
+    )
+
+
+def _count_of(report: Report, key: Key) -> int:
+    """The count of a kind of reason; 0 where it is none, as a custom stage may have a new reason for every image."""
+    status, stage, kind = key
+    return int((report.failed if status == "failed" else report.dropped.get(stage, {})).get(kind, 0))
 
 
 def _render_page(
@@ -151,34 +155,19 @@ def _render_page(
     scores = list(limits) or [name for name in found.scores if name not in _SIZES]
     without = "no picture" if missing else "cannot be decoded now"
     cards = functools.partial(make_cards, pictures=shots, scores=scores, without=without)
-    # of reasons without a count, too: a custom stage may have a new reason for every image
-    counted: list[Key] = [
-        ("dropped", stage, kind)
-        for stage, kinds in report.dropped.items()
-        for kind in sorted(kinds, key=lambda kind: -kinds[kind])
+    shown = {"kept": [("", _describe_sample(len(kept := found.samples.get(_KEPT, [])), report.kept), cards(kept))]}
+    hidden = {"duplicates": found.num_groups - len(found.groups)}
+    shown["duplicates"] = [
+        (_name_group(group), _describe_sample(len(group.rows), group.size), cards(group.rows, marked=True))
+        for group in found.groups
     ]
-    dropped = dict.fromkeys([*counted, *(key for key in found.samples if key[0] == "dropped")])
-    failed = sorted((key for key in found.samples if key[0] == "failed"), key=lambda key: -report.failed.get(key[2], 0))
-
-    def groups(keys: Iterable[Key]) -> list[tuple[str, str, list[html.Card]]]:
-        made = []
-        for status, stage, kind in keys:
-            rows = found.samples[status, stage, kind]
-            count = (report.failed if status == "failed" else report.dropped.get(stage, {})).get(kind, len(rows))
-            note = _describe_sample(len(rows), count)
-            made.append((kind, note if status == "failed" else f"{stage} · {note}", cards(rows)))
-        return made
-
-    kept = next((rows for key, rows in found.samples.items() if key[0] == "kept"), [])
-    shown = {
-        "kept": [("", _describe_sample(len(kept), report.kept), cards(kept))],
-        "dropped": groups([key for key in dropped if found.samples.get(key)]),
-        "duplicates": [
-            (_name_group(group), _describe_sample(len(group.rows), group.size), cards(group.rows, marked=True))
-            for group in found.groups
-        ],
-        "failed": groups(failed),
-    }
+    for status in ("dropped", "failed"):
+        keys = _order_kinds(report, found, status)
+        hidden[status], shown[status] = len(keys) - _MOST_SHEETS, []
+        for key in keys[:_MOST_SHEETS]:
+            rows = found.samples[key]
+            note = _describe_sample(len(rows), _count_of(report, key) or len(rows))
+            shown[status].append((key[2], f"{key[1]} · {note}" if status == "dropped" else note, cards(rows)))
     embed_pictures((card for made in shown.values() for _, _, some in made for card in some), _PICTURE_BYTES)
     return str(
         html.render(
@@ -191,7 +180,7 @@ def _render_page(
             missing=missing,
             found=found,
             shown=shown,
-            most=_MOST_SHEETS,
+            hidden=hidden,
             histograms=_describe_histograms(found, limits),
             bars=_describe_classes(found),
             throughput=_list_throughput(report),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ def kind_columns(files: RowFiles) -> list[str]:
 
 
 def find_kinds(block: Any, counted: Mapping[str, Iterable[str]]) -> Any:
-    """The kind of each row's reason, a `pyarrow.StringArray`; null or "" where a sample was kept.
+    """The kind of each row's reason, a `pyarrow.StringArray`; null where a sample was kept.
 
     Args:
         block: Rows, with `kind_columns`.
@@ -169,22 +170,26 @@ def find_kinds(block: Any, counted: Mapping[str, Iterable[str]]) -> Any:
     if "reason_kind" in block.schema.names:
         return block.column("reason_kind")
     rows = zip(*(block.column(name).to_pylist() for name in ("status", "stage", "reason")), strict=True)
-    kinds = [_guess_kind(status, reason or "", [*counted.get(stage, ())]) for status, stage, reason in rows]
+    kinds = [
+        None if status == "kept" else _guess_kind(status, reason or "", [*counted.get(stage, ())])
+        for status, stage, reason in rows
+    ]
     return pa.array(kinds, pa.string())
 
 
 def _guess_kind(status: str, reason: str, known: Sequence[str]) -> str:
     """Guess the kind of a reason: the only one, or the longest whose words the reason has in their order."""
-    if status != "dropped":
-        return kind_of_failure(reason)
-    if len(known) == 1:
-        return known[0]
-
-    def fits(kind: str) -> bool:
-        words = iter(reason.split())
-        return all(word in words for word in kind.split())
-
-    return max(filter(fits, known), key=len, default=reason)
+    if status == "failed" or len(known) == 1:
+        return kind_of_failure(reason) if status == "failed" else known[0]
+    for pattern in (r"\S+", r"[A-Za-z]\w*"):  # "cosine 0.97" is of the kind "cosine >= 0.95", whose numbers are others
+        fitting = []
+        for kind in known:
+            words = iter(re.findall(pattern, reason))
+            if all(word in words for word in re.findall(pattern, kind)):
+                fitting.append(kind)
+        if fitting:
+            return max(fitting, key=len)
+    return reason
 
 
 def _columns(files: RowFiles) -> tuple[list[str], list[str]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,15 +112,8 @@ class Selection:
         """
         rows = self._rows(self._chosen(n, sort_by, descending, seed)).to_pylist()
         manifest = Manifest.load(self.out)
-        shots: dict[int, Picture] = {}
-        problem = ""
-        if rows and self.status != "failed":
-            try:
-                shots = read_pictures(manifest, [row["index"] for row in rows], self.source, str(device))
-            except SourceError as error:
-                if self.source is not None:
-                    raise
-                problem = str(error)
+        decodable = [row["index"] for row in rows if self.status != "failed"]
+        shots, problem = read_pictures(manifest, decodable, self.source, str(device))
         scores = dict.fromkeys([*([sort_by] if sort_by else []), *thresholds(manifest.run.get("settings", {}))])
         cards = make_cards(rows, shots, [*scores], without="no picture" if problem else "cannot be decoded")
         head = [f"{self.title}: {html.count(self.count, 'image')}"]
@@ -245,9 +237,22 @@ class _Selectable:
         Raises:
             KeyError: No stage, field or reason is called that; names those that are.
         """
-        counts: Mapping[str, Any] = self if isinstance(self, dict) else {}
-        total = int(self) if isinstance(self, int) else None
-        return _select(self._out, self._status, which, counts, self._stages, total, source)
+        status, counts = self._status, self if isinstance(self, dict) else {}
+        nested = counts if status == "dropped" else {"": counts}
+        sizes = {(stage, kind): count for stage, kinds in nested.items() for kind, count in kinds.items()}
+        if which is None:
+            total = int(self) if isinstance(self, int) else sum(sizes.values())
+            return Selection(self._out, status, status, total, source=source)
+        there = {*(self._stages if status == "dropped" else ()), *nested} - {""}
+        if stages := frozenset(stage for stage in there if _is_of(stage, which)):
+            count = sum(size for (stage, _), size in sizes.items() if stage in stages)
+            return Selection(
+                self._out, status, f"{status} by {', '.join(sorted(stages))}", count, stages, source=source
+            )
+        if count := sum(size for (_, kind), size in sizes.items() if kind == which):
+            return Selection(self._out, status, f"{status}: {which}", count, None, which, source, nested)
+        known = filter(None, dict.fromkeys([*nested, *(kind for _, kind in sizes)]))
+        raise KeyError(f"nothing was {status} by {which!r}; there are {', '.join(known) or 'no reasons'}")
 
     def show(self, n: int = 24, *, sort_by: str | None = None, descending: bool = False) -> Any:
         """A contact sheet of all of them; see `Selection.show`."""
@@ -260,47 +265,6 @@ class Count(_Selectable, int):
 
 class Counts(_Selectable, dict[str, Any]):
     """Numbers by reason, or by stage and reason, that can be looked at."""
-
-
-def _select(
-    out: str | os.PathLike[str],
-    status: str,
-    which: str | None,
-    counts: Mapping[str, Any],
-    stages: Sequence[str] = (),
-    total: int | None = None,
-    source: Any = None,
-) -> Selection:
-    """Select the samples of a status, of all reasons or of some.
-
-    Args:
-        out: The output.
-        status: "kept", "dropped" or "failed".
-        which: A stage, its field, or a reason; None for all.
-        counts: Of "dropped": stage -> reason -> number; of "failed": reason -> number.
-        stages: All stages there were, also those that dropped nothing.
-        total: How many there are, where `counts` does not say.
-        source: The data set.
-
-    Raises:
-        KeyError: Nothing is called `which`.
-    """
-    out = os.fspath(out)
-    nested = counts if status == "dropped" else {"": counts}
-    sizes = {(stage, kind): count for stage, kinds in nested.items() for kind, count in kinds.items()}
-    if which is None:
-        return Selection(out, status, status, sum(sizes.values()) if total is None else total, source=source)
-    mine = frozenset(
-        stage for stage in {*(stages if status == "dropped" else ()), *nested} if stage and _is_of(stage, which)
-    )
-    if mine:
-        count = sum(size for (stage, _), size in sizes.items() if stage in mine)
-        return Selection(out, status, f"{status} by {', '.join(sorted(mine))}", count, mine, source=source)
-    count = sum(size for (_, kind), size in sizes.items() if kind == which)
-    if not count:
-        known = [*dict.fromkeys([*nested, *(kind for _, kind in sizes)])]
-        raise KeyError(f"nothing was {status} by {which!r}; there are {', '.join(filter(None, known)) or 'no reasons'}")
-    return Selection(out, status, f"{status}: {which}", count, None, which, source, nested)
 
 
 def _is_of(stage: str, which: str) -> bool:
@@ -386,23 +350,36 @@ class Picture(NamedTuple):
     caption: str = ""
 
 
-def read_pictures(manifest: Manifest, indices: Iterable[int], source: Any, device: str) -> dict[int, Picture]:
-    """Decode thumbnails of samples, by their index in the source. Unreadable samples are left out.
+def read_pictures(
+    manifest: Manifest, indices: Sequence[int], source: Any, device: str
+) -> tuple[dict[int, Picture], str]:
+    """Decode thumbnails of samples, by their index in the source; say why, if the data set cannot be opened again.
+
+    Unreadable samples are left out.
 
     Args:
         manifest: The output's.
-        indices: At least one index in the source.
+        indices: Indices in the source.
         source: The data set, where it is known better than recorded.
         device: The device to decode on.
+
+    Raises:
+        SourceError: `source` was given, and is not the output's.
     """
-    wanted = np.unique(np.fromiter(indices, np.int64))
+    wanted = np.unique(np.array(indices, np.int64))
     found: dict[int, Picture] = {}
     options = {"batch_size": _IMAGES_AT_ONCE, "device": device, "prefetch": 1}
-    for places, batch in _read_samples(manifest, wanted, source, **options):
-        captions = [str(item.metadata.get("caption") or "") for item in batch]
-        small = map(Picture, make_thumbnails(batch.images), captions)
-        found.update(zip(wanted[places].tolist(), small, strict=True))
-    return found
+    try:
+        for places, batch in _read_samples(manifest, wanted, source, **options) if len(wanted) else ():
+            captions = [str(item.metadata.get("caption") or "") for item in batch]
+            found.update(
+                zip(wanted[places].tolist(), map(Picture, make_thumbnails(batch.images), captions), strict=True)
+            )
+    except SourceError as error:
+        if source is not None:
+            raise
+        return {}, str(error)
+    return found, ""
 
 
 def make_cards(

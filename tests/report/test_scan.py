@@ -98,22 +98,28 @@ def test_kinds_are_those_that_were_written() -> None:
 @pytest.mark.parametrize(
     ("status", "stage", "reason", "kind"),
     [
-        ("dropped", "Own", "colour of this is grey, by 3", "colour of this is grey, by 3"),
+        ("dropped", "Own", "the colour is gone", "the colour is gone"),
         ("dropped", "Own", "colour red is grey", "colour is grey"),
         ("dropped", "Filter(tag)", "tag 2 fails isfinite()", "tag fails isfinite()"),
         ("dropped", "Filter(tag) #2", "tag 2 < 3", "tag < 3"),
-        ("dropped", "Deduplicate", "duplicate of a (cosine 0.97)", "duplicate: similar"),
+        ("dropped", "Deduplicate", "duplicate of a (cosine 0.973)", "duplicate: cosine >= 0.95"),
+        ("dropped", "Deduplicate", "duplicate of b in out (pHash distance 2)", "duplicate: pHash distance <= 6"),
+        ("dropped", "Deduplicate", "duplicate of c (same bytes)", "duplicate: same bytes"),
+        ("dropped", "Only", "dog", "cat"),
         ("dropped", "elsewhere", "so it is", "so it is"),
         ("failed", "decode", "cannot be decoded: odd", "cannot be decoded"),
-        ("kept", None, None, ""),
+        ("kept", None, None, None),
     ],
 )
-def test_kinds_of_earlier_outputs_are_guessed(status: str, stage: str, reason: str, kind: str) -> None:
+def test_kinds_of_earlier_outputs_are_guessed(
+    status: str, stage: str | None, reason: str | None, kind: str | None
+) -> None:
     counted = {
         "Own": ["too dark", "colour is grey"],
         "Filter(tag)": ["tag fails isfinite()", "tag is missing"],
         "Filter(tag) #2": ["tag < 3", "tag > 9"],
-        "Deduplicate": ["duplicate: similar"],
+        "Deduplicate": ["duplicate: same bytes", "duplicate: pHash distance <= 6", "duplicate: cosine >= 0.95"],
+        "Only": ["cat"],
     }
     assert find_kinds(block(status=[status], stage=[stage], reason=[reason]), counted).to_pylist() == [kind]
 
