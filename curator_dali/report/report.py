@@ -102,15 +102,9 @@ class Report:
     def rows(self) -> list[tuple[str, str, str, str]]:
         """A table for a terminal: what, number, share of all samples, and why or how long."""
         rows = [self._row("in", self.samples, f"{self.source}, {self.device}")]
-        for stage, kinds in self.dropped.items():
-            rows += [
-                self._row(stage if first else "", -count, kind)
-                for first, (kind, count) in _numbered(sorted(kinds.items(), key=lambda item: -item[1]))
-            ]
-        rows += [
-            self._row("failed" if first else "", -count, kind)
-            for first, (kind, count) in _numbered(sorted(self.failed.items(), key=lambda item: -item[1]))
-        ]
+        for stage, kinds in [*self.dropped.items(), ("failed", self.failed)]:
+            ordered = sorted(kinds.items(), key=lambda item: -item[1])
+            rows += [self._row("" if place else stage, -count, kind) for place, (kind, count) in enumerate(ordered)]
         rows.append(self._row("kept", self.kept, self.out))
         return rows
 
@@ -208,7 +202,3 @@ def add_up(parts: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> dict[st
         "stages": {name: seconds[name] for name in [*order, *(set(seconds) - set(order))]},
         "parts": number,
     }
-
-
-def _numbered(items: Iterable[Any]) -> Iterable[tuple[bool, Any]]:
-    return ((number == 0, item) for number, item in enumerate(items))

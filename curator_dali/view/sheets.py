@@ -166,13 +166,7 @@ def draw_contact_sheet(
     columns: int | None = None,
     thumb: int = 160,
 ) -> Image.Image:
-    """Draw images as a grid of letterboxed thumbnails with a caption under each.
-
-    Args:
-        images: (H, W, 3) uint8 RGB arrays (numpy, CuPy) of any sizes, or Pillow images.
-        captions: One text an image. Text after a line break goes onto a fainter line.
-        columns: Cells a row, at least 1; by default so many that the sheet is about 3:2.
-        thumb: Side of a cell's square in pixels.
+    """Draw images with Pillow; see `batch.contact_sheet`.
 
     Raises:
         ValueError: There are no images, an image has another shape or type, or the number of captions differs.
