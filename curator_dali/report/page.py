@@ -100,7 +100,7 @@ def write_report(
 ) -> str:
     """Write `report.html` for an output that is there, from what lies in its folder and some pictures of its data set.
 
-    In memory are a block of rows, a few thousand rows of the samples, and the thumbnails.
+    In memory are a block of rows, a few thousand rows of the samples, a million values of each score, and thumbnails.
 
     Args:
         out: The output's folder or URL.

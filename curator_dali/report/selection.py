@@ -72,8 +72,7 @@ class Selection:
 
         files = RowFiles(self.out)
         names = [name for name in files.schema.names if name != "embedding"]
-        schema = pa.schema([files.schema.field(name) for name in names])
-        return pa.Table.from_batches([block.take(rows) for block, rows in self._blocks(files, names)], schema)
+        return pa.Table.from_batches(self._blocks(files, names), pa.schema(map(files.schema.field, names)))
 
     def to_pandas(self) -> pd.DataFrame:
         """`to_table()` as a pandas frame.
@@ -170,7 +169,7 @@ class Selection:
         if sort_by is not None and sort_by not in files.schema.names:
             raise KeyError(f"the output has no column {sort_by!r}; it has {', '.join(files.schema.names)}")
         names = ["index", *([sort_by] if sort_by not in (None, "index") else [])]
-        blocks = [block.take(rows) for block, rows in self._blocks(files, names)]
+        blocks = list(self._blocks(files, names))
         index = np.concatenate([block.column(0).to_numpy() for block in blocks] or [np.empty(0, np.int64)])
         if sort_by is None:
             return np.sort(index[np.argsort(priority(index, seed), kind="stable")[:n]])
@@ -181,21 +180,18 @@ class Selection:
     def _rows(self, indices: NDArray[np.int64], embeddings: bool = False) -> Any:
         """The rows of some indices, in their order."""
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         if not len(indices) and not self.count:
             return pa.table({"index": [], "image_id": [], "image_path": [], "reason": []})
-        files = RowFiles(self.out)
+        files, wanted = RowFiles(self.out), pa.array(indices)
         names = [name for name in files.schema.names if name != "embedding" or embeddings]
-        taken = []
-        for block in files.batches(names):
-            mine = np.flatnonzero(np.isin(block.column(names.index("index")).to_numpy(), indices))
-            taken.append(block.take(pa.array(mine)))
-        table = pa.Table.from_batches(taken, pa.schema([files.schema.field(name) for name in names]))
-        place = {index: row for row, index in enumerate(table["index"].to_pylist())}
-        return table.take(pa.array([place[index] for index in indices.tolist()], pa.int64()))
+        blocks = (block.filter(pc.is_in(block.column("index"), wanted)) for block in files.batches(names))
+        table = pa.Table.from_batches(blocks, pa.schema(map(files.schema.field, names)))
+        return table.take(pc.index_in(wanted, table["index"].combine_chunks()))
 
-    def _blocks(self, files: RowFiles, names: Sequence[str]) -> Iterator[tuple[Any, Any]]:
-        """Blocks of columns, each with the places of the rows that are meant."""
+    def _blocks(self, files: RowFiles, names: Sequence[str]) -> Iterator[Any]:
+        """Blocks of columns, of the rows that are meant."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -205,7 +201,7 @@ class Selection:
                 meant = pc.and_(meant, pc.is_in(block.column("stage"), pa.array(sorted(self.stages), pa.string())))
             if self.kind is not None:
                 meant = pc.and_(meant, pc.equal(find_kinds(block, self.counts), self.kind))
-            yield block.select(list(names)), pc.indices_nonzero(meant.fill_null(False))
+            yield block.select(list(names)).filter(meant)
 
     def _repr_html_(self) -> str:
         return self.show()._repr_html_()

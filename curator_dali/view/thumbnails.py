@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays
-from curator_dali.threads import import_whole
 from curator_dali.view.html import WIDEST_CARD
 
 if TYPE_CHECKING:
@@ -46,11 +45,7 @@ def make_thumbnails(
     Raises:
         ValueError: An image has another shape or is empty.
     """
-    import_whole("torch")
-    import torch
-
-    with torch.inference_mode():
-        small = [_reduce_image(image, height, width or height * WIDEST_CARD, enlarge) for image in images]
+    small = [_reduce_image(image, height, width or height * WIDEST_CARD, enlarge) for image in images]
     return [np.asarray(image) for image in arrays.to_host(small)] if small else []
 
 
@@ -86,26 +81,40 @@ def _encode_jpegs(
         yield buffer.getvalue()
 
 
-def _reduce_image(image: Any, height: int, width: float, enlarge: bool) -> torch.Tensor:
+def _reduce_image(image: Any, height: int, width: float, enlarge: bool) -> Any:
     """One thumbnail, (h, w, 3) uint8 on the image's device."""
+    on_host = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    pixels = image if on_host else arrays.to_torch(image)
+    if pixels.ndim == 3 and pixels.shape[2] != 3 and pixels.shape[0] == 3:
+        pixels = pixels.swapaxes(0, 1).swapaxes(1, 2)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise ValueError(f"an image to show must be (H, W, 3) or (3, H, W), got {tuple(pixels.shape)}")
+    rows, columns = pixels.shape[:2]
+    scale = min(height / rows, width / columns, math.inf if enlarge else 1.0)
+    size = (max(1, round(rows * scale)), max(1, round(columns * scale)))
+    pixels = pixels[:: max(1, rows // (_AVERAGED_PIXELS * size[0])), :: max(1, columns // (_AVERAGED_PIXELS * size[1]))]
+    return (_resize_bytes if on_host else _resize_tensor)(pixels, size)
+
+
+def _resize_bytes(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize on the host by Pillow: without torch, whose threads wait for each other where cores are busy."""
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(pixels)).resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _resize_tensor(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize where the pixels are, by the same kernel as Pillow's."""
     import torch
     from torch.nn import functional as F
 
-    tensor: torch.Tensor = arrays.to_torch(image)
-    if tensor.ndim == 3 and tensor.shape[2] != 3 and tensor.shape[0] == 3:
-        tensor = tensor.permute(1, 2, 0)
-    if tensor.ndim != 3 or tensor.shape[2] != 3 or not tensor.numel():
-        raise ValueError(f"an image to show must be (H, W, 3) or (3, H, W), got {tuple(tensor.shape)}")
-    rows, columns = tensor.shape[:2]
-    scale = min(height / rows, width / columns, math.inf if enlarge else 1.0)
-    size = (max(1, round(rows * scale)), max(1, round(columns * scale)))
-    tensor = tensor[:: max(1, rows // (_AVERAGED_PIXELS * size[0])), :: max(1, columns // (_AVERAGED_PIXELS * size[1]))]
-    is_float = tensor.is_floating_point()
-    planes = tensor.permute(2, 0, 1)[None].float()
-    if is_float:
-        planes = torch.nan_to_num(planes, nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = planes.aminmax()
-        planes = (planes - low) * (255 / (high - low).clamp(min=1e-6))
-    if tuple(planes.shape[2:]) != size:
-        planes = F.interpolate(planes, size, mode="bicubic", antialias=True)
-    return planes.round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous()
+    with torch.inference_mode():
+        planes = pixels.permute(2, 0, 1)[None].float()
+        if pixels.is_floating_point():
+            planes = torch.nan_to_num(planes, nan=0.0, posinf=0.0, neginf=0.0)
+            low, high = planes.aminmax()
+            planes = (planes - low) * (255 / (high - low).clamp(min=1e-6))
+        if tuple(planes.shape[2:]) != size:
+            planes = F.interpolate(planes, size, mode="bicubic", antialias=True)
+        return planes.round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous()
