@@ -7,7 +7,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
@@ -398,7 +397,7 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
             raise ValueError(
                 f"{describe_image(self.data, missing[0])} has no {_ROWS[name]}, others have; fill all of them or none"
             )
-        return arrays.merge([(range(len(rows)), rows)], len(rows))
+        return _merge([rows])
 
 
 @checked
@@ -449,9 +448,8 @@ def _common(mappings: Sequence[dict[Any, Any]]) -> list[Any]:
 def _merge(parts: Sequence[Any]) -> Any:
     if any(part is None for part in parts):
         return None
-    ends = list(accumulate(map(len, parts)))
-    numbered = [(range(end - len(part), end), part) for part, end in zip(parts, ends, strict=True)]
-    return arrays.merge(numbered, ends[-1])
+    rows = [row for part in parts for row in part]
+    return arrays.merge([(range(len(rows)), rows)], len(rows))
 
 
 class Columns(dict[str, NDArray[Any]]):
