@@ -32,7 +32,7 @@ from curator_dali.curation.worker import Executor
 from curator_dali.errors import OutputError, StageError
 from curator_dali.index import embedder_lineage
 from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, RowSchema, labels_of
-from curator_dali.report import Report, leave_report, reopen_source
+from curator_dali.report import Report, count_parts, leave_report, reopen_source
 from curator_dali.stages import LOADED, STAGES, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
 from curator_dali.threads import ignore
 
@@ -141,17 +141,10 @@ def rethreshold(
                     if not kept_dim:
                         rows.embeddings = rows.embedded = None
                     write_kept(opened, rows, output, part, progress or ignore, decisions.take_seconds())
-            return leave_report(
-                manifest,
-                plan.labels,
-                source=opened.name if opened is not None else out,
-                out=new,
-                device="cpu",
-                earlier=earlier,
-                seconds=time.perf_counter() - began,
-                data=opened if opened is not None else source,
-                page=html,
-            )
+            about = {"source": opened.name if opened is not None else out, "out": new, "device": "cpu"}
+            took = time.perf_counter() - began
+            report = count_parts(manifest, plan.labels, earlier=earlier, seconds=took, **about)
+            return leave_report(manifest, report, opened if opened is not None else source, html)
     finally:
         if opened is not None and opened is not source:
             opened.close()
