@@ -25,7 +25,7 @@ from curator_dali.similarity.clusters import (
     split_limit,
 )
 from curator_dali.similarity.cosine import block_rows, collect, join, join_self, nearest
-from curator_dali.similarity.groups import Combined, Groups, Keep, Likeness, Linkage, combine, group, keep_order
+from curator_dali.similarity.groups import Grouping, Keep, Linkage, MatchSet, combine, group, keep_order
 from curator_dali.similarity.hamming import compare, near_between, near_pairs
 from curator_dali.similarity.hashes import (
     CONSTANT_HASHES,
@@ -56,11 +56,10 @@ __all__ = [
     "MAX_PAIRS",
     "Clusters",
     "Collector",
-    "Combined",
-    "Groups",
+    "Grouping",
     "Keep",
-    "Likeness",
     "Linkage",
+    "MatchSet",
     "Pairs",
     "Picked",
     "TooManyPairs",
