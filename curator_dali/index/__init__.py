@@ -6,7 +6,16 @@ up in it; what that costs goes with the new images.
 
 from __future__ import annotations
 
-from curator_dali.index.earlier import Matches, Way, check_earlier, embedder_lineage, match_earlier
+from curator_dali.index.earlier import Comparison, Matches, check_earlier, embedder_lineage, match_earlier
 from curator_dali.index.index import Index, open_index, write_index
 
-__all__ = ["Index", "Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier", "open_index", "write_index"]
+__all__ = [
+    "Comparison",
+    "Index",
+    "Matches",
+    "check_earlier",
+    "embedder_lineage",
+    "match_earlier",
+    "open_index",
+    "write_index",
+]

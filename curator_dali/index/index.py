@@ -309,24 +309,31 @@ def _read(
                 column = batch.column(name)
                 values: NDArray[Any]
                 if name in _DIGEST_COLUMNS:
-                    known = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-                    values = digests_of(column.drop_null().to_pylist())
+                    known, values = find_present(column.is_valid()), digests_of(column.drop_null().to_pylist())
                 else:
                     known, values = find_comparable(objects(column.to_pylist()), name)
                 found[name].rows.append(rows + known)
                 found[name].values.append(values)
             if files.embedding_dim:
-                column = batch.column(EMBEDDING)
-                there = rows + np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-                block = column.flatten().to_numpy(zero_copy_only=False).reshape(len(there), files.embedding_dim)
-                bad = bad_rows(block)
-                if len(bad):
-                    block, there = np.delete(block, bad, axis=0), np.delete(there, bad)
+                known, block = usable_embeddings(batch.column(EMBEDDING))
                 room.write(np.ascontiguousarray(block).view(np.uint8).data)
-                found[EMBEDDING].rows.append(there)
+                found[EMBEDDING].rows.append(rows + known)
             rows += len(batch)
             progress("read", rows, count)
     return rows, found
+
+
+def find_present(mask: Any) -> NDArray[np.int64]:
+    """Return the rows where an Arrow array of bools is true."""
+    return np.flatnonzero(mask.to_numpy(zero_copy_only=False))
+
+
+def usable_embeddings(column: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return the rows of an Arrow column that have an embedding with a direction, and these: (G,) and (G, D)."""
+    rows = find_present(column.is_valid())
+    block = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    bad = bad_rows(block)
+    return (np.delete(rows, bad), np.delete(block, bad, axis=0)) if len(bad) else (rows, block)
 
 
 @contextlib.contextmanager

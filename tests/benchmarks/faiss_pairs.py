@@ -229,7 +229,9 @@ def main() -> None:
             path = str(Path(folder) / "rows.npy")
             np.save(path, planted_hashes(count) if args.hashes else planted(count, args.dim, args.threshold))
             common = {"path": path, "threads": args.threads}
-            peers = args.only or [n for n in (BINARY if args.hashes else IVF) if n != "BinaryFlat" or count <= FLAT_ROWS]
+            peers = args.only or [
+                n for n in (BINARY if args.hashes else IVF) if n != "BinaryFlat" or count <= FLAT_ROWS
+            ]
             if args.hashes:
                 for distance in args.distances:
                     title = f"{count:,} hashes, {distance} bits"
