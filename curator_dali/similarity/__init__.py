@@ -11,8 +11,8 @@ from __future__ import annotations
 from curator_dali.similarity.clusters import (
     Clusters,
     assign,
+    assign_blocks,
     assign_rows,
-    by_cluster,
     divide,
     drawn_rows,
     few,
@@ -32,6 +32,7 @@ from curator_dali.similarity.hashes import (
     content_hash,
     dhash,
     find_comparable,
+    grey,
     hash_images,
     phash,
     pixel_hash,
@@ -49,6 +50,7 @@ from curator_dali.similarity.pairs import (
     bad_rows,
     blocks,
     check_threshold,
+    sort_by_label,
 )
 
 __all__ = [
@@ -66,11 +68,11 @@ __all__ = [
     "Vectors",
     "as_vectors",
     "assign",
+    "assign_blocks",
     "assign_rows",
     "bad_rows",
     "block_rows",
     "blocks",
-    "by_cluster",
     "check_threshold",
     "collect",
     "combine",
@@ -82,6 +84,7 @@ __all__ = [
     "few",
     "find_clusters",
     "find_comparable",
+    "grey",
     "group",
     "hash_images",
     "join",
@@ -98,6 +101,7 @@ __all__ = [
     "pixel_hash",
     "same_digests",
     "similar_pairs",
+    "sort_by_label",
     "split_limit",
     "to_hex",
 ]

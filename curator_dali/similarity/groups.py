@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.similarity.pairs import Collector, Pairs
+from curator_dali.similarity.pairs import Collector, Pairs, sort_by_label
 
 __all__ = ["Grouping", "Keep", "Linkage", "MatchSet", "combine", "group", "keep_order"]
 
@@ -191,8 +191,7 @@ class _Coverage:
         self._sign = 1.0 if matches.equal > 0 else -1.0  # of distances the lowest is the closest
         # every pair from both of its classes; those of class c lie from start[c] to start[c + 1]
         first, second = np.concatenate([pairs.first, pairs.second]), np.concatenate([pairs.second, pairs.first])
-        order = np.argsort(first, kind="stable")
-        self._start = np.searchsorted(first[order], np.arange(len(self.same) + 1))
+        order, self._start = sort_by_label(np.arange(len(first)), first, len(self.same))
         self._other, self._value = second[order], np.concatenate([pairs.value, pairs.value])[order]
         # (N,) by class: the keeper, or -1, and how close it is (higher is closer)
         self.keeper = np.full(len(self.same), -1, np.int64)

@@ -17,7 +17,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Progress
+from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
 
 __all__ = ["compare", "near_between", "near_pairs"]
 
@@ -30,7 +30,6 @@ def near_pairs(
     distance: int,
     *,
     max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
 ) -> Pairs:
     """All pairs of hashes that differ in at most `distance` bits; none is missing.
 
@@ -40,7 +39,6 @@ def near_pairs(
         hashes: (N,) uint64.
         distance: Bits, 0 to 16. Up to 6 a million hashes take seconds; the time grows steeply with more.
         max_pairs: More than these are an error.
-        progress: Called with choices of bands done and choices in all.
 
     Returns:
         Pairs of rows, with their distance.
@@ -53,8 +51,7 @@ def near_pairs(
     values, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     same = first[group].astype(np.int64)
     found = Collector(max_pairs)
-    choices = _choices(len(values), distance) if distance else []
-    for done, choice in enumerate(choices):
+    for choice in _choices(len(values), distance) if distance else []:
         keys = values & choice.bits
         order = np.argsort(keys)
         keys, ordered = keys[order], values[order]
@@ -63,8 +60,6 @@ def near_pairs(
         stop = np.repeat(bounds, np.diff(bounds, prepend=0))
         for i, j, apart in compare(ordered, ordered, np.arange(1, len(keys) + 1), stop, distance, choice.passed_over):
             found.add(first[order[i]].astype(np.int64), first[order[j]].astype(np.int64), apart)
-        if progress:
-            progress(done + 1, len(choices))
     return found.pairs(same)
 
 
@@ -74,7 +69,6 @@ def near_between(
     distance: int,
     *,
     max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
 ) -> Pairs:
     """All pairs of a query and a hash that differ in at most `distance` bits: new images against old ones.
 
@@ -85,23 +79,19 @@ def near_between(
         hashes: (N,) uint64.
         distance: As in `near_pairs`; so are the other arguments and errors.
         max_pairs: More than these are an error.
-        progress: Called with choices of bands done and choices in all.
 
     Returns:
         Pairs of rows of `queries` (first) and of `hashes` (second), with their distance.
     """
     queries, hashes = _checked(queries, "queries", distance), _checked(hashes, "hashes", distance)
     found = Collector(max_pairs, within=False)
-    choices = _choices(max(len(queries), len(hashes)), distance)
-    for done, choice in enumerate(choices):
+    for choice in _choices(max(len(queries), len(hashes)), distance):
         keys = hashes & choice.bits
         order = np.argsort(keys)
         keys, wanted = keys[order], queries & choice.bits
         start, stop = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
         for i, j, apart in compare(queries, hashes[order], start, stop, distance, choice.passed_over):
             found.add(i, order[j].astype(np.int64), apart)
-        if progress:
-            progress(done + 1, len(choices))
     return found.pairs()
 
 

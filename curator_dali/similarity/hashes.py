@@ -266,7 +266,9 @@ def from_hex(texts: Iterable[str]) -> NDArray[np.uint64]:
 
 
 def grey(images: Any) -> torch.Tensor:
-    """Brightness as Pillow's `convert("L")` has it, bit for bit.
+    """Brightness as Pillow's `convert("L")` has it, bit for bit: the luma of ITU-R BT.601.
+
+    The transform `Grey` is DALI's own conversion, a node in the graph behind the decoder: off by one here and there.
 
     Args:
         images: (N, h, w, 3) uint8 RGB; (N, h, w, 1) and (N, h, w) are grey already. numpy, CuPy or torch.
@@ -285,9 +287,10 @@ def grey(images: Any) -> torch.Tensor:
         raise ValueError(f"images are {pixels.dtype} of shape {tuple(pixels.shape)}; (N, h, w, 3) uint8 is needed")
     if channels == 1:
         return pixels.reshape(pixels.shape[:3])
-    red, green, blue = pixels.to(torch.int32).unbind(3)
-    # ITU-R 601-2 in 16-bit fixed point, rounded: Pillow's own numbers
-    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)
+    red, green, blue = (pixels[..., channel].to(torch.int32) for channel in range(3))
+    # 16-bit fixed point, rounded: Pillow's own numbers
+    luma = red.mul_(19595) + green.mul_(38470) + blue.mul_(7471)
+    return luma.add_(1 << 15).bitwise_right_shift_(16).to(torch.uint8)
 
 
 def reduce(images: torch.Tensor, size: tuple[int, int], *, fast: bool | None = None) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ __all__ = [
     "bad_rows",
     "blocks",
     "check_threshold",
+    "sort_by_label",
 ]
 
 MAX_PAIRS = 50_000_000
@@ -35,6 +36,8 @@ MAX_PAIRS = 50_000_000
 
 Progress = Callable[[int, int], None]
 """Called now and then with (done, all) units of work."""
+
+_Row = TypeVar("_Row", bound=np.integer[Any])
 
 _BLOCK_ROWS = 16_384  # rows read at once where all are passed over: 32 MB at 512 float32
 _LEAST_NORM, _MOST_NORM = 1e-15, 1e15  # norms whose squares float32 can add up
@@ -49,7 +52,7 @@ class Pairs:
     """Pairs of rows that are alike, ascending by (first, second), none twice.
 
     Equal rows would make pairs by the square of their number, so within one set only the first of them, their
-    representative, appears in pairs. `expand` lists what that stands for.
+    representative, appears in pairs.
 
     Attributes:
         first: (P,) int64 row numbers. Within one set less than `second`; between two sets rows of the first.
@@ -66,30 +69,6 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.first)
-
-    def where(self, mask: NDArray[np.bool_]) -> Pairs:
-        """The pairs that (P,) `mask` keeps: those of a higher threshold, say."""
-        return Pairs(self.first[mask], self.second[mask], self.value[mask], self.same)
-
-    def expand(self, equal: float = 1.0) -> Pairs:
-        """All pairs of rows, equal ones among them: for small sets.
-
-        Args:
-            equal: The value of two equal rows: 1 for cosines, 0 for distances.
-        """
-        if self.same is None:
-            return self
-        order = np.argsort(self.same, kind="stable")
-        start = np.searchsorted(self.same[order], np.arange(len(self.same) + 1))
-        members = [order[start[row] : start[row + 1]] for row in range(len(self.same))]
-        found = Collector(MAX_PAIRS)
-        for group in members:
-            i, j = np.triu_indices(len(group), 1)
-            found.add(group[i], group[j], np.full(len(i), equal, np.float32))
-        for a, b, value in zip(self.first.tolist(), self.second.tolist(), self.value.tolist(), strict=True):
-            i, j = (grid.ravel() for grid in np.meshgrid(members[a], members[b], indexing="ij"))
-            found.add(i, j, np.full(len(i), value, np.float32))
-        return found.pairs()
 
 
 @dataclass
@@ -213,6 +192,14 @@ def blocks(count: int, size: int = _BLOCK_ROWS) -> Iterator[slice]:
     """Slices of at most `size` that cover 0..count-1."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def sort_by_label(
+    rows: NDArray[_Row], labels: NDArray[np.integer[Any]], count: int
+) -> tuple[NDArray[_Row], NDArray[np.int64]]:
+    """Sort rows by their labels, 0 to `count` - 1, and stably; (count + 1,) where the rows of each label begin."""
+    order = np.argsort(labels, kind="stable")
+    return rows[order], np.concatenate([[0], np.cumsum(np.bincount(labels, minlength=count))])
 
 
 def as_vectors(
