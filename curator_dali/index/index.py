@@ -266,18 +266,17 @@ def _write(folder: str, files: RowFiles, count: int, threshold: float, device: s
     dim = files.embedding_dim
     dtype = np.dtype(files.schema.field(EMBEDDING).type.value_type.to_pandas_dtype()) if dim else np.dtype(np.float32)
     embedding: dict[str, Any] | None = None
-    with explained(folder), tempfile.TemporaryFile(dir=folder) as room:
-        rows, found = _read(folder, files, [*digests, *hashes], room, count, progress)
-        for name in digests:
-            DigestIndex.write(folder, name, np.concatenate(found[name].values), np.concatenate(found[name].rows))
-        for name in hashes:
-            HashIndex.write(folder, name, np.concatenate(found[name].values), np.concatenate(found[name].rows))
+    with explained(folder), tempfile.TemporaryFile(dir=folder) as scratch:
+        rows, found = _read(folder, files, [*digests, *hashes], scratch, count, progress)
+        for name in [*digests, *hashes]:
+            kind = DigestIndex if name in digests else HashIndex
+            kind.write(folder, name, np.concatenate(found[name].values), np.concatenate(found[name].rows))
         if dim:
             good = np.concatenate(found[EMBEDDING].rows)
             embedding = {"dim": dim, "dtype": dtype.name, "count": len(good), "threshold": threshold}
             if len(good):
-                room.flush()
-                vectors = np.memmap(room, dtype, "r", shape=(len(good), dim))
+                scratch.flush()
+                vectors = np.memmap(scratch, dtype, "r", shape=(len(good), dim))
                 embedding |= VectorIndex.write(folder, vectors, good, threshold, device=device, progress=progress)
     return {"rows": rows, "digests": digests, "hashes": hashes, "embedding": embedding, "lineage": files.lineage}
 
@@ -290,9 +289,9 @@ class _Column:
 
 
 def _read(
-    folder: str, files: RowFiles, names: list[str], room: IO[bytes], count: int, progress: Told
+    folder: str, files: RowFiles, names: list[str], scratch: IO[bytes], count: int, progress: Told
 ) -> tuple[int, dict[str, _Column]]:
-    """Read the kept rows: ids go into their file, embeddings of use into `room`, the rest into memory."""
+    """Read the kept rows: ids go into their file, embeddings of use into `scratch`, the rest into memory."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -316,7 +315,7 @@ def _read(
                 found[name].values.append(values)
             if files.embedding_dim:
                 known, block = usable_embeddings(batch.column(EMBEDDING))
-                room.write(np.ascontiguousarray(block).view(np.uint8).data)
+                scratch.write(np.ascontiguousarray(block).view(np.uint8).data)
                 found[EMBEDDING].rows.append(rows + known)
             rows += len(batch)
             progress("read", rows, count)

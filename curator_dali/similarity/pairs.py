@@ -34,7 +34,7 @@ __all__ = [
 MAX_PAIRS = 50_000_000
 """Pairs that a search may find unless told otherwise: 1 GB, and three times that while they are sorted."""
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 """Called now and then with (done, all) units of work."""
 
 _Row = TypeVar("_Row", bound=np.integer[Any])
