@@ -107,15 +107,17 @@ def _best(best: Any, products: Any, start: int, k: int) -> tuple[NDArray[np.int6
     """The k best of those so far and a block of products, equal ones by row."""
     import torch
 
-    # all that reach the k-th, because topk chooses freely among equal ones
+    # (Q, 1) the k-th best of each query; all that reach it, because topk chooses freely among equal ones
     least = products.topk(min(k, products.shape[1]), dim=1).values[:, -1:]
     hits = torch.nonzero(products >= least)
+    # (H,) query, row and cosine of each hit, then also of the best so far
     query, row = (hits[:, n].cpu().numpy() for n in (0, 1))
     value = products[hits[:, 0], hits[:, 1]].cpu().numpy()
     row = row + start
     if best is not None:
         query = np.concatenate([np.repeat(np.arange(len(best[0])), k), query])
         row, value = np.concatenate([best[0].ravel(), row]), np.concatenate([best[1].ravel(), value])
+    # by query, the highest cosine first, of equal ones the first row; (H,) the place of each hit in its query's list
     order = np.lexsort((row, -value, query))
     query, row, value = query[order], row[order], value[order]
     place = np.arange(len(query)) - np.searchsorted(query, query)

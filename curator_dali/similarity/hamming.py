@@ -159,15 +159,16 @@ def compare(
 
     Pairs that agree in a band that was passed over are left out.
     """
-    counts = stop - start
-    rows = np.flatnonzero(counts)
-    counts = counts[rows]
+    # rows of `left` with anything to compare, how many comparisons each needs, and how many all up to it need
+    rows = np.flatnonzero(stop > start)
+    counts = (stop - start)[rows]
     ends = np.cumsum(counts)
     done = 0
     while done < len(rows):
         before = int(ends[done - 1]) if done else 0
         upto = max(done + 1, int(np.searchsorted(ends, before + _COMPARISONS_AT_ONCE, "right")))
         part, number = rows[done:upto], counts[done:upto]
+        # (C,) each row of the part as often as it is compared, and what it is compared with: start, start + 1, ...
         i = np.repeat(part, number)
         j = np.arange(before, int(ends[upto - 1])) + np.repeat(start[part] - (ends[done:upto] - number), number)
         different = left[i] ^ right[j]

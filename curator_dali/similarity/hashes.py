@@ -135,7 +135,6 @@ def dhash(images: Any) -> NDArray[np.uint64]:
 
 
 def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """pHash, and which images are blank by it."""
     pixels = _reduced(images, (_DCT_SIZE, _DCT_SIZE))
     import torch
 
@@ -143,6 +142,7 @@ def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_
     hashes = np.empty(len(pixels), np.uint64)
     for start in range(0, len(pixels), _IMAGES_AT_ONCE):
         part = pixels[start : start + _IMAGES_AT_ONCE]
+        # (n, 64) the lowest frequencies, (n, 1) their median
         low = (basis @ part.to(torch.float64) @ basis.T).flatten(1)
         ordered = low.sort(dim=1).values
         median = (ordered[:, 31:32] + ordered[:, 32:33]) / 2
@@ -156,7 +156,6 @@ def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_
 
 
 def _hash_steps(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """dHash, and which images are blank by it."""
     pixels = _reduced(images, (8, 9))
     hashes = _pack_bits((pixels[:, :, 1:] > pixels[:, :, :-1]).flatten(1))
     return hashes, _is_flat(pixels, _FLAT_9_LEVELS) | _tells_little(hashes, "dhash")
@@ -238,8 +237,8 @@ def find_comparable(values: NDArray[Any], kind: str) -> tuple[NDArray[np.int64],
         hashes = from_hex(values[rows].tolist())
     else:
         rows, hashes = np.arange(len(values)), values
-    told = ~_tells_little(hashes, kind)
-    return rows[told], hashes[told]
+    comparable = ~_tells_little(hashes, kind)
+    return rows[comparable], hashes[comparable]
 
 
 def to_hex(hashes: NDArray[np.uint64]) -> list[str]:

@@ -8,7 +8,8 @@
 Embeddings are those of tests/similarity/planted.py. faiss's `IndexIVFFlat` is trained with as many iterations and rows
 a cluster as ours. Its probes are the fewest, of 1, 2, 3, 4, 6, ..., with which 99% of a sample's pairs are found; the
 search for them is not timed. Each measurement has a process of its own; the two sides alternate, round by round.
-`peak` is what the process took beyond its rows. `others` is the CPUs that other processes took meanwhile.
+`peak` is what the process took beyond its rows. `others` is the CPUs that other processes took meanwhile: where it is
+not near 0, compare CPU seconds, with --threads 1, as threads that wait for each other spend them too.
 """
 
 from __future__ import annotations
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hashes", action="store_true", help="perceptual hashes instead")
     parser.add_argument("--distances", type=int, nargs="+", default=[2, 4, 6])
+    parser.add_argument("--probes", type=int, default=0, help="instead of searching for the fewest")
     parser.add_argument("--only", nargs="+", help="faiss's rows to measure; all without")
     parser.add_argument("--json", type=Path, help="where to write all of it")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
@@ -241,7 +243,8 @@ def main() -> None:
                     cells += lines(title, results[title])
             else:
                 asked = {"threshold": args.threshold, **common}
-                probes = {n: child({"name": n, "probes": 0, **asked})["probes"] for n in peers} | {OURS: 0}
+                probes = {n: args.probes or child({"name": n, "probes": 0, **asked})["probes"] for n in peers}
+                probes[OURS] = 0
                 run = lambda name: child({"name": name, "probes": probes[name], **asked})  # noqa: B023, E731
                 title = f"{count:,} x {args.dim}"
                 results[title] = alternate([OURS, *peers], args.rounds, run)
