@@ -270,9 +270,9 @@ def _write(folder: str, files: RowFiles, count: int, threshold: float, device: s
         rows, found = _read(folder, files, [*digests, *hashes], scratch, count, progress)
         for name in [*digests, *hashes]:
             kind = DigestIndex if name in digests else HashIndex
-            kind.write(folder, name, np.concatenate(found[name].values), np.concatenate(found[name].rows))
+            kind.write(folder, name, *found[name])
         if dim:
-            good = np.concatenate(found[EMBEDDING].rows)
+            _, good = found[EMBEDDING]
             embedding = {"dim": dim, "dtype": dtype.name, "count": len(good), "threshold": threshold}
             if len(good):
                 scratch.flush()
@@ -281,22 +281,22 @@ def _write(folder: str, files: RowFiles, count: int, threshold: float, device: s
     return {"rows": rows, "digests": digests, "hashes": hashes, "embedding": embedding, "lineage": files.lineage}
 
 
-class _Column:
-    """What was read of a column: values, and their rows."""
-
-    def __init__(self, empty: NDArray[Any]) -> None:
-        self.values, self.rows = [empty], [np.empty(0, np.int64)]
-
-
 def _read(
     folder: str, files: RowFiles, names: list[str], scratch: IO[bytes], count: int, progress: Told
-) -> tuple[int, dict[str, _Column]]:
-    """Read the kept rows: ids go into their file, embeddings of use into `scratch`, the rest into memory."""
+) -> tuple[int, dict[str, tuple[NDArray[Any], NDArray[np.int64]]]]:
+    """Read the kept rows: ids go into their file, embeddings of use into `scratch`, the rest into memory.
+
+    Returns:
+        How many there are; column -> values (none of embeddings), and their rows.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    none: dict[bool, NDArray[Any]] = {True: np.empty((0, 16), np.uint8), False: np.empty(0, np.uint64)}
-    found = {name: _Column(none[name in _DIGEST_COLUMNS]) for name in [*names, EMBEDDING]}
+    values: dict[str, list[NDArray[Any]]] = {
+        name: [np.empty((0, 16), np.uint8) if name in _DIGEST_COLUMNS else np.empty(0, np.uint64)]
+        for name in [*names, EMBEDDING]
+    }
+    places: dict[str, list[NDArray[np.int64]]] = {name: [np.empty(0, np.int64)] for name in values}
     columns = ["image_id", "status", *names, *([EMBEDDING] if files.embedding_dim else [])]
     rows = 0
     schema = pa.schema([pa.field("image_id", pa.string())])
@@ -306,20 +306,20 @@ def _read(
             ids.write_batch(batch.select(["image_id"]).cast(schema))
             for name in names:
                 column = batch.column(name)
-                values: NDArray[Any]
+                part: NDArray[Any]
                 if name in _DIGEST_COLUMNS:
-                    known, values = find_present(column.is_valid()), digests_of(column.drop_null().to_pylist())
+                    known, part = find_present(column.is_valid()), digests_of(column.drop_null().to_pylist())
                 else:
-                    known, values = find_comparable(objects(column.to_pylist()), name)
-                found[name].rows.append(rows + known)
-                found[name].values.append(values)
+                    known, part = find_comparable(objects(column.to_pylist()), name)
+                places[name].append(rows + known)
+                values[name].append(part)
             if files.embedding_dim:
                 known, block = usable_embeddings(batch.column(EMBEDDING))
                 scratch.write(np.ascontiguousarray(block).view(np.uint8).data)
-                found[EMBEDDING].rows.append(rows + known)
+                places[EMBEDDING].append(rows + known)
             rows += len(batch)
             progress("read", rows, count)
-    return rows, found
+    return rows, {name: (np.concatenate(values[name]), np.concatenate(places[name])) for name in values}
 
 
 def find_present(mask: Any) -> NDArray[np.int64]:

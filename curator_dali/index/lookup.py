@@ -244,23 +244,11 @@ def _sketch(unit: torch.Tensor, basis: torch.Tensor) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class SortedIndex:
-    """Values, each once, with the first row that has it. Each attribute has a file of its own."""
-
-    @staticmethod
-    def write(folder: str, name: str, values: NDArray[Any], rows: NDArray[np.int64]) -> None:
-        """Write the files of an index.
-
-        Args:
-            folder: Where.
-            name: What their names begin with.
-            values: Of N rows: (N,) uint64 hashes, or (N, 16) uint8 digests.
-            rows: (N,) ascending.
-        """
-        raise NotImplementedError
+    """Values, each once, with the first row that has it. Each attribute has a file, FOLDER/NAME.ATTRIBUTE.npy."""
 
     @classmethod
     def load(cls, folder: str, name: str) -> Self:
-        """Map the files that `write` wrote."""
+        """Map the files that were written."""
         return cls(*(_load(folder, f"{name}.{part.name}") for part in fields(cls)))
 
 
@@ -279,8 +267,9 @@ class HashIndex(SortedIndex):
     starts: NDArray[np.int64]
 
     @staticmethod
-    def write(folder: str, name: str, values: NDArray[Any], rows: NDArray[np.int64]) -> None:  # noqa: D102
-        different, first = np.unique(values, return_index=True)
+    def write(folder: str, name: str, hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
+        """Write the files of (N,) hashes of rows; these ascend."""
+        different, first = np.unique(hashes, return_index=True)
         dealt, rows = _deal(different), rows[first]
         shape = (_LANES, len(dealt))
         # for each lane (U,) the places in its order, and (65537,) where its values begin
@@ -369,8 +358,9 @@ class DigestIndex(SortedIndex):
     rows: NDArray[np.int64]
 
     @staticmethod
-    def write(folder: str, name: str, values: NDArray[Any], rows: NDArray[np.int64]) -> None:  # noqa: D102
-        keys, first = np.unique(_as_keys(values), return_index=True)
+    def write(folder: str, name: str, digests: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        """Write the files of (N, 16) digests of rows; these ascend."""
+        keys, first = np.unique(_as_keys(digests), return_index=True)
         _save(folder, f"{name}.keys", keys)
         _save(folder, f"{name}.rows", rows[first])
 

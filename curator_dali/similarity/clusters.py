@@ -226,17 +226,7 @@ class Clusters:
 
 
 def _join_clustered_self(found: Collector, vectors: Vectors, clusters: Clusters, depth: int = 0) -> None:
-    """Add the pairs of a set that its clusters let meet, by its own row numbers.
-
-    A cluster that is far larger than the others is divided again. Where the threshold is so low for the data that
-    most clusters would have to be looked at for a row, all pairs are.
-
-    Args:
-        found: Takes the pairs; the collector orders the two rows of each.
-        vectors: The set that the clusters were made of.
-        clusters: From `find_clusters`; their threshold is the cosine that a pair must have.
-        depth: How often the set was divided before.
-    """
+    """Add the pairs of a set that its clusters let meet, by its own row numbers; `depth` divisions came before."""
     if must_join_all(clusters):
         join_self(found, vectors, np.arange(len(vectors)), clusters.threshold)
         return

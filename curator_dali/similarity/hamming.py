@@ -9,10 +9,10 @@ a = 1). The number of bands is chosen so that equal ones are few and choices not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,8 +117,7 @@ def _plan(count: int, distance: int) -> tuple[int, int]:
     return distance + agree, agree
 
 
-@dataclass(frozen=True)
-class _Choice:
+class _Choice(NamedTuple):
     """Bits in which hashes are to agree.
 
     Attributes:
@@ -138,13 +137,11 @@ def _choices(count: int, distance: int) -> list[_Choice]:
     bands, agree = _plan(count, distance)
     # dealt in turn: neighbouring bits are of neighbouring pixels or frequencies and go together too often
     dealt = [np.uint64(sum(1 << bit for bit in range(band, 64, bands))) for band in range(bands)]
-    return [
-        _Choice(
-            np.bitwise_or.reduce([dealt[band] for band in chosen]),
-            tuple(dealt[band] for band in range(chosen[-1]) if band not in chosen),
-        )
-        for chosen in combinations(range(bands), agree)
-    ]
+    choices = []
+    for chosen in combinations(range(bands), agree):
+        passed_over = tuple(dealt[band] for band in range(chosen[-1]) if band not in chosen)
+        choices.append(_Choice(np.bitwise_or.reduce([dealt[band] for band in chosen]), passed_over))
+    return choices
 
 
 def compare(
