@@ -1,7 +1,7 @@
-"""An index of an output: what was kept, stored so that new images are looked up in it without reading all of it.
+"""An index of an output: its kept images, stored so that new images are looked up without reading all of it.
 
 `write_index` makes one beside an output, `open_index` finds it. `Deduplicate(against=...)` and `leaks` look new images
-up in it; what that costs goes with the new images.
+up in it; the cost goes with the new images.
 """
 
 from __future__ import annotations

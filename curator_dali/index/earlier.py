@@ -1,4 +1,4 @@
-"""Earlier outputs: new images are looked up in what they kept, by their index or by reading them."""
+"""Earlier outputs: new images are looked up among their kept images, by their index or by reading them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Comparison:
         column: Of digests, of hashes, or "embedding".
         kind: "same", "near" or "similar".
         limit: The distance or the cosine.
-        text: What a reason says, with a place for the value.
+        text: The words of a reason, with a place for the value.
     """
 
     column: str
@@ -125,7 +125,7 @@ def check_earlier(
         lineage: Of the new embeddings; empty where it is not known.
 
     Returns:
-        Folder -> what it is: goes into the records, so that a run goes on only with the same.
+        Folder -> its data set and size: goes into the records, so that a run goes on only with the same.
 
     Raises:
         StageError: A column or the embeddings are missing, or the embeddings are of another width or model.
@@ -192,7 +192,7 @@ def match_earlier(
     max_pairs: int = MAX_PAIRS,
     clustered: int = _CLUSTERED_ROWS,
 ) -> Matches:
-    """Find for new rows what they are like among the kept rows of earlier outputs.
+    """Find the kept rows of earlier outputs that new rows are like.
 
     An output that has an index (`curator-dali index`) is looked up in it: that costs the new rows. Any other is read
     whole, once. Old rows are never compared with each other.

@@ -260,7 +260,7 @@ def write_index(
 
 
 def _write(folder: str, files: RowFiles, count: int, threshold: float, device: str, progress: Told) -> dict[str, Any]:
-    """Write all files but index.json; returns what that is to say of them."""
+    """Write all files but index.json; returns the entries of index.json about them."""
     digests = [name for name in _DIGEST_COLUMNS if name in files.schema.names]
     hashes = [name for name in _HASH_COLUMNS if name in files.schema.names]
     dim = files.embedding_dim

@@ -340,7 +340,7 @@ def _lanes(dealt: NDArray[np.uint64]) -> list[NDArray[np.uint16]]:
 
 @cache
 def _masks(bits: int) -> NDArray[np.uint16]:
-    """What 16 bits differ by, if they differ in at most so many; nothing if these are below 0."""
+    """Return all masks of 16 bits with at most so many set; none if `bits` is below 0."""
     values = np.arange(_LANE_VALUES, dtype=np.uint16)
     return values[np.bitwise_count(values) <= bits] if bits >= 0 else values[:0]
 
@@ -395,7 +395,7 @@ def _save(folder: str, name: str, array: NDArray[Any]) -> None:
 
 
 def _load(folder: str, name: str) -> NDArray[Any]:
-    """FOLDER/NAME.npy, mapped: what is not looked at is not read."""
+    """Map FOLDER/NAME.npy: only the parts that are looked at are read."""
     path = os.path.join(folder, f"{name}.npy")
     check_regular(path)
     array: NDArray[Any] = np.load(path, mmap_mode="r")
@@ -403,7 +403,7 @@ def _load(folder: str, name: str) -> NDArray[Any]:
 
 
 def check_regular(path: str) -> None:
-    """Refuse what is no regular file: a pipe would be waited for.
+    """Refuse anything but a regular file: a pipe would be waited for.
 
     Raises:
         OSError: It is none, or cannot be opened.

@@ -1,9 +1,9 @@
-"""What is alike: hashes and digests, near hashes, cosines of embeddings, groups. Pure functions on arrays.
+"""Images that are alike: hashes and digests, near hashes, cosines of embeddings, groups. Pure functions on arrays.
 
 Exact duplicates are `same_digests` of `content_hash` or `pixel_hash`; near ones are `near_pairs` of `phash` or `dhash`;
-semantic ones are `similar_pairs` of embeddings. `group` makes groups of pairs and says what to keep, `combine` does so
-for several ways of being alike at once. `pairs_between`, `near_between` and `nearest` compare one set with another and
-never a set with itself.
+semantic ones are `similar_pairs` of embeddings. `group` makes groups of pairs and says which rows to keep,
+`combine` does so for several comparisons at once. `pairs_between`, `near_between` and `nearest` compare one set with
+another and never a set with itself.
 """
 
 from __future__ import annotations

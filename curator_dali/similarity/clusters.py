@@ -115,7 +115,7 @@ def pairs_between(
 ) -> Pairs:
     """Pairs of a row of one set and a row of another: test against training set, new rows against those kept earlier.
 
-    What it costs goes with the number of `queries`; rows of `embeddings` are never compared with each other.
+    The cost goes with the number of `queries`; rows of `embeddings` are never compared with each other.
 
     Args:
         queries: (Q, D) floats.
@@ -183,7 +183,7 @@ def divide(
 
 
 def few(rows: int, others: int, device: str) -> bool:
-    """Whether all products of so many rows with so many others cost less than making clusters would."""
+    """Return whether all products of so many rows with so many others cost less than making clusters would."""
     return rows * others <= (30_000**2 if device == "cpu" else 500_000**2)
 
 
@@ -284,7 +284,7 @@ def _join_clustered(found: Collector, left: Vectors, right: Vectors, clusters: C
 
 
 def must_join_all(clusters: Clusters) -> bool:
-    """Whether the threshold is so low for the data that most clusters would have to be looked at for a row."""
+    """Return whether the threshold is so low for the data that most clusters would have to be looked at for a row."""
     return 3 * clusters.looked_at > len(clusters.centroids)
 
 
@@ -414,14 +414,14 @@ def _measure_margins(vectors: Vectors, centroids: torch.Tensor, threshold: float
 
 
 def assign_rows(clusters: int) -> int:
-    """Rows whose cosines to all centroids are computed at once."""
+    """Return how many rows get their cosines to all centroids at once."""
     return max(1, _COSINES_AT_ONCE // clusters)
 
 
 def assign(
     unit: torch.Tensor, centroids: torch.Tensor, margin: float
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
-    """Where the rows of a block belong, and in which clusters they are looked at.
+    """Find the homes of the rows of a block, and the clusters in which they are looked at.
 
     Args:
         unit: (n, D) float32 of length 1, on the centroids' device.

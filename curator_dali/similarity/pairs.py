@@ -73,7 +73,7 @@ class Pairs:
 
 @dataclass
 class Collector:
-    """Takes what a search finds, block by block, in any order and more than once.
+    """Takes the pairs of a search, block by block, in any order and more than once.
 
     Args:
         max_pairs: How many different ones there may be.
@@ -108,7 +108,7 @@ class Collector:
                 )
 
     def pairs(self, same: NDArray[np.int64] | None = None) -> Pairs:
-        """What was added, sorted, once each."""
+        """Return all pairs, sorted, once each."""
         return Pairs(*self._merged(), same)
 
     def _merged(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -183,7 +183,7 @@ class Picked(Vectors):
         return self.count
 
     def raw(self, rows: slice | NDArray[np.int64]) -> torch.Tensor:
-        """Rows that are there, as they are stored: (M, D) on the device."""
+        """Picked rows, as they are stored: (M, D) on the device."""
         wanted = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         return Vectors(self.data, self.device).raw(np.searchsorted(self.numbers, wanted))
 
@@ -210,7 +210,7 @@ def as_vectors(
     Args:
         embeddings: (N, D) floats; numpy, a mapped file, CuPy, or torch. Length 1 is not needed.
         device: Where to compute ("cpu", "cuda", "cuda:N", "auto"); None: where the embeddings lie.
-        name: What they are called in errors.
+        name: Their name in errors.
         width: The D that is wanted, if one is.
 
     Raises:
