@@ -392,6 +392,11 @@ def leaks(
         matches = match_earlier([other], comparing.ways, len(kept), new, good, device=device)
     ids, paths = kept.column("image_id"), kept.column("image_path")
     return [
-        Leak(ids[row], paths[row], matches.key[row], comparing.ways[matches.way[row]].reason(float(matches.value[row])))
-        for row in np.flatnonzero(matches.way >= 0).tolist()
+        Leak(
+            ids[row],
+            paths[row],
+            matches.key[row],
+            comparing.ways[matches.comparison[row]].reason(float(matches.value[row])),
+        )
+        for row in np.flatnonzero(matches.comparison >= 0).tolist()
     ]

@@ -29,11 +29,11 @@ from curator_dali.similarity import (
     Picked,
     Vectors,
     assign,
+    assign_blocks,
     assign_rows,
     bad_rows,
     block_rows,
     blocks,
-    by_cluster,
     content_hash,
     drawn_rows,
     few,
@@ -45,6 +45,7 @@ from curator_dali.similarity import (
     must_join_all,
     same_digests,
     similar_pairs,
+    sort_by_label,
     split_limit,
 )
 from curator_dali.stages.base import Reader, Spread
@@ -78,7 +79,7 @@ class SpreadEmbeddings:
         good: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         digests: list[NDArray[np.uint64]] = [np.empty((0, 2), np.uint64)]
         readers = (spread.reader(np.arange(block.start, block.stop)) for block in blocks(count, self._rows))
-        for block, (use, found) in zip(blocks(count, self._rows), spread.map(_look, readers), strict=True):
+        for block, (use, found) in zip(blocks(count, self._rows), spread.map(_digest_block, readers), strict=True):
             good.append(use + block.start)
             digests.append(found)
         self.good, self._digests = np.concatenate(good), np.concatenate(digests)
@@ -136,7 +137,7 @@ class SpreadEmbeddings:
         tiles = [*self._readers(rows, block_rows(self._spread.device))]
         logger.info("clusters are of no use at a cosine of %g: all are compared, in %d blocks", threshold, len(tiles))
         items = ((left, right) for number, left in enumerate(tiles) for right in tiles[number:])
-        yield from self._spread.map(partial(_join_tile, threshold=threshold, device=self._spread.device), items)
+        yield from self._spread.map(partial(_pairs_of_tile, threshold=threshold, device=self._spread.device), items)
 
     def _join_clusters(
         self, rows: NDArray[np.int64], clusters: Clusters, groups: NDArray[np.int64]
@@ -144,14 +145,14 @@ class SpreadEmbeddings:
         """Pairs in each cluster, group by group; a pair may come twice."""
         count, device = len(clusters.centroids), self._spread.device
         with self._spread.room() as folder:
-            hand_out = partial(_hand_out, clusters=clusters, groups=groups, folder=folder, device=device)
+            hand_out = partial(_assign_block, clusters=clusters, groups=groups, folder=folder, device=device)
             blocks_of_rows = self._readers(rows, assign_rows(count))
             files: list[_File] = [*self._spread.map(hand_out, blocks_of_rows)]
             near = sum(file.near for file in files)
             kinds = int(groups.max()) + 1
             logger.info("%d clusters in %d groups, a row is in %.1f of them", count, kinds, near / len(rows))
             join_up = partial(
-                _join_group,
+                _pairs_of_group,
                 groups=groups,
                 threshold=clusters.threshold,
                 limit=split_limit(near, count),
@@ -201,7 +202,7 @@ def _read(reader: Reader) -> NDArray[np.float32]:
     return reader.read()
 
 
-def _look(reader: Reader) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+def _digest_block(reader: Reader) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Which rows are of use, and their digests."""
     block = reader.read()
     use = np.delete(np.arange(len(block)), bad_rows(block))
@@ -209,23 +210,14 @@ def _look(reader: Reader) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     return use, np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
-def _hand_out(
+def _assign_block(
     item: tuple[int, Reader], *, clusters: Clusters, groups: NDArray[np.int64], folder: str, device: str
 ) -> _File:
     """Assign a block of rows, and write it: for each group the rows that it needs, and what is to be known of them."""
-    import torch
-
     start, reader = item
     data = reader.read()
-    vectors, centroids = Vectors(data, device), torch.tensor(clusters.centroids, device=device)
-    primary = np.empty(len(data), np.int32)
-    rows, numbers = [], []
-    for block in blocks(len(data), assign_rows(len(centroids))):
-        primary[block], row, number = assign(vectors.unit(block), centroids, clusters.margin)
-        rows.append(row + block.start)
-        numbers.append(number)
-    row, number = np.concatenate(rows), np.concatenate(numbers)
-    members, bounds = by_cluster(np.arange(len(row)), groups[number].astype(np.int32), int(groups.max()) + 1)
+    primary, row, number = assign_blocks(Vectors(data, device), clusters.centroids, clusters.margin)
+    members, bounds = sort_by_label(np.arange(len(row)), groups[number], int(groups.max()) + 1)
     offsets = []
     # of a name of its own: the task may be run by two at once, if one was given up
     with AtomicFile(f"{folder}/{start:012d}-{secrets.token_hex(4)}.rows", sync=False) as file:
@@ -238,7 +230,7 @@ def _hand_out(
     return _File(file.url, np.array(offsets), len(row))
 
 
-def _join_group(
+def _pairs_of_group(
     item: tuple[int, list[tuple[str, int]]],
     *,
     groups: NDArray[np.int64],
@@ -254,7 +246,7 @@ def _join_group(
     place = place + np.repeat(starts[:-1], [len(piece[2]) for piece in loaded])
     del loaded
     vectors, found = Vectors(data, device), Collector(MAX_PAIRS)
-    members, bounds = by_cluster(place, number, len(groups))
+    members, bounds = sort_by_label(place, number, len(groups))
     for cluster in np.flatnonzero(groups == group).tolist():
         some = members[bounds[cluster] : bounds[cluster + 1]]
         join_cluster(found, vectors, some, primary[some] == cluster, threshold, limit=limit)
@@ -268,7 +260,7 @@ def _load(url: str, offset: int) -> list[NDArray[np.generic]]:
         return [np.load(file) for _ in range(5)]
 
 
-def _join_tile(item: tuple[tuple[int, Reader], tuple[int, Reader]], *, threshold: float, device: str) -> _Found:
+def _pairs_of_tile(item: tuple[tuple[int, Reader], tuple[int, Reader]], *, threshold: float, device: str) -> _Found:
     """The pairs of two blocks of rows, or of one with itself, by the rows' numbers."""
     (start, one), (other_start, other) = item
     left = Vectors(one.read(), device)

@@ -58,7 +58,7 @@ def test_what_sees_everything_decides_as_in_one_process(
     cluster: Any, embedded: Path, tmp_path: Path, deaths: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if deaths:  # there must be time for them
-        monkeypatch.setattr(distributed, "_join_group", Lingering(distributed._join_group, 0.2))
+        monkeypatch.setattr(distributed, "_pairs_of_group", Lingering(distributed._pairs_of_group, 0.2))
     stop, killed = threading.Event(), []
     killer = threading.Thread(target=kill_workers, args=(deaths, stop, killed, "ray::_of_item", 0.1))
     killer.start()
@@ -82,7 +82,7 @@ from tests.curation import test_ray_deciding
 from tests.curation.test_ray_deciding import Lingering, Path, rethreshold
 cloudpickle.register_pickle_by_value(test_ray_deciding)
 if {slowly}:
-    distributed._hand_out = Lingering(distributed._hand_out, 30)
+    distributed._assign_block = Lingering(distributed._assign_block, 30)
 rethreshold(Path({out!r}), Path({new!r}), executor=RayExecutor(address={address!r}))
 """
 

@@ -74,7 +74,7 @@ def both(rows: NDArray[np.float32], threshold: float, tmp_path: Path) -> tuple[P
 
 
 @pytest.mark.parametrize(
-    ("make", "threshold", "by"), [(crowded, 0.97, "_join_group"), (everywhere, 0.55, "_join_tile")]
+    ("make", "threshold", "by"), [(crowded, 0.97, "_pairs_of_group"), (everywhere, 0.55, "_pairs_of_tile")]
 )
 def test_the_pairs_are_those_of_one_process(
     make: Callable[[], NDArray[np.float32]], threshold: float, by: str, tmp_path: Path
@@ -90,7 +90,7 @@ def test_the_pairs_are_those_of_one_process(
 def test_few_different_rows_are_compared_here(tmp_path: Path) -> None:
     rows = np.repeat(planted(2000, 16, 0.95, topics=50, seed=1), 20, axis=0)
     one, many, mapper = both(rows, 0.95, tmp_path)
-    assert mapper.names == ["_look", "_read"]
+    assert mapper.names == ["_digest_block", "_read"]
     assert len(one) > 50
     assert all(np.array_equal(getattr(one, name), getattr(many, name)) for name in ("first", "second", "value", "same"))
 
