@@ -14,34 +14,59 @@ from typing import TYPE_CHECKING, Any
 from curator_dali import errors
 from curator_dali._version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from curator_dali import transforms
-    from curator_dali.batch import ImageBatch, ImageObject, Task, concat, contact_sheet
-    from curator_dali.curation import Curation, curate, rethreshold, stages_of
-    from curator_dali.errors import (
-        CuratorDaliError,
-        ImageError,
-        OutputError,
-        PassEndedError,
-        SourceError,
-        StageError,
-        TooManyErrors,
-    )
-    from curator_dali.index import Index, open_index, write_index
-    from curator_dali.loader import ImageLoader, LoaderStats, write_errors
-    from curator_dali.report import DuplicateGroup, Found, Leak, Report, duplicate_groups, leaks, search, write_report
-    from curator_dali.sampling import Buckets, Position, Shard, Shuffle
-    from curator_dali.sources import (
-        FolderSource,
-        MemorySource,
-        Mixture,
-        ParquetSource,
-        Source,
-        Subset,
-        TarSource,
-        open_source,
-    )
-    from curator_dali.stages import NSFW, Aesthetic, CLIPScore, Deduplicate, Embed, Filter, Quality, Stage, ZeroShotTags
+if TYPE_CHECKING:  # each name twice: that is how type checkers know that it is public
+    from curator_dali import transforms as transforms
+    from curator_dali.batch import ImageBatch as ImageBatch
+    from curator_dali.batch import ImageObject as ImageObject
+    from curator_dali.batch import Task as Task
+    from curator_dali.batch import concat as concat
+    from curator_dali.batch import contact_sheet as contact_sheet
+    from curator_dali.curation import Curation as Curation
+    from curator_dali.curation import curate as curate
+    from curator_dali.curation import rethreshold as rethreshold
+    from curator_dali.curation import stages_of as stages_of
+    from curator_dali.errors import CuratorDaliError as CuratorDaliError
+    from curator_dali.errors import ImageError as ImageError
+    from curator_dali.errors import OutputError as OutputError
+    from curator_dali.errors import PassEndedError as PassEndedError
+    from curator_dali.errors import SourceError as SourceError
+    from curator_dali.errors import StageError as StageError
+    from curator_dali.errors import TooManyErrors as TooManyErrors
+    from curator_dali.index import Index as Index
+    from curator_dali.index import open_index as open_index
+    from curator_dali.index import write_index as write_index
+    from curator_dali.loader import ImageLoader as ImageLoader
+    from curator_dali.loader import LoaderStats as LoaderStats
+    from curator_dali.loader import write_errors as write_errors
+    from curator_dali.report import DuplicateGroup as DuplicateGroup
+    from curator_dali.report import Found as Found
+    from curator_dali.report import Leak as Leak
+    from curator_dali.report import Report as Report
+    from curator_dali.report import duplicate_groups as duplicate_groups
+    from curator_dali.report import leaks as leaks
+    from curator_dali.report import search as search
+    from curator_dali.report import write_report as write_report
+    from curator_dali.sampling import Buckets as Buckets
+    from curator_dali.sampling import Position as Position
+    from curator_dali.sampling import Shard as Shard
+    from curator_dali.sampling import Shuffle as Shuffle
+    from curator_dali.sources import FolderSource as FolderSource
+    from curator_dali.sources import MemorySource as MemorySource
+    from curator_dali.sources import Mixture as Mixture
+    from curator_dali.sources import ParquetSource as ParquetSource
+    from curator_dali.sources import Source as Source
+    from curator_dali.sources import Subset as Subset
+    from curator_dali.sources import TarSource as TarSource
+    from curator_dali.sources import open_source as open_source
+    from curator_dali.stages import NSFW as NSFW
+    from curator_dali.stages import Aesthetic as Aesthetic
+    from curator_dali.stages import CLIPScore as CLIPScore
+    from curator_dali.stages import Deduplicate as Deduplicate
+    from curator_dali.stages import Embed as Embed
+    from curator_dali.stages import Filter as Filter
+    from curator_dali.stages import Quality as Quality
+    from curator_dali.stages import Stage as Stage
+    from curator_dali.stages import ZeroShotTags as ZeroShotTags
 
 _NAMES = {
     "batch": ("ImageBatch", "ImageObject", "Task", "concat", "contact_sheet"),
@@ -131,60 +156,7 @@ _MOVED = {
     "transforms.normalize": "transforms.colour",
 }
 
-__all__ = [
-    "NSFW",
-    "Aesthetic",
-    "Buckets",
-    "CLIPScore",
-    "Curation",
-    "CuratorDaliError",
-    "Deduplicate",
-    "DuplicateGroup",
-    "Embed",
-    "Filter",
-    "FolderSource",
-    "Found",
-    "ImageBatch",
-    "ImageError",
-    "ImageLoader",
-    "ImageObject",
-    "Index",
-    "Leak",
-    "LoaderStats",
-    "MemorySource",
-    "Mixture",
-    "OutputError",
-    "ParquetSource",
-    "PassEndedError",
-    "Position",
-    "Quality",
-    "Report",
-    "Shard",
-    "Shuffle",
-    "Source",
-    "SourceError",
-    "Stage",
-    "StageError",
-    "Subset",
-    "TarSource",
-    "Task",
-    "TooManyErrors",
-    "ZeroShotTags",
-    "concat",
-    "contact_sheet",
-    "curate",
-    "duplicate_groups",
-    "leaks",
-    "open_index",
-    "open_source",
-    "rethreshold",
-    "search",
-    "stages_of",
-    "transforms",
-    "write_errors",
-    "write_index",
-    "write_report",
-]
+__all__ = sorted([*_HOME, "transforms"])
 
 
 def __getattr__(name: str) -> Any:

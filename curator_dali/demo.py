@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from curator_dali.errors import CuratorDaliError
 
@@ -26,6 +26,7 @@ SAMPLES = 240
 SHARDS = 4
 _LONGEST_SIDE = 320  # of a crop, in pixels
 _ON_SHEET = 40  # images
+_THUMBNAIL = 160  # pixels of their longer sides
 _MARKER = "README.txt"
 _MARKER_TEXT = """\
 curator-dali demo: made by `curator-dali demo`, which rewrites this folder; delete it as you like.
@@ -184,7 +185,7 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
     """
     from curator_dali.batch import contact_sheet
     from curator_dali.loader import ImageLoader
-    from curator_dali.view import thumbnail
+    from curator_dali.view import make_thumbnails
 
     built = build(out)
     pattern = str(out / "shards" / "*.tar")
@@ -193,7 +194,7 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
     yield f"         Crops, reduced to {_LONGEST_SIDE} pixels, of {len(built.photographs)} real photographs that"
     yield f"         {' and '.join(built.packages)} carry. Three are broken on purpose, {len(_COPIES)} are copies."
 
-    thumbnails: list[Image.Image] = []
+    thumbnails: list[Any] = []
     captions: list[str] = []
     shapes: set[tuple[int, ...]] = set()
     seen: set[str] = set()
@@ -204,7 +205,7 @@ def run(out: Path, device: str = "auto") -> Iterator[str]:
             shapes.update(tuple(image.shape) for image in batch.images)
             seen.update(item.image_id for item in batch.data)
             rest = _ON_SHEET - len(thumbnails)
-            thumbnails += [thumbnail(image) for image in batch.images[: max(rest, 0)]]
+            thumbnails += make_thumbnails(batch.images[: max(rest, 0)], _THUMBNAIL, _THUMBNAIL)
             captions += [f"{item.image_id}\n{item.metadata['caption']}" for item in batch.data[: max(rest, 0)]]
         for _ in loader:  # again, with the pipeline built and its memory warm: that is the speed to quote
             pass

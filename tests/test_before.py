@@ -156,6 +156,15 @@ def test_finished_output_is_read(old: Path) -> None:
         assert sorted(item.image_id for batch in loader for item in batch) == KEPT
 
 
+def test_finished_output_has_kinds_of_reasons(old: Path) -> None:
+    """Its rows have no column `reason_kind`: the kinds are guessed."""
+    report = cd.Report.load(old / "outputs" / "finished")
+    counted = {kind: count for kinds in report.dropped.values() for kind, count in kinds.items()}
+    assert len(counted) > 1
+    assert {kind: report.dropped(kind).to_table().num_rows for kind in counted} == counted
+    assert {kind: report.failed(kind).to_table().num_rows for kind in report.failed} == report.failed
+
+
 def test_finished_output_is_decided_anew(own: Path) -> None:
     out = own / "outputs" / "finished"
     cd.rethreshold(out, own / "same", stages=before.DECIDED[2:], html=False)

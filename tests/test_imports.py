@@ -16,7 +16,18 @@ import pytest
 import curator_dali
 
 PACKAGE = Path(__file__).parents[1] / "curator_dali"
-HEAVY = ["PIL", "cupy", "fsspec", "nvidia.dali", "nvidia.nvimgcodec", "pyarrow", "torch", "tqdm", "transformers"]
+HEAVY = [
+    "PIL",
+    "cupy",
+    "fsspec",
+    "jinja2",
+    "nvidia.dali",
+    "nvidia.nvimgcodec",
+    "pyarrow",
+    "torch",
+    "tqdm",
+    "transformers",
+]
 
 # A file or folder of the package may import only what lies on a lower floor; the ground is the first line.
 FLOORS = """

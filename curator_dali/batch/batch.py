@@ -7,7 +7,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
@@ -61,6 +60,23 @@ class Task(ABC, Generic[T]):
         self._stage_perf.append(perf_stats)
 
 
+class _Identity:
+    """Which array, or list of arrays, something is known of, without keeping it alive.
+
+    The first array is held weakly: an address could be used again.
+    """
+
+    def __init__(self, rows: Any) -> None:
+        parts = rows if isinstance(rows, list) else [rows]
+        self._first = weakref.ref(parts[0]) if parts else None
+        self._ids = list(map(id, parts))
+
+    def fits(self, rows: Any) -> bool:
+        """Check whether these are the same objects."""
+        parts = rows if isinstance(rows, list) else [rows]
+        return self._first is not None and self._first() is not None and self._ids == list(map(id, parts))
+
+
 @dataclass(repr=False, eq=False)
 class ImageBatch(Viewable, Task[list[ImageObject]]):
     """Images as arrays on a device, together with who each of them is.
@@ -97,8 +113,8 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
     encoded: Sequence[Mapping[str, memoryview]] | None = field(default=None, kw_only=True)
     views: dict[Any, Any] = field(default_factory=dict, kw_only=True)
     columns: dict[str, NDArray[Any]] = field(default_factory=dict, kw_only=True)  # a `Columns` once it is assigned
-    # Of what `data` has the rows: "images" or "embeddings" -> weak references to those rows.
-    _hosted: dict[str, list[Any]] = field(default_factory=dict, init=False)
+    # Of what `data` has the rows on the host: "images" or "embeddings" -> which array they are of.
+    _host_of: dict[str, _Identity] = field(default_factory=dict, init=False)
     # Bytes that `images` keep alive, where they are views of a larger batch; else 0.
     _held: int = field(default=0, init=False)
 
@@ -107,9 +123,6 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
             raise ValueError(f"ImageBatch: {problem}; give one row an image")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _ROWS and "_hosted" in self.__dict__:  # other arrays: what was known of the old ones is void
-            self._hosted.pop(name, None)
-            self._held = 0 if name == "images" else self._held
         if name == "columns":
             value = Columns(self.data, value)
         elif name == "data" and isinstance(columns := self.__dict__.get("columns"), Columns):
@@ -189,11 +202,10 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
             if rows is None:
                 continue
             if not self._is_hosted(name):
-                self._point(name, arrays.to_host(rows))
+                self._set_rows(name, arrays.to_host(rows))
             if release and arrays.device_of(rows) != "cpu":
-                host = self._from_items(name) if self.data else arrays.to_host(rows)
-                setattr(self, name, host)
-                self._point(name, host)
+                setattr(self, name, self._from_items(name) if self.data else arrays.to_host(rows))
+                self._set_rows(name, getattr(self, name))
         return self
 
     def to_device(self, device: str) -> Self:
@@ -215,7 +227,7 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
                 hosted = self._is_hosted(name)
                 setattr(self, name, moved)
                 if hosted:
-                    self._point(name, self._items(name))
+                    self._host_of[name] = _Identity(moved)
         self.views = {view: arrays.to_device(rows, device) for view, rows in self.views.items()}
         return self
 
@@ -277,25 +289,26 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
         return self.copy()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"encoded": None, "_hosted": {}, "_held": 0, "columns": dict(self.columns)}
-        again = [name for name in _ROWS if self._is_hosted(name, unchanged=True)]
+        state = self.__dict__ | {"encoded": None, "_host_of": {}, "_held": 0, "columns": dict(self.columns)}
         state["views"] = {view: arrays.to_host(rows) for view, rows in self.views.items()}
+        state["_again"] = []  # names whose rows in `data` are those of the array: they travel once, in the array
         for name in _ROWS:
-            rows = getattr(self, name)
-            if name in again and arrays.device_of(rows) != "cpu" and self.data:
-                state[name] = self._from_items(name)
-            elif rows is not None:
-                state[name] = arrays.to_host(rows)
-        if again:  # each row travels once, in the array
-            state["data"] = [clone(item, dict.fromkeys(_ROWS[name] for name in again)) for item in self.data]
-        return state | {"_again": again}
+            if (rows := getattr(self, name)) is None:
+                continue
+            state[name] = arrays.to_host(rows)
+            if self._is_hosted(name) and all(map(np.array_equal, self._items(name), state[name])):
+                state["_again"].append(name)
+        if state["_again"]:
+            state["data"] = [clone(item, dict.fromkeys(_ROWS[name] for name in state["_again"])) for item in self.data]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         again, columns = state.pop("_again"), state.pop("columns")
-        self.__dict__.update(state)
+        state.pop("_hosted", None)  # of an earlier version
+        self.__dict__.update(state | {"_host_of": {}})
         self.columns = columns
         for name in again:
-            self._point(name, getattr(self, name))
+            self._set_rows(name, getattr(self, name))
 
     def _take(self, rows: slice | NDArray[np.int64], copy: bool = False) -> Self:
         """A batch of some rows.
@@ -313,11 +326,12 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
         picked = np.arange(n)[rows].tolist()
         new = object.__new__(type(self))
         new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "columns"})
-        new._stage_perf, new._metadata, new._hosted = list(self._stage_perf), dict(self._metadata), {}
+        new._stage_perf, new._metadata = list(self._stage_perf), dict(self._metadata)
+        new._host_of, new._held = {}, 0
         new.data = [clone(self.data[row], {}) if copy else self.data[row] for row in picked]
         own = copy or 2 * len(picked) < n
         if self.images is not None:
-            held = self._held or arrays.nbytes(self.images)
+            held = max(self._held, arrays.nbytes(self.images))
             kept = arrays.take(self.images, rows, copy=False)
             gathered = not (isinstance(kept, list) or isinstance(rows, slice))  # has memory of its own already
             own = copy or gathered or 2 * arrays.nbytes(kept) < held
@@ -332,29 +346,28 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
             if own:
                 new.encoded = [{key: memoryview(bytes(value)) for key, value in row.items()} for row in new.encoded]
         for name in _ROWS:
-            # rows that `data` has must not keep alive what the batch itself let go
-            if not self._is_hosted(name, unchanged=True):
-                if copy:
-                    new._set_items(name, [None if row is None else row.copy() for row in new._items(name)])
-            elif own or name == "embeddings":
-                taken = getattr(new, name)
-                new._point(name, taken if arrays.device_of(taken) == "cpu" else arrays.copy(new._items(name)))
-            else:
-                new._point(name, new._items(name))
+            hosted = self._is_hosted(name)
+            if copy or (hosted and (own or name == "embeddings")):
+                new._release_rows(name, getattr(self, name), picked, copy)
+            if hosted:
+                new._host_of[name] = _Identity(getattr(new, name))
         return new
 
-    def _is_hosted(self, name: str, unchanged: bool = False) -> bool:
-        """Whether `data` has the rows of `images` (`embeddings`) as they are now.
+    def _release_rows(self, name: str, old: Any, picked: Sequence[int], copy: bool) -> None:
+        """Let rows of `data` not keep alive the array that they were picked from; with `copy`, copy all others, too."""
+        on_host = old is not None and arrays.device_of(old) == "cpu"
+        before, now = map(arrays.to_host, (old, getattr(self, name)) if on_host else ([], []))
+        for place, (row, item) in enumerate(zip(picked, self.data, strict=True)):
+            value = getattr(item, _ROWS[name])
+            if value is not None and on_host and value.__array_interface__ == before[row].__array_interface__:
+                setattr(item, _ROWS[name], now[place])
+            elif value is not None and (copy or not on_host):
+                setattr(item, _ROWS[name], value.copy())
 
-        Args:
-            name: Which of the two.
-            unchanged: Also, that nobody has put other rows in place of those.
-        """
-        references = self._hosted.get(name)
-        if references is None or len(references) != len(self.data):
-            return False
-        pairs = zip(self._items(name), references, strict=True)
-        return all(item is not None and (not unchanged or item is reference()) for item, reference in pairs)
+    def _is_hosted(self, name: str) -> bool:
+        """Whether each image in `data` has a row, since those of this very array were brought there."""
+        known, rows = self._host_of.get(name), getattr(self, name)
+        return known is not None and known.fits(rows) and all(row is not None for row in self._items(name))
 
     def _rows(self) -> dict[str, Any]:
         return {
@@ -368,14 +381,11 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
     def _items(self, name: str) -> list[Any]:
         return [getattr(item, _ROWS[name]) for item in self.data]
 
-    def _set_items(self, name: str, rows: Iterable[Any]) -> None:
+    def _set_rows(self, name: str, rows: Any) -> None:
+        """Give `data` the rows of `images` (`embeddings`) on the host."""
         for item, row in zip(self.data, rows, strict=True):
             setattr(item, _ROWS[name], row)
-
-    def _point(self, name: str, rows: Any) -> None:
-        """Let `data` have these rows of `images` (`embeddings`), which lie on the host."""
-        self._set_items(name, rows)
-        self._hosted[name] = [weakref.ref(row) for row in self._items(name)]
+        self._host_of[name] = _Identity(getattr(self, name))
 
     def _from_items(self, name: str) -> Any:
         """The rows that `data` has, as arrays; None if it has none."""
@@ -387,7 +397,7 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
             raise ValueError(
                 f"{describe_image(self.data, missing[0])} has no {_ROWS[name]}, others have; fill all of them or none"
             )
-        return arrays.merge([(range(len(rows)), rows)], len(rows))
+        return _merge([rows])
 
 
 @checked
@@ -438,9 +448,8 @@ def _common(mappings: Sequence[dict[Any, Any]]) -> list[Any]:
 def _merge(parts: Sequence[Any]) -> Any:
     if any(part is None for part in parts):
         return None
-    ends = list(accumulate(map(len, parts)))
-    numbered = [(range(end - len(part), end), part) for part, end in zip(parts, ends, strict=True)]
-    return arrays.merge(numbered, ends[-1])
+    rows = [row for part in parts for row in part]
+    return arrays.merge([(range(len(rows)), rows)], len(rows))
 
 
 class Columns(dict[str, NDArray[Any]]):

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,33 @@ __all__ = [
 _ATTRIBUTES = ("image_id", "image_path", "aesthetic_score", "nsfw_score")
 
 
+class LazyMetadata:
+    """A dict, or a function without arguments that returns it and is called when the attribute is first read."""
+
+    @overload
+    def __get__(self, item: None, owner: type) -> LazyMetadata: ...
+    @overload
+    def __get__(self, item: object, owner: type) -> dict[str, Any]: ...
+    def __get__(self, item: object | None, owner: type) -> Any:
+        if item is None:
+            return self
+        value = item.__dict__["_metadata"]
+        if callable(value):
+            value = item.__dict__["_metadata"] = value()
+        return value
+
+    def __set__(self, item: object, value: dict[str, Any] | Callable[[], dict[str, Any]]) -> None:
+        item.__dict__["_metadata"] = value
+
+
+class _Described:
+    """Holds the descriptor, because `@dataclass` takes a field's default away from the class that has the field."""
+
+    metadata = LazyMetadata()
+
+
 @dataclass(repr=False)
-class ImageObject:
+class ImageObject(_Described):
     """One image: who it is, what came beside it, what was computed of it, and its pixels once they are on the host.
 
     Attributes:
@@ -45,27 +70,17 @@ class ImageObject:
 
     image_path: str = ""
     image_id: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
+    if TYPE_CHECKING:
+        metadata: LazyMetadata = LazyMetadata()  # the constructor takes what `__set__` takes
+    else:
+        metadata: dict[str, Any] = field(default_factory=dict)
     image_data: NDArray[Any] | None = None
     embedding: NDArray[Any] | None = None
     aesthetic_score: float | None = None
     nsfw_score: float | None = None
 
-    if TYPE_CHECKING:  # what the generated __init__ takes; the field's own annotation stays NeMo Curator's
-
-        def __init__(
-            self,
-            image_path: str = "",
-            image_id: str = "",
-            metadata: dict[str, Any] | Callable[[], dict[str, Any]] = ...,
-            image_data: NDArray[Any] | None = None,
-            embedding: NDArray[Any] | None = None,
-            aesthetic_score: float | None = None,
-            nsfw_score: float | None = None,
-        ) -> None: ...
-
     def __getstate__(self) -> dict[str, Any]:
-        _get_metadata(self)  # a function over open files would not pickle
+        _ = self.metadata  # a function over open files would not pickle
         return self.__dict__
 
     def __eq__(self, other: object) -> bool:
@@ -102,21 +117,6 @@ class ImageObject:
             **{f"metadata {key}": value for key, value in self.metadata.items()},
         }
         return draw_image(pixels, self.image_id, facts)
-
-
-def _get_metadata(self: ImageObject) -> dict[str, Any]:
-    value = self.__dict__["_metadata"]
-    if callable(value):
-        value = self.__dict__["_metadata"] = value()
-    return value  # type: ignore[no-any-return]
-
-
-def _set_metadata(self: ImageObject, value: dict[str, Any] | Callable[[], dict[str, Any]]) -> None:
-    self.__dict__["_metadata"] = value
-
-
-# Put in place after @dataclass has read the fields, so that the default stays `field(default_factory=dict)`.
-ImageObject.metadata = property(_get_metadata, _set_metadata)  # type: ignore[assignment]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -17,7 +17,7 @@ from curator_dali.arguments import checked
 from curator_dali.batch.image import ImageObject, dtype_of, field_values, sort_rows
 from curator_dali.errors import count
 from curator_dali.threads import import_whole
-from curator_dali.view import Sheet, draw_cards, html, list_images, plots, size_of
+from curator_dali.view import html, make_card, make_sheet, plots, size_of, take_pictures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,6 @@ __all__ = ["Viewable"]
 logger = logging.getLogger(__name__)
 
 _LEAST_OF_GROUP = 4  # images of a group that are shown, at the least
-_SIZE_COLUMNS = ("width", "height")
 _LONGEST_TAG = 200  # characters of an EXIF value; maker's notes are kilobytes
 
 
@@ -101,29 +100,22 @@ class Viewable(ABC):
         batch = self if sort_by is None else self.sort_by(sort_by, descending=descending)
         total = len(batch.data)
         chosen = None if columns is None else {name: batch.values(name) for name in columns}
+        picked = [("", "", list(range(min(n, total))))]
+        head, marks = " · ".join(_describe(batch)), None
         if group_by is not None:
             groups = _find_groups(batch, group_by)
-            each = max(_LEAST_OF_GROUP, n // max(len(groups), 1))
-            picked: list[tuple[str, list[int], int]] = []
-            room = n
+            picked, room = [], n
             for title, rows in groups:
-                if room:
-                    picked.append((title, rows[: min(each, room)], len(rows)))
-                    room -= len(picked[-1][1])
-            shown = [row for _, rows, _ in picked for row in rows]
-            marks = None if not hasattr(group_by, "kept") else np.where(group_by.kept, "kept", "dropped")
-            cards = iter(_make_cards(batch, shown, chosen, view, marks))
-            by = f" by {group_by}" if isinstance(group_by, str) else ""
-            parts = [html.note(count(len(groups), "group") + by)]
-            for title, rows, size in picked:
-                parts.append(html.group(title, [next(cards) for _ in rows], _count_shown(len(rows), size)))
-        else:
-            shown = list(range(min(n, total)))
-            parts = [html.note(" · ".join(_describe(batch))), html.sheet(_make_cards(batch, shown, chosen, view))]
-        hidden = total - len(shown)
-        rest = [f"{count(hidden, 'more image')} not shown"] if hidden else []
-        parts += map(html.note, rest)
-        return Sheet(tuple(parts), "\n".join([repr(batch), *_write_lines(batch, shown[:20], chosen), *rest]))
+                few = rows[: min(room, max(_LEAST_OF_GROUP, n // len(groups)))]
+                room -= len(few)
+                of = "" if len(few) == len(rows) else f"{len(few):,} of "
+                picked += [(title, of + count(len(rows), "image"), few)] if few else []
+            head = count(len(groups), "group") + (f" by {group_by}" if isinstance(group_by, str) else "")
+            marks = np.where(group_by.kept, "kept", "dropped") if hasattr(group_by, "kept") else None
+        shown = [row for _, _, rows in picked for row in rows]
+        cards = iter(_make_cards(batch, shown, chosen, view, marks))
+        sheets = [(title, note, [next(cards) for _ in rows]) for title, note, rows in picked]
+        return make_sheet([head], sheets, total - len(shown), repr(batch))
 
     def sort_by(self, field: str, *, descending: bool = False) -> Self:
         """The same images in the order of a field, as `values` takes it; those without a value come last.
@@ -308,35 +300,26 @@ def _find_groups(batch: Viewable, by: Any) -> list[tuple[str, list[int]]]:
     return [(f"{by} {title}", rows) for title, rows in found.items()]
 
 
-def _count_shown(shown: int, size: int) -> str:
-    return count(size, "image") if shown == size else f"{shown:,} of {count(size, 'image')}"
-
-
 def _make_cards(
-    batch: Viewable,
-    rows: Sequence[int],
-    chosen: Mapping[str, Any] | None,
-    view: Sequence[Any] | None,
-    marks: Any = None,
+    batch: Viewable, rows: Sequence[int], chosen: Mapping[str, Any] | None, view: Sequence[Any] | None, marks: Any
 ) -> list[html.Card]:
     pixels = _find_pixels(batch, rows, view)
     cards = []
     for row, image in zip(rows, pixels, strict=True):
         item = batch.data[row]
-        size = None if image is None else size_of(tuple(image.shape))
-        height, width = size or (3, 4)
-        cards.append(
-            html.Card(
-                "",
-                width,
-                height,
-                title=item.image_id,
-                facts=_list_facts(batch, row, size, chosen),
-                text="" if chosen is not None else str(item.metadata.get("caption") or ""),
-                mark="" if marks is None else str(marks[row]),
-            )
-        )
-    return draw_cards(cards, pixels)
+        mark = "" if marks is None else str(marks[row])
+        shape = None if image is None else size_of(tuple(image.shape))[::-1]
+        if chosen is not None:
+            texts = {name: html.number(values[row]) or "none" for name, values in chosen.items()}
+            cards.append(make_card(item.image_id, shape, None, texts, mark=mark))
+            continue
+        columns = {name: values[row] for name, values in batch.columns.items()}
+        size = (columns.pop("width"), columns.pop("height")) if {"width", "height"} <= columns.keys() else shape
+        scores = {"aesthetic_score": item.aesthetic_score, "nsfw_score": item.nsfw_score, **columns}
+        text = str(item.metadata.get("caption") or "")
+        cards.append(make_card(item.image_id, shape, size, scores, text=text, mark=mark))
+    take_pictures(cards, pixels)
+    return cards
 
 
 def _find_pixels(batch: Viewable, rows: Sequence[int], view: Sequence[Any] | None) -> list[Any]:
@@ -350,34 +333,6 @@ def _find_pixels(batch: Viewable, rows: Sequence[int], view: Sequence[Any] | Non
         first = next(iter(batch.views.values()))
         return [first[row] for row in rows]
     return [batch.data[row].image_data for row in rows]
-
-
-def _list_facts(
-    batch: Viewable, row: int, shape: tuple[int, ...] | None, chosen: Mapping[str, Any] | None
-) -> list[str]:
-    """Return size and scores of an image, or the chosen fields."""
-    if chosen is not None:
-        return [f"{name} {html.number(_to_plain(values[row])) or 'none'}" for name, values in chosen.items()]
-    item = batch.data[row]
-    facts = []
-    if all(name in batch.columns for name in _SIZE_COLUMNS):
-        facts.append(f"{batch.columns['width'][row]} × {batch.columns['height'][row]}")
-    elif shape is not None:
-        facts.append(f"{shape[1]} × {shape[0]}")
-    values = {"aesthetic_score": item.aesthetic_score, "nsfw_score": item.nsfw_score}
-    values |= {name: column[row] for name, column in batch.columns.items() if name not in _SIZE_COLUMNS}
-    return facts + [f"{name} {text}" for name, value in values.items() if (text := html.number(_to_plain(value)))]
-
-
-def _to_plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _write_lines(batch: Viewable, rows: Sequence[int], chosen: Mapping[str, Any] | None) -> list[str]:
-    """Return a line an image for a terminal."""
-    shapes = arrays.shapes(batch.images) if batch.images is not None else [None] * len(batch.data)
-    facts = [_list_facts(batch, row, shapes[row], chosen) for row in rows]
-    return list_images([batch.data[row].image_id for row in rows], facts)
 
 
 def _need_embeddings(batch: Viewable) -> Any:

@@ -33,6 +33,7 @@ __all__ = ["bench", "info", "preview", "verify"]
 
 _EXIT_BROKEN = 1  # `verify` found images that are broken, or that cannot be read now
 _MOST_LISTED = 20  # broken images named in `verify`'s table
+_THUMBNAIL = 160  # pixels of the longer side
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -137,7 +138,7 @@ def preview(arguments: argparse.Namespace) -> int:
     from curator_dali.batch import contact_sheet
     from curator_dali.curation import check_file
     from curator_dali.loader import ImageLoader
-    from curator_dali.view import thumbnail
+    from curator_dali.view import make_thumbnails
 
     out: Path = arguments.out
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -145,16 +146,17 @@ def preview(arguments: argparse.Namespace) -> int:
     check_folder_of(out)
     # Small batches, of which only thumbnails are kept: hundreds of large photographs need not fit in memory.
     size = min(arguments.count, 16)
-    thumbnails, captions = [], []
+    thumbnails: list[Any] = []
+    captions = []
     with ImageLoader(
         source_of(arguments.source), batch_size=size, device=device_of(arguments.device), shuffle=arguments.shuffle
     ) as loader:
         check_file(out, loader.source)
         with progress(min(arguments.count, loader.num_samples), "images") as bar:
             for batch in loader:
+                thumbnails += make_thumbnails(batch.images, _THUMBNAIL, _THUMBNAIL)
                 for item, image in zip(batch.data, batch.images, strict=True):
                     height, width = image.shape[:2]
-                    thumbnails.append(thumbnail(image))
                     captions.append(f"{' '.join(item.image_id.split())}\n{width} x {height}")
                 bar.update(len(batch))
                 if len(thumbnails) >= arguments.count:

@@ -21,7 +21,7 @@ from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import join, store
 from curator_dali.outputs import Manifest, Part, RowFiles, RowSchema
-from curator_dali.report import Report, leave_report
+from curator_dali.report import Report, count_parts, leave_report
 from curator_dali.sources import Source, open_source
 from curator_dali.stages import STAGES, Plan, Stage, make_plan
 from curator_dali.threads import ignore
@@ -128,17 +128,10 @@ class Curation:
                     f"{done:,}", f"{total:,}", self.out,
                 )  # fmt: skip
                 raise
-            return leave_report(
-                manifest,
-                self.plan.labels,
-                source=self.source.name,
-                out=self.out,
-                device=self.device,
-                earlier=earlier,
-                seconds=time.perf_counter() - began,
-                data=self.source,
-                page=self._settings.html,
-            )
+            about: dict[str, Any] = {"source": self.source.name, "out": self.out, "device": self.device}
+            about |= {"earlier": earlier, "seconds": time.perf_counter() - began}
+            report = count_parts(manifest, self.plan.labels, **about)
+            return leave_report(manifest, report, self.source, self._settings.html)
 
     def worker(self, manifest: Manifest) -> Worker:
         """What does parts of this run, here or (it pickles) in another process.

@@ -26,7 +26,7 @@ from curator_dali.outputs import (
     labels_of,
     spell_former,
 )
-from curator_dali.report import Report, leave_report, reopen_source
+from curator_dali.report import Report, count_parts, leave_report, reopen_source
 from curator_dali.sources import Source
 from curator_dali.stages import STAGES, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
 from curator_dali.threads import ignore
@@ -102,11 +102,10 @@ def rethreshold(
                 with sharing.workers(join(manifest.folder, WORK_FOLDER)) as workers:
                     decisions = decide(files, plan, workers, anew=True)
                 write_decided(data, old, plan, decisions, output, parts, progress=progress or ignore)
-            return leave_report(
-                manifest, plan.labels, source=out if data is None else data.name, out=new, device="cpu",
-                earlier=sum(stop - start for start, stop in present), seconds=time.perf_counter() - began,
-                data=source if data is None else data, page=html,
-            )  # fmt: skip
+            about: dict[str, Any] = {"source": out if data is None else data.name, "out": new, "device": "cpu"}
+            about |= {"earlier": sum(b - a for a, b in present), "seconds": time.perf_counter() - began}
+            report = count_parts(manifest, plan.labels, **about)
+            return leave_report(manifest, report, source if data is None else data, html)
     finally:
         if data is not None and data is not source:
             data.close()

@@ -23,7 +23,7 @@ from curator_dali.decoding import pillow
 from curator_dali.decoding.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
 from curator_dali.errors import ImageError
 from curator_dali.sources import EncodedBatch, Source
-from curator_dali.transforms import Plan, Transform, pixel_graph
+from curator_dali.transforms import Graph, Transform, pixel_graph
 
 __all__ = ["Decoded", "Decoder", "Gated", "gate", "read_gated"]
 
@@ -177,7 +177,7 @@ class Decoder:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._batch_size, self._num_threads, self._depth = batch_size, num_threads, depth
-        self.device, self._plan, self.max_pixels = device, Plan(outputs), max_pixels
+        self.device, self._graph, self.max_pixels = device, Graph(outputs), max_pixels
         self._pipelines: dict[str, Any] = {}
         self._pillow = ThreadPoolExecutor(num_threads, thread_name_prefix="curator-dali-pillow")
         self._under_way: deque[_UnderWay] = deque()
@@ -197,17 +197,17 @@ class Decoder:
         encoded = gated.encoded
         self._sort_by_size(gated)
         futures = [self._pillow.submit(pillow.decode, encoded.images[row]) for row in gated.pillow]
-        arguments = self._plan.arguments(key, encoded.indices, upright_sizes(encoded.headers))
+        arguments = self._graph.arguments(key, encoded.indices, upright_sizes(encoded.headers))
         if gated.dali:
             self._feed("batch", encoded.images, arguments, gated.dali)
         self._under_way.append(_UnderWay(gated, key, arguments, futures))
 
     def _sort_by_size(self, gated: Gated) -> None:
         """Refuse images that transforms make too large; give those to Pillow that take a graph of their own."""
-        if not self._plan.may_enlarge:
+        if not self._graph.may_enlarge:
             return
         sizes = upright_sizes(gated.encoded.headers)
-        largest, is_long = self._plan.measure(sizes)
+        largest, is_long = self._graph.measure(sizes)
         limit = max(self.max_pixels, MAX_PIXELS)
         for row in np.flatnonzero(largest.prod(1) > limit).tolist():
             if row in gated.errors:
@@ -253,7 +253,7 @@ class Decoder:
                 parts.append(([row], self._transformed(pixels, batch, row)))
                 fallback += 1
         rows = np.sort(np.array([row for part, _ in parts for row in part], np.int64))
-        outputs: list[Any] = [None] * len(self._plan.outputs)
+        outputs: list[Any] = [None] * len(self._graph.outputs)
         if len(parts) == 1:
             outputs = parts[0][1]
         elif parts:
@@ -295,12 +295,12 @@ class Decoder:
 
     def _transformed(self, pixels: NDArray[np.uint8], batch: _UnderWay, row: int) -> list[Any]:
         """One host image through the transforms and onto the device: a batch of one."""
-        if self.device == "cpu" and not any(self._plan.outputs):
-            return [pixels[None]] * len(self._plan.outputs)
+        if self.device == "cpu" and not any(self._graph.outputs):
+            return [pixels[None]] * len(self._graph.outputs)
         # the header of what DALI may not have need not tell the upright size; the pixels do
         size = np.array([pixels.shape[:2]], np.int64)
-        arguments = self._plan.arguments(batch.key, batch.gated.encoded.indices[row : row + 1], size)
-        kind = "long" if self._plan.measure(size)[1][0] else "pixels"
+        arguments = self._graph.arguments(batch.key, batch.gated.encoded.indices[row : row + 1], size)
+        kind = "long" if self._graph.measure(size)[1][0] else "pixels"
         self._feed(kind, [pixels], arguments, [0])
         return dali.collect(self._pipelines[kind], self.device)
 
@@ -320,31 +320,31 @@ class Decoder:
         pipeline = dali.new_pipeline(self.device, *sizes, depth=self._depth if kind == "batch" else 1)
         with pipeline:
             is_long = kind == "long"
-            outputs = pixel_graph(self._plan, "cpu", self.device, long=is_long) if by_pillow else self._graph()
+            outputs = pixel_graph(self._graph, "cpu", self.device, long=is_long) if by_pillow else self._encoded_graph()
             pipeline.set_outputs(*outputs)
         pipeline.build()
         return pipeline
 
-    def _graph(self) -> list[Any]:
+    def _encoded_graph(self) -> list[Any]:
         """From encoded bytes to the outputs, inside `with pipeline`."""
         from nvidia.dali import fn, types
 
         encoded = fn.external_source(name="images", no_copy=True, dtype=types.UINT8, ndim=1)
-        inputs = dali.declare(self._plan.inputs)
+        inputs = dali.declare(self._graph.inputs)
         how: dict[str, Any] = {
             "output_type": types.RGB,
             "jpeg_fancy_upsampling": True,  # chroma as libjpeg-turbo and so Pillow interpolate it
         }
-        window = self._plan.window
+        window = self._graph.window
         if self.device != "cpu":
             # never the window alone: nvImageCodec 0.9 fails at that on a GPU (its issue 55)
             images = fn.decoders.image(encoded, device="mixed", hw_decoder_load=_HW_DECODER_LOAD, **how)
-            return self._plan.lower(images, inputs)
+            return self._graph.lower(images, inputs)
         if window is None:
-            return self._plan.lower(fn.decoders.image(encoded, **how), inputs)
+            return self._graph.lower(fn.decoders.image(encoded, **how), inputs)
         start, shape = (inputs[name] for name in window)
         images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **how)
-        return self._plan.lower(images, inputs, cut=True)
+        return self._graph.lower(images, inputs, cut=True)
 
 
 @dataclass

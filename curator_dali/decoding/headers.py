@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
     if codec is None:
         return _inspect_with_pillow(data, max_pixels) if len(data) else Refusal("the image has no bytes")
     try:
-        stream = _code_stream(buffer)
+        stream = _code_stream_type()(buffer)
         height, width, channels = int(stream.height), int(stream.width), stream.num_channels
         taken = stream.codec_name == codec.format and stream.dtype == np.uint8 and channels in (1, 3, 4)
     except (RuntimeError, ValueError, TypeError):  # reading dtype may raise too
@@ -138,13 +139,13 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
     return Header(height, width, codec, orientation)
 
 
-def _code_stream(buffer: NDArray[np.uint8]) -> Any:
+@cache
+def _code_stream_type() -> Any:
+    """Import nvImageCodec once, when the first header is read."""
     with quiet_import():
         from nvidia import nvimgcodec
 
-    global _code_stream
-    _code_stream = nvimgcodec.CodeStream  # the import runs once; afterwards the name is the class itself
-    return _code_stream(buffer)
+    return nvimgcodec.CodeStream
 
 
 def _codec_for_dali(data: memoryview) -> Codec | None:

@@ -1,12 +1,21 @@
-"""An index of an output: what was kept, stored so that new images are looked up in it without reading all of it.
+"""An index of an output: its kept images, stored so that new images are looked up without reading all of it.
 
 `write_index` makes one beside an output, `open_index` finds it. `Deduplicate(against=...)` and `leaks` look new images
-up in it; what that costs goes with the new images.
+up in it; the cost goes with the new images.
 """
 
 from __future__ import annotations
 
-from curator_dali.index.earlier import Matches, Way, check_earlier, embedder_lineage, match_earlier
+from curator_dali.index.earlier import Comparison, Matches, check_earlier, embedder_lineage, match_earlier
 from curator_dali.index.index import Index, open_index, write_index
 
-__all__ = ["Index", "Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier", "open_index", "write_index"]
+__all__ = [
+    "Comparison",
+    "Index",
+    "Matches",
+    "check_earlier",
+    "embedder_lineage",
+    "match_earlier",
+    "open_index",
+    "write_index",
+]

@@ -1,9 +1,9 @@
-"""Earlier outputs: new images are looked up in what they kept, by their index or by reading them."""
+"""Earlier outputs: new images are looked up among their kept images, by their index or by reading them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,17 +13,15 @@ from numpy.typing import NDArray
 from curator_dali import similarity
 from curator_dali.arrays import objects
 from curator_dali.errors import StageError
-from curator_dali.index.index import Index, open_index
+from curator_dali.index.index import Index, find_present, open_index, usable_embeddings
 from curator_dali.io import is_remote
 from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, labels_of
-from curator_dali.similarity import MAX_PAIRS
+from curator_dali.similarity import MAX_PAIRS, Pairs
 
-__all__ = ["Matches", "Way", "check_earlier", "embedder_lineage", "match_earlier"]
+__all__ = ["Comparison", "Matches", "check_earlier", "embedder_lineage", "match_earlier"]
 
 logger = logging.getLogger(__name__)
 
-Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
-"""New rows, earlier rows, and how far apart or how similar they are."""
 Ids = Callable[[NDArray[np.int64]], NDArray[np.object_]]
 
 _CLUSTERED_ROWS = 50_000  # new rows from which clusters of them are cheaper than all products
@@ -32,14 +30,14 @@ _ROWS_AT_ONCE = 65_536  # of an earlier output in memory
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way in which images are compared.
+class Comparison:
+    """One comparison of images.
 
     Attributes:
         column: Of digests, of hashes, or "embedding".
         kind: "same", "near" or "similar".
         limit: The distance or the cosine.
-        text: What a reason says, with a place for the value.
+        text: The words of a reason, with a place for the value.
     """
 
     column: str
@@ -55,23 +53,23 @@ class Way:
 
 @dataclass
 class Matches:
-    """Of N new rows, the earlier image that each is most like by the surest way.
+    """For N new rows the earlier image that each is most like by the surest comparison.
 
     Attributes:
         key: (N,) objects: the `image_id`, None where there is none.
         folder: (N,) objects: the output that it is in.
-        way: (N,) int8: the way's place, -1 where there is no match.
+        comparison: (N,) int8: the place of the comparison, -1 where there is no match.
         value: (N,) float32.
     """
 
     key: NDArray[np.object_]
     folder: NDArray[np.object_]
-    way: NDArray[np.int8]
+    comparison: NDArray[np.int8]
     value: NDArray[np.float32]
     _closeness: NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._closeness = np.full(len(self.way), -np.inf, np.float32)
+        self._closeness = np.full(len(self.comparison), -np.inf, np.float32)
 
     @classmethod
     def none(cls, count: int) -> Matches:
@@ -79,25 +77,25 @@ class Matches:
         nothing = np.full(count, None, object)
         return cls(nothing, nothing.copy(), np.full(count, -1, np.int8), np.full(count, np.nan, np.float32))
 
-    def take(self, found: Found, way: int, similar: bool, folder: str, ids: Ids) -> None:
-        """Take over what was found where it is better than what is known.
+    def update(self, found: Pairs, comparison: int, similar: bool, folder: str, ids: Ids) -> None:
+        """Replace the matches that are worse than the given pairs.
 
         Args:
             found: Pairs of new and earlier rows.
-            way: Its place.
+            comparison: The place of their comparison.
             similar: Whether a higher value is closer, and not a lower one.
             folder: The output that the earlier rows are of.
-            ids: Gives the `image_id`s of these.
+            ids: Gives the `image_id`s of earlier rows.
         """
-        rows, others, value = found
+        rows, others, value = found.first, found.second, found.value
         closeness = value if similar else -value
         order = np.lexsort((np.arange(len(rows)), -closeness, rows))
         first = order[np.unique(rows[order], return_index=True)[1]]  # of each row the closest, of those the first
         rows, others, value, closeness = rows[first], others[first], value[first], closeness[first]
-        better = (self.way[rows] < 0) | (way < self.way[rows])
-        better |= (self.way[rows] == way) & (closeness > self._closeness[rows])
+        better = (self.comparison[rows] < 0) | (comparison < self.comparison[rows])
+        better |= (self.comparison[rows] == comparison) & (closeness > self._closeness[rows])
         rows = rows[better]
-        self.key[rows], self.folder[rows], self.way[rows] = ids(others[better]), folder, way
+        self.key[rows], self.folder[rows], self.comparison[rows] = ids(others[better]), folder, comparison
         self.value[rows], self._closeness[rows] = value[better], closeness[better]
 
 
@@ -115,19 +113,19 @@ def embedder_lineage(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_earlier(
-    who: str, folders: Sequence[str], ways: Sequence[Way], dim: int, lineage: Mapping[str, Any]
+    who: str, folders: Sequence[str], comparisons: Sequence[Comparison], dim: int, lineage: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Refuse earlier outputs that cannot be compared with, before any work.
 
     Args:
         who: For errors.
         folders: The outputs.
-        ways: How they are to be compared.
+        comparisons: How they are to be compared.
         dim: Width of the new embeddings.
         lineage: Of the new embeddings; empty where it is not known.
 
     Returns:
-        Folder -> what it is: goes into the records, so that a run goes on only with the same.
+        Folder -> its data set and size: goes into the records, so that a run goes on only with the same.
 
     Raises:
         StageError: A column or the embeddings are missing, or the embeddings are of another width or model.
@@ -137,13 +135,14 @@ def check_earlier(
     for folder in folders:
         run = Manifest.load(folder).run
         files = RowFiles(folder)
-        for way in ways:
-            if way.column == EMBEDDING:
+        for comparison in comparisons:
+            if comparison.column == EMBEDDING:
                 _check_embeddings(who, folder, files, run, dim, lineage)
-            elif way.column not in files.schema.names:
+            elif comparison.column not in files.schema.names:
                 raise StageError(
-                    f"{who}: {folder} has no column {way.column!r}, so it cannot be compared with by this; curate it "
-                    f"with the same Deduplicate, or leave that comparison out. It has {', '.join(files.schema.names)}"
+                    f"{who}: {folder} has no column {comparison.column!r}, so it cannot be compared with by this; "
+                    "curate it with the same Deduplicate, or leave that comparison out. It has "
+                    f"{', '.join(files.schema.names)}"
                 )
         found[folder] = {"source": run["source"], "samples": run["samples"], "files": len(files.files)}
     return found
@@ -184,7 +183,7 @@ def _short(weights: Any) -> str:
 
 def match_earlier(
     folders: Sequence[str],
-    ways: Sequence[Way],
+    comparisons: Sequence[Comparison],
     count: int,
     new: Mapping[str, Any],
     good: NDArray[np.int64],
@@ -193,14 +192,14 @@ def match_earlier(
     max_pairs: int = MAX_PAIRS,
     clustered: int = _CLUSTERED_ROWS,
 ) -> Matches:
-    """Find for new rows what they are like among the kept rows of earlier outputs.
+    """Find the kept rows of earlier outputs that new rows are like.
 
     An output that has an index (`curator-dali index`) is looked up in it: that costs the new rows. Any other is read
     whole, once. Old rows are never compared with each other.
 
     Args:
         folders: The outputs; of equally close images the earlier folder's counts.
-        ways: How to compare, the surest first.
+        comparisons: How to compare, the surest first.
         count: N, the number of new rows.
         new: Column -> (N,) values: digests and hashes as text (None where an image has none); "embedding" -> (G, D)
             rows of `good`.
@@ -217,42 +216,44 @@ def match_earlier(
     for folder in folders:
         index = open_index(folder)
         unserved = []
-        for number, way in enumerate(ways):
-            if index is not None and _serves(index, way):
-                found = _look_up(index, way, new[way.column], good, device, max_pairs)
-                matches.take(found, number, way.kind == "similar", folder, index.ids)
+        for number, comparison in enumerate(comparisons):
+            if comparison.kind == "similar" and not len(good):
+                continue
+            if index is not None and _serves(index, comparison):
+                found = _look_up(index, comparison, new[comparison.column], good, device, max_pairs)
+                matches.update(found, number, comparison.kind == "similar", folder, index.ids)
             else:
                 unserved.append(number)
                 if number not in finders:
-                    finders[number] = _Finder(way, new[way.column], good, device, max_pairs, clustered)
+                    finders[number] = _Finder(comparison, new[comparison.column], good, device, max_pairs, clustered)
         if unserved:
             _scan(matches, folder, {number: finders[number] for number in unserved}, indexed=index is not None)
     return matches
 
 
-def _serves(index: Index, way: Way) -> bool:
-    if way.kind != "similar" or way.limit >= index.threshold:
+def _serves(index: Index, comparison: Comparison) -> bool:
+    limit = comparison.limit
+    if comparison.kind != "similar" or limit >= index.threshold:
         return True
     logger.warning(
         "the index of %s is for cosines of %s and more, not %s: its embeddings are all read. To look these up too: "
-        "curator-dali index %s --similarity %s", index.out, index.threshold, way.limit, index.out, way.limit,
+        "curator-dali index %s --similarity %s", index.out, index.threshold, limit, index.out, limit,
     )  # fmt: skip
     return False
 
 
-def _look_up(index: Index, way: Way, new: Any, good: NDArray[np.int64], device: str, max_pairs: int) -> Found:
-    if way.kind == "same":
-        found = index.equal(way.column, new.tolist())
-    elif way.kind == "near":
-        rows, hashes = similarity.find_comparable(new, way.column)
-        found = index.near(way.column, hashes, int(way.limit), max_pairs=max_pairs)
-        return rows[found.first], found.second, found.value
-    elif not len(new):
-        return good, good, np.empty(0, np.float32)
+def _look_up(
+    index: Index, comparison: Comparison, new: Any, good: NDArray[np.int64], device: str, max_pairs: int
+) -> Pairs:
+    """Find the pairs of new rows and rows of an index."""
+    if comparison.kind == "same":
+        return index.equal(comparison.column, new.tolist())
+    if comparison.kind == "near":
+        rows, hashes = similarity.find_comparable(new, comparison.column)
+        found = index.near(comparison.column, hashes, int(comparison.limit), max_pairs=max_pairs)
     else:
-        found = index.similar(new, way.limit, device=device, max_pairs=max_pairs)
-        return good[found.first], found.second, found.value
-    return found.first, found.second, found.value
+        rows, found = good, index.similar(new, comparison.limit, device=device, max_pairs=max_pairs)
+    return Pairs(rows[found.first], found.second, found.value)
 
 
 def _scan(matches: Matches, folder: str, finders: Mapping[int, _Finder], *, indexed: bool) -> None:
@@ -266,64 +267,58 @@ def _scan(matches: Matches, folder: str, finders: Mapping[int, _Finder], *, inde
                 "%s has no index, so all of its %s rows are read: curator-dali index %s makes this cost the new ones "
                 "only", folder, f"{rows:,}", folder,
             )  # fmt: skip
-    columns = ["image_id", "status", *dict.fromkeys(finder.way.column for finder in finders.values())]
+    columns = ["image_id", "status", *dict.fromkeys(finder.comparison.column for finder in finders.values())]
     for batch in RowFiles(folder).batches(columns, rows=_ROWS_AT_ONCE):
         batch = batch.filter(pc.equal(batch.column("status"), "kept"))
         if not len(batch):
             continue
         keys = objects(batch.column("image_id").to_pylist())
         for number, finder in finders.items():
-            for found in finder.find(batch.column(finder.way.column)):
-                matches.take(found, number, finder.way.kind == "similar", folder, keys.__getitem__)
+            comparison = finder.comparison
+            found = finder.find(batch.column(comparison.column))
+            matches.update(found, number, comparison.kind == "similar", folder, keys.__getitem__)
 
 
 class _Finder:
-    """Finds the rows of a block that new rows are like, in one way."""
+    """Finds the rows of a block that new rows are like, by one comparison."""
 
     def __init__(
-        self, way: Way, new: Any, good: NDArray[np.int64], device: str, max_pairs: int, clustered: int
+        self, comparison: Comparison, new: Any, good: NDArray[np.int64], device: str, max_pairs: int, clustered: int
     ) -> None:
         import pyarrow as pa
 
-        self.way, self._new, self._good, self._device, self._max_pairs = way, new, good, device, max_pairs
+        self.comparison, self._new, self._good = comparison, new, good
+        self._options: dict[str, Any] = {"device": device, "max_pairs": max_pairs}
         self._clusters: similarity.Clusters | None = None
-        if way.kind == "same":
+        if comparison.kind == "same":
             self._values = pa.array(new.tolist(), pa.string())
             self._rows: dict[str, list[int]] = {}
             for row, value in enumerate(new.tolist()):
                 if value is not None:
                     self._rows.setdefault(value, []).append(row)
-        elif way.kind == "near":
-            self._comparable, self._hashes = similarity.find_comparable(new, way.column)
-        elif way.kind == "similar" and len(new) > clustered:
-            self._clusters = similarity.divide(new, way.limit, device=device)
+        elif comparison.kind == "near":
+            self._comparable, self._hashes = similarity.find_comparable(new, comparison.column)
+        elif len(new) > clustered:
+            self._clusters = similarity.divide(new, comparison.limit, device=device)
 
-    def find(self, column: Any) -> Iterator[Found]:
-        """(new rows, rows of the block, values)."""
+    def find(self, column: Any) -> Pairs:
+        """Find the pairs of new rows and rows of the block that has this column."""
         import pyarrow.compute as pc
 
-        there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-        if self.way.kind == "same":
-            hits = np.flatnonzero(pc.is_in(column, self._values, skip_nulls=True).to_numpy(zero_copy_only=False))
+        name, limit = self.comparison.column, self.comparison.limit
+        if self.comparison.kind == "same":
+            hits = find_present(pc.is_in(column, self._values, skip_nulls=True))
             pairs = [(row, hit) for hit in hits.tolist() for row in self._rows[column[hit].as_py()]]
-            if pairs:
-                rows, others = np.array(pairs, np.int64).T
-                yield rows, others, np.zeros(len(rows), np.float32)
-        elif self.way.kind == "near":
-            known, hashes = similarity.find_comparable(objects(column.to_pylist()), self.way.column)
-            found = similarity.near_between(self._hashes, hashes, int(self.way.limit), max_pairs=self._max_pairs)
-            yield self._comparable[found.first], known[found.second], found.value
-        elif len(self._new):
-            block = (
-                column.flatten().to_numpy(zero_copy_only=False).reshape(len(there), -1).astype(np.float32, copy=False)
-            )
-            bad = similarity.bad_rows(block)
-            if len(bad):
-                block, there = np.delete(block, bad, axis=0), np.delete(there, bad)
-            options: Any = {"device": self._device, "max_pairs": self._max_pairs}
-            if self._clusters is None:
-                found = similarity.pairs_between(self._new, block, self.way.limit, **options)
-                yield self._good[found.first], there[found.second], found.value
-            else:
-                found = similarity.pairs_between(block, self._new, self.way.limit, clusters=self._clusters, **options)
-                yield self._good[found.second], there[found.first], found.value
+            rows, others = np.array(pairs, np.int64).reshape(-1, 2).T
+            return Pairs(rows, others, np.zeros(len(rows), np.float32))
+        if self.comparison.kind == "near":
+            known, hashes = similarity.find_comparable(objects(column.to_pylist()), name)
+            found = similarity.near_between(self._hashes, hashes, int(limit), max_pairs=self._options["max_pairs"])
+            return Pairs(self._comparable[found.first], known[found.second], found.value)
+        present, block = usable_embeddings(column)
+        block = block.astype(np.float32, copy=False)
+        if self._clusters is None:
+            found = similarity.pairs_between(self._new, block, limit, **self._options)
+            return Pairs(self._good[found.first], present[found.second], found.value)
+        found = similarity.pairs_between(block, self._new, limit, clusters=self._clusters, **self._options)
+        return Pairs(self._good[found.second], present[found.first], found.value)

@@ -260,44 +260,43 @@ def write_index(
 
 
 def _write(folder: str, files: RowFiles, count: int, threshold: float, device: str, progress: Told) -> dict[str, Any]:
-    """Write all files but index.json; returns what that is to say of them."""
+    """Write all files but index.json; returns the entries of index.json about them."""
     digests = [name for name in _DIGEST_COLUMNS if name in files.schema.names]
     hashes = [name for name in _HASH_COLUMNS if name in files.schema.names]
     dim = files.embedding_dim
     dtype = np.dtype(files.schema.field(EMBEDDING).type.value_type.to_pandas_dtype()) if dim else np.dtype(np.float32)
     embedding: dict[str, Any] | None = None
-    with explained(folder), tempfile.TemporaryFile(dir=folder) as room:
-        rows, found = _read(folder, files, [*digests, *hashes], room, count, progress)
-        for name in digests:
-            DigestIndex.write(folder, name, np.concatenate(found[name].values), np.concatenate(found[name].rows))
-        for name in hashes:
-            HashIndex.write(folder, name, np.concatenate(found[name].values), np.concatenate(found[name].rows))
+    with explained(folder), tempfile.TemporaryFile(dir=folder) as scratch:
+        rows, found = _read(folder, files, [*digests, *hashes], scratch, count, progress)
+        for name in [*digests, *hashes]:
+            kind = DigestIndex if name in digests else HashIndex
+            kind.write(folder, name, *found[name])
         if dim:
-            good = np.concatenate(found[EMBEDDING].rows)
+            _, good = found[EMBEDDING]
             embedding = {"dim": dim, "dtype": dtype.name, "count": len(good), "threshold": threshold}
             if len(good):
-                room.flush()
-                vectors = np.memmap(room, dtype, "r", shape=(len(good), dim))
+                scratch.flush()
+                vectors = np.memmap(scratch, dtype, "r", shape=(len(good), dim))
                 embedding |= VectorIndex.write(folder, vectors, good, threshold, device=device, progress=progress)
     return {"rows": rows, "digests": digests, "hashes": hashes, "embedding": embedding, "lineage": files.lineage}
 
 
-class _Column:
-    """What was read of a column: values, and their rows."""
-
-    def __init__(self, empty: NDArray[Any]) -> None:
-        self.values, self.rows = [empty], [np.empty(0, np.int64)]
-
-
 def _read(
-    folder: str, files: RowFiles, names: list[str], room: IO[bytes], count: int, progress: Told
-) -> tuple[int, dict[str, _Column]]:
-    """Read the kept rows: ids go into their file, embeddings of use into `room`, the rest into memory."""
+    folder: str, files: RowFiles, names: list[str], scratch: IO[bytes], count: int, progress: Told
+) -> tuple[int, dict[str, tuple[NDArray[Any], NDArray[np.int64]]]]:
+    """Read the kept rows: ids go into their file, embeddings of use into `scratch`, the rest into memory.
+
+    Returns:
+        How many there are; column -> values (none of embeddings), and their rows.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    none: dict[bool, NDArray[Any]] = {True: np.empty((0, 16), np.uint8), False: np.empty(0, np.uint64)}
-    found = {name: _Column(none[name in _DIGEST_COLUMNS]) for name in [*names, EMBEDDING]}
+    values: dict[str, list[NDArray[Any]]] = {
+        name: [np.empty((0, 16), np.uint8) if name in _DIGEST_COLUMNS else np.empty(0, np.uint64)]
+        for name in [*names, EMBEDDING]
+    }
+    places: dict[str, list[NDArray[np.int64]]] = {name: [np.empty(0, np.int64)] for name in values}
     columns = ["image_id", "status", *names, *([EMBEDDING] if files.embedding_dim else [])]
     rows = 0
     schema = pa.schema([pa.field("image_id", pa.string())])
@@ -307,26 +306,33 @@ def _read(
             ids.write_batch(batch.select(["image_id"]).cast(schema))
             for name in names:
                 column = batch.column(name)
-                values: NDArray[Any]
+                part: NDArray[Any]
                 if name in _DIGEST_COLUMNS:
-                    known = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-                    values = digests_of(column.drop_null().to_pylist())
+                    known, part = find_present(column.is_valid()), digests_of(column.drop_null().to_pylist())
                 else:
-                    known, values = find_comparable(objects(column.to_pylist()), name)
-                found[name].rows.append(rows + known)
-                found[name].values.append(values)
+                    known, part = find_comparable(objects(column.to_pylist()), name)
+                places[name].append(rows + known)
+                values[name].append(part)
             if files.embedding_dim:
-                column = batch.column(EMBEDDING)
-                there = rows + np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-                block = column.flatten().to_numpy(zero_copy_only=False).reshape(len(there), files.embedding_dim)
-                bad = bad_rows(block)
-                if len(bad):
-                    block, there = np.delete(block, bad, axis=0), np.delete(there, bad)
-                room.write(np.ascontiguousarray(block).view(np.uint8).data)
-                found[EMBEDDING].rows.append(there)
+                known, block = usable_embeddings(batch.column(EMBEDDING))
+                scratch.write(np.ascontiguousarray(block).view(np.uint8).data)
+                places[EMBEDDING].append(rows + known)
             rows += len(batch)
             progress("read", rows, count)
-    return rows, found
+    return rows, {name: (np.concatenate(values[name]), np.concatenate(places[name])) for name in values}
+
+
+def find_present(mask: Any) -> NDArray[np.int64]:
+    """Return the rows where an Arrow array of bools is true."""
+    return np.flatnonzero(mask.to_numpy(zero_copy_only=False))
+
+
+def usable_embeddings(column: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return the rows of an Arrow column that have an embedding with a direction, and these: (G,) and (G, D)."""
+    rows = find_present(column.is_valid())
+    block = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    bad = bad_rows(block)
+    return (np.delete(rows, bad), np.delete(block, bad, axis=0)) if len(bad) else (rows, block)
 
 
 @contextlib.contextmanager

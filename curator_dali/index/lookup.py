@@ -17,8 +17,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, fields
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,21 +37,24 @@ from curator_dali.similarity import (
     compare,
     divide,
     join,
+    sort_by_label,
 )
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
 __all__ = ["DigestIndex", "HashIndex", "VectorIndex", "check_regular"]
 
+_CLUSTERS_ABOUT = ("threshold", "margin", "reach", "looked_at")  # stands in index.json
 _SKETCH_WIDTH = 127  # directions of a sketch; with the length of the rest 256 bytes
 _SAMPLE_ROWS = 16_384  # rows that the directions are found by
 _SKETCH_SLACK = 2**-10  # float16 rounds a product of two sketches by half of this at most
 _ROWS_AT_ONCE = 8192  # of a cluster compared at once
 _QUERIES_AT_ONCE = 1024
 _DENSE = 8  # one of so many a candidate: comparing all is cheaper
-_MOST_HELD = 2**20  # candidates, until they are looked at
+_MOST_CANDIDATES = 2**20  # held until they are decided
 
 _LANES, _LANE_VALUES = 4, 2**16
 _HASHES_AT_ONCE = 2**18  # looked up, or compared
@@ -87,9 +90,9 @@ class VectorIndex:
         threshold: float,
         *,
         device: str | None = None,
-        progress: Callable[[str, int, int], object] | None = None,
+        progress: Callable[[str, int, int], object] = ignore,
     ) -> dict[str, Any]:
-        """Write the files of one.
+        """Write the files of an index.
 
         Args:
             folder: Where.
@@ -102,43 +105,38 @@ class VectorIndex:
         Returns:
             What `load` needs besides the files, in JSON's types.
         """
-        told = progress or ignore
-
-        def divided(done: int, total: int) -> None:
-            told("divided", done, total)
-
-        clusters = divide(vectors, threshold, device=device, progress=divided)
-        order = np.argsort(clusters.primary, kind="stable")
-        counts = np.bincount(clusters.primary, minlength=len(clusters.centroids))
+        clusters = divide(vectors, threshold, device=device, progress=partial(progress, "divided"))
+        count, dim = vectors.shape
+        # (G,) rows of `vectors`, cluster by cluster; (K + 1,) where the clusters begin
+        order, bounds = sort_by_label(np.arange(count), clusters.primary, len(clusters.centroids))
         known = Vectors(vectors, device or "cpu")
         basis = _basis(known)
-        count, dim = vectors.shape
-        with tempfile.TemporaryFile(dir=folder) as room:  # beside the vectors, which are gathered once
+        with tempfile.TemporaryFile(dir=folder) as scratch:  # beside the vectors, which are gathered once
 
             def gathered() -> Iterator[NDArray[Any]]:
                 for block in blocks(count):
                     part = vectors[order[block]]
-                    room.write(_sketch(Vectors(part, known.device).unit(slice(None)), basis).astype(np.float16).data)
+                    scratch.write(_sketch(Vectors(part, known.device).unit(slice(None)), basis).astype(np.float16).data)
                     yield part
-                    told("stored", block.stop, count)
+                    progress("stored", block.stop, count)
 
             _save_blocks(folder, "embedding.vectors", vectors.dtype, (count, dim), gathered())
-            room.flush()
+            scratch.flush()
             shape = (count, basis.shape[1] + 1)
-            sketches = np.memmap(room, np.float16, "r", shape=shape)
+            sketches = np.memmap(scratch, np.float16, "r", shape=shape)
             _save_blocks(folder, "embedding.sketches", np.float16, shape, (sketches[b] for b in blocks(count)))
         _save(folder, "embedding.rows", rows[order])
-        _save(folder, "embedding.bounds", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+        _save(folder, "embedding.bounds", bounds)
         _save(folder, "embedding.basis", basis.cpu().numpy())
         _save(folder, "embedding.centroids", clusters.centroids)
-        return {name: getattr(clusters, name) for name in ("threshold", "margin", "reach", "looked_at")}
+        return {name: getattr(clusters, name) for name in _CLUSTERS_ABOUT}
 
     @classmethod
     def load(cls, folder: str, about: dict[str, Any]) -> VectorIndex:
-        """The one that was written there."""
+        """Map the files that `write` wrote; `about` is what it returned."""
         names = ("vectors", "sketches", "rows", "bounds", "basis")
         parts: dict[str, Any] = {name: _load(folder, f"embedding.{name}") for name in names}
-        known = {name: float(about[name]) for name in ("threshold", "margin", "reach", "looked_at")}
+        known = {name: float(about[name]) for name in _CLUSTERS_ABOUT}
         centroids = np.array(_load(folder, "embedding.centroids"))
         return cls(**parts, clusters=Clusters(centroids, np.empty(0, np.int32), **known))
 
@@ -170,20 +168,22 @@ class VectorIndex:
 
 @dataclass
 class _Search:
-    """One look-up."""
+    """Finds the pairs of queries and rows of an index."""
 
     index: VectorIndex
     left: Vectors
     threshold: float
     found: Collector
-    _held: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
+    _candidates: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     _count: int = 0
 
     def run(self) -> None:
+        """Compare the sketches of queries with those of the clusters that they reach, and decide what may be alike."""
         import torch
 
         index, left = self.index, self.left
         basis = torch.from_numpy(np.array(index.basis)).to(left.device)
+        # (Q, W + 1) sketches of the queries; which queries are looked up in each cluster
         parts = [_sketch(left.unit(block), basis) for block in blocks(len(left))]
         sketches = np.concatenate([*parts, np.empty((0, basis.shape[1] + 1), np.float32)])
         members, bounds = index.clusters.reached(left)
@@ -195,25 +195,24 @@ class _Search:
                 others = index.sketches[rows[0] : rows[-1] + 1].astype(np.float32).T
                 for block in blocks(len(mine), _QUERIES_AT_ONCE):
                     self._compare(mine[block], sketches[mine[block]] @ others, rows)
-        self._look()
+        self._decide()
 
     def _compare(self, mine: NDArray[np.int64], most: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        """Keep what may be similar, by the most that the cosines can be."""
+        """Keep the candidates among queries and rows: `most` (queries, rows) is the most that a cosine can be."""
         i, j = np.divmod(np.flatnonzero(most >= self.threshold - _SKETCH_SLACK), len(rows))
         if len(i) * _DENSE > most.size and most.size >= _ROWS_AT_ONCE:
             join(self.found, self.left, mine, self._right, rows, self.threshold)
-            return
-        if len(i):
-            self._held.append((mine[i], rows[j]))
+        elif len(i):
+            self._candidates.append((mine[i], rows[j]))
             self._count += len(i)
-            if self._count >= _MOST_HELD:
-                self._look()
+            if self._count >= _MOST_CANDIDATES:
+                self._decide()
 
-    def _look(self) -> None:
-        """Decide what is held, by the vectors, in the order in which they lie in the file."""
-        if self._held:
-            i, j = (np.concatenate(part) for part in zip(*self._held, strict=True))
-            self._held, self._count = [], 0
+    def _decide(self) -> None:
+        """Decide the candidates by the vectors, in the order in which these lie in the file."""
+        if self._candidates:
+            i, j = (np.concatenate(part) for part in zip(*self._candidates, strict=True))
+            self._candidates, self._count = [], 0
             collect(self.found, self.threshold, self.left, i, self._right, j)
 
     @property
@@ -244,8 +243,18 @@ def _sketch(unit: torch.Tensor, basis: torch.Tensor) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class HashIndex:
-    """Hashes, each once, with the first row that has it; four times, sorted by each lane.
+class SortedIndex:
+    """Values, each once, with the first row that has it. Each attribute has a file, FOLDER/NAME.ATTRIBUTE.npy."""
+
+    @classmethod
+    def load(cls, folder: str, name: str) -> Self:
+        """Map the files that were written."""
+        return cls(*(_load(folder, f"{name}.{part.name}") for part in fields(cls)))
+
+
+@dataclass(frozen=True)
+class HashIndex(SortedIndex):
+    """Perceptual hashes, four times, sorted by each lane.
 
     Attributes:
         hashes: (4, U) uint64, with the bits of a lane side by side; mapped.
@@ -259,28 +268,15 @@ class HashIndex:
 
     @staticmethod
     def write(folder: str, name: str, hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
-        """Write the files of one.
-
-        Args:
-            folder: Where.
-            name: What their names begin with.
-            hashes: (N,).
-            rows: (N,) ascending.
-        """
-        values, first = np.unique(hashes, return_index=True)
-        dealt, rows = _deal(values), rows[first]
-        lanes = _lanes(dealt)
-        orders = [np.argsort(lane, kind="stable") for lane in lanes]
+        """Write the files of (N,) hashes of rows; these ascend."""
+        different, first = np.unique(hashes, return_index=True)
+        dealt, rows = _deal(different), rows[first]
         shape = (_LANES, len(dealt))
-        _save_blocks(folder, f"{name}.hashes", np.uint64, shape, (dealt[order] for order in orders))
-        _save_blocks(folder, f"{name}.rows", np.int64, shape, (rows[order] for order in orders))
-        counts = [np.bincount(lane, minlength=_LANE_VALUES) for lane in lanes]
-        _save(folder, f"{name}.starts", np.array([np.concatenate([[0], np.cumsum(c)]) for c in counts], np.int64))
-
-    @classmethod
-    def load(cls, folder: str, name: str) -> HashIndex:
-        """The one that was written there."""
-        return cls(*(_load(folder, f"{name}.{part}") for part in ("hashes", "rows", "starts")))
+        # for each lane (U,) the places in its order, and (65537,) where its values begin
+        sorted_by = [sort_by_label(np.arange(len(dealt)), lane, _LANE_VALUES) for lane in _lanes(dealt)]
+        _save_blocks(folder, f"{name}.hashes", np.uint64, shape, (dealt[order] for order, _ in sorted_by))
+        _save_blocks(folder, f"{name}.rows", np.int64, shape, (rows[order] for order, _ in sorted_by))
+        _save(folder, f"{name}.starts", np.array([starts for _, starts in sorted_by]))
 
     def near(self, queries: NDArray[np.uint64], distance: int, *, max_pairs: int = MAX_PAIRS) -> Pairs:
         """Pairs of a query and the first row of each hash that differs in at most `distance` bits, with the bits.
@@ -344,14 +340,14 @@ def _lanes(dealt: NDArray[np.uint64]) -> list[NDArray[np.uint16]]:
 
 @cache
 def _masks(bits: int) -> NDArray[np.uint16]:
-    """What 16 bits differ by, if they differ in at most so many; nothing if these are below 0."""
+    """Return all masks of 16 bits with at most so many set; none if `bits` is below 0."""
     values = np.arange(_LANE_VALUES, dtype=np.uint16)
     return values[np.bitwise_count(values) <= bits] if bits >= 0 else values[:0]
 
 
 @dataclass(frozen=True)
-class DigestIndex:
-    """Digests in order, each once, with the first row that has it.
+class DigestIndex(SortedIndex):
+    """Digests in order.
 
     Attributes:
         keys: (U,) of 16 bytes, mapped.
@@ -363,25 +359,13 @@ class DigestIndex:
 
     @staticmethod
     def write(folder: str, name: str, digests: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        """Write the files of one.
-
-        Args:
-            folder: Where.
-            name: What their names begin with.
-            digests: (N, 16).
-            rows: (N,) ascending.
-        """
+        """Write the files of (N, 16) digests of rows; these ascend."""
         keys, first = np.unique(_as_keys(digests), return_index=True)
         _save(folder, f"{name}.keys", keys)
         _save(folder, f"{name}.rows", rows[first])
 
-    @classmethod
-    def load(cls, folder: str, name: str) -> DigestIndex:
-        """The one that was written there."""
-        return cls(_load(folder, f"{name}.keys"), _load(folder, f"{name}.rows"))
-
     def find(self, digests: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which of (Q, 16) digests are there: their places, ascending, and the first row of each."""
+        """Find (Q, 16) digests: the places of those that the index has, ascending, and the first row of each."""
         wanted = _as_keys(digests)
         at = np.searchsorted(self.keys, wanted)
         inside = np.flatnonzero(at < len(self.keys))
@@ -411,7 +395,7 @@ def _save(folder: str, name: str, array: NDArray[Any]) -> None:
 
 
 def _load(folder: str, name: str) -> NDArray[Any]:
-    """FOLDER/NAME.npy, mapped: what is not looked at is not read."""
+    """Map FOLDER/NAME.npy: only the parts that are looked at are read."""
     path = os.path.join(folder, f"{name}.npy")
     check_regular(path)
     array: NDArray[Any] = np.load(path, mmap_mode="r")
@@ -419,7 +403,7 @@ def _load(folder: str, name: str) -> NDArray[Any]:
 
 
 def check_regular(path: str) -> None:
-    """Refuse what is no regular file: a pipe would be waited for.
+    """Refuse anything but a regular file: a pipe would be waited for.
 
     Raises:
         OSError: It is none, or cannot be opened.

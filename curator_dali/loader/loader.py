@@ -6,7 +6,6 @@ import itertools
 import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -408,9 +407,7 @@ class ImageLoader:
     def __enter__(self) -> ImageLoader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:

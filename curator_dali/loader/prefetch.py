@@ -66,7 +66,7 @@ class Pass:
     ) -> None:
         self._batches: HandOver[Item] = HandOver(prefetch + 1)  # one is the consumer's, until it asks for the next
         self._over = False
-        self._lent = False
+        self._in_use = False
         with uninterrupted():
             self._thread = Background(
                 _decode_all,
@@ -80,9 +80,9 @@ class Pass:
         check_process()  # a forked child has no threads to wait for
         if self._over:
             return None
-        if self._lent:
+        if self._in_use:
             self._batches.free()
-        self._lent = True
+        self._in_use = True
         try:
             item = self._batches.take()
         except Exception:

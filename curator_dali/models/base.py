@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.errors import CuratorDaliError
+from curator_dali.models.weights import lineage_of
 from curator_dali.transforms import Normalize, Transform, for_model, output_size
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ImageEncoder",
     "Network",
+    "NetworkEncoder",
     "NoTextTowerError",
     "Preprocessing",
     "check_images",
@@ -275,3 +277,53 @@ class Network:
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
         return self.features(self.pixels(images))
+
+
+class NetworkEncoder(ImageEncoder):
+    """Base of the encoders that are one network in torch."""
+
+    network: Network
+
+    def _use(
+        self,
+        features: Callable[[torch.Tensor], torch.Tensor],
+        preprocessing: Preprocessing,
+        *,
+        dtype: torch.dtype,
+        hashes: Mapping[str, str],
+        libraries: Sequence[str],
+        batch_size: int | None,
+        compile: bool | str,
+    ) -> None:
+        """Set what follows from the network; `name`, `dim` and `device` are set before.
+
+        Args:
+            features: See `Network`.
+            preprocessing: The view, and the normalisation.
+            dtype: Of the network's weights.
+            hashes: File -> SHA-256 of the weights.
+            libraries: Distributions whose releases matter, besides torch.
+            batch_size: See `Network`.
+            compile: See `Network`.
+        """
+        self.view = preprocessing.view
+        self.lineage = lineage_of(
+            self.name,
+            hashes,
+            dtype=str(dtype).removeprefix("torch."),
+            view=self.view,
+            libraries=("torch", *libraries),
+        )
+        self.network = Network(
+            features,
+            name=self.name,
+            dim=self.dim,
+            preprocessing=preprocessing,
+            device=self.device,
+            dtype=dtype,
+            batch_size=batch_size,
+            compile=compile,
+        )
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return self.network(images)

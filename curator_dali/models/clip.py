@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.arrays import resolve_device
-from curator_dali.models.base import ImageEncoder, Network, NoTextTowerError, Preprocessing, compute_dtype
-from curator_dali.models.weights import WeightsError, find_directory, lineage_of, need, sha256, weight_files
+from curator_dali.models.base import NetworkEncoder, NoTextTowerError, Preprocessing, compute_dtype
+from curator_dali.models.weights import WeightsError, find_directory, need, sha256, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ _TYPES = {
 }
 
 
-class CLIPImageEncoder(ImageEncoder):
+class CLIPImageEncoder(NetworkEncoder):
     """The image tower of a CLIP or SigLIP model, and on demand its text tower.
 
     Only the image tower is loaded; the first `encode_text` loads the other. `view` and the normalisation are those
@@ -90,7 +90,6 @@ class CLIPImageEncoder(ImageEncoder):
             self._family, both = _family(self.directory)
             config = transformers.AutoConfig.from_pretrained(self.directory, local_files_only=True)
             preprocessing = Preprocessing.of(self._processor())
-        self.view = preprocessing.view
         vision = getattr(config, "vision_config", config)
         if preprocessing.size != (vision.image_size,) * 2:
             raise WeightsError(
@@ -107,29 +106,18 @@ class CLIPImageEncoder(ImageEncoder):
         self._text: tuple[Any, Any] | None = None
         tower = self._load(self._family.vision, vision)
         hashes = {path.name: sha256(path) for path in weight_files(self.directory)}
-        self.lineage = lineage_of(
-            self.name,
-            hashes,
-            dtype=str(self.dtype).removeprefix("torch."),
-            view=self.view,
-            libraries=("torch", "transformers"),
-        )
-        if self.directory.parent.name == "snapshots":  # of the hub's cache: named by the commit
-            self.lineage["revision"] = self.directory.name
         output = self._family.vision_output
-        self.network = Network(  # which does not know this encoder: both go as soon as nobody holds them
+        self._use(  # the network does not know this encoder: both go as soon as nobody holds them
             lambda pixels: getattr(tower(pixel_values=pixels), output),
-            name=self.name,
-            dim=self.dim,
-            preprocessing=preprocessing,
-            device=self.device,
+            preprocessing,
             dtype=self.dtype,
+            hashes=hashes,
+            libraries=["transformers"],
             batch_size=batch_size,
             compile=compile,
         )
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return self.network(images)
+        if self.directory.parent.name == "snapshots":  # of the hub's cache: named by the commit
+            self.lineage["revision"] = self.directory.name
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:  # noqa: D102
         import torch

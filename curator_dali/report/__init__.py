@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from curator_dali.report.matches import DuplicateGroup, Found, Leak, duplicate_groups, leaks, search
 from curator_dali.report.page import leave_report, write_report
-from curator_dali.report.report import Report
+from curator_dali.report.report import Report, count_parts
 from curator_dali.report.selection import reopen_source
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Found",
     "Leak",
     "Report",
+    "count_parts",
     "duplicate_groups",
     "leaks",
     "leave_report",

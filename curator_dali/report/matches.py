@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, checked
-from curator_dali.batch import ImageBatch, concat
+from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.errors import CuratorDaliError, OutputError, StageError
 from curator_dali.index import check_earlier, embedder_lineage, match_earlier
 from curator_dali.io import Storage, is_remote, one_line
@@ -80,14 +80,9 @@ class Found:
         Raises:
             SourceError: The data set cannot be opened again.
         """
-        if not len(self):
-            return ImageBatch("search", self.out)
-        batches = []
-        options = {"batch_size": min(len(self), 64), "device": device, "transforms": transforms}
-        for places, batch in load_samples(Manifest.load(self.out), self.indices, self.source, **options):
-            batch.columns["cosine"] = self.cosines[places]
-            batches.append(batch)
-        return concat(batches) if batches else ImageBatch("search", self.out)
+        data = [ImageObject(path, key) for key, path, _ in self]
+        known = ImageBatch("search", self.out, data, columns={"cosine": self.cosines})
+        return load_samples(known, self.indices, self.source, device=device, transforms=transforms)
 
 
 @partial(checked, error=SearchError)
@@ -275,8 +270,9 @@ class DuplicateGroup:
 
     def _repr_html_(self) -> str:
         rows = [(member.image_id, member.status, member.reason, member.image_path) for member in self.members]
-        title = html.note(f"group {self.number}, {html.count(len(rows), 'image')}")
-        return html.block(title, html.table(["image", "status", "reason", "path"], rows))
+        head = f"group {self.number}, {html.count(len(rows), 'image')}"
+        header = ["image", "status", "reason", "path"]
+        return str(html.render("rows.html", head=head, header=header, rows=rows, rest=""))
 
 
 @checked
@@ -396,6 +392,11 @@ def leaks(
         matches = match_earlier([other], comparing.ways, len(kept), new, good, device=device)
     ids, paths = kept.column("image_id"), kept.column("image_path")
     return [
-        Leak(ids[row], paths[row], matches.key[row], comparing.ways[matches.way[row]].reason(float(matches.value[row])))
-        for row in np.flatnonzero(matches.way >= 0).tolist()
+        Leak(
+            ids[row],
+            paths[row],
+            matches.key[row],
+            comparing.ways[matches.comparison[row]].reason(float(matches.value[row])),
+        )
+        for row in np.flatnonzero(matches.comparison >= 0).tolist()
     ]

@@ -8,18 +8,17 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from curator_dali._version import __version__
 from curator_dali.arguments import checked
-from curator_dali.errors import CuratorDaliError, OutputError, SourceError
+from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.io import IMAGE_EXTENSIONS, explained, join, store, write_file
 from curator_dali.outputs import CURATION, Manifest, Part, RowFiles
-from curator_dali.report.report import Report, count_parts, read_report
-from curator_dali.report.scan import Group, Key, Kinds, Row, Scan, Sketch, Threshold, scan, thresholds
-from curator_dali.report.selection import Picture, encode_pictures, make_cards, read_pictures
-from curator_dali.view import html
+from curator_dali.report.report import Report, read_report
+from curator_dali.report.scan import Group, Histogram, Key, Scan, Threshold, scan, thresholds
+from curator_dali.report.selection import Picture, make_cards, read_pictures
+from curator_dali.view import embed_pictures, html
 
 if TYPE_CHECKING:
     import torch
@@ -32,27 +31,12 @@ _PAGE = "report.html"
 _PICTURE_BYTES = 1_000_000  # of all thumbnails; a third more as base64
 _MOST_SHEETS = 24  # of reasons; those of more are counted, and have no pictures
 _MOST_CLASSES = 12
-
-_Cards = Callable[..., list[html.Card]]
-"""Rows (and `marked`) to cards."""
+_SIZES = ("width", "height")
+_KEPT = ("kept", "", "")
 
 CARD = "README.md"
 
-# One configuration: `datasets` reads all that a card names with the reader of the first one's files.
-_CARD_TEXT = """\
----
-configs:
-- config_name: {config}
-  data_files:
-  - split: train
-    path: "*{ending}"
-{info}---
-
-# An output of curator_dali
-
-`load_dataset("parquet", data_files="PATH/*.parquet")` reads a row for every sample: what became of it, why, and its
-scores. `load_dataset("PATH")` reads {about}.
-"""
+# File ending of what is kept -> the configuration, and what it reads.
 _CARD_CONFIGS = {
     ".tar": ("samples", "the samples that were kept, from the tars"),
     ".parquet": ("rows", "these rows, too"),
@@ -64,18 +48,7 @@ _CARD_MARK = "\n<!-- as written: {digest} -->\n"  # a card that was changed sinc
 _MEMBER_TYPES = {"txt": "string", "text": "string", "cls": "int64", "json": "json"}
 
 
-def leave_report(
-    manifest: Manifest,
-    labels: Sequence[str],
-    *,
-    source: str,
-    out: str,
-    device: str,
-    earlier: int,
-    seconds: float,
-    data: Any = None,
-    page: bool = True,
-) -> Report:
+def leave_report(manifest: Manifest, report: Report, data: Any = None, page: bool = True) -> Report:
     """Leave the report of a run that has ended in its folder, as `report.json` and `report.html`, and its card.
 
     The page is not made again where the run had nothing to do. If it cannot be made a warning says so, and the run does
@@ -83,23 +56,16 @@ def leave_report(
 
     Args:
         manifest: The output's.
-        labels: The stages, in their order.
-        source: See `Report`, as the next four.
-        out: The output folder.
-        device: Where the stages ran; pictures are decoded there, too.
-        earlier: Samples in parts that an earlier run had finished.
-        seconds: What this run took.
+        report: What the run did; pictures are decoded on its device.
         data: The data set, for pictures; None: the output says how to open it.
         page: Whether to leave `report.html`.
     """
-    about = {"source": source, "out": out, "device": device, "earlier": earlier, "seconds": seconds}
     parts = manifest.parts()
-    report = count_parts(manifest, parts, labels, version=__version__, **about)
     _warn_of_misfits(parts)
     write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
-    if page and (earlier < report.samples or _PAGE not in store.names(manifest.folder)):
-        _leave_page(manifest.folder, data, device)
-    _leave_card(manifest)
+    if page and (report.earlier < report.samples or _PAGE not in store.names(manifest.folder)):
+        _leave_page(manifest.folder, data, report.device)
+    _leave_card(manifest, parts)
     return report
 
 
@@ -134,7 +100,7 @@ def write_report(
 ) -> str:
     """Write `report.html` for an output that is there, from what lies in its folder and some pictures of its data set.
 
-    In memory are a block of rows, a few thousand rows of the samples, and the thumbnails.
+    In memory are a block of rows, a few thousand rows of the samples, a million values of each score, and thumbnails.
 
     Args:
         out: The output's folder or URL.
@@ -152,213 +118,119 @@ def write_report(
     """
     manifest = Manifest.load(os.fspath(out))
     report = read_report(manifest, os.fspath(out))
-    found = _scan_rows(manifest, report)
-    missing = ""
-    shots: dict[int, Picture] = {}
-    try:
-        shots = _take_pictures(manifest, found, source, str(device))
-    except SourceError as error:
-        if source is not None:
-            raise
-        missing = str(error)
+    limits = thresholds(manifest.run.get("settings", {}))
+    found = scan(RowFiles(manifest.folder), report.samples, report.dropped, limits) if report.samples else Scan()
+    groups = [found.samples[key] for key in _order_kinds(report, found, "dropped")[:_MOST_SHEETS]]
+    groups += [found.samples.get(_KEPT, []), *(group.rows for group in found.groups)]
+    shots, missing = read_pictures(manifest, [row["index"] for rows in groups for row in rows], source, str(device))
     target = join(manifest.folder, _PAGE) if to is None else os.fspath(to)
-    write_file(target, _render_page(report, manifest, found, shots, missing).encode("utf-8"))
+    write_file(target, _render_page(report, manifest, found, limits, shots, missing).encode("utf-8"))
     return target
 
 
-def _scan_rows(manifest: Manifest, report: Report) -> Scan:
-    if not report.samples:
-        return Scan()
-    return scan(RowFiles(manifest.folder), Kinds(manifest.run.get("settings", {}), report.dropped))
-
-
-def _take_pictures(manifest: Manifest, found: Scan, source: Any, device: str) -> dict[int, Picture]:
-    rows: list[Row] = [row for group in found.groups for row in group.rows]
-    kinds = 0
-    for key, some in found.samples.items():
-        kinds += key[0] == "dropped"
-        rows += some if key[0] == "kept" or (key[0] == "dropped" and kinds <= _MOST_SHEETS) else []
-    return read_pictures(manifest, (row["index"] for row in rows), source, device) if rows else {}
-
-
-def _render_page(report: Report, manifest: Manifest, found: Scan, shots: dict[int, Picture], missing: str) -> str:
-    limits = thresholds(manifest.run.get("settings", {}))
-    scores = list(limits) or [name for name in found.scores if name not in ("width", "height")]
-    cards = functools.partial(
-        make_cards,
-        pictures=shots,
-        sources=encode_pictures(shots, _PICTURE_BYTES),
-        scores=scores,
-        without="no picture" if missing else "cannot be decoded now",
-    )
-    kept = next((rows for key, rows in found.samples.items() if key[0] == "kept"), [])
-    parts = {
-        "flow": ("Flow", _render_flow(report)),
-        "scores": ("Scores", _render_scores(found, limits)),
-        "kept": ("Kept", _render_kept(report, kept, cards)),
-        "dropped": ("Dropped", _render_dropped(report, found.samples, cards)),
-        "duplicates": ("Duplicates", _render_duplicates(found, cards)),
-        "failed": ("Failed", _render_failed(report, found.samples, cards)),
-        "throughput": ("Throughput", _render_throughput(report)),
-        "lineage": ("Models and settings", _render_lineage(report, manifest.run)),
-    }
-    parts = {name: part for name, part in parts.items() if part[1]}
-    notes = []
-    if not report.complete:
-        lacking = manifest.samples - report.samples
-        notes.append(f"Not complete: {html.count(lacking, 'sample')} of {manifest.samples:,} are missing.")
-    if missing:
-        notes.append(f"Without pictures: {missing}")
-    return html.page(
-        f"Curation of {report.source}",
-        [
-            html.note(f"{report.out} · {report.device} · curator_dali {report.version}"),
-            *(f'<p class="cd-warn">{html.escape(note, 1000)}</p>' for note in notes),
-            _render_head(report),
-            html.contents({name: title for name, (title, _) in parts.items()}),
-            *(part for _, part in parts.values()),
-        ],
+def _order_kinds(report: Report, found: Scan, status: str) -> list[Key]:
+    """Order the kinds of reasons that have samples: by the stages, and by how many there are."""
+    stages = list(report.dropped)
+    return sorted(
+        (key for key in found.samples if key[0] == status),
+        key=lambda key: (stages.index(key[1]) if key[1] in stages else len(stages), -_count_of(report, key)),
     )
 
 
-def _render_head(report: Report) -> str:
-    """Render the counts at the top of the page."""
-
-    def share(count: int) -> str:
-        return f"{count / report.samples:.1%}" if report.samples else ""
-
-    values = [
-        (f"{report.samples:,}", "samples in", ""),
-        (f"{report.kept:,}", "kept", share(report.kept)),
-        (f"{report.num_dropped:,}", "dropped", share(report.num_dropped)),
-        (f"{report.num_failed:,}", "failed", share(report.num_failed)),
-    ]
-    return html.tiles(values)
+def _count_of(report: Report, key: Key) -> int:
+    """The count of a kind of reason; 0 where it is none, as a custom stage may have a new reason for every image."""
+    status, stage, kind = key
+    return int((report.failed if status == "failed" else report.dropped.get(stage, {})).get(kind, 0))
 
 
-def _render_flow(report: Report) -> str:
-    """Render the chart from input to kept."""
-    chart = html.flow(report.samples, report.dropped, report.failed, report.kept)
-    return html.section("flow", "From input to kept", chart)
-
-
-def _render_scores(found: Scan, limits: Mapping[str, Threshold]) -> str:
-    """Render a histogram of every score and bars of classes. Scores with a threshold come first."""
-    names = sorted(found.scores, key=lambda name: (name not in limits, name in ("width", "height")))
-    charts = [(name, *_render_histogram(name, found, limits.get(name, (None, None)))) for name in names]
-    charts = [chart for chart in charts if chart[1]]
-    for name, counted in found.classes.items():
-        top = dict(counted.most_common(_MOST_CLASSES))
-        rest = len(counted) - len(top)
-        text = _describe_values(sum(counted.values()), found.missing[name]) + (
-            f"; {rest:,} other values" if rest else ""
-        )
-        charts.append((name, html.bars(top, sum(counted.values())), text))
-    return html.section("scores", "Scores", html.figures(charts))
-
-
-def _render_kept(report: Report, rows: Sequence[Row], cards: _Cards) -> str:
-    """Render a sample of the kept images."""
-    return html.section("kept", "Kept", html.sheet(cards(rows)), note=_describe_sample(len(rows), report.kept))
-
-
-def _render_dropped(report: Report, samples: Mapping[Key, Sequence[Row]], cards: _Cards) -> str:
-    """Render a sample of the dropped images for each kind of reason."""
-    order = [
-        ("dropped", stage, kind)
-        for stage, kinds in report.dropped.items()
-        for kind in sorted(kinds, key=lambda kind: -kinds[kind])
-    ]
-    # reasons without a count: a custom stage may have a new reason for every image
-    order += [key for key in samples if key[0] == "dropped" and key not in order]
-    order = [key for key in order if samples.get(key)]
-    parts = [
-        html.group(
-            kind, cards(samples[status, stage, kind]), f"{stage} · {_describe_reason(samples, report, stage, kind)}", 3
-        )
-        for status, stage, kind in order[:_MOST_SHEETS]
-    ]
-    if rest := len(order) - _MOST_SHEETS:
-        parts += [html.note(f"{html.count(rest, 'more reason')} not shown")] if rest > 0 else []
-    return html.section("dropped", "Dropped", *parts, note=html.count(report.num_dropped, "image"))
-
-
-def _render_failed(report: Report, samples: Mapping[Key, Sequence[Row]], cards: _Cards) -> str:
-    """Render a sample of the failed rows for each kind of reason."""
-    keys = sorted((key for key in samples if key[0] == "failed"), key=lambda key: -report.failed.get(key[2], 0))
-    parts = [
-        html.group(key[2], cards(samples[key]), _describe_sample(len(samples[key]), report.failed.get(key[2], 0)), 3)
-        for key in keys[:_MOST_SHEETS]
-    ]
-    if len(keys) > _MOST_SHEETS:
-        parts.append(html.note(f"{html.count(len(keys) - _MOST_SHEETS, 'more reason')} not shown"))
-    return html.section("failed", "Failed", *parts, note=html.count(report.num_failed, "image"))
-
-
-def _render_duplicates(found: Scan, cards: _Cards) -> str:
-    """Render groups of duplicates side by side."""
-    sheets = [
-        html.group(_name_group(group), cards(group.rows, marked=True), _describe_sample(len(group.rows), group.size), 3)
+def _render_page(
+    report: Report,
+    manifest: Manifest,
+    found: Scan,
+    limits: Mapping[str, Threshold],
+    shots: Mapping[int, Picture],
+    missing: str,
+) -> str:
+    """Fill the template `report.html`: numbers and names of this report, and cards of pictures."""
+    scores = list(limits) or [name for name in found.scores if name not in _SIZES]
+    without = "no picture" if missing else "cannot be decoded now"
+    cards = functools.partial(make_cards, pictures=shots, scores=scores, without=without)
+    shown = {"kept": [("", _describe_sample(len(kept := found.samples.get(_KEPT, [])), report.kept), cards(kept))]}
+    hidden = {"duplicates": found.num_groups - len(found.groups)}
+    shown["duplicates"] = [
+        (_name_group(group), _describe_sample(len(group.rows), group.size), cards(group.rows, marked=True))
         for group in found.groups
     ]
-    parts = [html.beside(sheets)]
-    if rest := found.num_groups - len(found.groups):
-        parts.append(html.note(f"{html.count(rest, 'more group')} not shown; `curator-dali duplicates` lists them"))
-    note = f"{html.count(found.num_groups, 'group')} of {html.count(found.num_alike, 'image')}"
-    return html.section("duplicates", "Duplicates", *parts, note=note)
+    for status in ("dropped", "failed"):
+        keys = _order_kinds(report, found, status)
+        hidden[status], shown[status] = len(keys) - _MOST_SHEETS, []
+        for key in keys[:_MOST_SHEETS]:
+            rows = found.samples[key]
+            note = _describe_sample(len(rows), _count_of(report, key) or len(rows))
+            shown[status].append((key[2], f"{key[1]} · {note}" if status == "dropped" else note, cards(rows)))
+    embed_pictures((card for made in shown.values() for _, _, some in made for card in some), _PICTURE_BYTES)
+    return str(
+        html.render(
+            "report.html",
+            title=f"Curation of {report.source}",
+            report=report,
+            run=manifest.run,
+            lacking=0 if report.complete else manifest.samples - report.samples,
+            samples=manifest.samples,
+            missing=missing,
+            found=found,
+            shown=shown,
+            hidden=hidden,
+            histograms=_describe_histograms(found, limits),
+            bars=_describe_classes(found),
+            throughput=_list_throughput(report),
+            lineage={stage: _flatten(values) for stage, values in report.lineage.items()},
+            settings=[
+                (
+                    stage.get("type", ""),
+                    ", ".join(f"{k}={v!r}" for k, v in stage.items() if k != "type" and v is not None),
+                )
+                for stage in manifest.run.get("settings", {}).get("stages", [])
+            ],
+        )
+    )
 
 
-def _render_throughput(report: Report) -> str:
-    """Render the seconds and the number of images of every stage."""
+def _describe_histograms(found: Scan, limits: Mapping[str, Threshold]) -> list[tuple[str, Histogram, Threshold, str]]:
+    """List name, histogram, bounds and the text beneath of each score. Scores with a threshold come first."""
+    listed = []
+    for name in sorted(found.scores, key=lambda name: (name not in limits, name in _SIZES)):
+        drawn, limit = found.scores[name], limits.get(name, (None, None))
+        text = [_describe_values(drawn.total, found.missing[name])]
+        text += [f"{drawn.below:,} lower ones are in the first bar"] if drawn.below else []
+        text += [f"{drawn.above:,} higher ones are in the last bar"] if drawn.above else []
+        text += [f"{drawn.infinite:,} infinite"] if drawn.infinite else []
+        bounds = zip(("at least", "at most"), limit, strict=True)
+        kept = [f"{word} {html.number(float(bound))}" for word, bound in bounds if bound is not None]
+        text += [f"kept: {' and '.join(kept)}"] if kept else []
+        listed.append((name, drawn, limit, "; ".join(text)))
+    return listed
+
+
+def _describe_classes(found: Scan) -> list[tuple[str, dict[str, int], int, str]]:
+    """List name, the most frequent values, the number of images and the text beneath of each class."""
+    listed = []
+    for name, counted in found.classes.items():
+        rest = len(counted) - _MOST_CLASSES
+        text = _describe_values(counted.total(), found.missing[name]) + (f"; {rest:,} other values" if rest > 0 else "")
+        listed.append((name, dict(counted.most_common(_MOST_CLASSES)), counted.total(), text))
+    return listed
+
+
+def _list_throughput(report: Report) -> list[tuple[str, int, float, float | None]]:
+    """List name, images, seconds and images a second of each stage."""
     left, rows = report.samples, []
     for name, seconds in report.stages.items():
         if name == "write":
             left = report.samples
         rows.append((name, left, round(seconds, 3), left / seconds if seconds else None))
         left -= report.num_failed if name == "decode" else sum(report.dropped.get(name, {}).values())
-    if not rows:
-        return ""
-    table = html.table(["stage", "images", "seconds", "images a second"], rows)
-    text = "decode is the time that the first stage waited for images; write overlaps with all others."
-    new = report.samples - report.earlier
-    if report.seconds and new:
-        speed = f"{html.count(new, 'image')} in {report.seconds:,.1f} s, {report.images_per_second:,.0f} a second"
-        text = f"The last run: {speed}, on {report.device}. {text}"
-    return html.section("throughput", "Throughput", table, html.note(text))
-
-
-def _render_lineage(report: Report, run: Mapping[str, Any]) -> str:
-    """Render the models, the settings and the version."""
-    parts = []
-    for stage, values in report.lineage.items():
-        parts.append(f"<h3>{html.escape(stage)}</h3>{html.facts(_flatten(values))}")
-    settings = [
-        (stage.get("type", ""), ", ".join(f"{k}={v!r}" for k, v in stage.items() if k != "type" and v is not None))
-        for stage in run.get("settings", {}).get("stages", [])
-    ]
-    if settings:
-        parts.append(f"<h3>Settings</h3>{html.table(['stage', 'as it was given'], settings)}")
-    about = {"written by": f"curator_dali {run.get('version', '')}", "data set": report.source, "output": report.out}
-    parts.append(f"<h3>Output</h3>{html.facts({**about, 'fingerprint': run.get('source')})}")
-    return html.section("lineage", "Models and settings", *parts)
-
-
-def _render_histogram(name: str, found: Scan, limit: Threshold) -> tuple[str, str]:
-    """Render a histogram, and the text beneath it."""
-    sketch: Sketch = found.scores[name]
-    drawn = sketch.histogram(limit)
-    if drawn is None:
-        return "", ""
-    text = [_describe_values(drawn.total, found.missing[name])]
-    text += [f"{drawn.below:,} lower ones are in the first bar"] if drawn.below else []
-    text += [f"{drawn.above:,} higher ones are in the last bar"] if drawn.above else []
-    text += [f"{sketch.infinite:,} infinite"] if sketch.infinite else []
-    words = ("at least", "at most")
-    kept = [
-        f"{word} {html.number(float(bound))}" for word, bound in zip(words, limit, strict=True) if bound is not None
-    ]
-    text += [f"kept: {' and '.join(kept)}"] if kept else []
-    return html.histogram(drawn.counts, drawn.edges, name, limit), "; ".join(text)
+    return rows
 
 
 def _describe_values(count: int, missing: int) -> str:
@@ -367,11 +239,6 @@ def _describe_values(count: int, missing: int) -> str:
 
 def _describe_sample(shown: int, count: int) -> str:
     return html.count(count, "image") if shown >= count else f"{shown:,} of {html.count(count, 'image')}, by chance"
-
-
-def _describe_reason(samples: Mapping[Key, Sequence[Row]], report: Report, stage: str, kind: str) -> str:
-    shown = len(samples["dropped", stage, kind])
-    return _describe_sample(shown, report.dropped.get(stage, {}).get(kind, shown))
 
 
 def _name_group(group: Group) -> str:
@@ -388,13 +255,12 @@ def _flatten(values: Any, name: str = "") -> dict[str, Any]:
     return flat
 
 
-def _leave_card(manifest: Manifest) -> None:
+def _leave_card(manifest: Manifest, parts: Sequence[Part]) -> None:
     """Write `README.md` into an output with files in it. Another one, of the user's own, stays as it is.
 
     Raises:
         OutputError: It cannot be written.
     """
-    parts = manifest.parts()
     names = [file.name for part in parts for file in part.files]
     ending = next((ending for ending in _CARD_CONFIGS if any(name.endswith(ending) for name in names)), None)
     url = join(manifest.folder, CARD)
@@ -410,10 +276,9 @@ def _leave_card(manifest: Manifest) -> None:
 def _make_card(ending: str, features: Mapping[str, str]) -> bytes:
     """The card of an output with tars, or with Parquet files alone; `features` are column -> type."""
     config, about = _CARD_CONFIGS[ending]
-    lines = [f"  - name: {json.dumps(name)}\n    dtype: {kind}\n" for name, kind in features.items()]
-    info = "".join([f"dataset_info:\n  config_name: {config}\n  features:\n", *lines]) if features else ""
-    text = _CARD_TEXT.format(config=config, ending=ending, info=info, about=about)
-    return (text + (_CARD_MARK.format(digest=_digest(text)) if info else "")).encode()
+    columns = {json.dumps(name): kind for name, kind in features.items()}
+    text = str(html.render("card.md", config=config, ending=ending, columns=columns, about=about))
+    return (text + (_CARD_MARK.format(digest=_digest(text)) if features else "")).encode()
 
 
 def _features(parts: Sequence[Part]) -> dict[str, str]:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from curator_dali._version import __version__
 from curator_dali.arguments import checked
 from curator_dali.errors import OutputError
 from curator_dali.io import join, one_line, parse_json, store
-from curator_dali.outputs import Manifest, Part
+from curator_dali.outputs import Manifest
 from curator_dali.report.selection import Count, Counts
 from curator_dali.view import html
 
@@ -101,15 +102,9 @@ class Report:
     def rows(self) -> list[tuple[str, str, str, str]]:
         """A table for a terminal: what, number, share of all samples, and why or how long."""
         rows = [self._row("in", self.samples, f"{self.source}, {self.device}")]
-        for stage, kinds in self.dropped.items():
-            rows += [
-                self._row(stage if first else "", -count, kind)
-                for first, (kind, count) in _numbered(sorted(kinds.items(), key=lambda item: -item[1]))
-            ]
-        rows += [
-            self._row("failed" if first else "", -count, kind)
-            for first, (kind, count) in _numbered(sorted(self.failed.items(), key=lambda item: -item[1]))
-        ]
+        for stage, kinds in [*self.dropped.items(), ("failed", self.failed)]:
+            ordered = sorted(kinds.items(), key=lambda item: -item[1])
+            rows += [self._row("" if place else stage, -count, kind) for place, (kind, count) in enumerate(ordered)]
         rows.append(self._row("kept", self.kept, self.out))
         return rows
 
@@ -129,13 +124,8 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        about = f"{self.source} to {self.out}, {self.device}"
-        parts = [html.note(about if self.complete else f"{about}; not complete")]
-        parts.append(html.flow(self.samples, self.dropped, self.failed, self.kept))
-        if self.stages:
-            parts += ["<h4>Seconds</h4>", html.bars({name: float(seconds) for name, seconds in self.stages.items()})]
-        parts.append(html.note(self.times()[-1][1]))
-        return html.block(*parts)
+        head = f"{self.source} to {self.out}, {self.device}" + ("" if self.complete else "; not complete")
+        return str(html.render("summary.html", report=self, head=head, rest=self.times()[-1][1]))
 
     def _row(self, what: str, count: int, why: str) -> tuple[str, str, str, str]:
         share = f"{abs(count) / self.samples:.1%}" if self.samples else ""
@@ -150,12 +140,12 @@ def read_report(manifest: Manifest, out: str) -> Report:
         out: The output folder, as the report is to name it.
     """
     told = _read_json(join(manifest.folder, "report.json"))
-    parts = manifest.parts()
-    timed = [name for part in parts[:1] for name in part.info.get("seconds", {})]
+    parts = manifest.parts()[:1]
+    timed = [name for part in parts for name in part.info.get("seconds", {})]
     labels = [name for name in dict.fromkeys([*timed, *told.get("dropped", {})]) if name not in ("decode", "write")]
     known = {name: told.get(name, "not known") for name in ("source", "device")}
     took = {name: told.get(name, 0) for name in ("earlier", "seconds")}
-    return count_parts(manifest, parts, labels, out=out, version=manifest.run.get("version", ""), **known, **took)
+    return count_parts(manifest, labels, out=out, version=manifest.run.get("version", ""), **known, **took)
 
 
 def _read_json(url: str) -> dict[str, Any]:
@@ -168,17 +158,18 @@ def _read_json(url: str) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def count_parts(manifest: Manifest, parts: Sequence[Part], labels: Sequence[str], **about: Any) -> Report:
-    """Make a report of parts.
+def count_parts(manifest: Manifest, labels: Sequence[str], version: str = __version__, **about: Any) -> Report:
+    """Make the report of an output by its parts.
 
     Args:
         manifest: The output's.
-        parts: The parts of the output.
         labels: The stages in their order.
+        version: Of curator_dali.
         about: Fields of the report that the output itself does not say.
     """
-    counts = add_up(({"counts": part.counts, "info": part.info} for part in parts), labels)
-    return Report(complete=not manifest.missing(), lineage=manifest.run.get("lineage", {}), **counts, **about)
+    counts = add_up(({"counts": part.counts, "info": part.info} for part in manifest.parts()), labels)
+    run = {"complete": not manifest.missing(), "lineage": manifest.run.get("lineage", {}), "version": version}
+    return Report(**run, **counts, **about)
 
 
 def add_up(parts: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> dict[str, Any]:
@@ -211,7 +202,3 @@ def add_up(parts: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> dict[st
         "stages": {name: seconds[name] for name in [*order, *(set(seconds) - set(order))]},
         "parts": number,
     }
-
-
-def _numbered(items: Iterable[Any]) -> Iterable[tuple[bool, Any]]:
-    return ((number == 0, item) for number, item in enumerate(items))

@@ -1,26 +1,36 @@
-"""One pass over an output's rows: histograms of scores, samples of every kind of reason; thresholds of its filters."""
+"""Passes over an output's rows: histograms of scores, samples of every kind of reason; thresholds of its filters."""
 
 from __future__ import annotations
 
-import heapq
-import logging
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.errors import StageError, kind_of_failure
-from curator_dali.outputs import RowFiles, labels_of
+from curator_dali.errors import kind_of_failure
+from curator_dali.outputs import RowFiles
 from curator_dali.sampling import mix
-from curator_dali.stages import STAGES, GlobalSelector, Selector, Stage
 
-__all__ = ["OTHERS", "Group", "Key", "Kinds", "Row", "Scan", "Sketch", "Threshold", "priority", "scan", "thresholds"]
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "OTHERS",
+    "Group",
+    "Histogram",
+    "Key",
+    "Row",
+    "Scan",
+    "Threshold",
+    "find_kinds",
+    "kind_columns",
+    "lay_out_bars",
+    "priority",
+    "scan",
+    "thresholds",
+]
 
 Row = dict[str, Any]
 """A row of an output: column -> value, without its embedding."""
@@ -34,13 +44,16 @@ Threshold = tuple[float | None, float | None]
 OTHERS = "other reasons"
 _MOST_KINDS = 64  # of a stage; a stage of one's own may have a new reason for every image
 _MOST_VALUES = 200  # different texts of a column that are told apart; one with more is no class but a name
-_ABOUT_COLUMNS = ("image_id", "image_path", "index", "status", "stage", "reason", "tar", "key", "embedding")
+_ABOUT_COLUMNS = ("image_id", "image_path", "index", "status", "stage", "reason", "reason_kind", "tar", "key")
 _HASH_COLUMNS = ("duplicate_group", "duplicate_of", "content_hash", "pixel_hash", "phash", "dhash")
-_NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS])
+_NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS, "embedding"])
 
-_DROPPED_BITS = 13  # of a float32's 23 of the fraction: what is left tells values apart that differ by 0.1%
+_QUANTILE_ROWS = 1_000_000  # of which the range of a histogram is found
 _TAIL = 0.005  # of the values at either end may be gathered in the outermost bar
 _FAR_RANGES = 4  # times the values' range: a bound beyond that would leave no picture of the values
+_EQUAL = 1e-3  # of their size: values that differ by less are one value
+_SMALLEST, _LARGEST = 1e-300, 1e300  # differences of other numbers may be zero, or infinite
+_BARS = 40  # about
 _ROUND_STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -61,10 +74,10 @@ class Group:
 
 @dataclass
 class Scan:
-    """What a pass found.
+    """What the passes found.
 
     Attributes:
-        scores: Column of numbers -> its values.
+        scores: Column of numbers -> its histogram; not of columns without a finite value.
         classes: Column of texts or truth values -> how often each occurs; not of columns with very many.
         missing: Column -> rows without a value.
         samples: (status, stage, kind of reason) -> some of those rows, by chance but the same every time.
@@ -73,7 +86,7 @@ class Scan:
         num_alike: Images in them.
     """
 
-    scores: dict[str, Sketch] = field(default_factory=dict)
+    scores: dict[str, Histogram] = field(default_factory=dict)
     classes: dict[str, Counter[str]] = field(default_factory=dict)
     missing: Counter[str] = field(default_factory=Counter)
     samples: dict[Key, list[Row]] = field(default_factory=dict)
@@ -84,7 +97,9 @@ class Scan:
 
 def scan(
     files: RowFiles,
-    kind: Callable[[str, str, str], str],
+    total: int,
+    counted: Mapping[str, Iterable[str]],
+    limits: Mapping[str, Threshold] | None = None,
     *,
     each: int = 12,
     kept: int = 24,
@@ -92,41 +107,43 @@ def scan(
     members: int = 6,
     seed: int = 0,
 ) -> Scan:
-    """Look at every row once, a block at a time; at those of the groups that are picked, a second time.
+    """Look at the scores of every row, then at every row, a block at a time; last at those of the picked groups.
 
     Args:
         files: The rows.
-        kind: (status, stage, reason) -> the kind of reason.
+        total: Number of rows.
+        counted: See `find_kinds`.
+        limits: Column -> what its filters keep.
         each: Rows to pick of every kind of reason.
         kept: Rows to pick of those that are kept.
         groups: Groups of duplicates to pick.
         members: Rows to pick of a group.
         seed: Of what is picked.
     """
-    found = Scan()
     names = [name for name in files.schema.names if name != "embedding"]
     scores, classes = _columns(files)
-    found.scores = {name: Sketch() for name in scores}
+    found = Scan(scores=_lay_out_histograms(files, total, scores, limits or {}))
     counts: dict[str, Counter[str]] = {name: Counter() for name in classes}
-    heaps: dict[Key, list[tuple[int, int, Row]]] = {}
+    picked: dict[Key, list[tuple[int, Row]]] = {}
     alike: list[NDArray[np.int64]] = []
     for block in files.batches(names):
-        column = {name: block.column(place) for place, name in enumerate(names)}
-        for name in scores:
-            found.scores[name].add(_numbers(column[name]))
+        column = dict(zip(names, block.columns, strict=True))
+        for name in [*scores, *counts]:
             found.missing[name] += column[name].null_count
-        for name in [name for name in classes if name in counts]:
+        for name, histogram in found.scores.items():
+            histogram.add(column[name].to_numpy(zero_copy_only=False).astype(np.float64))  # null is NaN
+        for name in [*counts]:
             _count_values(counts, name, column[name])
-            found.missing[name] += column[name].null_count
         index = column["index"].to_numpy(zero_copy_only=False)
         if "duplicate_group" in column:
             number = column["duplicate_group"].fill_null(-1).to_numpy(zero_copy_only=False)
             alike.append(np.stack([number, index])[:, number >= 0])
-        _pick(heaps, block, column, priority(index, seed), kind, each, kept)
-    found.classes = {name: counted for name, counted in counts.items() if counted}
-    found.samples = {key: [row for *_, row in sorted(heap, key=_by_index)] for key, heap in sorted(heaps.items())}
+        _pick(picked, block, find_kinds(block, counted), priority(index, seed), each, kept)
+    found.classes = {name: values for name, values in counts.items() if values}
+    for key, held in sorted(picked.items()):
+        found.samples[key] = sorted((row for _, row in held), key=_by_index)
     if alike:
-        _groups(found, files, names, np.concatenate(alike, axis=1), groups, members, seed)
+        _find_groups(found, files, names, np.concatenate(alike, axis=1), groups, members, seed)
     return found
 
 
@@ -134,6 +151,45 @@ def priority(index: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """A number by chance for each index: those with the smallest are a sample, in whatever order they come."""
     with np.errstate(over="ignore"):
         return mix(index.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1))
+
+
+def kind_columns(files: RowFiles) -> list[str]:
+    """The columns that `find_kinds` needs."""
+    return ["status", "stage", "reason_kind" if "reason_kind" in files.schema.names else "reason"]
+
+
+def find_kinds(block: Any, counted: Mapping[str, Iterable[str]]) -> Any:
+    """The kind of each row's reason, a `pyarrow.StringArray`; null where a sample was kept.
+
+    Args:
+        block: Rows, with `kind_columns`.
+        counted: Stage -> the kinds of its reasons that occur, for outputs of versions that did not write the column.
+    """
+    import pyarrow as pa
+
+    if "reason_kind" in block.schema.names:
+        return block.column("reason_kind")
+    rows = zip(*(block.column(name).to_pylist() for name in ("status", "stage", "reason")), strict=True)
+    kinds = [
+        None if status == "kept" else _guess_kind(status, reason or "", [*counted.get(stage, ())])
+        for status, stage, reason in rows
+    ]
+    return pa.array(kinds, pa.string())
+
+
+def _guess_kind(status: str, reason: str, known: Sequence[str]) -> str:
+    """Guess the kind of a reason: the only one, or the longest whose words the reason has in their order."""
+    if status == "failed" or len(known) == 1:
+        return kind_of_failure(reason) if status == "failed" else known[0]
+    for pattern in (r"\S+", r"[A-Za-z]\w*"):  # "cosine 0.97" is of the kind "cosine >= 0.95", whose numbers are others
+        fitting = []
+        for kind in known:
+            words = iter(re.findall(pattern, reason))
+            if all(word in words for word in re.findall(pattern, kind)):
+                fitting.append(kind)
+        if fitting:
+            return max(fitting, key=len)
+    return reason
 
 
 def _columns(files: RowFiles) -> tuple[list[str], list[str]]:
@@ -145,81 +201,70 @@ def _columns(files: RowFiles) -> tuple[list[str], list[str]]:
     return scores, [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_boolean(kind)]
 
 
-def _numbers(column: Any) -> NDArray[np.float64]:
-    numbers: NDArray[np.float64] = column.drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
-    return numbers
-
-
 def _count_values(counts: dict[str, Counter[str]], name: str, column: Any) -> None:
     """Count a block's values; a column with too many different ones is given up."""
     for pair in column.drop_null().value_counts().to_pylist():
         value = pair["values"]
         counts[name][("yes" if value else "no") if isinstance(value, bool) else str(value)[:200]] += pair["counts"]
-        if len(counts[name]) > _MOST_VALUES:
-            del counts[name]
-            return
+    if len(counts[name]) > _MOST_VALUES:
+        del counts[name]
 
 
 def _pick(
-    heaps: dict[Key, list[tuple[int, int, Row]]],
+    picked: dict[Key, list[tuple[int, Row]]],
     block: Any,
-    column: dict[str, Any],
+    kinds: Any,
     priorities: NDArray[np.uint64],
-    kind: Callable[[str, str, str], str],
     each: int,
     kept: int,
 ) -> None:
     """Keep the rows with the smallest priorities of every kind."""
-    status = np.array(column["status"].to_pylist(), object)
-    rows: dict[Key, list[int]] = {("kept", "", ""): np.flatnonzero(status == "kept").tolist()}
-    other = np.flatnonzero(status != "kept")
-    told = [column[name].take(other).to_pylist() for name in ("status", "stage", "reason")]
-    for row, state, stage, reason in zip(other.tolist(), *told, strict=True):
-        key = (state, stage or "", kind(state, stage or "", reason or ""))
-        if key not in rows and key not in heaps:
-            of_stage = sum(one[:2] == key[:2] for one in {*rows, *heaps})
-            key = key if of_stage < _MOST_KINDS else (*key[:2], OTHERS)
-        rows.setdefault(key, []).append(row)
-    for key, mine in rows.items():
-        most = kept if key[0] == "kept" else each
-        heap = heaps.setdefault(key, [])
-        best = sorted(mine, key=lambda row: int(priorities[row]))[:most]
-        if len(heap) == most:
-            best = [row for row in best if int(priorities[row]) < -heap[0][0]]
-        for row, values in zip(best, _rows(block, best), strict=True):
-            item = (-int(priorities[row]), -int(values["index"]), values)
-            if len(heap) < most:
-                heapq.heappush(heap, item)
-            else:
-                heapq.heappushpop(heap, item)
-        if not heap:
-            del heaps[key]
+    import pyarrow.compute as pc
+
+    texts = [block.column("status"), block.column("stage").fill_null(""), kinds.fill_null("")]
+    coded = pc.binary_join_element_wise(*texts, "\n").dictionary_encode()
+    codes = coded.indices.to_numpy()
+    order = np.lexsort((priorities, codes))
+    starts = np.searchsorted(codes[order], np.arange(len(coded.dictionary) + 1))
+    for code, text in enumerate(coded.dictionary.to_pylist()):
+        status, stage, kind = text.split("\n", 2)
+        key = (status, stage, "" if status == "kept" else kind)
+        if key not in picked and sum(other[:2] == key[:2] for other in picked) >= _MOST_KINDS:
+            key = (status, stage, OTHERS)
+        held = picked.setdefault(key, [])
+        most = kept if status == "kept" else each
+        best = order[starts[code] : starts[code + 1]][:most]
+        if len(held) == most:
+            best = best[priorities[best] < held[-1][0]]
+        held += zip(priorities[best].tolist(), _rows(block, best), strict=True)
+        held.sort(key=lambda item: item[0])
+        del held[most:]
 
 
-def _rows(block: Any, rows: list[int]) -> list[Row]:
-    taken: list[Row] = block.take(np.array(rows, np.int64)).to_pylist() if rows else []
+def _by_index(row: Row) -> int:
+    return int(row["index"])
+
+
+def _rows(block: Any, rows: NDArray[np.int64]) -> list[Row]:
+    taken: list[Row] = block.take(rows).to_pylist() if len(rows) else []
     return taken
 
 
-def _by_index(item: tuple[int, int, Row]) -> int:
-    return -item[1]
-
-
-def _groups(
+def _find_groups(
     found: Scan, files: RowFiles, names: list[str], alike: NDArray[np.int64], groups: int, members: int, seed: int
 ) -> None:
-    """Pick groups, and rows of each."""
+    """Pick groups, and rows of each; `alike` has the group and the index of each image in one, (2, N)."""
     numbers, sizes = np.unique(alike[0], return_counts=True)
     found.num_groups, found.num_alike = len(numbers), int(sizes.sum())
     by_size = np.lexsort((numbers, -sizes))
     largest, rest = by_size[: (groups + 1) // 2], by_size[(groups + 1) // 2 :]
     chance = rest[np.argsort(priority(numbers[rest], seed), kind="stable")[: groups // 2]]
     picked = {int(numbers[place]): int(sizes[place]) for place in [*largest, *chance]}
-    wanted = np.sort(alike[1][np.isin(alike[0], list(picked))])
+    wanted = alike[1][np.isin(alike[0], list(picked))]
     held: dict[int, list[Row]] = {number: [] for number in picked}
     for block in files.batches(names) if len(wanted) else ():
-        index = block.column(names.index("index")).to_numpy(zero_copy_only=False)
-        for row in _rows(block, np.flatnonzero(np.isin(index, wanted)).tolist()):
+        index = block.column("index").to_numpy(zero_copy_only=False)
+        for row in _rows(block, np.flatnonzero(np.isin(index, wanted))):
             mine = held[row["duplicate_group"]]
             mine.append(row)
             if len(mine) > 4 * members:  # a group may be large
@@ -232,125 +277,103 @@ def _pick_members(rows: Iterable[Row], count: int) -> list[Row]:
     return sorted(rows, key=lambda row: (row.get("duplicate_of") is not None, row["index"]))[:count]
 
 
-class Sketch:
-    """How often every value was seen, to 0.1%: 4 MB, whatever the number of values and their range.
-
-    A value counts in the bin of the sign, the exponent and the first ten bits of the fraction that it has as float32;
-    neither the order nor the blocks in which values come matter.
-    """
-
-    def __init__(self) -> None:
-        self._bins = np.zeros(1 << (32 - _DROPPED_BITS), np.int64)
-        self.infinite = 0
-
-    def add(self, values: NDArray[np.floating]) -> None:
-        """Count (N,) values; NaN is none, infinite ones are counted apart."""
-        finite = values[np.isfinite(values)]
-        self.infinite += int(np.isinf(values).sum())
-        limit = np.finfo(np.float32).max
-        bits = (np.clip(finite, -limit, limit).astype(np.float32) + np.float32(0)).view(np.uint32)  # no -0.0
-        self._bins += np.bincount(bits >> _DROPPED_BITS, minlength=len(self._bins))
-
-    def __len__(self) -> int:
-        return int(self._bins.sum())
-
-    def histogram(self, bounds: tuple[float | None, float | None] = (None, None), bars: int = 40) -> Histogram | None:
-        """Bars from the smallest to the largest value, or nearly: far outliers would leave one bar for all others.
-
-        Args:
-            bounds: Values to be on the axis, unless they are far from all others; the first begins a bar.
-            bars: About how many, 20 at the least.
-
-        Returns:
-            None if there is no value.
-        """
-        used = np.flatnonzero(self._bins)
-        if not len(used):
-            return None
-        values = (used.astype(np.uint32) << np.uint32(_DROPPED_BITS)).view(np.float32).astype(np.float64)
-        order = np.argsort(values)
-        values, counts = values[order], self._bins[used][order]
-        total = int(counts.sum())
-        low, high = _find_range(values, counts, [bound for bound in bounds if bound is not None])
-        step = _round_step((high - low) / bars)
-        anchor = next((bound for bound in bounds if bound is not None and low <= bound <= high), 0.0)
-        first, last = math.floor((low - anchor) / step + 1e-9), math.ceil((high - anchor) / step - 1e-9)
-        if anchor + last * step <= high:  # the largest value is within the last bar
-            last += 1
-        digits = 3 - math.floor(math.log10(step))
-        edges = [round(anchor + number * step, digits) for number in range(first, last + 1)]
-        place = np.floor((values - edges[0]) / step + 1e-9).astype(np.int64)
-        held = np.bincount(np.clip(place, 0, len(edges) - 2), counts, minlength=len(edges) - 1).astype(np.int64)
-        below, above = int(counts[place < 0].sum()), int(counts[place > len(edges) - 2].sum())
-        return Histogram(held.tolist(), edges, below, above, total)
-
-
-@dataclass(frozen=True)
+@dataclass
 class Histogram:
     """Bars of equal width at round numbers.
 
     Attributes:
-        counts: B numbers.
         edges: B + 1 values.
+        counts: (B,) int64.
         below: Values that lie below the first edge, and count in the first bar.
         above: Values that lie above the last edge, and count in the last bar.
-        total: Values in all.
+        infinite: Values that are infinite, and count in no bar.
     """
 
-    counts: list[int]
     edges: list[float]
-    below: int
-    above: int
-    total: int
+    counts: NDArray[np.int64]
+    below: int = 0
+    above: int = 0
+    infinite: int = 0
+
+    @property
+    def total(self) -> int:
+        """Values in all."""
+        return int(self.counts.sum())
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Count (N,) values; NaN is none."""
+        low, high = self.edges[0], self.edges[-1]
+        finite = _finite(values)
+        self.infinite += int(np.isinf(values).sum())
+        self.below += int((finite < low).sum())
+        self.above += int((finite > high).sum())
+        self.counts += np.histogram(np.clip(finite, low, high), self.edges)[0]
 
 
-def _find_range(values: NDArray[np.float64], counts: NDArray[np.int64], bounds: list[float]) -> tuple[float, float]:
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.clip(values[np.isfinite(values)], -_LARGEST, _LARGEST)
+
+
+def _lay_out_histograms(
+    files: RowFiles, total: int, scores: Sequence[str], limits: Mapping[str, Threshold]
+) -> dict[str, Histogram]:
+    """Look at the scores of all rows: at the ends of their values, and at a sample of them by chance."""
+    share = np.uint64(2**64 - 1 if total <= _QUANTILE_ROWS else 2**64 * _QUANTILE_ROWS // total)
+    samples: dict[str, list[NDArray[np.float64]]] = {name: [] for name in scores}
+    for block in files.batches(["index", *scores]) if scores else ():
+        chosen = priority(block.column(0).to_numpy(zero_copy_only=False), 0) <= share
+        for name, column in zip(scores, block.columns[1:], strict=True):
+            values = column.to_numpy(zero_copy_only=False).astype(np.float64)  # null is NaN
+            finite = _finite(values)
+            held = samples[name]
+            if len(finite):
+                ends = np.array([finite.min(), finite.max()]) if not held else held[0]
+                held[:1] = [np.array([min(ends[0], finite.min()), max(ends[1], finite.max())])]
+                held.append(finite if chosen.all() else _finite(values[chosen]))
+    return {
+        name: lay_out_bars(held[0], np.concatenate(held[1:]), limits.get(name, (None, None)))
+        for name, held in samples.items()
+        if held
+    }
+
+
+def lay_out_bars(ends: NDArray[np.float64], sample: NDArray[np.float64], bounds: Threshold) -> Histogram:
+    """Lay bars out from the smallest to the largest value, or nearly: far outliers would leave one bar for all others.
+
+    Args:
+        ends: The smallest and the largest value.
+        sample: (N,) some of the values.
+        bounds: Values to be on the axis, unless they are far from all others; the first begins a bar.
+    """
+    low, high = _find_range(ends, sample, [bound for bound in bounds if bound is not None])
+    step = _round_step((high - low) / _BARS)
+    anchor = next((bound for bound in bounds if bound is not None and low <= bound <= high), 0.0)
+    first, last = math.floor((low - anchor) / step + 1e-9), math.ceil((high - anchor) / step - 1e-9)
+    if anchor + last * step <= high:  # the largest value is within the last bar
+        last += 1
+    digits = 3 - math.floor(math.log10(step))
+    edges = [round(anchor + number * step, digits) for number in range(first, last + 1)]
+    return Histogram(edges, np.zeros(len(edges) - 1, np.int64))
+
+
+def _find_range(ends: NDArray[np.float64], sample: NDArray[np.float64], bounds: list[float]) -> tuple[float, float]:
     """Find the ends of the axis. Outliers that would lengthen the axis by a half are left out."""
-    seen = np.cumsum(counts)
-    low, high = (float(values[np.searchsorted(seen, share * seen[-1])]) for share in (_TAIL, 1 - _TAIL))
-    span = (high - low) or abs(low) * 0.1 or 1.0
+    inner = np.quantile(sample, [_TAIL, 1 - _TAIL], method="inverted_cdf") if len(sample) else ends
+    low, high = map(float, inner)
+    size = max(abs(low), abs(high))
+    least = max(_EQUAL * size, _SMALLEST)
+    span = high - low if high - low > least else max(0.1 * size, _SMALLEST) if size else 1.0
     near = [bound for bound in bounds if low - _FAR_RANGES * span <= bound <= high + _FAR_RANGES * span]
     low, high = min(low, *near, low), max(high, *near, high)
-    low = min(low, float(values[0])) if values[0] >= low - span / 4 else low
-    high = max(high, float(values[-1])) if values[-1] <= high + span / 4 else high
-    return (low, high) if high > low else (low - span / 2, high + span / 2)
+    low = min(low, float(ends[0])) if ends[0] >= low - span / 4 else low
+    high = max(high, float(ends[1])) if ends[1] <= high + span / 4 else high
+    return (low, high) if high - low > least else (low - span / 2, high + span / 2)
 
 
 def _round_step(width: float) -> float:
     """Round up to 1, 2, 2.5 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(width))
     return next(step * power for step in _ROUND_STEPS if step * power >= width * (1 - 1e-9))
-
-
-class Kinds:
-    """Classifies reasons by the stages recorded in an output, as the counts of the output do.
-
-    Args:
-        settings: Of the output's manifest.
-        counted: Stage -> kinds of reasons that occur, for stages that cannot be made again from their settings.
-    """
-
-    def __init__(self, settings: Mapping[str, Any], counted: Mapping[str, Mapping[str, int]]) -> None:
-        self._counted = {stage: list(kinds) for stage, kinds in counted.items()}
-        self._makers: dict[str, Callable[[str], str]] = {}
-        stages = settings.get("stages", [])
-        made = [_remake_stage(stage) for stage in stages]
-        names = [_name_stage(known) if stage is None else stage.name for known, stage in zip(stages, made, strict=True)]
-        for label, stage in zip(labels_of(names), made, strict=True):
-            if isinstance(stage, (Selector, GlobalSelector)):
-                self._makers[label] = stage.kind
-
-    def __call__(self, status: str, stage: str, reason: str) -> str:
-        """The kind; the reason itself where nothing is known of it."""
-        if status == "failed":
-            return kind_of_failure(reason)
-        known = self._counted.get(stage, [])
-        if len(known) == 1:
-            return known[0]
-        if maker := self._makers.get(stage):
-            return maker(reason)
-        words = reason.split()
-        return max((kind for kind in known if _contains_words(kind.split(), words)), key=len, default=reason)
 
 
 def thresholds(settings: Mapping[str, Any]) -> dict[str, Threshold]:
@@ -363,26 +386,3 @@ def thresholds(settings: Mapping[str, Any]) -> dict[str, Threshold]:
             highs = [bound for bound in (high, stage.get("max")) if bound is not None]
             found[stage["field"]] = (max(lows, default=None), min(highs, default=None))
     return found
-
-
-def _remake_stage(settings: Mapping[str, Any]) -> Stage | None:
-    """Make a stage again from its settings, without weights. None if the settings do not suffice."""
-    kind = STAGES.get(settings.get("type", ""))
-    try:
-        if kind is not None:
-            return kind(**{name: value for name, value in settings.items() if name != "type"})
-    except (StageError, TypeError, ValueError) as error:  # a function is recorded by its name only
-        logger.debug("%s is not made again: %s", settings.get("type"), error)
-    return None
-
-
-def _name_stage(settings: Mapping[str, Any]) -> str:
-    """Name a stage by its settings, as most stages name themselves."""
-    kind = settings.get("type", "")
-    return f"Filter({settings.get('field')})" if kind == "Filter" else kind
-
-
-def _contains_words(some: Sequence[str], words: Sequence[str]) -> bool:
-    """Check whether words contain all of some words, in the same order."""
-    rest = iter(words)
-    return all(word in rest for word in some)

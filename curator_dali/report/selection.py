@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from curator_dali.arguments import checked
 from curator_dali.arrays import objects
 from curator_dali.batch import ImageBatch, ImageObject, concat, sort_rows
-from curator_dali.errors import SourceError, terminal_safe
+from curator_dali.errors import SourceError
 from curator_dali.loader import ImageLoader
 from curator_dali.outputs import Manifest, RowFiles, to_numpy
-from curator_dali.report.scan import Kinds, Row, priority, thresholds
+from curator_dali.report.scan import Row, find_kinds, kind_columns, priority, thresholds
 from curator_dali.sources import Source, Subset, open_source, reopen
-from curator_dali.view import Sheet, html, thumbnails
+from curator_dali.view import Sheet, html, make_card, make_sheet, make_thumbnails
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,17 +28,14 @@ __all__ = [
     "Count",
     "Counts",
     "Picture",
-    "encode_pictures",
     "load_samples",
     "make_cards",
     "read_pictures",
     "reopen_source",
 ]
 
-_PICTURE_BYTES = 200_000  # of JPEG in one contact sheet, as a batch's
 _OTHER_COLUMNS = ("image_id", "image_path", "embedding")  # a batch has these in other places
 _IMAGES_AT_ONCE = 8  # whole images in memory
-_THUMBNAIL_HEIGHT = 168  # pixels, at the most
 _MOST_FACTS = 3
 
 
@@ -55,7 +51,7 @@ class Selection:
         stages: The stages that dropped them; None for all.
         kind: The kind of reason; None for all.
         source: The data set, where the output does not say how to open it.
-        counts: Stage -> kind of reason -> number, of what was dropped: tells what kind a row's reason is.
+        counts: Stage -> kind of reason -> number, of what was dropped; see `find_kinds`.
     """
 
     out: str
@@ -76,8 +72,7 @@ class Selection:
 
         files = RowFiles(self.out)
         names = [name for name in files.schema.names if name != "embedding"]
-        schema = pa.schema([files.schema.field(name) for name in names])
-        return pa.Table.from_batches([block.take(rows) for block, rows in self._blocks(files, names)], schema)
+        return pa.Table.from_batches(self._blocks(files, names), pa.schema(map(files.schema.field, names)))
 
     def to_pandas(self) -> pd.DataFrame:
         """`to_table()` as a pandas frame.
@@ -116,33 +111,13 @@ class Selection:
         """
         rows = self._rows(self._chosen(n, sort_by, descending, seed)).to_pylist()
         manifest = Manifest.load(self.out)
-        shots: dict[int, Picture] = {}
-        problem = ""
-        if rows and self.status != "failed":
-            try:
-                shots = read_pictures(manifest, [row["index"] for row in rows], self.source, str(device))
-            except SourceError as error:
-                if self.source is not None:
-                    raise
-                problem = str(error)
-        limits = list(thresholds(manifest.run.get("settings", {})))
-        scores = list(dict.fromkeys([*([sort_by] if sort_by else []), *limits]))
-        cards = make_cards(
-            rows,
-            shots,
-            encode_pictures(shots, _PICTURE_BYTES),
-            scores,
-            without="no picture" if problem else "cannot be decoded",
-        )
-        rest = self.count - len(rows)
-        hidden = f"{html.count(rest, 'more image')} not shown" if rest > 0 else ""
-        head = f"{self.title}: {html.count(self.count, 'image')}"
-        parts = [html.note(head), *([html.note(f"Without pictures: {problem}")] if problem else []), html.sheet(cards)]
-        lines = [f"  {card.title}  {' · '.join(card.facts) or card.missing}" for card in cards[:20]]
-        plain = map(terminal_safe, lines)
-        return Sheet(
-            (*parts, *([html.note(hidden)] if hidden else [])), "\n".join([head, *plain, *([hidden] * bool(hidden))])
-        )
+        decodable = [row["index"] for row in rows if self.status != "failed"]
+        shots, problem = read_pictures(manifest, decodable, self.source, str(device))
+        scores = dict.fromkeys([*([sort_by] if sort_by else []), *thresholds(manifest.run.get("settings", {}))])
+        cards = make_cards(rows, shots, [*scores], without="no picture" if problem else "cannot be decoded")
+        head = [f"{self.title}: {html.count(self.count, 'image')}"]
+        head += [f"Without pictures: {problem}"] if problem else []
+        return make_sheet(head, [("", "", cards)], self.count - len(rows))
 
     @checked
     def load(
@@ -179,19 +154,10 @@ class Selection:
             embeddings = flat.reshape(len(table), -1).astype(np.float32)
         pairs = zip(table["image_path"].to_pylist(), table["image_id"].to_pylist(), strict=True)
         data = [ImageObject(path, key) for path, key in pairs]
-        told = ImageBatch(self.title, self.out, data, embeddings=embeddings, columns=columns)
-        return self._decoded(told, indices, transforms, str(device)) if images and len(told) else told
-
-    def _decoded(
-        self, told: ImageBatch, indices: NDArray[np.int64], transforms: Sequence[Any], device: str
-    ) -> ImageBatch:
-        batches = []
-        options = {"batch_size": 64, "device": device, "transforms": transforms}
-        for places, batch in load_samples(Manifest.load(self.out), indices, self.source, **options):
-            known = told[places]
-            batch.columns, batch.embeddings = known.columns, known.embeddings
-            batches.append(batch)
-        return concat(batches) if batches else ImageBatch(self.title, self.out)
+        known = ImageBatch(self.title, self.out, data, embeddings=embeddings, columns=columns)
+        if not images:
+            return known
+        return load_samples(known, indices, self.source, transforms=transforms, device=str(device))
 
     def _chosen(self, n: int, sort_by: str | None, descending: bool, seed: int) -> NDArray[np.int64]:
         """Indices of at most n of them, in the order that they are wanted in."""
@@ -203,7 +169,7 @@ class Selection:
         if sort_by is not None and sort_by not in files.schema.names:
             raise KeyError(f"the output has no column {sort_by!r}; it has {', '.join(files.schema.names)}")
         names = ["index", *([sort_by] if sort_by not in (None, "index") else [])]
-        blocks = [block.take(rows) for block, rows in self._blocks(files, names)]
+        blocks = list(self._blocks(files, names))
         index = np.concatenate([block.column(0).to_numpy() for block in blocks] or [np.empty(0, np.int64)])
         if sort_by is None:
             return np.sort(index[np.argsort(priority(index, seed), kind="stable")[:n]])
@@ -214,38 +180,28 @@ class Selection:
     def _rows(self, indices: NDArray[np.int64], embeddings: bool = False) -> Any:
         """The rows of some indices, in their order."""
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         if not len(indices) and not self.count:
             return pa.table({"index": [], "image_id": [], "image_path": [], "reason": []})
-        files = RowFiles(self.out)
+        files, wanted = RowFiles(self.out), pa.array(indices)
         names = [name for name in files.schema.names if name != "embedding" or embeddings]
-        taken = []
-        for block in files.batches(names):
-            mine = np.flatnonzero(np.isin(block.column(names.index("index")).to_numpy(), indices))
-            taken.append(block.take(pa.array(mine)))
-        table = pa.Table.from_batches(taken, pa.schema([files.schema.field(name) for name in names]))
-        place = {index: row for row, index in enumerate(table["index"].to_pylist())}
-        return table.take(pa.array([place[index] for index in indices.tolist()], pa.int64()))
+        blocks = (block.filter(pc.is_in(block.column("index"), wanted)) for block in files.batches(names))
+        table = pa.Table.from_batches(blocks, pa.schema(map(files.schema.field, names)))
+        return table.take(pc.index_in(wanted, table["index"].combine_chunks()))
 
-    def _blocks(self, files: RowFiles, names: Sequence[str]) -> Iterator[tuple[Any, Any]]:
-        """Blocks of columns, each with the places of the rows that are meant."""
+    def _blocks(self, files: RowFiles, names: Sequence[str]) -> Iterator[Any]:
+        """Blocks of columns, of the rows that are meant."""
         import pyarrow as pa
+        import pyarrow.compute as pc
 
-        kinds = Kinds(Manifest.load(self.out).run.get("settings", {}), self.counts)
-        extra = [name for name in ("status", "stage", "reason") if name not in names]
-        for block in files.batches([*names, *extra]):
-            status, stage, reason = (block.column(block.schema.names.index(n)) for n in ("status", "stage", "reason"))
-            rows = np.flatnonzero(np.array(status.to_pylist(), object) == self.status)
-            if self.stages is not None or self.kind is not None:
-                told = zip(stage.take(rows).to_pylist(), reason.take(rows).to_pylist(), strict=True)
-                meant = [self._is_meant(kinds, at or "", why or "") for at, why in told]
-                rows = rows[np.array(meant, bool)]
-            yield block.select(list(names)), pa.array(rows)
-
-    def _is_meant(self, kinds: Kinds, stage: str, reason: str) -> bool:
-        if self.stages is not None and stage not in self.stages:
-            return False
-        return self.kind is None or kinds(self.status, stage, reason) == self.kind
+        for block in files.batches(list(dict.fromkeys([*names, *kind_columns(files)]))):
+            meant = pc.equal(block.column("status"), self.status)
+            if self.stages is not None:
+                meant = pc.and_(meant, pc.is_in(block.column("stage"), pa.array(sorted(self.stages), pa.string())))
+            if self.kind is not None:
+                meant = pc.and_(meant, pc.equal(find_kinds(block, self.counts), self.kind))
+            yield block.select(list(names)).filter(meant)
 
     def _repr_html_(self) -> str:
         return self.show()._repr_html_()
@@ -277,9 +233,22 @@ class _Selectable:
         Raises:
             KeyError: No stage, field or reason is called that; names those that are.
         """
-        counts: Mapping[str, Any] = self if isinstance(self, dict) else {}
-        total = int(self) if isinstance(self, int) else None
-        return _select(self._out, self._status, which, counts, self._stages, total, source)
+        status, counts = self._status, self if isinstance(self, dict) else {}
+        nested = counts if status == "dropped" else {"": counts}
+        sizes = {(stage, kind): count for stage, kinds in nested.items() for kind, count in kinds.items()}
+        if which is None:
+            total = int(self) if isinstance(self, int) else sum(sizes.values())
+            return Selection(self._out, status, status, total, source=source)
+        there = {*(self._stages if status == "dropped" else ()), *nested} - {""}
+        if stages := frozenset(stage for stage in there if _is_of(stage, which)):
+            count = sum(size for (stage, _), size in sizes.items() if stage in stages)
+            return Selection(
+                self._out, status, f"{status} by {', '.join(sorted(stages))}", count, stages, source=source
+            )
+        if count := sum(size for (_, kind), size in sizes.items() if kind == which):
+            return Selection(self._out, status, f"{status}: {which}", count, None, which, source, nested)
+        known = filter(None, dict.fromkeys([*nested, *(kind for _, kind in sizes)]))
+        raise KeyError(f"nothing was {status} by {which!r}; there are {', '.join(known) or 'no reasons'}")
 
     def show(self, n: int = 24, *, sort_by: str | None = None, descending: bool = False) -> Any:
         """A contact sheet of all of them; see `Selection.show`."""
@@ -292,47 +261,6 @@ class Count(_Selectable, int):
 
 class Counts(_Selectable, dict[str, Any]):
     """Numbers by reason, or by stage and reason, that can be looked at."""
-
-
-def _select(
-    out: str | os.PathLike[str],
-    status: str,
-    which: str | None,
-    counts: Mapping[str, Any],
-    stages: Sequence[str] = (),
-    total: int | None = None,
-    source: Any = None,
-) -> Selection:
-    """Select the samples of a status, of all reasons or of some.
-
-    Args:
-        out: The output.
-        status: "kept", "dropped" or "failed".
-        which: A stage, its field, or a reason; None for all.
-        counts: Of "dropped": stage -> reason -> number; of "failed": reason -> number.
-        stages: All stages there were, also those that dropped nothing.
-        total: How many there are, where `counts` does not say.
-        source: The data set.
-
-    Raises:
-        KeyError: Nothing is called `which`.
-    """
-    out = os.fspath(out)
-    nested = counts if status == "dropped" else {"": counts}
-    sizes = {(stage, kind): count for stage, kinds in nested.items() for kind, count in kinds.items()}
-    if which is None:
-        return Selection(out, status, status, sum(sizes.values()) if total is None else total, source=source)
-    mine = frozenset(
-        stage for stage in {*(stages if status == "dropped" else ()), *nested} if stage and _is_of(stage, which)
-    )
-    if mine:
-        count = sum(size for (stage, _), size in sizes.items() if stage in mine)
-        return Selection(out, status, f"{status} by {', '.join(sorted(mine))}", count, mine, source=source)
-    count = sum(size for (_, kind), size in sizes.items() if kind == which)
-    if not count:
-        known = [*dict.fromkeys([*nested, *(kind for _, kind in sizes)])]
-        raise KeyError(f"nothing was {status} by {which!r}; there are {', '.join(filter(None, known)) or 'no reasons'}")
-    return Selection(out, status, f"{status}: {which}", count, None, which, source, nested)
 
 
 def _is_of(stage: str, which: str) -> bool:
@@ -373,23 +301,33 @@ def reopen_source(manifest: Manifest, source: Any = None) -> Source:
     return opened
 
 
-def load_samples(
-    manifest: Manifest, indices: NDArray[np.int64], source: Any = None, **options: Any
-) -> Iterator[tuple[NDArray[np.int64], ImageBatch]]:
-    """Decode samples of an output from its data set. Unreadable samples are left out.
+def load_samples(known: ImageBatch, indices: NDArray[np.int64], source: Any = None, **options: Any) -> ImageBatch:
+    """Load samples of an output from its data set as one batch. Unreadable samples are left out.
 
     Args:
-        manifest: The output's.
-        indices: At least one index in the source.
+        known: What is known of them: columns and embeddings; its data set is the output's folder.
+        indices: Their indices in the source.
         source: The data set, where it is known better than recorded.
         options: Arguments of `ImageLoader`.
-
-    Yields:
-        The places in `indices` of a batch's images, and the batch.
 
     Raises:
         SourceError: The data set cannot be opened again.
     """
+    if not len(known):
+        return known
+    batches = []
+    for places, batch in _read_samples(Manifest.load(known.dataset_name), indices, source, batch_size=64, **options):
+        mine = known[places]
+        loaded = {name: values for name, values in batch.columns.items() if name not in mine.columns}
+        batch.columns, batch.embeddings = {**mine.columns, **loaded}, mine.embeddings
+        batches.append(batch)
+    return concat(batches) if batches else ImageBatch(known.task_id, known.dataset_name)
+
+
+def _read_samples(
+    manifest: Manifest, indices: NDArray[np.int64], source: Any, **options: Any
+) -> Iterator[tuple[NDArray[np.int64], ImageBatch]]:
+    """Decode samples of an output: yield batches, and the places of their images in `indices`."""
     opened = reopen_source(manifest, source)
     try:
         with ImageLoader(Subset(opened, indices), **options) as loader:
@@ -401,47 +339,48 @@ def load_samples(
             opened.close()
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image to be shown.
-
-    Attributes:
-        pixels: (h, w, 3) uint8, the thumbnail, on the host.
-        caption: What came beside it.
-    """
+class Picture(NamedTuple):
+    """One image to be shown: its thumbnail, (h, w, 3) uint8 on the host, and what came beside it."""
 
     pixels: NDArray[np.uint8]
     caption: str = ""
 
 
-def read_pictures(manifest: Manifest, indices: Iterable[int], source: Any, device: str) -> dict[int, Picture]:
-    """Decode thumbnails of samples, by their index in the source. Unreadable samples are left out.
+def read_pictures(
+    manifest: Manifest, indices: Sequence[int], source: Any, device: str
+) -> tuple[dict[int, Picture], str]:
+    """Decode thumbnails of samples, by their index in the source; say why, if the data set cannot be opened again.
+
+    Unreadable samples are left out.
 
     Args:
         manifest: The output's.
-        indices: At least one index in the source.
+        indices: Indices in the source.
         source: The data set, where it is known better than recorded.
         device: The device to decode on.
+
+    Raises:
+        SourceError: `source` was given, and is not the output's.
     """
-    wanted = np.unique(np.fromiter(indices, np.int64))
+    wanted = np.unique(np.array(indices, np.int64))
     found: dict[int, Picture] = {}
-    for places, batch in load_samples(manifest, wanted, source, batch_size=_IMAGES_AT_ONCE, device=device, prefetch=1):
-        small = thumbnails.reduce(batch.images, _THUMBNAIL_HEIGHT)
-        for index, pixels, item in zip(wanted[places].tolist(), small, batch.data, strict=True):
-            found[index] = Picture(pixels, str(item.metadata.get("caption") or ""))
-    return found
-
-
-def encode_pictures(pictures: Mapping[int, Picture], budget: int) -> dict[int, str]:
-    """Encode thumbnails as data URIs. All files together have at most `budget` bytes before base64 adds a third."""
-    encoded = thumbnails.encode([picture.pixels for picture in pictures.values()], budget)
-    return dict(zip(pictures, map(html.data_uri, encoded), strict=True))
+    options = {"batch_size": _IMAGES_AT_ONCE, "device": device, "prefetch": 1}
+    try:
+        for places, batch in _read_samples(manifest, wanted, source, **options) if len(wanted) else ():
+            captions = [str(item.metadata.get("caption") or "") for item in batch]
+            found.update(
+                zip(wanted[places].tolist(), map(Picture, make_thumbnails(batch.images), captions), strict=True)
+            )
+    except SourceError as error:
+        if source is not None:
+            raise
+        return {}, str(error)
+    return found, ""
 
 
 def make_cards(
     rows: Sequence[Row],
     pictures: Mapping[int, Picture],
-    sources: Mapping[int, str],
     scores: Sequence[str] = (),
     marked: bool = False,
     without: str = "no picture",
@@ -451,34 +390,27 @@ def make_cards(
     Args:
         rows: Of the output.
         pictures: Index in the source -> picture, of those that there are.
-        sources: Index -> its thumbnail's data URI.
         scores: Columns to tell of an image that was kept, the most important first.
         marked: Whether to say "kept" or "dropped".
         without: Why there is no picture of a row that has none, and did not fail.
     """
     cards = []
     for row in rows:
-        width, height = row.get("width") or 0, row.get("height") or 0
-        known = bool(width and height)
-        facts = [f"{width} × {height}"] if known else []
-        reason = str(row.get("reason") or "")
-        failed = row["status"] == "failed"
-        if reason and not failed:
-            facts.append(reason)
-        elif not failed:
-            numbers = {name: html.number(row.get(name)) for name in scores}
-            facts += [f"{name} {number}" for name, number in numbers.items() if number][:_MOST_FACTS]
-        picture = pictures.get(row["index"])
+        size = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
+        reason, failed = str(row.get("reason") or ""), row["status"] == "failed"
+        told = [name for name in scores if not failed and html.number(row.get(name))][:_MOST_FACTS]
+        pixels, caption = pictures.get(row["index"], (None, ""))
         cards.append(
-            html.Card(
-                sources.get(row["index"], ""),
-                width=width if known else 4,
-                height=height if known else 3,
-                title=str(row["image_id"]),
-                facts=facts,
-                text=picture.caption if picture else "",
+            make_card(
+                str(row["image_id"]),
+                size,
+                size,
+                {name: row[name] for name in told},
+                reason="" if failed else reason,
+                text=caption,
                 mark=row["status"] if marked else "",
                 missing=reason if failed else without,
+                pixels=pixels,
             )
         )
     return cards

@@ -92,13 +92,13 @@ class Buckets:
 class BucketedOrder(Order):
     """An order whose steps never cross from one bucket to another: all ranks are in the same bucket at every step.
 
-    Each bucket's samples, in the order of `base`, are cut into *runs* of one step of all ranks; which bucket's next
-    run comes when is shuffled (without a shuffle they come by their first samples). So steps are full but for the
-    last of each bucket, of which the ranks get numbers that differ by at most one; a rank for which none is left
+    Each bucket's samples, in the order of `base`, are cut into *blocks* of one step of all ranks. Which bucket's next
+    block comes when is shuffled; without a shuffle blocks come by their first samples. All steps are full except each
+    bucket's last one, which is divided over the ranks as evenly as possible. A rank for which no sample is left
     repeats one of the step's.
 
     An epoch that is resumed with another batch size or number of ranks is cut anew: what was seen is a number of
-    samples of each bucket, which the state holds, and the rest becomes runs of the new length.
+    samples of each bucket, which the state holds, and the rest becomes blocks of the new length.
 
     Memory: 1 byte a sample of the source, and 4 (over 4 billion samples: 8) a position of the current epoch.
 
@@ -107,8 +107,8 @@ class BucketedOrder(Order):
         buckets: The sizes, for the state.
         groups: Gives the bucket of each sample of the source, (N,) uint8; 255 where it is not known: these go to
             the bucket with most samples. Called once, when the order is first needed.
-        run: Samples a run: batch size times world size.
-        begun: An epoch begun elsewhere.
+        block: Samples a block: batch size times world size.
+        resumed: An epoch begun elsewhere.
     """
 
     def __init__(
@@ -116,14 +116,15 @@ class BucketedOrder(Order):
         base: Order,
         buckets: Buckets,
         groups: Callable[[], NDArray[np.uint8]],
-        run: int,
+        block: int,
         *,
-        begun: Begun | None = None,
+        resumed: ResumedEpoch | None = None,
     ) -> None:
-        self._base, self._buckets, self._run, self._begun = base, buckets, run, begun
-        self._find = groups
+        self._base, self._buckets, self._find = base, buckets, groups
+        # names in pickles of earlier versions: samples a block, and the epoch that is resumed
+        self._run, self._begun = block, resumed
         self._groups: NDArray[np.uint8] | None = None
-        self._plan: _Plan | None = None
+        self._plan: _EpochBlocks | None = None
         self._lock = threading.Lock()
 
     @property
@@ -136,7 +137,7 @@ class BucketedOrder(Order):
         self._planned(epoch)
 
     def indices(self, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
-        """Sample indices; this makes the epoch's plan first, which goes once over all of its positions."""
+        """Sample indices; this cuts the epoch first, which goes once over all of its positions."""
         return self._base.indices(self._planned(epoch).base_positions(positions), epoch)
 
     def steps(
@@ -162,18 +163,18 @@ class BucketedOrder(Order):
 
     def describe(self, epoch: int = 0) -> dict[str, Any]:
         """The base's, the sizes of the buckets, and how the epoch is cut."""
-        run, done = self._cut(epoch)
+        block, seen = self._split(epoch)
         sizes = [list(size) for size in self._buckets.sizes]
-        return {**self._base.describe(epoch), "buckets": {"sizes": sizes, "run": run, "done": list(done)}}
+        return {**self._base.describe(epoch), "buckets": {"sizes": sizes, "run": block, "done": list(seen)}}
 
     def resume(self, state: dict[str, Any]) -> Order:
-        """The same order, but of the state's epoch only the rest is cut into runs of this order's length."""
+        """The same order, but of the state's epoch only the rest is cut into blocks of this order's length."""
         epoch, saved = int(state["epoch"]), state["buckets"]
-        order = self._begin(Begun(epoch, saved["run"], tuple(saved["done"])))
+        order = self._resumed(ResumedEpoch(epoch, saved["run"], tuple(saved["done"])))
         if saved["run"] == self._run:
             return order
-        done = order._planned(epoch).done(state["position"])
-        return order._begin(Begun(epoch, self._run, tuple(done.tolist())))
+        seen = order._planned(epoch).seen(state["position"])
+        return order._resumed(ResumedEpoch(epoch, self._run, tuple(seen.tolist())))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_lock", "_plan")}
@@ -183,18 +184,18 @@ class BucketedOrder(Order):
         self._plan = None
         self._lock = threading.Lock()
 
-    def _begin(self, begun: Begun) -> BucketedOrder:
-        order = BucketedOrder(self._base, self._buckets, self._find, self._run, begun=begun)
+    def _resumed(self, epoch: ResumedEpoch) -> BucketedOrder:
+        order = BucketedOrder(self._base, self._buckets, self._find, self._run, resumed=epoch)
         order._groups = self._groups
         return order
 
-    def _cut(self, epoch: int) -> tuple[int, tuple[int, ...]]:
-        """Samples a run, and of each bucket those that were seen before."""
+    def _split(self, epoch: int) -> tuple[int, tuple[int, ...]]:
+        """Samples a block, and of each bucket those that were seen before."""
         if self._begun and self._begun.epoch == epoch:
             return self._begun.run, self._begun.done
         return self._run, ()
 
-    def _planned(self, epoch: int) -> _Plan:
+    def _planned(self, epoch: int) -> _EpochBlocks:
         with self._lock:
             if self._groups is None:
                 groups = self._find()
@@ -203,7 +204,9 @@ class BucketedOrder(Order):
                 self._groups = np.where(groups == _UNKNOWN, np.uint8(commonest), groups)
             if self._plan is None or self._plan.epoch != epoch:
                 self._plan = None  # its memory first
-                self._plan = _Plan(self._base, self._groups, len(self._buckets.sizes), epoch, *self._cut(epoch))
+                self._plan = _EpochBlocks(
+                    self._base, self._groups, len(self._buckets.sizes), epoch, *self._split(epoch)
+                )
             return self._plan
 
     def _spans(self, epoch: int, start: int, most: int, drop_last: bool) -> Iterator[tuple[int, int]]:
@@ -219,67 +222,88 @@ class BucketedOrder(Order):
 
 
 @dataclass(frozen=True)
-class Begun:
-    """How an epoch was cut when it was begun: samples a run, and of each bucket those seen before (none at all: ())."""
+class ResumedEpoch:
+    """How an epoch was cut when it was begun: samples a block, and of each bucket those seen before (none at all: ()).
+
+    The fields have the names of the state.
+    """
 
     epoch: int
     run: int
     done: tuple[int, ...]
 
 
-class _Plan:
-    """The runs of one epoch; first, uncut, what of each bucket was seen before."""
+Begun = ResumedEpoch  # the name in pickles of earlier versions
+
+
+class _EpochBlocks:
+    """The blocks of one epoch, B of them over K buckets; first, uncut, what of each bucket was seen before.
+
+    Attributes:
+        epoch: Which one.
+        ends: (B,) int64: the position at which each block ends.
+    """
 
     def __init__(
-        self, base: Order, groups: NDArray[np.uint8], buckets: int, epoch: int, run: int, done: tuple[int, ...]
+        self, base: Order, groups: NDArray[np.uint8], buckets: int, epoch: int, block: int, seen: Sequence[int]
     ) -> None:
         self.epoch = epoch
-        n = base.num_samples
-        found = np.empty(n, np.uint8)
-        for first in range(0, n, _POSITIONS_AT_ONCE):
-            positions = np.arange(first, min(first + _POSITIONS_AT_ONCE, n), dtype=np.int64)
-            found[first : first + len(positions)] = groups[base.indices(positions, epoch) % max(1, len(groups))]
-        # base positions, by bucket; a stable sort of bytes is a counting sort
-        self._members = np.argsort(found, kind="stable").astype(np.uint32 if n < 2**32 else np.int64)
-        self._ends = np.cumsum(np.bincount(found, minlength=buckets))
-        self._begins = np.concatenate([[0], self._ends[:-1]])
-        seen = np.array(done or [0] * buckets, np.int64)
-        if len(seen) != buckets or (seen < 0).any() or (self._begins + seen > self._ends).any():
-            raise ValueError(f"the state's buckets have seen {list(done)} samples, and there are not as many")
-        starts = np.concatenate(
-            [np.arange(begin, end, run) for begin, end in zip(self._begins + seen, self._ends, strict=True)]
-        ).astype(np.int64)
-        cells = np.searchsorted(self._ends, starts, side="right")
+        self._members, self._bucket_ends = _sort_by_bucket(base, groups, epoch, buckets)
+        self._bucket_starts = np.concatenate([[0], self._bucket_ends[:-1]])  # (K,) in members
+        before = np.array(seen or [0] * buckets, np.int64)
+        if len(before) != buckets or (before < 0).any() or (self._bucket_starts + before > self._bucket_ends).any():
+            raise ValueError(f"the state's buckets have seen {list(seen)} samples, and there are not as many")
+        # (B - K,) where in members the blocks of what is left begin, bucket by bucket
+        spans = zip(self._bucket_starts + before, self._bucket_ends, strict=True)
+        starts = np.concatenate([np.arange(start, end, block) for start, end in spans]).astype(np.int64)
+        bucket_order = self._shuffle_buckets(base, starts, int(before.sum()))
+        # Which bucket comes when is shuffled; each goes through its samples in order, so what was seen is a count.
+        taken = np.empty_like(starts)
+        taken[np.argsort(bucket_order, kind="stable")] = starts
+        # (B,) where in members each block begins, its samples, its bucket
+        self._starts = np.concatenate([self._bucket_starts, taken])
+        self._lengths = np.concatenate([before, np.minimum(block, self._bucket_ends[bucket_order] - taken)])
+        self._bucket_ids = np.concatenate([np.arange(buckets), bucket_order])
+        self.ends = np.cumsum(self._lengths)
+
+    def _shuffle_buckets(self, base: Order, starts: NDArray[np.int64], seen: int) -> NDArray[np.int64]:
+        """(B - K,) the bucket of each block, in the order in which blocks come."""
+        bucket_ids = np.searchsorted(self._bucket_ends, starts, side="right")
         seed = base.describe()["seed"]
         if seed is None:
-            order = np.argsort(self._members[starts], kind="stable")
-        else:
-            order = permute(np.arange(len(starts)), len(starts), seed, epoch, -2, int(seen.sum()))
-        # Which bucket comes when is shuffled; each goes through its samples in order, so what was seen is a count.
-        turns = cells[order]
-        begins = np.empty_like(starts)
-        begins[np.argsort(turns, kind="stable")] = starts
-        self._starts = np.concatenate([self._begins, begins])
-        self._lengths = np.concatenate([seen, np.minimum(run, self._ends[turns] - begins)])
-        self._cells = np.concatenate([np.arange(buckets), turns])
-        self.ends = np.cumsum(self._lengths)
-        """(R,) int64: the position at which each run ends."""
+            return bucket_ids[np.argsort(self._members[starts], kind="stable")]
+        return bucket_ids[permute(np.arange(len(starts)), len(starts), seed, self.epoch, -2, seen)]
 
     def base_positions(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What the base order calls these positions."""
-        runs = np.searchsorted(self.ends, positions, side="right")
-        found = self._starts[runs] + positions - (self.ends[runs] - self._lengths[runs])
+        """Return the positions in the base order of these positions."""
+        blocks = np.searchsorted(self.ends, positions, side="right")
+        found = self._starts[blocks] + positions - (self.ends[blocks] - self._lengths[blocks])
         members: NDArray[np.int64] = self._members[found].astype(np.int64)
         return members
 
     def members_of_same(self, position: int) -> NDArray[Any]:
         """Base positions of the bucket that the positions before `position` belong to."""
-        cell = int(self._cells[np.searchsorted(self.ends, position - 1, side="right")])
-        return self._members[self._begins[cell] : self._ends[cell]]
+        bucket = int(self._bucket_ids[np.searchsorted(self.ends, position - 1, side="right")])
+        return self._members[self._bucket_starts[bucket] : self._bucket_ends[bucket]]
 
-    def done(self, position: int) -> NDArray[np.int64]:
-        """How many samples of each bucket come before a position."""
+    def seen(self, position: int) -> NDArray[np.int64]:
+        """(K,) how many samples of each bucket come before a position."""
         taken = np.clip(position - (self.ends - self._lengths), 0, self._lengths)
-        counts = np.zeros(len(self._ends), np.int64)
-        np.add.at(counts, self._cells, taken)
+        counts = np.zeros(len(self._bucket_ends), np.int64)
+        np.add.at(counts, self._bucket_ids, taken)
         return counts
+
+
+def _sort_by_bucket(
+    base: Order, groups: NDArray[np.uint8], epoch: int, buckets: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """(N,) base positions of an epoch, by bucket and ascending in each; (buckets,) where each bucket ends."""
+    count = base.num_samples
+    bucket_ids = np.empty(count, np.uint8)
+    for first in range(0, count, _POSITIONS_AT_ONCE):
+        positions = np.arange(first, min(first + _POSITIONS_AT_ONCE, count), dtype=np.int64)
+        indices = base.indices(positions, epoch) % max(1, len(groups))  # i and i + len(source) are the same sample
+        bucket_ids[first : first + len(positions)] = groups[indices]
+    # a stable sort of bytes is a counting sort
+    members = np.argsort(bucket_ids, kind="stable").astype(np.uint32 if count < 2**32 else np.int64)
+    return members, np.cumsum(np.bincount(bucket_ids, minlength=buckets))

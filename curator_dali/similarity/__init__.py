@@ -1,9 +1,9 @@
-"""What is alike: hashes and digests, near hashes, cosines of embeddings, groups. Pure functions on arrays.
+"""Images that are alike: hashes and digests, near hashes, cosines of embeddings, groups. Pure functions on arrays.
 
 Exact duplicates are `same_digests` of `content_hash` or `pixel_hash`; near ones are `near_pairs` of `phash` or `dhash`;
-semantic ones are `similar_pairs` of embeddings. `group` makes groups of pairs and says what to keep, `combine` does so
-for several ways of being alike at once. `pairs_between`, `near_between` and `nearest` compare one set with another and
-never a set with itself.
+semantic ones are `similar_pairs` of embeddings. `group` makes groups of pairs and says which rows to keep,
+`combine` does so for several comparisons at once. `pairs_between`, `near_between` and `nearest` compare one set with
+another and never a set with itself.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from curator_dali.similarity.clusters import (
     Clusters,
     assign,
+    assign_blocks,
     assign_rows,
-    by_cluster,
     divide,
     drawn_rows,
     few,
@@ -25,13 +25,14 @@ from curator_dali.similarity.clusters import (
     split_limit,
 )
 from curator_dali.similarity.cosine import block_rows, collect, join, join_self, nearest
-from curator_dali.similarity.groups import Combined, Groups, Keep, Likeness, Linkage, combine, group, keep_order
+from curator_dali.similarity.groups import Grouping, Keep, Linkage, MatchSet, combine, group, keep_order
 from curator_dali.similarity.hamming import compare, near_between, near_pairs
 from curator_dali.similarity.hashes import (
     CONSTANT_HASHES,
     content_hash,
     dhash,
     find_comparable,
+    grey,
     hash_images,
     phash,
     pixel_hash,
@@ -49,6 +50,7 @@ from curator_dali.similarity.pairs import (
     bad_rows,
     blocks,
     check_threshold,
+    sort_by_label,
 )
 
 __all__ = [
@@ -56,22 +58,21 @@ __all__ = [
     "MAX_PAIRS",
     "Clusters",
     "Collector",
-    "Combined",
-    "Groups",
+    "Grouping",
     "Keep",
-    "Likeness",
     "Linkage",
+    "MatchSet",
     "Pairs",
     "Picked",
     "TooManyPairs",
     "Vectors",
     "as_vectors",
     "assign",
+    "assign_blocks",
     "assign_rows",
     "bad_rows",
     "block_rows",
     "blocks",
-    "by_cluster",
     "check_threshold",
     "collect",
     "combine",
@@ -83,6 +84,7 @@ __all__ = [
     "few",
     "find_clusters",
     "find_comparable",
+    "grey",
     "group",
     "hash_images",
     "join",
@@ -99,6 +101,7 @@ __all__ = [
     "pixel_hash",
     "same_digests",
     "similar_pairs",
+    "sort_by_label",
     "split_limit",
     "to_hex",
 ]

@@ -1,10 +1,10 @@
 """Similar pairs of embeddings: exact blocks for few rows; for many, k-means and block products within clusters.
 
-A row belongs to the cluster of its best centroid, and is looked at in every cluster whose centroid is worse for it by
-no more than a margin. How wide the margin must be follows from the threshold and the data, and is measured: rows of
-the set are moved to exactly the threshold's cosine, in the directions in which other rows differ, and the margin is
-set so that the wanted share of these pairs would have met. What is found is then decided by its exact cosine, so only
-recall is a matter of clusters; precision is 1.
+A row's home is the cluster of its best centroid. The row is also looked at in every cluster whose centroid is worse for
+it by no more than a margin. How wide the margin must be follows from the threshold and the data, and is measured on
+planted pairs: rows of the set are moved to exactly the threshold's cosine, in directions in which other rows differ.
+The margin is the least with which the wanted share of these pairs meet in some cluster. Pairs that meet are decided by
+their exact cosine. So clusters cost recall only; precision is 1.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from curator_dali.similarity.pairs import (
     as_vectors,
     blocks,
     check_threshold,
+    sort_by_label,
 )
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Clusters",
     "assign",
+    "assign_blocks",
     "assign_rows",
-    "by_cluster",
     "divide",
     "drawn_rows",
     "few",
@@ -51,11 +52,16 @@ __all__ = [
 _RECALL = 0.998  # of pairs at the threshold; those above it are nearer to each other and meet more surely
 _SPLIT = 8  # a cluster so many times the mean is divided again
 _SPLIT_FROM = 8192  # rows; a cluster of fewer is not
+_DEEPEST = 3  # divisions of divisions
 
+_ITERATIONS = 8  # of k-means
 _ROWS_PER_CLUSTER = 64  # rows of the sample for each centroid; faiss asks for 39 at least
 _SAMPLE_BLOCK = 4096  # rows of the sample at once
+_SAMPLE_NUMBERS = 2**28  # of a sample that is held: 1 GB
+_WORST_ROWS = 16  # of each block, kept for empty clusters
 _PLANTED_PAIRS = 4096  # pairs that the margin is measured with
 _COSINES_AT_ONCE = 2**22  # to centroids: 16 MB
+_SAMPLE_SEED, _PLANTED_SEED, _NOISE_SEED = 0, (0, 1), (0, 2)
 
 
 def similar_pairs(
@@ -63,29 +69,24 @@ def similar_pairs(
     threshold: float,
     *,
     exact: bool | None = None,
-    clusters: Clusters | None = None,
-    seed: int = 0,
     device: str | None = None,
     max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
 ) -> Pairs:
     """Pairs of rows with a cosine of `threshold` or more, each of them checked: precision is 1.
 
     Few rows (30,000 on a CPU, 500,000 on a GPU) are compared with all others and nothing is missed. Of more, at least
-    99% of the pairs are found (more of those well above the threshold), in time that grows as N^1.5.
+    99% of the pairs are found (more of those well above the threshold), in time that grows as N^1.5. The same rows give
+    the same pairs on the same device.
 
     Args:
         embeddings: (N, D) floats, of any length but zero; numpy, a mapped file, or torch on any device.
         threshold: In (0, 1].
         exact: True compares all, False uses clusters; None goes by the number.
-        clusters: Those of these rows, of `divide`, where they are known already.
-        seed: Of the clusters. The same seed finds the same pairs on the same device.
         device: Where to compute; None: where the embeddings lie.
         max_pairs: More pairs than these are an error.
-        progress: Called with parts done and parts in all.
 
     Raises:
-        ValueError: As `as_vectors` and `check_threshold` do, or the clusters are of other rows or a higher threshold.
+        ValueError: As `as_vectors` and `check_threshold` do.
         TooManyPairs: More than `max_pairs` pairs.
     """
     check_threshold(threshold)
@@ -93,16 +94,13 @@ def similar_pairs(
     same = same_rows(vectors)
     rows = np.flatnonzero(same == np.arange(len(same)))
     found = Collector(max_pairs)
-    if clusters is not None:
-        _check(clusters, vectors, threshold)
-    if exact or (exact is None and clusters is None and few(len(rows), len(rows), vectors.device)) or len(rows) < 2:
-        join_self(found, vectors, rows, threshold, progress=progress)
+    exact = few(len(rows), len(rows), vectors.device) if exact is None else exact
+    if exact or len(rows) < 2:
+        join_self(found, vectors, rows, threshold)
         return found.pairs(same)
     different = vectors.subset(rows)
-    known = find_clusters(different, threshold, seed=seed) if clusters is None else clusters.of(rows)
-    inner = Collector(max_pairs)
-    _join_clustered_self(inner, different, known, threshold, seed=seed, progress=progress)
-    pairs = inner.pairs()
+    _join_clustered_self(found, different, find_clusters(different, threshold))
+    pairs = found.pairs()
     return Pairs(rows[pairs.first], rows[pairs.second], pairs.value, same)
 
 
@@ -111,42 +109,40 @@ def pairs_between(
     embeddings: Any,
     threshold: float,
     *,
-    exact: bool | None = None,
     clusters: Clusters | None = None,
     device: str | None = None,
     max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
 ) -> Pairs:
     """Pairs of a row of one set and a row of another: test against training set, new rows against those kept earlier.
 
-    What it costs goes with the number of `queries`; rows of `embeddings` are never compared with each other.
+    The cost goes with the number of `queries`; rows of `embeddings` are never compared with each other.
 
     Args:
         queries: (Q, D) floats.
         embeddings: (N, D) floats.
         threshold: In (0, 1].
-        exact: True compares all; None does so unless `clusters` are given.
-        clusters: Those of `embeddings`, of `divide`. They find 99% of the pairs at the threshold.
+        clusters: Those of `embeddings`, of `divide`: 99% of the pairs at the threshold are found. Without them all
+            rows are compared.
         device: Where to compute; None: where the embeddings lie.
         max_pairs: More pairs than these are an error.
-        progress: Called with parts done and parts in all.
 
     Returns:
         Pairs of rows of `queries` (first) and of `embeddings` (second).
 
     Raises:
-        ValueError: The sets differ in width, or as `similar_pairs`.
+        ValueError: The sets differ in width, the clusters are of other rows or a higher threshold, or as
+            `similar_pairs`.
         TooManyPairs: More than `max_pairs` pairs.
     """
     check_threshold(threshold)
     right = as_vectors(embeddings, device=device)
     left = as_vectors(queries, device=device or right.device, name="queries", width=right.dim)
     found = Collector(max_pairs, within=False)
-    if exact or clusters is None:
-        join(found, left, np.arange(len(left)), right, np.arange(len(right)), threshold, progress)
+    if clusters is None:
+        join(found, left, np.arange(len(left)), right, np.arange(len(right)), threshold)
     else:
         _check(clusters, right, threshold)
-        _join_clustered(found, left, right, clusters, threshold, progress)
+        _join_clustered(found, left, right, clusters, threshold)
     return found.pairs()
 
 
@@ -155,33 +151,39 @@ def divide(
     threshold: float,
     *,
     clusters: int | None = None,
-    seed: int = 0,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Clusters:
-    """Divide a set into clusters, once, for `similar_pairs` and for `pairs_between` in later runs.
+    """Divide a set into clusters, once, for `pairs_between` in later runs.
 
     Args:
         embeddings: (N, D) floats, N at least 1.
         threshold: The lowest cosine that will be asked for.
         clusters: How many; None: about the square root of N, which balances the cost of assigning with that of joining.
-        seed: The same one gives the same clusters on the same device.
         device: Where to compute; None: where the embeddings lie.
         progress: Called with rows done and rows in all.
 
     Raises:
         ValueError: No rows, or as `as_vectors` and `check_threshold` do.
     """
+    import torch
+
     check_threshold(threshold)
     vectors = as_vectors(embeddings, device=device)
     if not len(vectors):
         raise ValueError("no rows, so there is nothing to divide into clusters")
-    found = find_clusters(vectors, threshold, count=clusters, seed=seed)
-    return replace(found, primary=_primary(vectors, _to(vectors, found), progress))
+    found = find_clusters(vectors, threshold, count=clusters)
+    centroids = torch.from_numpy(found.centroids).to(vectors.device)
+    primary = np.empty(len(vectors), np.int32)
+    for block in blocks(len(vectors), assign_rows(len(centroids))):
+        primary[block] = (vectors.unit(block) @ centroids.T).argmax(dim=1).cpu().numpy()
+        if progress:
+            progress(block.stop, len(vectors))
+    return replace(found, primary=primary)
 
 
 def few(rows: int, others: int, device: str) -> bool:
-    """Whether all products of so many rows with so many others cost less than making clusters would."""
+    """Return whether all products of so many rows with so many others cost less than making clusters would."""
     return rows * others <= (30_000**2 if device == "cpu" else 500_000**2)
 
 
@@ -189,7 +191,7 @@ def _check(clusters: Clusters, vectors: Vectors, threshold: float) -> None:
     if clusters.centroids.shape[1] != vectors.dim or len(clusters.primary) != len(vectors):
         raise ValueError(
             f"the clusters are of {len(clusters.primary)} rows of {clusters.centroids.shape[1]} columns, the "
-            f"embeddings are {len(vectors)} of {vectors.dim}: divide these, or take a part with Clusters.of"
+            f"embeddings are {len(vectors)} of {vectors.dim}: divide these"
         )
     if threshold < clusters.threshold:
         raise ValueError(
@@ -203,7 +205,7 @@ class Clusters:
 
     Attributes:
         centroids: (K, D) float32, of length 1.
-        primary: (N,) int32, the best centroid of every row; of none, while none is assigned.
+        primary: (N,) int32, the best centroid of every row; (0,) while no row is assigned.
         threshold: The cosine from which on pairs meet.
         margin: A pair meets if either row's cosine to the other's best centroid is within this of that to its own.
         reach: The same, where only one of the two sets is looked up in several clusters.
@@ -217,64 +219,24 @@ class Clusters:
     reach: float
     looked_at: float
 
-    def of(self, rows: NDArray[np.int64]) -> Clusters:
-        """The same division of some of the rows, or of all of them in another order."""
-        return replace(self, primary=self.primary[rows])
-
-    def extended(self, embeddings: Any, *, device: str | None = None) -> Clusters:
-        """The same division with further rows behind those it has: the cost of these alone.
-
-        Args:
-            embeddings: (M, D) floats, the further rows.
-            device: As in `as_vectors`, which also says what is raised.
-        """
-        vectors = as_vectors(embeddings, device=device, width=self.centroids.shape[1])
-        primary = _primary(vectors, _to(vectors, self))
-        return replace(self, primary=np.concatenate([self.primary, primary]))
-
     def reached(self, vectors: Vectors) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Rows of another set that are to be looked up in each cluster: (M,), and (K + 1,) bounds of the clusters'."""
-        rows, bounds, _ = _near(vectors, _to(vectors, self), self.reach)
-        return rows, bounds
+        _, rows, numbers = assign_blocks(vectors, self.centroids, self.reach)
+        return sort_by_label(rows, numbers, len(self.centroids))
 
 
-def _join_clustered_self(
-    found: Collector,
-    vectors: Vectors,
-    clusters: Clusters,
-    threshold: float,
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-    depth: int = 0,
-) -> None:
-    """Add the pairs of a set that its clusters let meet, by its own row numbers.
-
-    A cluster that is far larger than the others is divided again. Where the threshold is so low for the data that
-    most clusters would have to be looked at for a row, all pairs are.
-
-    Args:
-        found: Takes the pairs; the collector orders the two rows of each.
-        vectors: The set that the clusters were made of.
-        clusters: From `divide`, or from `find_clusters`.
-        threshold: The cosine that a pair must have, not below the clusters'.
-        seed: For dividing again.
-        progress: Called with clusters done and clusters in all.
-        depth: How often the set was divided before.
-    """
-    count = len(clusters.centroids)
+def _join_clustered_self(found: Collector, vectors: Vectors, clusters: Clusters, depth: int = 0) -> None:
+    """Add the pairs of a set that its clusters let meet, by its own row numbers; `depth` divisions came before."""
     if must_join_all(clusters):
-        join_self(found, vectors, np.arange(len(vectors)), threshold, progress=progress)
+        join_self(found, vectors, np.arange(len(vectors)), clusters.threshold)
         return
-    rows, bounds, best = _near(vectors, _to(vectors, clusters), clusters.margin)
-    primary = clusters.primary if len(clusters.primary) else best
+    count = len(clusters.centroids)
+    home, rows, numbers = assign_blocks(vectors, clusters.centroids, clusters.margin)
+    rows, bounds = sort_by_label(rows, numbers, count)
     limit = split_limit(len(rows), count)
     for number in range(count):
         members = rows[bounds[number] : bounds[number + 1]].astype(np.int64)
-        own = primary[members] == number
-        join_cluster(found, vectors, members, own, threshold, limit=limit, seed=seed, depth=depth)
-        if progress:
-            progress(number + 1, count)
+        join_cluster(found, vectors, members, home[members] == number, clusters.threshold, limit=limit, depth=depth)
 
 
 def join_cluster(
@@ -285,7 +247,6 @@ def join_cluster(
     threshold: float,
     *,
     limit: int,
-    seed: int = 0,
     depth: int = 0,
 ) -> None:
     """Add the pairs of one cluster: of those that belong to it, with each other and with those near its border.
@@ -294,47 +255,36 @@ def join_cluster(
         found: Takes the pairs.
         vectors: Rows, those of the cluster among them.
         members: (M,) the rows that are looked at in the cluster, ascending.
-        own: (M,) those that belong to it.
+        own: (M,) whether the cluster is the row's home.
         threshold: The cosine that a pair must have.
         limit: Members from which on it is divided again, of `split_limit`.
-        seed: For dividing again.
         depth: How often the set was divided before.
     """
-    if len(members) > limit and depth < 3:
+    if len(members) > limit and depth < _DEEPEST:
         inner, part = Collector(found.max_pairs), vectors.subset(members)
-        again = find_clusters(part, threshold, seed=seed)
-        _join_clustered_self(inner, part, again, threshold, seed=seed, depth=depth + 1)
+        _join_clustered_self(inner, part, find_clusters(part, threshold), depth + 1)
         pairs = inner.pairs()
         found.add(members[pairs.first], members[pairs.second], pairs.value)
     elif len(members) > 1:
         join_self(found, vectors, members[own], threshold, border=members[~own])
 
 
-def _join_clustered(
-    found: Collector,
-    left: Vectors,
-    right: Vectors,
-    clusters: Clusters,
-    threshold: float,
-    progress: Progress | None = None,
-) -> None:
+def _join_clustered(found: Collector, left: Vectors, right: Vectors, clusters: Clusters, threshold: float) -> None:
     """Add the pairs of a row of `left` and a row of `right` that the clusters of `right` let meet.
 
     Costs the rows of `left`, and one reading of the clusters that they fall into.
     """
-    rows, bounds = clusters.reached(left)
     count = len(clusters.centroids)
-    order, ends = by_cluster(np.arange(len(right)), clusters.primary, count)
+    rows, bounds = clusters.reached(left)
+    others, ends = sort_by_label(np.arange(len(right)), clusters.primary, count)
     for number in range(count):
         members = rows[bounds[number] : bounds[number + 1]].astype(np.int64)
         if len(members):
-            join(found, left, members, right, order[ends[number] : ends[number + 1]], threshold)
-        if progress:
-            progress(number + 1, count)
+            join(found, left, members, right, others[ends[number] : ends[number + 1]], threshold)
 
 
 def must_join_all(clusters: Clusters) -> bool:
-    """Whether the threshold is so low for the data that most clusters would have to be looked at for a row."""
+    """Return whether the threshold is so low for the data that most clusters would have to be looked at for a row."""
     return 3 * clusters.looked_at > len(clusters.centroids)
 
 
@@ -343,40 +293,33 @@ def split_limit(near: int, count: int) -> int:
     return int(max(_SPLIT_FROM, _SPLIT * near // count))
 
 
-def find_clusters(
-    vectors: Vectors, threshold: float, *, count: int | None = None, seed: int = 0, recall: float = _RECALL
-) -> Clusters:
+def find_clusters(vectors: Vectors, threshold: float, *, count: int | None = None) -> Clusters:
     """The division of `divide`, of a sample of the rows: no row is assigned yet.
 
     Args:
         vectors: N rows, at least one; only `drawn_rows` are read.
         threshold: As in `divide`.
         count: Clusters.
-        seed: For the sample and the planted pairs.
-        recall: Share of pairs at exactly the threshold that are to meet.
     """
-    centroids = kmeans(vectors, count or _count(len(vectors)), seed=seed)
-    margin, reach, looked_at = _margins(vectors, centroids, threshold, seed, recall)
+    centroids = kmeans(vectors, count or _count(len(vectors)))
+    margin, reach, looked_at = _measure_margins(vectors, centroids, threshold)
     return Clusters(centroids.cpu().numpy(), np.empty(0, np.int32), threshold, margin, reach, looked_at)
 
 
-def drawn_rows(count: int, *, seed: int = 0) -> NDArray[np.int64]:
+def drawn_rows(count: int) -> NDArray[np.int64]:
     """The rows that `find_clusters` reads of `count` rows, ascending."""
-    sampled, planted = _sampled_rows(count, _count(count), seed), _planted_rows(count, seed)
-    return np.unique(np.concatenate([sampled, planted.ravel()]))
+    return np.unique(np.concatenate([_sampled_rows(count, _count(count)), _planted_rows(count).ravel()]))
 
 
-def kmeans(vectors: Vectors, clusters: int, *, seed: int = 0, iterations: int = 8) -> torch.Tensor:
+def kmeans(vectors: Vectors, clusters: int) -> torch.Tensor:
     """Lloyd's iterations for the cosine, from distinct random rows, on a random sample of 64 rows a cluster.
 
-    A centroid that loses all its rows takes the row that is served worst. The same seed gives the same centroids on
-    the same device and number of threads.
+    An empty cluster is seeded again with one of the rows that are farthest from their centroids. The same rows give the
+    same centroids on the same device and number of threads.
 
     Args:
         vectors: N rows.
         clusters: How many centroids, 1 to N.
-        seed: For the sample.
-        iterations: Passes over the sample.
 
     Returns:
         (clusters, D) float32, of length 1, on the vectors' device.
@@ -388,78 +331,97 @@ def kmeans(vectors: Vectors, clusters: int, *, seed: int = 0, iterations: int = 
 
     if not 1 <= clusters <= len(vectors):
         raise ValueError(f"{clusters} clusters of {len(vectors)} rows were asked for; 1 to as many as there are rows")
-    rows = _sampled_rows(len(vectors), clusters, seed)
-    count = len(rows)
+    rows = _sampled_rows(len(vectors), clusters)
     centroids = vectors.unit(np.sort(rows[:clusters]))
-    sample = vectors.unit(np.sort(rows)) if count * vectors.dim <= 2**28 else None  # 1 GB at most
     rows = np.sort(rows)
-    for _ in range(iterations):
+    sample = vectors.unit(rows) if len(rows) * vectors.dim <= _SAMPLE_NUMBERS else None
+    for _ in range(_ITERATIONS):
+        # (K, D) the sum of the rows of each cluster, (K,) whether it has any, and rows for clusters that have none
         sums = torch.zeros_like(centroids)
         filled = torch.zeros(clusters, dtype=torch.bool, device=centroids.device)
         worst: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for block in blocks(count, _SAMPLE_BLOCK):
+        for block in blocks(len(rows), _SAMPLE_BLOCK):
             part = vectors.unit(rows[block]) if sample is None else sample[block]
-            best, label = (part @ centroids.T).max(dim=1)
+            best, home = (part @ centroids.T).max(dim=1)
             # a product, not index_add_, whose sums on a GPU come in any order
-            sums += torch.nn.functional.one_hot(label, clusters).to(part.dtype).T @ part
-            filled[label] = True
-            low = best.topk(min(16, len(best)), largest=False)
+            sums += torch.nn.functional.one_hot(home, clusters).to(part.dtype).T @ part
+            filled[home] = True
+            low = best.topk(min(_WORST_ROWS, len(best)), largest=False)
             worst.append((low.values, part[low.indices]))
         empty = torch.nonzero(~filled | (sums.norm(dim=1) < 1e-6))[:, 0]
         if len(empty):
             values, candidates = (torch.cat(column) for column in zip(*worst, strict=True))
             chosen = candidates[values.sort(stable=True).indices[: len(empty)]]
-            empty = empty[: len(chosen)]
-            sums[empty] = chosen
+            sums[empty[: len(chosen)]] = chosen
         lengths = sums.norm(dim=1, keepdim=True)
         centroids = torch.where(lengths > 0, sums / lengths.clamp_min(1e-30), centroids)
     return centroids
 
 
-def _sampled_rows(count: int, clusters: int, seed: int) -> NDArray[np.int64]:
+def _sampled_rows(count: int, clusters: int) -> NDArray[np.int64]:
     """The rows that `kmeans` looks at of `count`, in no order: 64 for each cluster, or all."""
-    return np.random.default_rng(seed).choice(count, min(count, _ROWS_PER_CLUSTER * clusters), replace=False)
+    rng = np.random.default_rng(_SAMPLE_SEED)
+    return rng.choice(count, min(count, _ROWS_PER_CLUSTER * clusters), replace=False)
 
 
-def _planted_rows(count: int, seed: int) -> NDArray[np.int64]:
+def _planted_rows(count: int) -> NDArray[np.int64]:
     """(3, P): a row, and two whose difference is a direction to move it in."""
-    return np.random.default_rng([seed, 1]).integers(count, size=(3, _PLANTED_PAIRS))
+    return np.random.default_rng(_PLANTED_SEED).integers(count, size=(3, _PLANTED_PAIRS))
 
 
-def _margins(
-    vectors: Vectors, centroids: torch.Tensor, threshold: float, seed: int, recall: float
-) -> tuple[float, float, float]:
-    """Margin and reach that let `recall` of planted pairs meet, and how many clusters are within the margin."""
+def _plant_pairs(vectors: Vectors, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move rows to exactly the threshold's cosine, in directions in which other rows differ.
+
+        away, of length 1
+          ^      moved = threshold * row + (1 - threshold^2)^0.5 * away
+          |    /
+          |  /   the angle between row and moved has the threshold as its cosine
+          |/________> row, of length 1
+
+    Returns:
+        (P, D) the rows and (P, D) the moved ones, float32 of length 1.
+    """
+    import torch
+
+    row, one, other = (vectors.unit(rows) for rows in _planted_rows(len(vectors)))
+    away = one - other  # (P, D)
+    # equal rows, or one beside the row itself: any direction will do
+    noise = np.random.default_rng(_NOISE_SEED).standard_normal(tuple(away.shape), np.float32)
+    away += 1e-4 * torch.from_numpy(noise).to(away.device)
+    # (P, D) what is left at right angles to the row, of length 1
+    away = torch.nn.functional.normalize(away - (away * row).sum(1, keepdim=True) * row)
+    return row, threshold * row + max(0.0, 1 - threshold**2) ** 0.5 * away
+
+
+def _measure_margins(vectors: Vectors, centroids: torch.Tensor, threshold: float) -> tuple[float, float, float]:
+    """Margin and reach that let `_RECALL` of planted pairs meet, and how many clusters are within the margin."""
     import torch
 
     if len(centroids) == 1:
         return 0.0, 0.0, 1.0
-    row, one, other = (vectors.unit(rows) for rows in _planted_rows(len(vectors), seed))
-    away = one - other
-    # equal rows, or one beside the row itself: any direction will do
-    noise = np.random.default_rng([seed, 2]).standard_normal(tuple(away.shape), np.float32)
-    away += 1e-4 * torch.from_numpy(noise).to(away.device)
-    away = torch.nn.functional.normalize(away - (away * row).sum(1, keepdim=True) * row)
-    moved = threshold * row + max(0.0, 1 - threshold**2) ** 0.5 * away
+    row, moved = _plant_pairs(vectors, threshold)
+    # (P, K) cosines to all centroids; (P,) the best of them, and the home that it makes
     scores, moved_scores = row @ centroids.T, moved @ centroids.T
     best, home = scores.max(dim=1)
     moved_best, moved_home = moved_scores.max(dim=1)
-    here = best - scores.gather(1, moved_home[:, None])[:, 0]
-    there = moved_best - moved_scores.gather(1, home[:, None])[:, 0]
-    margin = float(torch.quantile(torch.minimum(here, there), recall)) + 1e-6
-    reach = float(torch.quantile(torch.cat([here, there]), recall)) + 1e-6
+    # (P,) by how much the other's home is worse for a row than its own: with that margin it is looked at there
+    shortfall = best - scores.gather(1, moved_home[:, None])[:, 0]
+    moved_shortfall = moved_best - moved_scores.gather(1, home[:, None])[:, 0]
+    # within one set either row may come to the other's home; between two sets only the row of the first set comes
+    margin = float(torch.quantile(torch.minimum(shortfall, moved_shortfall), _RECALL)) + 1e-6
+    reach = float(torch.quantile(torch.cat([shortfall, moved_shortfall]), _RECALL)) + 1e-6
     return margin, reach, float((scores >= best[:, None] - margin).sum(dim=1, dtype=torch.float32).mean())
 
 
 def assign_rows(clusters: int) -> int:
-    """Rows whose cosines to all centroids are computed at once."""
+    """Return how many rows get their cosines to all centroids at once."""
     return max(1, _COSINES_AT_ONCE // clusters)
 
 
 def assign(
     unit: torch.Tensor, centroids: torch.Tensor, margin: float
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
-    """Where the rows of a block belong, and in which clusters they are looked at.
+    """Find the homes of the rows of a block, and the clusters in which they are looked at.
 
     Args:
         unit: (n, D) float32 of length 1, on the centroids' device.
@@ -477,42 +439,21 @@ def assign(
     return primary[:, 0].cpu().numpy().astype(np.int32), hits[:, 0], hits[:, 1].astype(np.int32)
 
 
-def by_cluster(rows: NDArray[Any], numbers: NDArray[np.int32], count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Rows in the order of the `count` clusters that they are near, ascending in each; (count + 1,) bounds of these."""
-    order = np.argsort(numbers, kind="stable")
-    return rows[order], np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=count))])
-
-
-def _near(
-    vectors: Vectors, centroids: torch.Tensor, margin: float
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
-    """(M,) rows of every cluster, those whose best one is no more than the margin better; bounds; (N,) the best one."""
-    rows: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
-    numbers: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
-    primary = np.empty(len(vectors), np.int32)
-    for block in blocks(len(vectors), assign_rows(len(centroids))):
-        primary[block], row, number = assign(vectors.unit(block), centroids, margin)
-        rows.append((row + block.start).astype(np.int32))
-        numbers.append(number)
-    members, bounds = by_cluster(np.concatenate(rows), np.concatenate(numbers), len(centroids))
-    return members, bounds, primary
-
-
-def _primary(vectors: Vectors, centroids: torch.Tensor, progress: Progress | None = None) -> NDArray[np.int32]:
-    """The best centroid of every row."""
-    primary = np.empty(len(vectors), np.int32)
-    for block in blocks(len(vectors), assign_rows(len(centroids))):
-        primary[block] = (vectors.unit(block) @ centroids.T).argmax(dim=1).cpu().numpy()
-        if progress:
-            progress(block.stop, len(vectors))
-    return primary
-
-
-def _to(vectors: Vectors, clusters: Clusters) -> torch.Tensor:
-    """The centroids where the vectors are."""
+def assign_blocks(
+    vectors: Vectors, centroids: NDArray[np.float32], margin: float
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """`assign` all rows: (N,) the best centroid of each, (M,) rows, ascending, and (M,) clusters that they are near."""
     import torch
 
-    return torch.from_numpy(clusters.centroids).to(vectors.device)
+    on_device = torch.tensor(centroids, device=vectors.device)
+    primary = np.empty(len(vectors), np.int32)
+    rows: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+    numbers: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+    for block in blocks(len(vectors), assign_rows(len(centroids))):
+        primary[block], row, number = assign(vectors.unit(block), on_device, margin)
+        rows.append((row + block.start).astype(np.int32))
+        numbers.append(number)
+    return primary, np.concatenate(rows), np.concatenate(numbers)
 
 
 def _count(rows: int) -> int:

@@ -1,46 +1,67 @@
 """From pairs to groups, and which image of a group is kept.
 
-Two ways to read "alike", because A may be like B and B like C while A is not like C:
+There are two linkages, because A may be like B and B like C while A is not like C:
 
 - `"star"`, the default: every dropped image is like the image that was kept for it, and no two kept images are alike.
   Images are taken in the order of the keep rule; one that is like an image kept already is dropped. So nothing is lost
-  that has no likeness among what stays, and every group can be checked by eye against one picture.
+  that has no likeness among the kept images, and every group can be checked by eye against one picture.
 - `"components"`: whatever hangs together by a chain of likenesses is one group, of which one image is kept. It keeps
-  fewer, and a chain through a crowded region can drop images that are like nothing that stays.
+  fewer, and a chain through a crowded region can drop images that are like no kept image.
 
-`combine` makes groups of rows that are alike in any of several ways: equal bytes, near hashes, close embeddings. Each
-way has its own idea of equal rows (one hash, one embedding), so pairs of several ways cannot be poured into one
-`Pairs`: a million blank images share a hash, which is one class there, and have a million different files.
+`combine` groups rows that are alike by any of several comparisons: equal bytes, near hashes, close embeddings. Each
+comparison has its own classes of equal rows (one hash, one embedding), so its pairs cannot be poured into one `Pairs`:
+a million blank images share a hash, which is one class there, and have a million different files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.similarity.pairs import Pairs
+from curator_dali.similarity.pairs import Collector, Pairs, sort_by_label
 
-__all__ = ["Combined", "Groups", "Keep", "Likeness", "Linkage", "combine", "group", "keep_order"]
+__all__ = ["Grouping", "Keep", "Linkage", "MatchSet", "combine", "group", "keep_order"]
 
 Keep = Literal["largest", "best", "first"]
 Linkage = Literal["star", "components"]
 
 
 @dataclass(frozen=True)
-class Groups:
-    """What is kept, and for which kept row every other was dropped.
+class MatchSet:
+    """The rows that one comparison found alike.
+
+    Attributes:
+        pairs: Of one set of N rows; its `same` are the classes of equal rows.
+        equal: The value of two equal rows: 1 for cosines, 0 for distances. Where it is 0, lower values are closer.
+    """
+
+    pairs: Pairs
+    equal: float = 0.0
+
+    @property
+    def same(self) -> NDArray[np.int64]:
+        """(N,) the class of each row: the first row that is equal to it."""
+        assert self.pairs.same is not None
+        return self.pairs.same
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which rows are kept, and for which kept row, and why, every other was dropped.
 
     Attributes:
         keeper: (N,) int64: the row that is kept for this one; a kept row's own number.
-        value: (N,) float32: the cosine or distance between a dropped row and its keeper; NaN for kept rows, and where
-            a chain led to the keeper.
+        comparison: (N,) int8: the place of the match set that has the row's pair with its keeper; -1 for kept rows,
+            and where a chain led to the keeper.
+        value: (N,) float32: the cosine or distance of that pair; NaN where `comparison` is -1.
     """
 
     keeper: NDArray[np.int64]
+    comparison: NDArray[np.int8]
     value: NDArray[np.float32]
 
     @property
@@ -101,229 +122,154 @@ def keep_order(
     return np.lexsort(keys).astype(np.int64)
 
 
-def group(pairs: Pairs, order: NDArray[np.int64], linkage: Linkage = "star", *, similar: bool = True) -> Groups:
-    """Groups of rows that are alike, and the row of each that is kept.
+def group(pairs: Pairs, order: NDArray[np.int64], linkage: Linkage = "star", *, similar: bool = True) -> Grouping:
+    """Group the rows that one comparison found alike. Equal rows go together, to one keeper.
 
     Args:
         pairs: Of one set of N rows.
         order: (N,) rows from the most to the least wanted, of `keep_order`.
         linkage: See the head of this file.
-        similar: Whether a higher value of a pair means more alike (cosines); False for distances. Of the
-            kept rows that are more wanted than a dropped one, it goes to that which it is most like.
+        similar: Whether a higher value of a pair means more alike (cosines); False for distances.
 
     Raises:
         ValueError: The linkage is unknown, the pairs are between two sets, or `order` does not name each row once.
     """
-    if linkage not in ("star", "components"):
-        raise ValueError(f"linkage is {linkage!r}; allowed: 'star', 'components'")
     if pairs.same is None:
         raise ValueError("these pairs are between two sets; groups are of the pairs within one")
-    same = pairs.same
-    rank = np.full(len(same), -1, np.int64)
-    if len(order) == len(same):
-        rank[order] = np.arange(len(order))
-    if (rank < 0).any():
-        raise ValueError(f"order names {len(np.unique(order))} different rows of {len(same)}; it must name each once")
-    # Equal rows are alike to the same rows: the best of them stands for all.
-    best = np.full(len(same), len(same), np.int64)
-    np.minimum.at(best, same, rank)
-    head = order[best[same]] if len(order) else same  # every row's most wanted equal
-    first, second = rank[head[pairs.first]], rank[head[pairs.second]]
-    better, worse = np.minimum(first, second), np.maximum(first, second)
-    closeness = pairs.value if similar else -pairs.value
-    keeper = (_star_of_pairs if linkage == "star" else _components)(len(same), better, worse, closeness)  # among ranks
-    keeper = order[keeper[rank[head]]] if len(order) else keeper
-    return Groups(keeper, _values(pairs, head, keeper, 1.0 if similar else 0.0))
+    same, rows = pairs.same, np.arange(len(pairs.same))
+    _check_order(order, len(rows))
+    # (N,) the most wanted of the rows that are equal to each: it stands for all of them
+    best = np.full(len(rows), len(rows))
+    np.minimum.at(best, same, np.argsort(order))
+    head = order[best[same]]
+    between_heads = Collector(len(pairs))
+    between_heads.add(head[pairs.first], head[pairs.second], pairs.value)
+    equal = 1.0 if similar else 0.0
+    found = combine([MatchSet(between_heads.pairs(rows), equal)], order, linkage)
+    keeper, comparison, value = found.keeper[head], found.comparison[head], found.value[head]
+    follows = (keeper == head) & (head != rows)
+    comparison[follows], value[follows] = 0, equal
+    return Grouping(keeper, comparison, value)
 
 
-def _star_of_pairs(
-    count: int, better: NDArray[np.int64], worse: NDArray[np.int64], closeness: NDArray[np.float32]
-) -> NDArray[np.int64]:
-    """Every rank's keeper: the best-ranked is kept, what is like it dropped, and so on down."""
-    edges = np.argsort(better, kind="stable")
-    heads, starts = np.unique(better[edges], return_index=True)
-    stops = np.append(starts, len(edges))[1:]
-    followers = worse[edges]
-    kept = np.ones(count, bool)
-    for head, start, stop in zip(heads.tolist(), starts.tolist(), stops.tolist(), strict=True):
-        if kept[head]:
-            kept[followers[start:stop]] = False
-    links = np.flatnonzero(kept[better] & ~kept[worse])
-    links = links[np.lexsort((better[links], -closeness[links], worse[links]))]
-    dropped, place = np.unique(worse[links], return_index=True)
-    keeper = np.arange(count)
-    keeper[dropped] = better[links[place]]
-    return keeper
-
-
-def _components(
-    count: int, better: NDArray[np.int64], worse: NDArray[np.int64], closeness: NDArray[np.float32]
-) -> NDArray[np.int64]:
-    """Every rank's keeper: the best-ranked of its component."""
-    keeper = np.arange(count)
-    while True:  # hang each root below the lowest it is linked to, then shorten; halves at least the roots with links
-        a, b = keeper[better], keeper[worse]
-        open_links = a != b
-        if not open_links.any():
-            return keeper
-        better, worse, a, b = (column[open_links] for column in (better, worse, a, b))
-        np.minimum.at(keeper, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            shorter = keeper[keeper]
-            if (shorter == keeper).all():
-                break
-            keeper = shorter
-
-
-def _values(pairs: Pairs, head: NDArray[np.int64], keeper: NDArray[np.int64], equal: float) -> NDArray[np.float32]:
-    """The value of every dropped row's pair with its keeper."""
-    count = len(keeper)
-    value = np.full(count, np.nan, np.float32)
-    first, second = head[pairs.first], head[pairs.second]
-    for child, parent in ((first, second), (second, first)):
-        hits = keeper[child] == parent
-        value[child[hits]] = pairs.value[hits]
-    value = value[head]  # equal rows share it
-    value[(keeper == head) & (np.arange(count) != keeper)] = equal
-    value[keeper == np.arange(count)] = np.nan
-    return value
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """One way of being alike.
-
-    Attributes:
-        pairs: Of one set of N rows; its `same` are the classes of equal rows.
-        equal: The value of two equal rows: 1 for cosines, 0 for distances.
-    """
-
-    pairs: Pairs
-    equal: float = 0.0
-
-    @property
-    def same(self) -> NDArray[np.int64]:
-        """(N,) the class of each row: the first row that is equal to it."""
-        assert self.pairs.same is not None
-        return self.pairs.same
-
-
-@dataclass(frozen=True)
-class Combined:
-    """What is kept, and for which kept row, and why, every other was dropped.
-
-    Attributes:
-        keeper: (N,) int64: the row that is kept for this one; a kept row's own number.
-        way: (N,) int8: by which likeness, by its place among those given; -1 for kept rows, and where a chain led to
-            the keeper.
-        value: (N,) float32: the pair's value; NaN where `way` is -1.
-    """
-
-    keeper: NDArray[np.int64]
-    way: NDArray[np.int8]
-    value: NDArray[np.float32]
-
-
-def combine(ways: Sequence[Likeness], order: NDArray[np.int64], linkage: Linkage = "star") -> Combined:
-    """Group rows that are alike in any way.
+def combine(match_sets: Sequence[MatchSet], order: NDArray[np.int64], linkage: Linkage = "star") -> Grouping:
+    """Group the rows that any comparison found alike.
 
     Args:
-        ways: The surest first: it gives the reason where several hold. Of one and the same set of N rows.
+        match_sets: The surest first: it gives the reason where several hold. Of one and the same set of N rows.
         order: (N,) rows from the most to the least wanted, of `keep_order`.
-        linkage: "star" or "components", as in `group`. With "star" a dropped row goes to the kept row that it is most
-            like by the surest way, of equally like ones to the most wanted.
+        linkage: See the head of this file. With "star" a dropped row goes to the kept row that is closest by the
+            surest comparison, of equally close ones to the most wanted.
 
     Raises:
-        ValueError: No ways, the linkage is unknown, pairs are between two sets, or `order` does not name each row once.
+        ValueError: No match sets, the linkage is unknown, pairs are between two sets, or `order` does not name each
+            row once.
     """
-    if not ways:
+    if not match_sets:
         raise ValueError("no likeness is given, so nothing can be alike")
+    if linkage not in get_args(Linkage):
+        raise ValueError(f"linkage is {linkage!r}; allowed: {', '.join(map(repr, get_args(Linkage)))}")
     count = len(order)
-    if any(way.pairs.same is None or len(way.same) != count for way in ways):
+    if any(matches.pairs.same is None or len(matches.same) != count for matches in match_sets):
         raise ValueError(f"each likeness must be of the pairs within one set of {count} rows")
+    _check_order(order, count)
     if linkage == "star":
-        if not np.array_equal(np.sort(order), np.arange(count)):
-            raise ValueError(f"order names {len(np.unique(order))} different rows of {count}; it must name each once")
-        return _star_of_ways([_Links.of(way) for way in ways], order)
-    rows = np.arange(count)
-    edges = [(way.pairs.first, way.pairs.second) for way in ways] + [(way.same, rows) for way in ways]
-    first, second = (np.concatenate(column) for column in zip(*edges, strict=True))
-    apart = first != second
-    values = np.zeros(int(apart.sum()), np.float32)
-    keeper = group(Pairs(first[apart], second[apart], values, rows), order, linkage).keeper
-    return _explained(ways, keeper)
+        return _link_stars(match_sets, order)
+    return _explain(match_sets, _link_components(match_sets, order))
 
 
-@dataclass(frozen=True)
-class _Links:
-    """The pairs of a likeness by class, in both directions: of class c those from start[c] to start[c + 1]."""
+def _check_order(order: NDArray[np.int64], count: int) -> None:
+    if not np.array_equal(np.sort(order), np.arange(count)):
+        raise ValueError(f"order names {len(np.unique(order))} different rows of {count}; it must name each once")
 
-    same: NDArray[np.int64]
-    start: NDArray[np.int64]
-    other: NDArray[np.int64]
-    value: NDArray[np.float32]
-    equal: float
 
-    @classmethod
-    def of(cls, way: Likeness) -> _Links:
-        pairs = way.pairs
+class _Coverage:
+    """The kept row that is closest so far to each class of equal rows, by one comparison."""
+
+    def __init__(self, matches: MatchSet) -> None:
+        pairs, self.same, self._equal = matches.pairs, matches.same, np.float32(matches.equal)
+        self._sign = 1.0 if matches.equal > 0 else -1.0  # of distances the lowest is the closest
+        # every pair from both of its classes; those of class c lie from start[c] to start[c + 1]
         first, second = np.concatenate([pairs.first, pairs.second]), np.concatenate([pairs.second, pairs.first])
-        order = np.argsort(first, kind="stable")
-        start = np.searchsorted(first[order], np.arange(len(way.same) + 1))
-        return cls(way.same, start, second[order], np.concatenate([pairs.value, pairs.value])[order], way.equal)
+        order, self._start = sort_by_label(np.arange(len(first)), first, len(self.same))
+        self._other, self._value = second[order], np.concatenate([pairs.value, pairs.value])[order]
+        # (N,) by class: the keeper, or -1, and how close it is (higher is closer)
+        self.keeper = np.full(len(self.same), -1, np.int64)
+        self._closeness = np.full(len(self.same), -np.inf, np.float32)
 
     def involved(self) -> NDArray[np.bool_]:
         """(N,) whether a row is equal to another or in a pair."""
         sizes = np.bincount(self.same, minlength=len(self.same))
-        return (sizes[self.same] > 1) | (np.diff(self.start)[self.same] > 0)
+        return (sizes[self.same] > 1) | (np.diff(self._start)[self.same] > 0)
+
+    def cover(self, row: int) -> None:
+        """Let a kept row cover its own class and those that are like it, where no closer row does."""
+        own = int(self.same[row])
+        near = slice(int(self._start[own]), int(self._start[own + 1]))
+        classes = np.append(self._other[near], own)
+        closeness = self._sign * np.append(self._value[near], self._equal)
+        closer = closeness > self._closeness[classes]
+        self.keeper[classes[closer]], self._closeness[classes[closer]] = row, closeness[closer]
+
+    def value(self, number: int) -> float:
+        """The cosine or distance of a class and its keeper."""
+        return float(self._sign * self._closeness[number])
 
 
-def _star_of_ways(ways: Sequence[_Links], order: NDArray[np.int64]) -> Combined:
-    """Keep the most wanted row, drop what is like it, and so on down."""
+def _link_stars(match_sets: Sequence[MatchSet], order: NDArray[np.int64]) -> Grouping:
+    """Keep the most wanted row, drop all that are like it, and so on down."""
     count = len(order)
-    keeper, way = np.arange(count), np.full(count, -1, np.int8)
+    keeper, comparison = np.arange(count), np.full(count, -1, np.int8)
     value = np.full(count, np.nan, np.float32)
-    # by way and class: the kept row that is most like it so far, and how like (higher is more)
-    covers = [np.full(count, -1, np.int64) for _ in ways]
-    closeness = [np.full(count, -np.inf, np.float32) for _ in ways]
-    involved = np.zeros(count, bool)
-    for links in ways:
-        involved |= links.involved()
+    coverages = [_Coverage(matches) for matches in match_sets]
+    involved = np.logical_or.reduce([coverage.involved() for coverage in coverages])
     for row in order[involved[order]].tolist():
-        classes = [int(links.same[row]) for links in ways]
-        number = next((n for n, c in enumerate(classes) if covers[n][c] >= 0), -1)
-        if number >= 0:
-            c, sign = classes[number], _sign(ways[number])
-            keeper[row], way[row], value[row] = covers[number][c], number, sign * closeness[number][c]
-            continue
-        for n, (links, c) in enumerate(zip(ways, classes, strict=True)):
-            sign = _sign(links)
-            near = slice(int(links.start[c]), int(links.start[c + 1]))
-            others = np.append(links.other[near], c)
-            close = sign * np.append(links.value[near], np.float32(links.equal))
-            nearer = close > closeness[n][others]
-            covers[n][others[nearer]], closeness[n][others[nearer]] = row, close[nearer]
-    return Combined(keeper, way, value)
+        for number, coverage in enumerate(coverages):
+            own = int(coverage.same[row])
+            if coverage.keeper[own] >= 0:
+                keeper[row], comparison[row], value[row] = coverage.keeper[own], number, coverage.value(own)
+                break
+        else:
+            for coverage in coverages:
+                coverage.cover(row)
+    return Grouping(keeper, comparison, value)
 
 
-def _sign(links: _Links) -> float:
-    return 1.0 if links.equal > 0 else -1.0  # of distances the lowest is the closest
+def _link_components(match_sets: Sequence[MatchSet], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) every row's keeper: the most wanted of its component."""
+    rows, rank = np.arange(len(order)), np.argsort(order)
+    edges = [(matches.pairs.first, matches.pairs.second) for matches in match_sets]
+    edges += [(matches.same, rows) for matches in match_sets]
+    first, second = (rank[np.concatenate(column)] for column in zip(*edges, strict=True))
+    root = rows  # (N,) by rank: a rank of the same component, never a higher one
+    while True:  # hang each root below the lowest it is linked to, then shorten; halves at least the roots with links
+        a, b = root[first], root[second]
+        apart = a != b
+        if not apart.any():
+            return order[root[rank]]
+        first, second, a, b = (column[apart] for column in (first, second, a, b))
+        root = root.copy()
+        np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
+        while not np.array_equal(shorter := root[root], root):
+            root = shorter
 
 
-def _explained(ways: Sequence[Likeness], keeper: NDArray[np.int64]) -> Combined:
-    """By which way each row is like its keeper, where it is."""
+def _explain(match_sets: Sequence[MatchSet], keeper: NDArray[np.int64]) -> Grouping:
+    """Find the surest comparison that has each row's pair with its keeper, where one has."""
     count = len(keeper)
-    number, value = np.full(count, -1, np.int8), np.full(count, np.nan, np.float32)
-    dropped = np.flatnonzero(keeper != np.arange(count))
-    for n, way in enumerate(ways):
-        open_ = dropped[number[dropped] < 0]
-        a, b = way.same[open_], way.same[keeper[open_]]
-        equal = a == b
-        number[open_[equal]], value[open_[equal]] = n, way.equal
-        open_, low, high = open_[~equal], np.minimum(a, b)[~equal], np.maximum(a, b)[~equal]
-        keys = way.pairs.first * count + way.pairs.second  # ascending, as the pairs are
-        wanted = low * count + high
-        place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-        hit = keys[place] == wanted if len(keys) else np.zeros(len(wanted), bool)
-        number[open_[hit]], value[open_[hit]] = n, way.pairs.value[place[hit]]
-    return Combined(keeper, number, value)
+    comparison, value = np.full(count, -1, np.int8), np.full(count, np.nan, np.float32)
+    unmatched = np.flatnonzero(keeper != np.arange(count))
+    for number, matches in enumerate(match_sets):
+        # (U,) the classes of each row and of its keeper
+        own, other = matches.same[unmatched], matches.same[keeper[unmatched]]
+        equal = own == other
+        value[unmatched[equal]] = matches.equal
+        # (P,) one number a pair, ascending as the pairs are; (U,) the number of the pair that is looked for
+        keys = matches.pairs.first * count + matches.pairs.second
+        wanted = np.minimum(own, other) * count + np.maximum(own, other)
+        place = np.searchsorted(keys, wanted)
+        paired = np.isin(wanted, keys)
+        value[unmatched[paired]] = matches.pairs.value[place[paired]]
+        comparison[unmatched[equal | paired]] = number
+        unmatched = unmatched[~(equal | paired)]
+    return Grouping(keeper, comparison, value)

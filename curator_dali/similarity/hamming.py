@@ -9,15 +9,15 @@ a = 1). The number of bands is chosen so that equal ones are few and choices not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs, Progress
+from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
 
 __all__ = ["compare", "near_between", "near_pairs"]
 
@@ -30,7 +30,6 @@ def near_pairs(
     distance: int,
     *,
     max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
 ) -> Pairs:
     """All pairs of hashes that differ in at most `distance` bits; none is missing.
 
@@ -40,7 +39,6 @@ def near_pairs(
         hashes: (N,) uint64.
         distance: Bits, 0 to 16. Up to 6 a million hashes take seconds; the time grows steeply with more.
         max_pairs: More than these are an error.
-        progress: Called with choices of bands done and choices in all.
 
     Returns:
         Pairs of rows, with their distance.
@@ -53,8 +51,7 @@ def near_pairs(
     values, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     same = first[group].astype(np.int64)
     found = Collector(max_pairs)
-    choices = _choices(len(values), distance) if distance else []
-    for done, choice in enumerate(choices):
+    for choice in _choices(len(values), distance) if distance else []:
         keys = values & choice.bits
         order = np.argsort(keys)
         keys, ordered = keys[order], values[order]
@@ -63,8 +60,6 @@ def near_pairs(
         stop = np.repeat(bounds, np.diff(bounds, prepend=0))
         for i, j, apart in compare(ordered, ordered, np.arange(1, len(keys) + 1), stop, distance, choice.passed_over):
             found.add(first[order[i]].astype(np.int64), first[order[j]].astype(np.int64), apart)
-        if progress:
-            progress(done + 1, len(choices))
     return found.pairs(same)
 
 
@@ -74,7 +69,6 @@ def near_between(
     distance: int,
     *,
     max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
 ) -> Pairs:
     """All pairs of a query and a hash that differ in at most `distance` bits: new images against old ones.
 
@@ -85,23 +79,19 @@ def near_between(
         hashes: (N,) uint64.
         distance: As in `near_pairs`; so are the other arguments and errors.
         max_pairs: More than these are an error.
-        progress: Called with choices of bands done and choices in all.
 
     Returns:
         Pairs of rows of `queries` (first) and of `hashes` (second), with their distance.
     """
     queries, hashes = _checked(queries, "queries", distance), _checked(hashes, "hashes", distance)
     found = Collector(max_pairs, within=False)
-    choices = _choices(max(len(queries), len(hashes)), distance)
-    for done, choice in enumerate(choices):
+    for choice in _choices(max(len(queries), len(hashes)), distance):
         keys = hashes & choice.bits
         order = np.argsort(keys)
         keys, wanted = keys[order], queries & choice.bits
         start, stop = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
         for i, j, apart in compare(queries, hashes[order], start, stop, distance, choice.passed_over):
             found.add(i, order[j].astype(np.int64), apart)
-        if progress:
-            progress(done + 1, len(choices))
     return found.pairs()
 
 
@@ -127,8 +117,7 @@ def _plan(count: int, distance: int) -> tuple[int, int]:
     return distance + agree, agree
 
 
-@dataclass(frozen=True)
-class _Choice:
+class _Choice(NamedTuple):
     """Bits in which hashes are to agree.
 
     Attributes:
@@ -148,13 +137,11 @@ def _choices(count: int, distance: int) -> list[_Choice]:
     bands, agree = _plan(count, distance)
     # dealt in turn: neighbouring bits are of neighbouring pixels or frequencies and go together too often
     dealt = [np.uint64(sum(1 << bit for bit in range(band, 64, bands))) for band in range(bands)]
-    return [
-        _Choice(
-            np.bitwise_or.reduce([dealt[band] for band in chosen]),
-            tuple(dealt[band] for band in range(chosen[-1]) if band not in chosen),
-        )
-        for chosen in combinations(range(bands), agree)
-    ]
+    choices = []
+    for chosen in combinations(range(bands), agree):
+        passed_over = tuple(dealt[band] for band in range(chosen[-1]) if band not in chosen)
+        choices.append(_Choice(np.bitwise_or.reduce([dealt[band] for band in chosen]), passed_over))
+    return choices
 
 
 def compare(
@@ -169,15 +156,16 @@ def compare(
 
     Pairs that agree in a band that was passed over are left out.
     """
-    counts = stop - start
-    rows = np.flatnonzero(counts)
-    counts = counts[rows]
+    # rows of `left` with anything to compare, how many comparisons each needs, and how many all up to it need
+    rows = np.flatnonzero(stop > start)
+    counts = (stop - start)[rows]
     ends = np.cumsum(counts)
     done = 0
     while done < len(rows):
         before = int(ends[done - 1]) if done else 0
         upto = max(done + 1, int(np.searchsorted(ends, before + _COMPARISONS_AT_ONCE, "right")))
         part, number = rows[done:upto], counts[done:upto]
+        # (C,) each row of the part as often as it is compared, and what it is compared with: start, start + 1, ...
         i = np.repeat(part, number)
         j = np.arange(before, int(ends[upto - 1])) + np.repeat(start[part] - (ends[done:upto] - number), number)
         different = left[i] ^ right[j]

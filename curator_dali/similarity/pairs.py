@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,16 @@ __all__ = [
     "bad_rows",
     "blocks",
     "check_threshold",
+    "sort_by_label",
 ]
 
 MAX_PAIRS = 50_000_000
 """Pairs that a search may find unless told otherwise: 1 GB, and three times that while they are sorted."""
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 """Called now and then with (done, all) units of work."""
+
+_Row = TypeVar("_Row", bound=np.integer[Any])
 
 _BLOCK_ROWS = 16_384  # rows read at once where all are passed over: 32 MB at 512 float32
 _LEAST_NORM, _MOST_NORM = 1e-15, 1e15  # norms whose squares float32 can add up
@@ -49,7 +52,7 @@ class Pairs:
     """Pairs of rows that are alike, ascending by (first, second), none twice.
 
     Equal rows would make pairs by the square of their number, so within one set only the first of them, their
-    representative, appears in pairs. `expand` lists what that stands for.
+    representative, appears in pairs.
 
     Attributes:
         first: (P,) int64 row numbers. Within one set less than `second`; between two sets rows of the first.
@@ -67,34 +70,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.first)
 
-    def where(self, mask: NDArray[np.bool_]) -> Pairs:
-        """The pairs that (P,) `mask` keeps: those of a higher threshold, say."""
-        return Pairs(self.first[mask], self.second[mask], self.value[mask], self.same)
-
-    def expand(self, equal: float = 1.0) -> Pairs:
-        """All pairs of rows, equal ones among them: for small sets.
-
-        Args:
-            equal: The value of two equal rows: 1 for cosines, 0 for distances.
-        """
-        if self.same is None:
-            return self
-        order = np.argsort(self.same, kind="stable")
-        start = np.searchsorted(self.same[order], np.arange(len(self.same) + 1))
-        members = [order[start[row] : start[row + 1]] for row in range(len(self.same))]
-        found = Collector(MAX_PAIRS)
-        for group in members:
-            i, j = np.triu_indices(len(group), 1)
-            found.add(group[i], group[j], np.full(len(i), equal, np.float32))
-        for a, b, value in zip(self.first.tolist(), self.second.tolist(), self.value.tolist(), strict=True):
-            i, j = (grid.ravel() for grid in np.meshgrid(members[a], members[b], indexing="ij"))
-            found.add(i, j, np.full(len(i), value, np.float32))
-        return found.pairs()
-
 
 @dataclass
 class Collector:
-    """Takes what a search finds, block by block, in any order and more than once.
+    """Takes the pairs of a search, block by block, in any order and more than once.
 
     Args:
         max_pairs: How many different ones there may be.
@@ -129,7 +108,7 @@ class Collector:
                 )
 
     def pairs(self, same: NDArray[np.int64] | None = None) -> Pairs:
-        """What was added, sorted, once each."""
+        """Return all pairs, sorted, once each."""
         return Pairs(*self._merged(), same)
 
     def _merged(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -204,7 +183,7 @@ class Picked(Vectors):
         return self.count
 
     def raw(self, rows: slice | NDArray[np.int64]) -> torch.Tensor:
-        """Rows that are there, as they are stored: (M, D) on the device."""
+        """Picked rows, as they are stored: (M, D) on the device."""
         wanted = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         return Vectors(self.data, self.device).raw(np.searchsorted(self.numbers, wanted))
 
@@ -215,6 +194,14 @@ def blocks(count: int, size: int = _BLOCK_ROWS) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
+def sort_by_label(
+    rows: NDArray[_Row], labels: NDArray[np.integer[Any]], count: int
+) -> tuple[NDArray[_Row], NDArray[np.int64]]:
+    """Sort rows by their labels, 0 to `count` - 1, and stably; (count + 1,) where the rows of each label begin."""
+    order = np.argsort(labels, kind="stable")
+    return rows[order], np.concatenate([[0], np.cumsum(np.bincount(labels, minlength=count))])
+
+
 def as_vectors(
     embeddings: Any, *, device: str | None = None, name: str = "embeddings", width: int | None = None
 ) -> Vectors:
@@ -223,7 +210,7 @@ def as_vectors(
     Args:
         embeddings: (N, D) floats; numpy, a mapped file, CuPy, or torch. Length 1 is not needed.
         device: Where to compute ("cpu", "cuda", "cuda:N", "auto"); None: where the embeddings lie.
-        name: What they are called in errors.
+        name: Their name in errors.
         width: The D that is wanted, if one is.
 
     Raises:

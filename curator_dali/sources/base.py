@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "LearningSource",
     "Source",
     "add_sidecars",
+    "check_indices",
     "image_member",
     "is_image",
     "make_sidecars",
@@ -30,6 +32,7 @@ __all__ = [
     "merge_types",
     "parse_metadata",
     "sniff_extension",
+    "split_by_shard",
     "to_text",
 ]
 
@@ -221,6 +224,43 @@ class EncodedBatch:
             ". This failure says nothing of the image. The same call goes on from there once the sample can be read. "
             "Leave the sample out of the source if it is gone for good"
         )
+
+
+def check_indices(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return (N,) sample indices as int64.
+
+    Raises:
+        IndexError: An index is not in [0, `count`).
+    """
+    indices = np.asarray(indices, np.int64)
+    if len(indices) and (indices.min() < 0 or indices.max() >= count):
+        raise IndexError(f"indices must be in [0, {count}), not {indices.min()} to {indices.max()}")
+    return indices
+
+
+def split_by_shard(
+    indices: NDArray[np.int64], starts: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """Split sample indices by the shard that they lie in.
+
+    Args:
+        indices: (N,) in [0, starts[-1]).
+        starts: (S + 1,) int64, the first sample of each shard, and the number of all samples.
+
+    Yields:
+        The number of a shard, the rows of `indices` that lie in it, and their samples' numbers in the shard.
+
+    Raises:
+        IndexError: An index is outside of the source.
+    """
+    indices = check_indices(indices, int(starts[-1]))
+    shard = np.searchsorted(starts, indices, "right") - 1
+    order = np.argsort(shard, kind="stable")
+    bounds = [*np.flatnonzero(np.diff(shard[order], prepend=-1)).tolist(), len(order)]
+    for begin, end in pairwise(bounds):
+        rows = order[begin:end]
+        number = int(shard[rows[0]])
+        yield number, rows, indices[rows] - starts[number]
 
 
 def merge_types(types: Iterable[str]) -> str:

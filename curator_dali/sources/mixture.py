@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch import ImageObject, clone
 from curator_dali.io import fingerprint
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, add_sidecars, merge_schemas
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, add_sidecars, merge_schemas, split_by_shard
 from curator_dali.sources.open import open_source
 
 __all__ = ["Mixture"]
@@ -63,14 +63,16 @@ class Mixture(Source):
                 raise ValueError(f"{key!r} is a Mixture itself: give its sources to one Mixture, with all weights")
             if not len(source):
                 raise ValueError(f"the source {key!r} is empty: leave it out of the mixture")
-        self._sizes = np.array([len(source) for source in self.sources.values()], np.int64)
-        self._ends = np.cumsum(self._sizes)
         self.weights = None if weights is None else {key: weights[key] for key in self.sources}
-        self.samples = samples or int(self._ends[-1])
+        self.samples = samples or int(self._starts[-1])
         self.read_ahead = max(source.read_ahead for source in self.sources.values())
 
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(len(source) for source in self.sources.values())], dtype=np.int64)
+
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._starts[-1])
 
     @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
@@ -141,7 +143,7 @@ class Mixture(Source):
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Let the sources keep what was learnt."""
-        for _, source, rows, own in self._split(np.asarray(indices)):
+        for _, source, rows, own in self._split(indices):
             source.learn(own, headers[rows])
 
     def close(self) -> None:
@@ -149,16 +151,11 @@ class Mixture(Source):
         for source in self._owned:
             source.close()
 
-    def _split(self, indices: NDArray[np.int64]) -> list[tuple[str, Source, NDArray[np.int64], NDArray[np.int64]]]:
+    def _split(self, indices: NDArray[np.int64]) -> Iterator[tuple[str, Source, NDArray[np.int64], NDArray[np.int64]]]:
         """(name, source, rows of `indices`, indices in the source) of every source that has any."""
-        within = indices % max(1, len(self))
-        number = np.searchsorted(self._ends, within, side="right")
-        parts = []
-        for i, (key, source) in enumerate(self.sources.items()):
-            rows = np.flatnonzero(number == i)
-            if len(rows):
-                parts.append((key, source, rows, within[rows] - (self._ends[i] - self._sizes[i])))
-        return parts
+        sources = list(self.sources.items())
+        for number, rows, samples in split_by_shard(np.asarray(indices) % len(self), self._starts):
+            yield *sources[number], rows, samples
 
 
 def _told(item: ImageObject, source: str) -> ImageObject:

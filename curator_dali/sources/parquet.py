@@ -34,7 +34,15 @@ from curator_dali.io import (
     strip_query,
 )
 from curator_dali.sources.annotations import ClassNames, add_class_names, partition_fields, read_class_names
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_sidecars, merge_schemas, sniff_extension
+from curator_dali.sources.base import (
+    HEADER_DTYPE,
+    EncodedBatch,
+    Source,
+    make_sidecars,
+    merge_schemas,
+    sniff_extension,
+    split_by_shard,
+)
 from curator_dali.sources.listing import common_folder
 from curator_dali.sources.row_groups import (
     NamedFiles,
@@ -181,17 +189,14 @@ class ParquetSource(Source):
         """Read samples into one new buffer, row groups that are not in memory first; see `Source.read`."""
         indices = np.asarray(indices, np.int64)
         count = len(indices)
-        if count and (indices.min() < 0 or indices.max() >= len(self)):
-            raise IndexError(f"indices must be in [0, {len(self)}), not {indices.min()} to {indices.max()}")
-        group_of = np.searchsorted(self._starts, indices, "right") - 1
         objects: list[Any] = [None] * count
         images = [np.empty(0, np.uint8)] * count
+        shards = [""] * count
         errors: dict[int, str] = {}
         unread: set[int] = set()
         named: dict[int, tuple[NamedFiles, str]] = {}  # row -> the file that the image lies in
-        for number in np.unique(group_of).tolist():
-            rows = np.flatnonzero(group_of == number).tolist()
-            file = self._groups[number][0]
+        for number, in_batch, in_group in split_by_shard(indices, self._starts):
+            rows, file = in_batch.tolist(), self._groups[number][0]
             url, stem, partition = self._urls[file], self._stems[file], self._partitions[file]
             classes = self._classes[file]
             try:
@@ -204,9 +209,9 @@ class ParquetSource(Source):
                 unread.update(rows if not self._is_damaged(file, error) else ())
             fields: list[dict[str, Any]] = []
             if members and group is not None:
-                fields = _rows(group.rest, indices[rows] - self._starts[number])
-            for place, row in enumerate(rows):
-                at = int(indices[row] - self._starts[number])
+                fields = _rows(group.rest, in_group)
+            for place, (row, at) in enumerate(zip(rows, in_group.tolist(), strict=True)):
+                shards[row] = url
                 in_file = int(indices[row] - self._file_starts[file])
                 path, key = f"{url}#row={in_file}", f"{stem}-{in_file}"
                 metadata: Any = {}
@@ -242,7 +247,7 @@ class ParquetSource(Source):
             indices,
             objects,
             images,
-            [self._urls[self._groups[number][0]] for number in group_of.tolist()],
+            shards,
             self.headers(indices),
             errors,
             unread=unread,
@@ -254,20 +259,17 @@ class ParquetSource(Source):
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples."""
         found = np.zeros(len(indices), HEADER_DTYPE)
-        group_of = np.searchsorted(self._starts, indices, "right") - 1
-        for number in np.unique(group_of).tolist():
+        for number, rows, samples in split_by_shard(indices, self._starts):
             if (known := self._headers.get(number)) is not None:
-                rows = group_of == number
-                found[rows] = known[np.asarray(indices)[rows] - self._starts[number]]
+                found[rows] = known[samples]
         return found
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers for as long as this object lives."""
-        group_of = np.searchsorted(self._starts, indices, "right") - 1
-        for number in np.unique(group_of).tolist():
-            rows = (group_of == number) & (headers["codec"] != 0)
+        for number, rows, samples in split_by_shard(indices, self._starts):
             known = self._headers.setdefault(number, np.zeros(int(self._sizes[number]), HEADER_DTYPE))
-            known[np.asarray(indices)[rows] - self._starts[number]] = headers[rows]
+            fresh = headers["codec"][rows] != 0
+            known[samples[fresh]] = headers[rows[fresh]]
 
     def close(self) -> None:
         """Forget row groups, and close files and threads. A later read opens them again."""

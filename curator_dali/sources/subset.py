@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.io import fingerprint
-from curator_dali.sources.base import EncodedBatch, Source
+from curator_dali.sources.base import EncodedBatch, Source, check_indices
 
 __all__ = ["Subset", "Without"]
 
 
 class _View(Source):
-    """A source whose samples lie in a whole; what is learnt of headers goes to the whole, and closing closes it."""
+    """A source whose samples lie in a whole; what is learnt of headers goes to the whole, and closing closes it.
+
+    A `Mixture` is none: it forwards to several sources, to each the rows of a batch that are its own.
+    """
 
     source: Source
 
@@ -68,10 +71,8 @@ class Subset(_View):
         n = len(source)
         # a range takes no memory, however large the source is
         self._rows: range | NDArray[np.int64] = range(n)[rows] if isinstance(rows, slice) else _number_rows(rows, n)
-        if isinstance(self._rows, np.ndarray) and len(self._rows):
-            low, high = int(self._rows.min()), int(self._rows.max())
-            if low < 0 or high >= n:
-                raise IndexError(f"indices must be in [0, {n}), not {low} to {high}")
+        if isinstance(self._rows, np.ndarray):
+            check_indices(self._rows, n)
         self.source, self.name, self.read_ahead = source, source.name, source.read_ahead
 
         if isinstance(self._rows, range) and source.origin is not None and self._rows.step > 0:
@@ -116,9 +117,7 @@ class Subset(_View):
         return replace(batch, indices=np.asarray(indices, np.int64))
 
     def _whole(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        indices = np.asarray(indices, np.int64)
-        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
-            raise IndexError(f"indices must be in [0, {len(self)}), not {indices.min()} to {indices.max()}")
+        indices = check_indices(indices, len(self))
         rows = self._rows
         return rows.start + rows.step * indices if isinstance(rows, range) else rows[indices]
 

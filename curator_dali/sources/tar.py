@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,8 +28,8 @@ from curator_dali.io import (
     read_regular,
     strip_query,
 )
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, parse_metadata
-from curator_dali.sources.tar_index import COLUMNS, Status, Summary, TarIndex
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, parse_metadata, split_by_shard
+from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, Summary, TarIndex
 from curator_dali.sources.tar_shards import Shards
 
 __all__ = ["Arenas", "TarSource", "coalesce"]
@@ -39,9 +38,10 @@ logger = logging.getLogger(__name__)
 
 _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
+_SHARD_SPAN_BITS = 44  # of a place on a line of shards: 16 TiB, more than a store takes as one object
 _RUN_BYTES = 1 << 26  # of a `run.json`, at the most
 _NO_INDEX = TarIndex(
-    np.zeros((0, len(COLUMNS)), np.int64), b"", np.zeros(1, np.int64), np.zeros((0, 4), np.int64), Summary()
+    np.zeros((0, ENTRY_NUMBERS), np.int64), b"", np.zeros(1, np.int64), np.zeros((0, 4), np.int64), Summary()
 )
 
 
@@ -125,13 +125,13 @@ class TarSource(Source):
         """Read samples: a few large reads a shard into one buffer, which the images are views of."""
         indices = np.asarray(indices, np.int64)
         count = len(indices)
-        table = np.zeros((count, len(COLUMNS)), np.int64)
+        table = np.zeros((count, ENTRY_NUMBERS), np.int64)
         headers = np.zeros(count, HEADER_DTYPE)
         shard_of, limit = np.zeros(count, np.int64), np.zeros(count, np.int64)
         errors: dict[int, str] = {}
         unread: set[int] = set()
         groups: list[_Group] = []
-        for number, rows, samples in self._locate(indices):
+        for number, rows, samples in split_by_shard(indices, self._starts):
             shard_of[rows], limit[rows] = number, self._shards.stats[number].size
             try:
                 shard = self._shards[number]
@@ -144,7 +144,9 @@ class TarSource(Source):
             headers[rows] = shard.headers[samples]
             groups.append(_Group(number, rows, samples, shard.index))
 
-        offsets, sizes = table[:, 0:8:2], table[:, 1:8:2] - 1  # (N, 4): image, json, txt, cls
+        entries = table.view(ENTRY)[:, 0]  # (N,)
+        # (N, 4) of image, json, txt, cls; a size of -1 is no member
+        offsets, sizes = entries["members"]["offset"], entries["members"]["size_plus_one"] - 1
         whole = offsets + sizes <= limit[:, None]
         usable = whole & (sizes <= LARGEST_FILE)
         row, role = ((sizes > 0) & usable).nonzero()
@@ -177,7 +179,7 @@ class TarSource(Source):
                 elif too_large:
                     errors[r] = f"the image has {too_large}"
         if unread:  # what the index says of a sample holds whether or not its members can be read now
-            unread.difference_update((table[:, 11] & ~Status.SHADOWED).nonzero()[0].tolist())
+            unread.difference_update((entries["status"] & ~Status.SHADOWED).nonzero()[0].tolist())
         batch = EncodedBatch(indices, [], [], [], headers, errors, unread=unread)
         self._fill(batch, groups, table, arena, at, sizes, problems)
         if members:
@@ -190,9 +192,9 @@ class TarSource(Source):
         0 where there is none, -1 for those of a shard that cannot be read.
         """
         sizes = np.full(len(indices), -1, np.int64)
-        for number, rows, samples in self._locate(np.asarray(indices, np.int64)):
+        for number, rows, samples in split_by_shard(indices, self._starts):
             try:
-                sizes[rows] = np.maximum(self._shards[number].index.table[samples, 1].astype(np.int64) - 1, 0)
+                sizes[rows] = self._shards[number].index.image_sizes(samples)
             except (OSError, SourceError) as error:
                 logger.warning("cannot look up sizes: %s", one_line(error))
         return sizes
@@ -200,7 +202,7 @@ class TarSource(Source):
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples; those of a shard that cannot be read are unknown."""
         headers = np.zeros(len(indices), HEADER_DTYPE)
-        for number, rows, samples in self._locate(np.asarray(indices, np.int64)):
+        for number, rows, samples in split_by_shard(indices, self._starts):
             try:
                 headers[rows] = self._shards[number].headers[samples]
             except (OSError, SourceError) as error:
@@ -209,7 +211,7 @@ class TarSource(Source):
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers, in memory at once, and beside the index once the source is closed."""
-        for number, rows, samples in self._locate(np.asarray(indices, np.int64)):
+        for number, rows, samples in split_by_shard(indices, self._starts):
             try:
                 self._shards.learn(number, samples, headers[rows])
             except (OSError, SourceError) as error:
@@ -221,24 +223,6 @@ class TarSource(Source):
         self._storage.close()
         self._arenas.clear()
 
-    def _locate(self, indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """By shard: its number, the rows of `indices` that lie in it, and these samples' numbers in the shard.
-
-        Raises:
-            IndexError: An index is outside of the source.
-        """
-        if len(indices) == 0:
-            return
-        if indices.min() < 0 or indices.max() >= len(self):
-            raise IndexError(f"indices must be in [0, {len(self)}), not {indices.min()} to {indices.max()}")
-        shard = np.searchsorted(self._starts, indices, "right") - 1
-        order = np.argsort(shard, kind="stable")
-        ordered = shard[order]
-        bounds = [0, *(np.flatnonzero(np.diff(ordered)) + 1).tolist(), len(ordered)]
-        for begin, end in pairwise(bounds):
-            number, rows = int(ordered[begin]), order[begin:end]
-            yield number, rows, indices[rows] - self._starts[number]
-
     def _gather(
         self, shard: NDArray[np.int64], items: _Items
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]:
@@ -249,7 +233,7 @@ class TarSource(Source):
         """
         gap = _REMOTE_GAP if self._shards.remote else _LOCAL_GAP
         extent_of, shards, starts, ends, position = coalesce(shard, items.offset, items.size, gap)
-        arena = self._arenas.take(int((ends - starts).sum()))
+        arena = self._arenas.allocate(int((ends - starts).sum()))
         view, begin = arena.data, 0
         requests = []
         for s, start, end in zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True):
@@ -286,7 +270,11 @@ class TarSource(Source):
                     shards[row] = url
                 continue
             names, tail = index.names, f"::{url}"
-            columns = (table[rows, 8:].tolist(), at[rows].tolist(), sizes[rows].tolist())
+            columns = (
+                table[rows, -4:].tolist(),  # name_start, name_size, key_length, status
+                at[rows].tolist(),
+                sizes[rows].tolist(),
+            )
             for row, (start, size, key_length, status), (i, j, t, c), (i_size, j_size, t_size, c_size) in zip(
                 rows.tolist(), *columns, strict=True
             ):
@@ -354,20 +342,21 @@ def coalesce(
         none = np.zeros(0, np.int64)
         return none, none, none, none, none
     order = np.lexsort((offset, shard))
-    s, o = shard[order], offset[order]
+    s, o = shard[order], offset[order]  # (M,) sorted by shard, then by place
     rank = np.zeros(len(s), np.int64)
     np.cumsum(s[1:] != s[:-1], out=rank[1:])
-    base = rank << 44  # shards end to end on one line, 16 TiB each, so that one running maximum serves all
-    reach = np.maximum.accumulate(base + o + size[order])
-    begins = np.ones(len(order), bool)
+    # (M,) the start of each item's shard on one line of shards end to end, so that one running maximum serves all
+    base = rank << _SHARD_SPAN_BITS
+    reach = np.maximum.accumulate(base + o + size[order])  # (M,) how far the items up to each one reach on that line
+    begins = np.ones(len(order), bool)  # (M,) whether an item begins an extent
     begins[1:] = base[1:] + o[1:] > reach[:-1] + gap
     begins[1:] |= rank[1:] != rank[:-1]
-    first = begins.nonzero()[0]
+    first = begins.nonzero()[0]  # (E,) each extent's first item
     starts = o[first]
     ends = reach[np.append(first[1:], len(order)) - 1] - base[first]
     extent = np.empty(len(order), np.int64)
     extent[order] = np.cumsum(begins) - 1
-    laid = np.zeros(len(first), np.int64)
+    laid = np.zeros(len(first), np.int64)  # (E,) where each extent begins when all are laid end to end
     np.cumsum((ends - starts)[:-1], out=laid[1:])
     return extent, s[first], starts, ends, laid[extent] + offset - starts[extent]
 
@@ -467,7 +456,7 @@ class Arenas:
     def __reduce__(self) -> tuple[type[Arenas], tuple[()]]:
         return Arenas, ()
 
-    def take(self, size: int) -> NDArray[np.uint8]:
+    def allocate(self, size: int) -> NDArray[np.uint8]:
         """(size,) uint8, not initialised."""
         if size < _LEAST_ARENA:
             return np.empty(size, np.uint8)

@@ -70,23 +70,22 @@ class Scan:
         self.sizes.append(size)
 
 
-def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _SMALL_WINDOW) -> Scan:
+def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, least: int = _SMALL_WINDOW) -> Scan:
     """Walk through the headers of a tar, to the end of the file.
 
-    The walk goes on behind an end marker, since tars may be joined (`cat a.tar b.tar`) and downloads may leave holes of
-    zeros. It goes on at the next whole header behind a damaged one, and what was lost in between is in `Scan.problems`,
-    as is a member whose header was cut off.
+    The walk goes on behind an end marker, since tars may be joined and downloads may leave holes of zeros. Behind a
+    damaged header it goes on at the next whole one; `Scan.problems` has what was lost, and a member that was cut off.
 
     Args:
         read_at: `(offset, length) -> bytes`, less than `length` only at the end of the file.
         size: Bytes in the file.
-        window: The least that is worth reading at once: little for a local file, much where each read waits.
+        least: The least that is worth reading at once, in bytes: little for a local file, much where each read waits.
 
     Raises:
         NotATarError: There is no header at the start (and the file is not empty).
     """
     scan = Scan()
-    least, ahead = window, window
+    window = _Window(read_at, least)
     buffer, start = b"", 0  # the bytes of the file from `start` on
     position = digest = 0
     pending: dict[str, bytes] = {}  # name and size from PAX or GNU records, for the next member
@@ -98,17 +97,10 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
     while True:
         at = position - start
         if at < 0 or at + _BLOCK > len(buffer):
-            if position + _BLOCK > size:
+            if position + _BLOCK > size or not window.move(position, hops, searching=scan.ended or lost >= 0):
                 break
-            if scan.ended or lost >= 0:
-                ahead = min(max(_LARGE_WINDOW, 2 * ahead), _LARGEST_WINDOW)
-            elif hops:  # a long way between headers: seek; many in a window: read on in large pieces
-                ahead = least if (position - start) // hops > max(_SEEK_STEP, least) else max(_LARGE_WINDOW, least)
-            start = max(position - _BLOCK, 0)  # with the block before the header, for the digest
-            at, hops = position - start, 0
-            buffer = read_at(start, at + ahead)
-            if len(buffer) < at + _BLOCK:
-                break  # the file is shorter than it was said to be
+            buffer, start, hops = window.buffer, window.start, 0
+            at = position - start
         if lost >= 0:
             at = _find_header(buffer, at)
             position = start + at
@@ -132,61 +124,131 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
             raise NotATarError
         kind, length = header[156:157], _number(header[124:136])
         if not valid or length < 0 or (kind in b"xgXLK" and length > _MAX_RECORD):
-            lost, pending = position, {}
-            position += 1
+            lost, position, pending = position, position + 1, {}
             continue
         if scan.ended:
             scan.ended = False
             scan.joined = len(scan.names) if scan.joined is None else scan.joined
         digest = zlib.crc32(buffer[max(at - _BLOCK, 0) : at + _BLOCK], digest)
-        body = position + _BLOCK
 
         if kind in b"xgXLK":  # records that describe the next member (g: all that follow)
-            record = buffer[body - start : body - start + length]
-            if len(record) < length:
-                record = read_at(body, length)
+            record = window.read(position + _BLOCK, length)
             if len(record) < length:
                 scan.add(f"cut@{position}", position, 0, CUT)
                 position, pending = size, {}
                 break
             digest = zlib.crc32(record, digest)
-            if kind != b"g":
-                pending["described"] = b""  # so that a cut right behind this record shows
-            if kind == b"L":
-                pending["path"] = record.partition(b"\0")[0]
-            elif kind != b"K":
-                (lasting if kind == b"g" else pending).update(_pax(record))
-            position = body + -(-length // _BLOCK) * _BLOCK
+            (lasting if kind == b"g" else pending).update(_read_record(kind, record))
+            position += _BLOCK - (-length // _BLOCK) * _BLOCK
             continue
 
-        sparse = kind == b"S"
+        records = {}
         if lasting or pending:
-            records = {**lasting, **pending}
-            pending = {}
-            path = records.get("path")
-            sparse = sparse or "sparse" in records
-            if (text := records.get("size", b"")).isdigit():
-                length = _MAX_SIZE if len(text) > _MOST_DIGITS else min(int(text), _MAX_SIZE)
-        else:
-            path = None
-        if path is None:
-            path = header[:100].partition(b"\0")[0]
-            if header[345] and header[257:263] == b"ustar\0":  # GNU tar keeps other things in the prefix field
-                path = header[345:500].partition(b"\0")[0] + b"/" + path
-        if kind == b"S" and header[482] == 1:  # more of the map of holes follows the header
-            body = _find_map_end(read_at, body, endless)
-        position = body + -(-length // _BLOCK) * _BLOCK
-        if kind in b"\x0007S":  # '\0', '0', '7' and 'S': regular, regular, contiguous, sparse
-            if kind == b"\0" and path.endswith(b"/"):  # how V7 tars write a directory
-                position = body
-            else:
-                scan.add(path.decode("utf-8", "backslashreplace"), body, length, DAMAGED if sparse else 0)
-        elif kind in b"123456":  # links, devices, directories and pipes have no body, whatever their size field says
-            scan.skipped += kind != b"5"
-            position = body
-        else:
-            scan.skipped += 1
+            records, pending = {**lasting, **pending}, {}
+        position = _add_member(scan, header, position + _BLOCK, length, records, read_at, endless)
 
+    _finish(scan, read_at, size, position, lost, cut=bool(pending))
+    scan.digest = digest if scan.ended else zlib.crc32(read_at(max(size - _BLOCK, 0), _BLOCK), digest)
+    return scan
+
+
+class _Window:
+    """The bytes of a file around a place, read in pieces that fit the distance between headers.
+
+    Args:
+        read_at: See `scan_tar`.
+        least: The least that is read at once, in bytes.
+    """
+
+    def __init__(self, read_at: Callable[[int, int], bytes], least: int) -> None:
+        self._read_at, self._least, self._ahead = read_at, least, least
+        self.buffer, self.start = b"", 0
+
+    def move(self, position: int, hops: int, searching: bool) -> bool:
+        """Move to a place, with the block before it, which the digest takes in.
+
+        Args:
+            position: Where the next header is looked for.
+            hops: Headers found in the window so far.
+            searching: Whether no header is known to be near.
+
+        Returns:
+            Whether a whole block is there; the file may be shorter than it was said to be.
+        """
+        if searching:
+            self._ahead = min(max(_LARGE_WINDOW, 2 * self._ahead), _LARGEST_WINDOW)
+        elif hops:  # a long way between headers: seek; many in a window: read on in large pieces
+            far = (position - self.start) // hops > max(_SEEK_STEP, self._least)
+            self._ahead = self._least if far else max(_LARGE_WINDOW, self._least)
+        self.start = max(position - _BLOCK, 0)
+        at = position - self.start
+        self.buffer = self._read_at(self.start, at + self._ahead)
+        return len(self.buffer) >= at + _BLOCK
+
+    def read(self, position: int, length: int) -> bytes:
+        """Read bytes behind the window's start, which need not lie in the window."""
+        at = position - self.start
+        found = self.buffer[at : at + length]
+        return found if len(found) == length else self._read_at(position, length)
+
+
+def _add_member(
+    scan: Scan,
+    header: bytes,
+    body: int,
+    length: int,
+    records: dict[str, bytes],
+    read_at: Callable[[int, int], bytes],
+    endless: dict[int, int],
+) -> int:
+    """Add a member, if it is a regular file, and return where the next header is.
+
+    Args:
+        scan: Gets the member.
+        header: 512 bytes.
+        body: Where the bytes behind the header begin.
+        length: The header's size field.
+        records: What PAX and GNU records say of the member.
+        read_at: See `scan_tar`.
+        endless: See `_find_map_end`.
+    """
+    kind, path = header[156:157], None
+    if records:
+        path = records.get("path")
+        if (text := records.get("size", b"")).isdigit():
+            length = _MAX_SIZE if len(text) > _MOST_DIGITS else min(int(text), _MAX_SIZE)
+    if path is None:
+        path = header[:100].partition(b"\0")[0]
+        if header[345] and header[257:263] == b"ustar\0":  # GNU tar keeps other things in the prefix field
+            path = header[345:500].partition(b"\0")[0] + b"/" + path
+    if kind == b"S" and header[482] == 1:  # more of the map of holes follows the header
+        body = _find_map_end(read_at, body, endless)
+    if kind in b"123456":  # links, devices, directories and pipes have no body, whatever their size field says
+        scan.skipped += kind != b"5"
+        return body
+    if kind == b"\0" and path.endswith(b"/"):  # how V7 tars write a directory
+        return body
+    if kind in b"\x0007S":  # '\0', '0', '7' and 'S': regular, regular, contiguous, sparse
+        problem = DAMAGED if kind == b"S" or "sparse" in records else 0
+        scan.add(path.decode("utf-8", "backslashreplace"), body, length, problem)
+    else:
+        scan.skipped += 1
+    return body + -(-length // _BLOCK) * _BLOCK
+
+
+def _finish(
+    scan: Scan, read_at: Callable[[int, int], bytes], size: int, position: int, lost: int, *, cut: bool
+) -> None:
+    """Record what lies behind the last whole header: nothing, a cut member, or bytes that are no members.
+
+    Args:
+        scan: Of the headers before.
+        read_at: See `scan_tar`.
+        size: Bytes in the file.
+        position: Where the walk ended.
+        lost: Where a place without a header begins; -1 where there is none.
+        cut: Whether records were read whose member is not there.
+    """
     if lost >= 0 and scan.ended:
         scan.trailing = size - lost
     elif lost >= 0:
@@ -195,14 +257,10 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, window: int = _
         if 0 == position < size:
             raise NotATarError
         rest = read_at(position, min(_BLOCK, size - position)) if position < size else b""
-        if rest.strip(b"\0") or pending:
+        if rest.strip(b"\0") or cut:
             scan.add(f"cut@{position}", position, 0, CUT)
     elif position < size and read_at(position, _BLOCK).strip(b"\0"):  # less than a block
         scan.trailing = size - position
-    if not scan.ended:
-        digest = zlib.crc32(read_at(max(size - _BLOCK, 0), _BLOCK), digest)
-    scan.digest = digest
-    return scan
 
 
 def _find_header(buffer: bytes, at: int) -> int:
@@ -277,11 +335,18 @@ def _number(text: bytes) -> int:
         return -1 if text.partition(b"\0")[0].strip() else 0
 
 
-def _pax(record: bytes) -> dict[str, bytes]:
-    """The `path` and `size` of a PAX record, and `sparse` for a sparse member; other keywords do not matter here."""
-    if not any(key in record for key in _PAX_KEYS):  # the usual record is a fractional mtime
-        return {}
-    found: dict[str, bytes] = {}
+def _read_record(kind: bytes, record: bytes) -> dict[str, bytes]:
+    """Parse the record of a PAX header (x, X, g) or of a GNU one (L: a long name, K: the target of a link).
+
+    Returns:
+        `path` and `size` of a member, and `sparse` for a sparse one; other keywords do not matter here. The record of
+        a single member is never empty, so that a tar that is cut right behind it shows.
+    """
+    found = {} if kind == b"g" else {"described": b""}
+    if kind == b"L":
+        return found | {"path": record.partition(b"\0")[0]}
+    if kind == b"K" or not any(key in record for key in _PAX_KEYS):  # the usual PAX record is a fractional mtime
+        return found
     position = 0
     while position < len(record) and (match := _PAX_RECORD.match(record, position)):
         length = int(match[1])

@@ -36,7 +36,8 @@ from curator_dali.sources.base import HEADER_DTYPE, SIDECARS
 from curator_dali.sources.tar_headers import DAMAGED, Scan
 
 __all__ = [
-    "COLUMNS",
+    "ENTRY",
+    "ENTRY_NUMBERS",
     "Status",
     "Summary",
     "TarIndex",
@@ -50,12 +51,20 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = (
-    *("image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "cls_offset", "cls_size"),
-    *("name_start", "name_size", "key_length", "status"),
+ENTRY = np.dtype(
+    [
+        ("members", [("offset", np.int64), ("size_plus_one", np.int64)], (1 + len(SIDECARS),)),
+        *((name, np.int64) for name in ("name_start", "name_size", "key_length", "status")),
+    ]
 )
-"""Columns of `TarIndex.table`. The four sizes are kept *plus one*, so that 0 means that there is no such member. Names
-are counted in bytes of the blob, the key in characters of the name."""
+"""A row of `TarIndex.table`: a sample's image and sidecars, its name and its `Status`.
+
+A size is kept *plus one*, so that 0 means that there is no such member. Names are counted in bytes of the blob, the
+key in characters of the name.
+"""
+
+ENTRY_NUMBERS = ENTRY.itemsize // 8
+"""Columns of `TarIndex.table`."""
 
 _OTHER, _IMAGE, _COMPOUND_IMAGE, _FIRST_SIDECAR = 0, 1, 2, 3  # kinds of extensions
 _LONGEST_NAME = 200  # characters of a name in a warning
@@ -75,7 +84,7 @@ class TarIndex:
     """Samples of one shard. Offsets and sizes are uint32 where the shard allows it, else int64.
 
     Attributes:
-        table: (S, 12) what reading a sample takes; see `COLUMNS`.
+        table: (S, 12) what reading a sample takes, the numbers of an `ENTRY` each.
         names: Names of all members in UTF-8, joined.
         first: (S + 1,) each sample's first row in `members`.
         members: (M, 4) offset, size, start and length of the name in `names`; a sample's members follow each other.
@@ -95,6 +104,11 @@ class TarIndex:
     def nbytes(self) -> int:
         """Bytes in memory."""
         return self.table.nbytes + len(self.names) + self.first.nbytes + self.members.nbytes
+
+    def image_sizes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) int64: bytes in the images of some samples; 0 where there is none."""
+        sizes: NDArray[np.int64] = np.maximum(self.table[samples, 1].astype(np.int64) - 1, 0)
+        return sizes
 
     @classmethod
     def from_scan(cls, scan: Scan, size: int) -> TarIndex:
@@ -123,16 +137,18 @@ class TarIndex:
         order = [member for run in runs for member in run.members]
         first = np.zeros(len(runs) + 1, np.int64)
         np.cumsum([len(run.members) for run in runs], out=first[1:])
-        table = np.zeros((len(runs), len(COLUMNS)), np.int64)
+        entries = np.zeros(len(runs), ENTRY)
         roles = np.array([run.roles for run in runs], np.int64).reshape(-1, 1 + len(SIDECARS))
-        for role in range(1 + len(SIDECARS)):
-            there = roles[:, role] >= 0
-            table[there, 2 * role : 2 * role + 2] = columns[roles[there, role], :2] + (0, 1)
-        named = np.where(roles[:, 0] >= 0, roles[:, 0], [run.members[0] for run in runs])
-        table[:, 0] = columns[named.astype(np.int64), 0]  # where there is no image, the first member's
-        table[:, 8:10] = columns[named.astype(np.int64), 2:]
-        table[:, 10] = [len(run.key) for run in runs]
-        table[:, 11] = _statuses(scan, runs, size)
+        place, role = (roles >= 0).nonzero()
+        entries["members"]["offset"][place, role] = columns[roles[place, role], 0]
+        entries["members"]["size_plus_one"][place, role] = columns[roles[place, role], 1] + 1
+        # the member that a sample is named after: its image, or its first member where it has none
+        named = np.where(roles[:, 0] >= 0, roles[:, 0], [run.members[0] for run in runs]).astype(np.int64)
+        entries["members"]["offset"][:, 0] = columns[named, 0]
+        entries["name_start"], entries["name_size"] = columns[named, 2], columns[named, 3]
+        entries["key_length"] = [len(run.key) for run in runs]
+        entries["status"] = _statuses(scan, runs, size)
+        table = entries.view(np.int64).reshape(len(runs), ENTRY_NUMBERS)
         blob, repeated = b"".join(encoded), len(keys) - len({*keys})
         warnings, note = _describe_images(scan, runs)
         summary = Summary(

@@ -131,7 +131,7 @@ class Shards:
             return TarIndex.from_scan(Scan(ended=True), 0)
         window = _REMOTE_WINDOW if is_remote(url) else _LOCAL_WINDOW
         try:
-            return TarIndex.from_scan(scan_tar(self._storage.reader(url), stat.size, window=window), stat.size)
+            return TarIndex.from_scan(scan_tar(self._storage.reader(url), stat.size, least=window), stat.size)
         except (OSError, SourceError, NotATarError):
             raise
         except Exception as error:

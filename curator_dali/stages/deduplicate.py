@@ -17,8 +17,8 @@ from curator_dali.arguments import Count, Limits
 from curator_dali.arrays import missing, objects, with_gaps
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.index import Matches, Way, check_earlier, match_earlier
-from curator_dali.similarity import MAX_PAIRS, Combined, Keep, Likeness, Linkage, Pairs, TooManyPairs
+from curator_dali.index import Comparison, Matches, check_earlier, match_earlier
+from curator_dali.similarity import MAX_PAIRS, Grouping, Keep, Linkage, MatchSet, Pairs, TooManyPairs
 from curator_dali.sources import image_member
 from curator_dali.stages.base import GlobalSelector, Reason, ScoredRows, Stage, View, checked_stage
 from curator_dali.stages.distributed import SpreadEmbeddings
@@ -99,17 +99,17 @@ class Deduplicate(GlobalSelector):
         object.__setattr__(self, "against", tuple(str(folder) for folder in folders or ()))
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def ways(self) -> tuple[Comparison, ...]:
         """How images are compared, the surest way first."""
         found = []
         if self.exact in (True, "bytes"):
-            found.append(Way("content_hash", "same", 0, "same bytes"))
+            found.append(Comparison("content_hash", "same", 0, "same bytes"))
         if self.exact in (True, "pixels"):
-            found.append(Way("pixel_hash", "same", 0, "same pixels"))
+            found.append(Comparison("pixel_hash", "same", 0, "same pixels"))
         if self.near is not None:
-            found.append(Way(self.hash, "near", self.near, f"{_HASH_NAMES[self.hash]} distance {{}}"))
+            found.append(Comparison(self.hash, "near", self.near, f"{_HASH_NAMES[self.hash]} distance {{}}"))
         if self.similarity is not None:
-            found.append(Way("embedding", "similar", self.similarity, "cosine {}"))
+            found.append(Comparison("embedding", "similar", self.similarity, "cosine {}"))
         return tuple(found)
 
     @property
@@ -235,23 +235,29 @@ class Deduplicate(GlobalSelector):
                     if self.against and count
                     else Matches.none(count)
                 )
-                open_ = np.flatnonzero(earlier.way < 0) if self.linkage == "star" else np.arange(count)
+                unmatched = np.flatnonzero(earlier.comparison < 0) if self.linkage == "star" else np.arange(count)
                 compared = new if shared is None else {**new, "embedding": shared}
-                ways = [self._likeness(way, compared[way.column], good, count, open_, device) for way in self.ways]
+                ways = [self._likeness(way, compared[way.column], good, count, unmatched, device) for way in self.ways]
             except TooManyPairs as error:
                 raise StageError(
                     f"{self.name}: {error}. Here: a higher similarity=, a lower near=, or a Deduplicate() of exact "
                     "duplicates in a run before it"
                 ) from error
-            order = self._order(scored, earlier.way >= 0)
+            order = self._order(scored, earlier.comparison >= 0)
             combined = similarity.combine(ways, order, self.linkage)
         return self._explain(keys, combined, earlier)
 
     def _likeness(
-        self, way: Way, values: Any, good: NDArray[np.int64], count: int, open_: NDArray[np.int64], device: str
-    ) -> Likeness:
-        """Pairs among the rows of `open_`, by one way; all other rows are like nothing."""
-        rows = open_ if way.kind != "similar" else good[np.isin(good, open_)]
+        self,
+        way: Comparison,
+        values: Any,
+        good: NDArray[np.int64],
+        count: int,
+        unmatched: NDArray[np.int64],
+        device: str,
+    ) -> MatchSet:
+        """Pairs among the rows of `unmatched`, by one way; all other rows are like nothing."""
+        rows = unmatched if way.kind != "similar" else good[np.isin(good, unmatched)]
         if way.kind == "same":
             digests = np.frombuffer(bytes.fromhex("".join(values[rows].tolist())), np.uint64).reshape(-1, 2)
             none = np.empty(0, np.int64)
@@ -265,13 +271,16 @@ class Deduplicate(GlobalSelector):
         else:
             whole = len(rows) == len(good)
             found = similarity.similar_pairs(
-                values if whole else values[np.isin(good, open_)], way.limit, device=device, max_pairs=self.max_pairs
+                values if whole else values[np.isin(good, unmatched)],
+                way.limit,
+                device=device,
+                max_pairs=self.max_pairs,
             )
         assert found.same is not None
         same = np.arange(count)
         same[rows] = rows[found.same]
         pairs = Pairs(rows[found.first], rows[found.second], found.value, same)
-        return Likeness(pairs, 1.0 if way.kind == "similar" else 0.0)
+        return MatchSet(pairs, 1.0 if way.kind == "similar" else 0.0)
 
     def _order(self, scored: ScoredRows, earlier: NDArray[np.bool_]) -> NDArray[np.int64]:
         columns: dict[str, Any] = {}
@@ -286,7 +295,7 @@ class Deduplicate(GlobalSelector):
         return similarity.keep_order(len(scored), self.keep, earlier=earlier, **columns)
 
     def _explain(
-        self, keys: NDArray[Any], combined: Combined, earlier: Matches
+        self, keys: NDArray[Any], combined: Grouping, earlier: Matches
     ) -> tuple[NDArray[np.object_], dict[str, NDArray[Any]]]:
         """(M,) reasons; and the columns of (M,) groups and (M,) keys of the images that are kept instead."""
         count = len(keys)
@@ -295,7 +304,7 @@ class Deduplicate(GlobalSelector):
         ways, numbers = self.ways, dict[Any, int]()
         # as "same bytes", "pHash distance <= 6", "cosine >= 0.95"
         kinds = [f"duplicate: {way.text}".format(f"{'<=' if way.kind == 'near' else '>='} {way.limit}") for way in ways]
-        matched = earlier.way >= 0
+        matched = earlier.comparison >= 0
         for row in np.flatnonzero((combined.keeper != np.arange(count)) | matched).tolist():
             keeper = int(combined.keeper[row])
             old = row if matched[row] else keeper if matched[keeper] else -1
@@ -308,7 +317,7 @@ class Deduplicate(GlobalSelector):
             if old < 0:
                 group[keeper] = group[row]
             found = earlier if old == row else combined
-            way = int(found.way[row]) if old in (-1, row) else -1
+            way = int(found.comparison[row]) if old in (-1, row) else -1
             why = ways[way].reason(float(found.value[row])) if way >= 0 else "by a chain of others"
             kind = kinds[way] if way >= 0 else "duplicate: by a chain of others"
             reasons[row] = Reason(f"duplicate of {of[row]}{where} ({why})", kind)

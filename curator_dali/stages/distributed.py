@@ -32,11 +32,11 @@ from curator_dali.similarity import (
     Picked,
     Vectors,
     assign,
+    assign_blocks,
     assign_rows,
     bad_rows,
     block_rows,
     blocks,
-    by_cluster,
     content_hash,
     drawn_rows,
     few,
@@ -48,6 +48,7 @@ from curator_dali.similarity import (
     must_join_all,
     same_digests,
     similar_pairs,
+    sort_by_label,
     split_limit,
 )
 from curator_dali.stages.base import ScoredRows, Workers
@@ -223,19 +224,10 @@ def _assign_block(
     block: _Block, *, clusters: Clusters, groups: NDArray[np.int64], folder: str, device: str
 ) -> _GroupedRows:
     """Assign a block of rows to clusters, and write for each group of these what finding its pairs needs."""
-    import torch
-
     data = block.reader.read()
-    vectors, centroids = Vectors(data, device), torch.tensor(clusters.centroids, device=device)
-    primary = np.empty(len(data), np.int32)  # each row's nearest cluster
-    rows, numbers = [], []
-    for piece in blocks(len(data), assign_rows(len(centroids))):
-        primary[piece], row, number = assign(vectors.unit(piece), centroids, clusters.margin)
-        rows.append(row + piece.start)
-        numbers.append(number)
-    # (A,) pairs of a row and a cluster that it is looked at in, here by the clusters' groups
-    row, number = np.concatenate(rows), np.concatenate(numbers)
-    members, bounds = by_cluster(np.arange(len(row)), groups[number].astype(np.int32), int(groups.max()) + 1)
+    # each row's nearest cluster, and (A,) pairs of a row and a cluster that it is looked at in
+    primary, row, number = assign_blocks(Vectors(data, device), clusters.centroids, clusters.margin)
+    members, bounds = sort_by_label(np.arange(len(row)), groups[number], int(groups.max()) + 1)
     offsets = []
     # of a name of its own: the task may be run by two at once, if one was given up
     with AtomicFile(f"{folder}/{block.start:012d}-{secrets.token_hex(4)}.rows", sync=False) as file:
@@ -264,7 +256,7 @@ def _pairs_of_group(
     place = place + np.repeat(starts[:-1], [len(piece[2]) for piece in loaded])
     del loaded
     vectors, found = Vectors(data, device), Collector(MAX_PAIRS)
-    members, bounds = by_cluster(place, number, len(groups))
+    members, bounds = sort_by_label(place, number, len(groups))
     for cluster in np.flatnonzero(groups == group).tolist():
         some = members[bounds[cluster] : bounds[cluster + 1]]
         join_cluster(found, vectors, some, primary[some] == cluster, threshold, limit=limit)

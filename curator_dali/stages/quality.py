@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from curator_dali.batch import ImageBatch
+from curator_dali.similarity import grey
 from curator_dali.stages.base import Stage, View
 from curator_dali.transforms import Resize
 
@@ -65,7 +66,7 @@ class Quality(Stage):
         """Add the columns."""
         import torch
 
-        greys = _grey(batch.to_torch(self.VIEW))
+        greys = grey(batch.to_torch(self.VIEW)).to(torch.int32)
         mean, variance = _moments(greys)
         scores = torch.stack([_sharpness(greys), mean / 255, variance.sqrt() / 255, _entropy(greys)])
         columns = scores.cpu().numpy().astype(np.float32)
@@ -74,21 +75,6 @@ class Quality(Stage):
         batch.columns["aspect_ratio"] = (width / np.maximum(height, 1)).astype(np.float32)
         batch.columns["pixels"] = width * height
         return batch
-
-
-def _grey(images: torch.Tensor) -> torch.Tensor:
-    """Grey levels as Pillow's `convert("L")` has them: the luma of ITU-R BT.601, in 16-bit fixed point.
-
-    Args:
-        images: (N, H, W, 3) uint8 RGB.
-
-    Returns:
-        (N, H, W) int32, 0 to 255, on the same device.
-    """
-    import torch
-
-    red, green, blue = (images[..., channel].to(torch.int32) for channel in range(3))
-    return (red.mul_(19595) + green.mul_(38470) + blue.mul_(7471)).add_(1 << 15).bitwise_right_shift_(16)
 
 
 def _moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

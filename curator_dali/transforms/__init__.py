@@ -1,6 +1,6 @@
 """What happens to decoded images on the device, as frozen values lowered to DALI operators.
 
-A transform says what it wants (`Resize(224)`); `Plan` writes sequences of them into the one DALI pipeline that also
+A transform says what it wants (`Resize(224)`); `Graph` writes sequences of them into the one DALI pipeline that also
 decodes. A sequence that ends in a fixed size (`output_size`) makes every batch one contiguous (N, H, W, 3) array.
 What is random about a sample is a pure function of (seed, epoch, sample index).
 """
@@ -23,7 +23,7 @@ from curator_dali.transforms.colour import (
 )
 from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, RandomResizedCrop, Resize, ToBucket
 from curator_dali.transforms.geometry import bring_to as bring_to
-from curator_dali.transforms.graph import Plan as Plan
+from curator_dali.transforms.graph import Graph as Graph
 from curator_dali.transforms.graph import apply
 from curator_dali.transforms.graph import pixel_graph as pixel_graph
 from curator_dali.transforms.mixing import CutMix, MixUp

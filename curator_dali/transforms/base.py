@@ -189,7 +189,12 @@ def lower_some(images: Any, branch: Branch, parameters: Mapping[str, Any]) -> An
 
 
 def only_where(images: Any, predicate: Any, branch: Branch, parameters: Mapping[str, Any]) -> Any:
-    """`branch(images, parameters)` for the samples where `predicate` holds; the others stay as they are.
+    """`branch(images, parameters)` for the samples where `predicate` holds; the others stay as they are."""
+    return either(images, predicate, branch, lambda images, own: images, parameters)
+
+
+def either(images: Any, predicate: Any, yes: Branch, no: Branch, parameters: Mapping[str, Any]) -> Any:
+    """`yes(images, parameters)` for the samples where `predicate` holds, `no` for the others.
 
     The two operators are what `@pipeline_def(enable_conditionals=True)` makes of `if predicate: images = ...`; used
     directly, because that way would rewrite the source of every function that the graph's own function calls.
@@ -197,19 +202,10 @@ def only_where(images: Any, predicate: Any, branch: Branch, parameters: Mapping[
     Args:
         images: The node.
         predicate: A node of bool scalars on the host.
-        branch: Writes the graph of the chosen samples.
-        parameters: Name -> node; the branch gets the chosen samples' rows.
+        yes: Writes the graph of the chosen samples.
+        no: Writes the graph of the others.
+        parameters: Name -> node; each branch gets the rows of its own samples.
     """
-    from nvidia.dali import fn
-
-    conditional: Any = fn._conditional  # type: ignore[attr-defined]
-    yes, no = conditional.split(images, predicate=predicate)
-    chosen = {name: conditional.split(node, predicate=predicate)[0] for name, node in parameters.items()}
-    return conditional.merge(branch(yes, chosen), no, predicate=predicate)
-
-
-def either(images: Any, predicate: Any, yes: Branch, no: Branch, parameters: Mapping[str, Any]) -> Any:
-    """`yes(images, parameters)` for the samples where `predicate` holds, `no` for the others; see `only_where`."""
     from nvidia.dali import fn
 
     conditional: Any = fn._conditional  # type: ignore[attr-defined]

@@ -189,6 +189,7 @@ class Grey(Transform):
     def lower(self, images: Any) -> Any:  # noqa: D102
         from nvidia.dali import fn, types
 
+        # not `similarity.grey`, which is Pillow's to the bit: that works on tensors, which a DALI graph has none of
         return fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
 
 

@@ -93,7 +93,7 @@ class Resize(Transform):
             left = crop.lower_corner(new_width, kept_width)
             middle, start, end = _lower_middle(images, new_width, left, kept_width, 1)
             rows = _rows(middle)
-            roi = {"roi_start": fn.stack(rows * 0.0, start), "roi_end": fn.stack(rows, end)}
+            roi = {"roi_start": fn.stack(_constant(rows, 0), start), "roi_end": fn.stack(rows, end)}
             narrow = fn.resize(middle, resize_x=float(kept_width), resize_y=rows, **roi, **scale)
             return _lowered(narrow, _to_float(new_height), self.interpolation)
 
@@ -103,7 +103,7 @@ class Resize(Transform):
             middle, start, end = _lower_middle(images, new_height, top, kept_height, 0)
             narrow = _narrowed(middle, _to_float(new_width), self.interpolation)
             columns = _columns(narrow)
-            roi = {"roi_start": fn.stack(start, columns * 0.0), "roi_end": fn.stack(end, columns)}
+            roi = {"roi_start": fn.stack(start, _constant(columns, 0)), "roi_end": fn.stack(end, columns)}
             return fn.resize(narrow, resize_x=columns, resize_y=float(kept_height), **roi, **scale)
 
         def not_wide(images: Any, own: Mapping[str, Any]) -> Any:
@@ -240,12 +240,21 @@ def _lower_borders(images: Any, resized: Any) -> Any:
 
 
 def _replace_borders(images: Any, resized: Any) -> Any:
+    """The same for an image that is known to shrink.
+
+    A kernel reaches beyond the border. DALI repeats the border's row there; Pillow leaves those weights out and scales
+    the others up. With `share` for the weights beyond, and v for the value that DALI computes:
+
+        beyond | image                          v = share * first row + (sum of weights within * pixels)
+        r r r r|a b c d ...                     Pillow's value = (v - share * first row) / (1 - share)
+          <-kernel->
+    """
     from nvidia.dali import fn, types
 
     old, new = images.shape(dtype=types.INT32), resized.shape(dtype=types.INT32)
     scale = fn.cast(old[0], dtype=types.FLOAT) / fn.cast(new[0], dtype=types.FLOAT)
-    reach = fn.cast(_CUBIC_SUPPORT * scale, dtype=types.INT32) + 2
-    length = fn.cast((_CUBIC_SUPPORT + _BORDER_ROWS) * scale, dtype=types.INT32) + 2  # what those rows' kernels see
+    reach = fn.cast(_CUBIC_SUPPORT * scale, dtype=types.INT32) + 2  # rows beyond the border that a kernel sees
+    length = fn.cast((_CUBIC_SUPPORT + _BORDER_ROWS) * scale, dtype=types.INT32) + 2  # rows within that it sees
     length = length * (length < old[0]) + old[0] * (length >= old[0])
     columns = fn.cast(old[1], dtype=types.FLOAT)
 
@@ -256,18 +265,18 @@ def _replace_borders(images: Any, resized: Any) -> Any:
         return fn.flip(node, horizontal=0, vertical=1)
 
     def strip(node: Any, start: Any, columns: Any) -> Any:
-        """The first rows of what comes out, as floats, where the image begins at row `start`."""
+        """The first rows of the result, as floats, where the image begins at row `start`."""
         return fn.resize(
             node,
-            size=fn.stack(columns * 0.0 + float(_BORDER_ROWS), columns),
-            roi_start=fn.stack(start, columns * 0.0),
+            size=fn.stack(_constant(columns, _BORDER_ROWS), columns),
+            roi_start=fn.stack(start, _constant(columns, 0)),
             roi_end=fn.stack(start + float(_BORDER_ROWS) * scale, columns),
             interp_type=types.INTERP_CUBIC,
             antialias=True,
             dtype=types.FLOAT,
         )
 
-    # the share of each kernel's weights beyond the border, (rows, 1, 1): what is resized is 255 there, else 0
+    # one column that is 255 beyond the border and 0 within: resized, it is `share`, (rows, 1, 1)
     marked = fn.slice(
         fn.slice(images, start=[0, 0], shape=[1, 1], axes=(1, 2)) & 0,
         start=fn.stack(-reach),
@@ -276,15 +285,21 @@ def _replace_borders(images: Any, resized: Any) -> Any:
         out_of_bounds_policy="pad",
         fill_values=255,
     )
-    share = strip(fn.cast(marked, dtype=types.UINT8), fn.cast(reach, dtype=types.FLOAT), columns * 0.0 + 1.0) / 255.0
+    beyond = strip(fn.cast(marked, dtype=types.UINT8), fn.cast(reach, dtype=types.FLOAT), _constant(columns, 1))
+    share = beyond / 255.0
 
     def edge(source: Any) -> Any:
-        values, first = strip(source, scale * 0.0, columns), fn.slice(source, start=[0], shape=[1], axes=(0,))
+        values, first = strip(source, _constant(scale, 0), columns), fn.slice(source, start=[0], shape=[1], axes=(0,))
         return fn.cast((values - share * first) / (1.0 - share), dtype=types.UINT8)
 
-    begin = edge(rows(images, old[0] * 0, length))
+    begin = edge(rows(images, 0 * old[0], length))
     end = mirrored(edge(mirrored(rows(images, old[0] - length, length))))
-    return fn.cat(begin, rows(resized, old[0] * 0 + _BORDER_ROWS, new[0] - 2 * _BORDER_ROWS), end, axis=0)
+    return fn.cat(begin, rows(resized, 0 * old[0] + _BORDER_ROWS, new[0] - 2 * _BORDER_ROWS), end, axis=0)
+
+
+def _constant(node: Any, value: float) -> Any:
+    """A float node of one value a sample, made of any float node: `fn.stack` takes no plain numbers."""
+    return node * 0.0 + float(value)
 
 
 def _filter_arguments(interpolation: Interpolation) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from curator_dali.transforms.base import Crop, RandomTransform, Transform, outpu
 from curator_dali.transforms.colour import Normalize
 from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, Resize, exceed_crop
 
-__all__ = ["Plan", "apply", "pixel_graph"]
+__all__ = ["Graph", "apply", "pixel_graph"]
 
 _LANES = 1 << 16  # uniform numbers that one transform may draw; the lanes of the next place begin behind them
 _PLACES = 1 << 16  # of a sequence; those of the next stream begin behind them
@@ -26,7 +26,7 @@ _PLACES = 1 << 16  # of a sequence; those of the next stream begin behind them
 _IMAGES_AT_ONCE = 256
 
 
-class Plan:
+class Graph:
     """The graph of some outputs, each a sequence of transforms; `()` is the image as it was decoded.
 
     Args:
@@ -212,7 +212,7 @@ def apply(
     numbers = np.arange(len(rows)) if indices is None else np.asarray(indices, np.int64)
     if numbers.shape != (len(rows),):
         raise ValueError(f"there are {len(rows)} images and indices of shape {numbers.shape}; give one index an image")
-    plan = Plan([(sequence,) if isinstance(sequence, Transform) else sequence])
+    graph = Graph([(sequence,) if isinstance(sequence, Transform) else sequence])
     if not rows:
         return []
     at = arrays.device_of(rows)
@@ -220,29 +220,29 @@ def apply(
     if at not in ("cpu", device):
         rows, at = arrays.to_host(rows), "cpu"
     pipeline = dali.new_pipeline(device, min(len(rows), _IMAGES_AT_ONCE), num_threads)
-    _, is_long = plan.measure(np.array([image.shape[:2] for image in rows], np.int64))
+    _, is_long = graph.measure(np.array([image.shape[:2] for image in rows], np.int64))
     with pipeline:
-        pipeline.set_outputs(*pixel_graph(plan, at, device, long=bool(is_long.any())))
+        pipeline.set_outputs(*pixel_graph(graph, at, device, long=bool(is_long.any())))
     pipeline.build()
     parts = []
     for first in range(0, len(rows), _IMAGES_AT_ONCE):
         # DALI takes no strides: views such as crops are copied
         part = [image if image.flags.c_contiguous else image.copy() for image in rows[first : first + _IMAGES_AT_ONCE]]
         sizes = np.array([image.shape[:2] for image in part], np.int64)
-        dali.feed(pipeline, part, plan.arguments(key, numbers[first : first + _IMAGES_AT_ONCE], sizes))
+        dali.feed(pipeline, part, graph.arguments(key, numbers[first : first + _IMAGES_AT_ONCE], sizes))
         (result,) = dali.collect(pipeline, device)
         parts.append((range(first, first + len(part)), result))
     return arrays.merge(parts, len(rows))
 
 
-def pixel_graph(plan: Plan, source: str, device: str, *, long: bool = False) -> list[Any]:
-    """The graph of a plan over decoded images, inside `with pipeline`; the images' input is named "images".
+def pixel_graph(graph: Graph, source: str, device: str, *, long: bool = False) -> list[Any]:
+    """The nodes of a graph over decoded images, inside `with pipeline`; the images' input is named "images".
 
     Args:
-        plan: What to do.
+        graph: The transforms.
         source: Where the images that are fed lie: "cpu", or the device.
         device: Where to run.
-        long: Whether some images are those that `Plan.measure` finds long.
+        long: Whether some images are those that `Graph.measure` finds long.
     """
     from nvidia.dali import fn, types
 
@@ -251,4 +251,4 @@ def pixel_graph(plan: Plan, source: str, device: str, *, long: bool = False) -> 
     )
     if device != source:
         node = node.gpu()
-    return plan.lower(node, dali.declare(plan.inputs), long=long)
+    return graph.lower(node, dali.declare(graph.inputs), long=long)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from curator_dali.view import html, plots, thumbnails
-from curator_dali.view.sheets import Sheet, draw_cards, draw_image, list_images, loader_html, size_of
-from curator_dali.view.thumbnails import draw_contact_sheet, thumbnail
+from curator_dali.view import html, plots
+from curator_dali.view.sheets import (
+    Sheet,
+    draw_contact_sheet,
+    draw_image,
+    embed_pictures,
+    loader_html,
+    make_card,
+    make_sheet,
+    size_of,
+    take_pictures,
+)
+from curator_dali.view.thumbnails import make_thumbnails
 
 __all__ = [
     "Sheet",
-    "draw_cards",
     "draw_contact_sheet",
     "draw_image",
+    "embed_pictures",
     "html",
-    "list_images",
     "loader_html",
+    "make_card",
+    "make_sheet",
+    "make_thumbnails",
     "plots",
     "size_of",
-    "thumbnail",
-    "thumbnails",
+    "take_pictures",
 ]

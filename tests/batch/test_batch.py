@@ -372,6 +372,28 @@ def test_to_host_twice_does_nothing_more() -> None:
     assert all(a is b.image_data for a, b in zip(before[1:], batch.data[1:], strict=True))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_selections_keep_what_was_put_in_place_of_a_row(layout: str) -> None:
+    batch = make(6, layout).to_host()
+    batch[0].image_data = edited = batch[0].image_data[::-1]  # type: ignore[index]
+    for end in (5, 2):
+        part = batch[:end]
+        assert part.to_host()[0].image_data is edited
+        assert np.shares_memory(part[1].image_data, part.images[1])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_at_a_used_address_are_new(layout: str) -> None:
+    batch = make(6, layout)
+    for value in range(100, 120):
+        batch.images = None
+        batch.images = [np.full((4, 5, 3), value, np.uint8) for _ in range(6)]
+        batch.images = np.stack(batch.images) if layout == "dense" else batch.images
+        assert [item.image_data.max() for item in batch.to_host()] == [value] * 6  # type: ignore[union-attr]
+        for item in batch:
+            item.image_data = np.zeros((1, 1, 3), np.uint8)  # nothing keeps the array alive but the batch
+
+
 def test_to_host_fills_what_is_missing_or_new() -> None:
     batch = make().to_host()
     batch[3].image_data = None

@@ -67,7 +67,7 @@ def match(folder: Path, count: str, threshold: str) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
     kept = folder / f"matches-{count}.npy"
     found = np.array([str(key) for key in matches.key])
-    answer: dict[str, Any] = {"seconds": seconds, "by": np.bincount(matches.way + 1, minlength=5).tolist()}
+    answer: dict[str, Any] = {"seconds": seconds, "by": np.bincount(matches.comparison + 1, minlength=5).tolist()}
     if kept.exists():
         answer["same"] = float((np.load(kept) == found).mean())
     else:

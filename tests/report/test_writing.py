@@ -74,7 +74,7 @@ def test_headings_anchors_and_alternative_texts(out: Path) -> None:
 
 def test_thresholds_are_drawn(out: Path) -> None:
     text, _ = read(out)
-    charts = dict(re.findall(r"<figure><h3>(\w+)</h3>(.*?)</figure>", text))
+    charts = dict(re.findall(r"(?s)<figure><h3>(\w+)</h3>(.*?)</figure>", text))
     assert list(charts)[:2] == ["sharpness", "brightness"]
     for name, chart in charts.items():
         assert chart.count('class="cd-t"') == (name in ("sharpness", "brightness"))

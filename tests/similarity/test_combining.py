@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curator_dali.similarity import Likeness, Pairs, combine
+from curator_dali.similarity import MatchSet, Pairs, combine
 from tests.similarity.test_grouping import pairs_of
 
 
 @st.composite
-def several(draw: st.DrawFn) -> tuple[list[Likeness], NDArray[np.int64]]:
+def several(draw: st.DrawFn) -> tuple[list[MatchSet], NDArray[np.int64]]:
     """One to three likenesses of up to 10 rows, cosines and distances, and an order."""
     count = draw(st.integers(1, 10))
     ways = []
@@ -27,11 +27,11 @@ def several(draw: st.DrawFn) -> tuple[list[Likeness], NDArray[np.int64]]:
         edges: dict[tuple[int, int], float] = {
             edge: draw(st.integers(1, 9)) for edge in possible if draw(st.integers(0, 4)) == 0
         }
-        ways.append(Likeness(pairs_of(count, edges, same), draw(st.sampled_from([0.0, 10.0]))))
+        ways.append(MatchSet(pairs_of(count, edges, same), draw(st.sampled_from([0.0, 10.0]))))
     return ways, np.array(draw(st.permutations(range(count))), np.int64)
 
 
-def alike(way: Likeness, a: int, b: int) -> float | None:
+def alike(way: MatchSet, a: int, b: int) -> float | None:
     """The value of two rows, found the slow way; None where they are not alike."""
     x, y = sorted((int(way.same[a]), int(way.same[b])))
     if x == y:
@@ -41,7 +41,7 @@ def alike(way: Likeness, a: int, b: int) -> float | None:
 
 
 @given(several())
-def test_star_is_what_one_by_one_gives(case: tuple[list[Likeness], NDArray[np.int64]]) -> None:
+def test_star_is_what_one_by_one_gives(case: tuple[list[MatchSet], NDArray[np.int64]]) -> None:
     ways, order = case
     kept: list[int] = []
     found = combine(ways, order)
@@ -53,15 +53,15 @@ def test_star_is_what_one_by_one_gives(case: tuple[list[Likeness], NDArray[np.in
                     options.append((number, -value if way.equal else value, rank, other, value))
         if not options:
             kept.append(row)
-            assert (found.keeper[row], found.way[row]) == (row, -1)
+            assert (found.keeper[row], found.comparison[row]) == (row, -1)
             assert np.isnan(found.value[row])
         else:
             number, _, _, other, value = min(options)
-            assert (found.keeper[row], found.way[row], found.value[row]) == (other, number, value)
+            assert (found.keeper[row], found.comparison[row], found.value[row]) == (other, number, value)
 
 
 @given(several())
-def test_components_hang_together_and_keep_the_most_wanted(case: tuple[list[Likeness], NDArray[np.int64]]) -> None:
+def test_components_hang_together_and_keep_the_most_wanted(case: tuple[list[MatchSet], NDArray[np.int64]]) -> None:
     ways, order = case
     count = len(order)
     part = list(range(count))
@@ -76,13 +76,13 @@ def test_components_hang_together_and_keep_the_most_wanted(case: tuple[list[Like
         assert found.keeper[row] == group[0]
         values = [alike(way, row, group[0]) for way in ways]
         direct = next((n for n, value in enumerate(values) if value is not None), -1) if row != group[0] else -1
-        assert found.way[row] == direct
+        assert found.comparison[row] == direct
         assert np.isnan(found.value[row]) if direct < 0 else found.value[row] == values[direct]
 
 
 def test_a_hash_that_many_share_is_no_reason_in_another_way() -> None:
-    blank = Likeness(pairs_of(4, {}, [0, 0, 0, 3]))
-    close = Likeness(pairs_of(4, {(2, 3): 0.99}), 1.0)
+    blank = MatchSet(pairs_of(4, {}, [0, 0, 0, 3]))
+    close = MatchSet(pairs_of(4, {(2, 3): 0.99}), 1.0)
     found = combine([blank, close], np.arange(4))
     assert found.keeper.tolist() == [0, 0, 0, 3]  # 3 is like 2, which is gone, and not like 0
 
@@ -91,13 +91,13 @@ def test_many_rows_that_share_a_hash() -> None:
     count = 200_000
     nothing = np.empty(0, np.int64)
     same = Pairs(nothing, nothing, np.empty(0, np.float32), np.zeros(count, np.int64))
-    assert (combine([Likeness(same)], np.arange(count)).keeper == 0).all()
+    assert (combine([MatchSet(same)], np.arange(count)).keeper == 0).all()
 
 
 def test_what_cannot_be_grouped_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing can be alike"):
         combine([], np.arange(2))
     with pytest.raises(ValueError, match="each once"):
-        combine([Likeness(pairs_of(2, {}))], np.array([0, 0]))
+        combine([MatchSet(pairs_of(2, {}))], np.array([0, 0]))
     with pytest.raises(ValueError, match="one set of 3 rows"):
-        combine([Likeness(pairs_of(2, {}))], np.arange(3))
+        combine([MatchSet(pairs_of(2, {}))], np.arange(3))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from curator_dali.similarity import Linkage, Pairs, group, keep_order
+from tests.similarity.pairs import expand
 
 
 def pairs_of(count: int, edges: dict[tuple[int, int], float], same: list[int] | None = None) -> Pairs:
@@ -38,7 +39,7 @@ def test_star_is_what_one_by_one_gives(graph: tuple[Pairs, NDArray[np.int64]]) -
     pairs, order = graph
     alike = {}
     rank = np.argsort(order)
-    whole = pairs.expand(equal=1)
+    whole = expand(pairs)
     for a, b, value in zip(whole.first.tolist(), whole.second.tolist(), whole.value, strict=True):
         alike[a, b] = alike[b, a] = value
     kept: list[int] = []
@@ -61,7 +62,7 @@ def test_star_is_what_one_by_one_gives(graph: tuple[Pairs, NDArray[np.int64]]) -
 @given(graphs())
 def test_components_are_connected_and_keep_the_best(graph: tuple[Pairs, NDArray[np.int64]]) -> None:
     pairs, order = graph
-    whole = pairs.expand(equal=1)
+    whole = expand(pairs)
     reach = np.eye(len(order), dtype=bool)
     reach[whole.first, whole.second] = reach[whole.second, whole.first] = True
     for _ in order:

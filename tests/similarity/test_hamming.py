@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from curator_dali.similarity import Pairs, TooManyPairs, near_between, near_pairs, phash
 from tests import helpers
+from tests.similarity.pairs import expand
 
 
 def listed(pairs: Pairs) -> list[tuple[int, int, int]]:
@@ -40,7 +41,7 @@ def hash_sets(draw: st.DrawFn) -> NDArray[np.uint64]:
 @settings(max_examples=150, deadline=None)
 def test_equals_brute_force(hashes: NDArray[np.uint64], distance: int) -> None:
     expected = [pair for pair in brute(hashes, hashes, distance) if pair[0] < pair[1]]
-    assert listed(near_pairs(hashes, distance).expand(equal=0)) == expected
+    assert listed(expand(near_pairs(hashes, distance), equal=0)) == expected
 
 
 @given(hash_sets(), hash_sets(), st.integers(0, 16))
@@ -60,7 +61,7 @@ def test_other_plans_for_more_hashes(distance: int) -> None:
         hashes[1000 + n] = hashes[n] ^ np.bitwise_or.reduce(np.uint64(1) << bits, initial=np.uint64(0))
     expected = [pair for pair in brute(hashes, hashes, distance) if pair[0] < pair[1]]
     assert len(expected) >= 50 * (distance + 1)
-    assert listed(near_pairs(hashes, distance).expand(equal=0)) == expected
+    assert listed(expand(near_pairs(hashes, distance), equal=0)) == expected
     assert listed(near_between(hashes[:500], hashes[500:], distance)) == brute(hashes[:500], hashes[500:], distance)
 
 
@@ -100,12 +101,6 @@ def test_none_and_one(count: int) -> None:
     assert len(near_between(hashes, hashes, 6)) == count
 
 
-def test_progress_ends_at_the_whole() -> None:
-    calls: list[tuple[int, int]] = []
-    near_pairs(np.arange(10, dtype=np.uint64), 3, progress=lambda done, total: calls.append((done, total)))
-    assert [done for done, _ in calls] == list(range(1, calls[-1][1] + 1))
-
-
 def test_copies_of_photographs_are_found(photos: dict[str, NDArray[np.uint8]]) -> None:
     """Each photograph, and its JPEG at a low quality."""
     import io
@@ -115,5 +110,5 @@ def test_copies_of_photographs_are_found(photos: dict[str, NDArray[np.uint8]]) -
     worse = [np.array(Image.open(io.BytesIO(helpers.encode(photo, quality=30)))) for photo in photos.values()]
     hashes = phash([*photos.values(), *worse])
     count = len(photos)
-    pairs = near_pairs(hashes, 4).expand(equal=0)
+    pairs = expand(near_pairs(hashes, 4), equal=0)
     assert {(i, j) for i, j, _ in listed(pairs)} == {(i, i + count) for i in range(count)}

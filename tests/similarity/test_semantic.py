@@ -21,6 +21,7 @@ from curator_dali.similarity import (
     pairs_between,
     similar_pairs,
 )
+from tests.similarity.pairs import expand
 from tests.similarity.planted import planted
 
 
@@ -57,7 +58,7 @@ def test_exact_pairs_equal_brute_force(embeddings: NDArray[np.float32], dtype: A
     pairs = similar_pairs(rows, 0.95)
     assert pairs.same is not None
     assert (pairs.same[2970:] == np.arange(100, 130)).all()
-    assert listed(pairs.expand()) == expected
+    assert listed(expand(pairs)) == expected
     truth = cosines(rows, rows)[pairs.first, pairs.second]
     assert np.abs(pairs.value - truth).max() < 2e-6
     assert listed(similar_pairs(torch.from_numpy(rows), 0.95)) == listed(pairs)
@@ -70,7 +71,7 @@ def test_exact_pairs_of_any_rows(seed: int, count: int, dim: int, threshold: flo
     rng = np.random.default_rng(seed)
     rows = (rng.integers(-2, 3, (count, dim)) * 10.0 ** rng.integers(-6, 7, (count, 1))).astype(np.float32)
     rows = rows[(rows != 0).any(axis=1)]
-    found = similar_pairs(rows, threshold).expand()
+    found = expand(similar_pairs(rows, threshold))
     truth = cosines(rows, rows)
     sure = {(int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(truth >= threshold + 1e-12, 1)), strict=True)}
     perhaps = {(int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(truth >= threshold - 1e-12, 1)), strict=True)}
@@ -81,25 +82,24 @@ def test_exact_pairs_of_any_rows(seed: int, count: int, dim: int, threshold: flo
 def test_pairs_do_not_depend_on_blocks(embeddings: NDArray[np.float32]) -> None:
     """More rows than one block, rows in another order: the same pairs."""
     order = np.random.default_rng(0).permutation(len(embeddings))
-    pairs = similar_pairs(embeddings[order], 0.95).expand()
+    pairs = expand(similar_pairs(embeddings[order], 0.95))
     back = {tuple(sorted((int(order[i]), int(order[j])))) for i, j in listed(pairs)}
-    assert back == listed(similar_pairs(embeddings, 0.95).expand())
+    assert back == listed(expand(similar_pairs(embeddings, 0.95)))
 
 
 def test_clusters_find_nearly_all_and_nothing_else(embeddings: NDArray[np.float32]) -> None:
     for threshold in (0.9, 0.95, 0.99):
         expected = brute(embeddings, threshold)
-        found = listed(similar_pairs(embeddings, threshold, exact=False).expand())
+        found = listed(expand(similar_pairs(embeddings, threshold, exact=False)))
         assert found <= expected
         assert len(found) >= 0.99 * len(expected) > 30
 
 
 def test_clusters_are_the_same_each_time(embeddings: NDArray[np.float32]) -> None:
-    one, two = (divide(embeddings, 0.95, seed=3) for _ in range(2))
+    one, two = (divide(embeddings, 0.95) for _ in range(2))
     assert (one.centroids == two.centroids).all()
     assert (one.primary == two.primary).all()
     assert (one.margin, one.reach) == (two.margin, two.reach)
-    assert (divide(embeddings, 0.95, seed=4).centroids != one.centroids).any()
 
 
 def test_a_crowded_cluster_is_divided_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_a_crowded_cluster_is_divided_again(monkeypatch: pytest.MonkeyPatch) -> 
     crowd = planted(2000, 64, 0.97, topics=1, share=0.1, seed=1) + 0.02 * rng.standard_normal(64, np.float32)
     rows = np.concatenate([crowd, planted(2000, 64, 0.97, topics=400, share=0.1, seed=2)])
     expected = brute(rows, 0.97)
-    found = listed(similar_pairs(rows, 0.97, clusters=divide(rows, 0.97, clusters=60)).expand())
+    found = listed(expand(similar_pairs(rows, 0.97, exact=False)))
     assert again
     assert max(again) > 300
     assert found <= expected
@@ -132,21 +132,12 @@ def test_new_rows_against_old_ones(embeddings: NDArray[np.float32], exact: bool)
     assert len(found) >= (1 if exact else 0.99) * len(expected) > 200
 
 
-def test_clusters_of_an_earlier_run_serve_later(embeddings: NDArray[np.float32]) -> None:
-    """Old rows are divided once; kept ones are selected, new ones added, all without assigning the old ones again."""
+def test_clusters_of_other_rows_or_a_higher_threshold_are_refused(embeddings: NDArray[np.float32]) -> None:
     clusters = divide(embeddings[:2400], 0.9)
-    kept = np.flatnonzero(np.arange(2400) % 3 != 0)
-    rows = np.concatenate([embeddings[kept], embeddings[2400:]])
-    grown = clusters.of(kept).extended(embeddings[2400:])
-    assert len(grown.primary) == len(rows)
-    expected = brute(rows, 0.95)
-    found = listed(similar_pairs(rows, 0.95, clusters=grown).expand())
-    assert found <= expected
-    assert len(found) >= 0.99 * len(expected)
     with pytest.raises(ValueError, match=r"of 2400 rows .* are 3000"):
-        similar_pairs(embeddings, 0.95, clusters=clusters)
+        pairs_between(embeddings, embeddings, 0.95, clusters=clusters)
     with pytest.raises(ValueError, match=r"0\.9 and more, not 0\.85"):
-        similar_pairs(embeddings[:2400], 0.85, clusters=clusters)
+        pairs_between(embeddings, embeddings[:2400], 0.85, clusters=clusters)
 
 
 def test_a_mapped_file_is_read_in_blocks(embeddings: NDArray[np.float32], tmp_path: Path) -> None:
@@ -237,10 +228,3 @@ def test_other_errors_name_what_is_wrong() -> None:
         nearest(some, some, 0)
     with pytest.raises(ValueError, match="9 clusters of 3 rows"):
         divide(some, 0.9, clusters=9)
-
-
-def test_progress_ends_at_the_whole(embeddings: NDArray[np.float32]) -> None:
-    for exact in (True, False):
-        calls: list[tuple[int, ...]] = []
-        similar_pairs(embeddings, 0.95, exact=exact, progress=lambda *now, calls=calls: calls.append(now))
-        assert calls[-1][0] == calls[-1][1] == len(calls)

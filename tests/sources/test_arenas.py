@@ -20,16 +20,16 @@ def address(array: NDArray[np.uint8]) -> int:
 
 def test_a_buffer_comes_back_when_its_last_view_is_gone() -> None:
     arenas = Arenas()
-    arena = arenas.take(4 * MB)
+    arena = arenas.allocate(4 * MB)
     first, piece, window = address(arena), arena[100:200], arena.data[5:9]
     del arena
-    others = [arenas.take(4 * MB) for _ in range(2)]  # a slice and a memoryview still look at it
+    others = [arenas.allocate(4 * MB) for _ in range(2)]  # a slice and a memoryview still look at it
     del window
-    others += [arenas.take(4 * MB), arenas.take(4 * MB)]
+    others += [arenas.allocate(4 * MB), arenas.allocate(4 * MB)]
     assert first not in map(address, others)
     assert piece.base is not None
     del piece
-    again = [arenas.take(4 * MB - n) for n in range(2)]
+    again = [arenas.allocate(4 * MB - n) for n in range(2)]
     assert first in map(address, again)
     assert all(array.flags.writeable for array in again)
 
@@ -37,14 +37,14 @@ def test_a_buffer_comes_back_when_its_last_view_is_gone() -> None:
 def test_growing_and_shrinking_sizes() -> None:
     arenas = Arenas()
     for size in (2 * MB, 2 * MB + 100, 50 * MB, 3 * MB, 10, 0):
-        assert arenas.take(size).shape == (size,)
+        assert arenas.allocate(size).shape == (size,)
     del size
-    assert len(pickle.loads(pickle.dumps(arenas)).take(2 * MB)) == 2 * MB
+    assert len(pickle.loads(pickle.dumps(arenas)).allocate(2 * MB)) == 2 * MB
 
 
 def test_only_a_few_are_kept() -> None:
     arenas = Arenas()
-    many = [arenas.take(MB) for _ in range(20)]
+    many = [arenas.allocate(MB) for _ in range(20)]
     many.clear()
     assert len(arenas._free) == 4
     arenas.clear()
@@ -58,6 +58,6 @@ def test_living_buffers_never_overlap(steps: list[tuple[int, int]]) -> None:
     held: dict[int, NDArray[np.uint8]] = {}
     for slot, size in steps:
         held.pop(slot, None)
-        held[slot] = arenas.take(size * MB)[: size * MB // 2]
+        held[slot] = arenas.allocate(size * MB)[: size * MB // 2]
         spans = sorted((address(a), address(a) + 2 * len(a)) for a in held.values())
         assert all(spans[n][1] <= spans[n + 1][0] for n in range(len(spans) - 1))

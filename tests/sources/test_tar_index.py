@@ -48,7 +48,7 @@ def make_tar(members: list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT,
 
 
 def scan(data: bytes, window: int = 4096) -> Scan:
-    return scan_tar(lambda offset, length: data[offset : offset + length], len(data), window=window)
+    return scan_tar(lambda offset, length: data[offset : offset + length], len(data), least=window)
 
 
 def by_tarfile(data: bytes) -> list[tuple[str, int, int]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import curator_dali as cd
 from curator_dali import transforms as T
 from curator_dali.sources import MemorySource
-from curator_dali.transforms.graph import Plan
+from curator_dali.transforms.graph import Graph
 from tests import helpers
 
 COLOURS = T.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)
@@ -125,7 +125,7 @@ def test_seed_epoch_sample_place_and_stream_give_other_parameters(transform: T.R
     def values(
         *chain: T.Transform, key: tuple[int, int] = (1, 2), at: NDArray[np.int64] = indices
     ) -> list[NDArray[Any]]:
-        found = Plan([chain]).arguments(key, at, sizes)
+        found = Graph([chain]).arguments(key, at, sizes)
         last = f"{len(chain) - 1}."
         return [array for name, array in found.items() if name.startswith(last)]
 
@@ -155,13 +155,13 @@ def test_parameters_are_a_samples_own_and_in_range(
     sides = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
     sizes = np.array(data.draw(st.lists(sides, min_size=len(indices), max_size=len(indices))))
     numbers = np.array(indices)
-    plan = Plan([(transform,) for transform in EVERY])
-    whole = plan.arguments((seed, epoch), numbers, sizes)
+    graph = Graph([(transform,) for transform in EVERY])
+    whole = graph.arguments((seed, epoch), numbers, sizes)
     some = np.array(data.draw(st.permutations(range(len(indices)))))[: data.draw(st.integers(1, len(indices)))]
-    part = plan.arguments((seed, epoch), numbers[some], sizes[some])
-    assert whole.keys() == part.keys() == plan.inputs.keys()
+    part = graph.arguments((seed, epoch), numbers[some], sizes[some])
+    assert whole.keys() == part.keys() == graph.inputs.keys()
     for name, values in whole.items():
-        assert values.dtype == plan.inputs[name][0]
+        assert values.dtype == graph.inputs[name][0]
         assert np.array_equal(values[some], part[name]), name
         assert np.isfinite(values).all()
 
@@ -181,7 +181,7 @@ def test_parameters_are_a_samples_own_and_in_range(
 
 def test_probabilities_are_kept() -> None:
     numbers, sizes = np.arange(20_000), np.tile(np.array([[60, 80]]), (20_000, 1))
-    found = Plan([(transform,) for transform in EVERY]).arguments((0, 0), numbers, sizes)
+    found = Graph([(transform,) for transform in EVERY]).arguments((0, 0), numbers, sizes)
     shares = {
         "mirror": (found["1.mirror"].mean(), 0.5),
         "colours": (found["2.apply"].mean(), 0.8),

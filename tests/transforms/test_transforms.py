@@ -263,3 +263,10 @@ def test_a_long_image_that_transforms_make_huge_costs_only_itself(
     assert found == (["0", "2"] if made else ["0", "1", "2"])
     expected = f"too large: the transforms make {made} of {shape[1]}x{shape[0]}, over the limit of 178,956,970 pixels"
     assert reasons == ([expected] if made else [])
+
+
+def test_dali_has_the_private_operators_that_branches_are_made_of() -> None:
+    from nvidia.dali import fn
+
+    assert callable(fn._conditional.split)
+    assert callable(fn._conditional.merge)

@@ -15,7 +15,7 @@ import curator_dali as cd
 from curator_dali import transforms
 from curator_dali.decoding.decoder import Decoder, gate
 from curator_dali.sources import MemorySource
-from curator_dali.transforms.graph import Plan
+from curator_dali.transforms.graph import Graph
 from tests import formats, helpers
 
 RANDOM: dict[str, transforms.RandomTransform] = {
@@ -170,7 +170,7 @@ def test_crops_are_distributed_as_torchvisions() -> None:
     """Areas, ratios and places of 20,000 crops against torchvision's loop over numpy's random numbers."""
     n, height, width = 20_000, 300, 400
     crop = transforms.RandomResizedCrop(8)
-    values = Plan([(crop,)]).arguments((0, 0), np.arange(n), np.tile([height, width], (n, 1)))
+    values = Graph([(crop,)]).arguments((0, 0), np.arange(n), np.tile([height, width], (n, 1)))
     ours = np.concatenate([values["0.start"], values["0.shape"]], axis=1).astype(float)
     rng = np.random.default_rng(0)
     theirs = np.array([reference_crop(rng, height, width) for _ in range(n)], float)

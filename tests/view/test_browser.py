@@ -12,6 +12,7 @@ from curator_dali.errors import ImageError
 from curator_dali.loader.results import ErrorList
 from curator_dali.view import html
 from tests.view.conftest import EVIL, Frame
+from tests.view.test_html import part
 
 # Widest line of the page, images that did not load, rows of unequal height, and the contrast of faint text.
 PROBE = """(() => {
@@ -46,9 +47,9 @@ def page(batch: ImageBatch) -> str:
         *batch.show(4, group_by="label").parts,
         batch.to_host()[0]._repr_html_(),
         errors._repr_html_(),
-        html.bars({EVIL: 3}, 10),
-        html.histogram([1, 2, 3], [0, 1, 2, 3], EVIL, (1.0, None)),
-        html.table(["a"] * 12, [["long text " * 5] * 12]),
+        part("bars", {EVIL: 3}, 10),
+        part("histogram", [1, 2, 3], [0, 1, 2, 3], EVIL, (1.0, None)),
+        part("table", ["a"] * 12, [["long text " * 5] * 12]),
     ]
     # without the policy that `page` adds: markup must do nothing even where scripts may run
     text = html.page("quiet", parts)

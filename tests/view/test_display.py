@@ -8,7 +8,8 @@ from PIL import Image, ImageFont
 
 from curator_dali.batch.batch import ImageBatch, contact_sheet
 from curator_dali.batch.image import ImageObject
-from curator_dali.view.thumbnails import _shorten, thumbnail
+from curator_dali.view import make_thumbnails
+from curator_dali.view.sheets import _shorten
 
 RED = (220, 20, 20)
 
@@ -35,9 +36,9 @@ def box_of(sheet: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, 
     ],
 )
 def test_thumbnail_keeps_the_aspect_and_at_least_one_pixel(shape: tuple[int, int], expected: tuple[int, int]) -> None:
-    small = thumbnail(plain(*shape), 100)
-    assert (small.height, small.width) == expected
-    assert small.getpixel((0, 0)) == RED
+    (small,) = make_thumbnails([plain(*shape)], 100, 100, enlarge=True)
+    assert small.shape[:2] == expected
+    assert tuple(small[0, 0]) == RED
 
 
 def test_letterboxed_image_is_centred_in_its_cell() -> None:
@@ -128,3 +129,10 @@ def test_wrong_arguments_are_refused() -> None:
         contact_sheet([plain(4, 4)], captions=["a", "b"])
     with pytest.raises(ValueError, match="columns is 0"):
         contact_sheet([plain(4, 4)], columns=0)
+    with pytest.raises(ValueError, match="thumb is 8"):
+        contact_sheet([plain(4, 4)], thumb=8)
+
+
+def test_images_of_pillow_in_any_mode_are_drawn() -> None:
+    grey = Image.new("L", (100, 50), 120)
+    assert box_of(contact_sheet([grey], thumb=100), (120, 120, 120))[2:] == (50, 100)

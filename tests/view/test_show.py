@@ -59,7 +59,7 @@ def test_thumbnails_are_the_images(batch: ImageBatch) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (3, 7), (2500, 1300), (168, 403)])
 def test_thumbnails_of_any_shape(shape: tuple[int, int]) -> None:
-    (small,) = thumbnails.reduce([np.full((*shape, 3), 200, np.uint8)])
+    (small,) = thumbnails.make_thumbnails([np.full((*shape, 3), 200, np.uint8)])
     assert small.dtype == np.uint8
     assert small.shape[0] <= 168
     assert small.shape[1] <= 404
@@ -69,7 +69,7 @@ def test_thumbnails_of_any_shape(shape: tuple[int, int]) -> None:
 def test_normalized_pixels_are_stretched_and_both_layouts_look_alike(batch: ImageBatch) -> None:
     image = batch.images[1].astype(np.float32) / 50 - 2
     image[0, 0, 0] = np.nan
-    hwc, chw = thumbnails.reduce([image, np.ascontiguousarray(image.transpose(2, 0, 1))])
+    hwc, chw = thumbnails.make_thumbnails([image, np.ascontiguousarray(image.transpose(2, 0, 1))])
     assert np.array_equal(hwc, chw)
     assert hwc.max() > 240
     assert hwc.min() < 15
