@@ -127,7 +127,8 @@ def _open_new(
     new: str, old: Manifest, plan: Plan, settings: Settings, schema: RowSchema, data: Source | None
 ) -> Manifest:
     """Begin the new output, or go on with it."""
-    known, facts = settings.recorded(plan.stages), ("class_names", "class_lists")
+    known = settings.recorded(plan.stages)
+    facts = {name: old.run[name] for name in ("class_names", "class_lists") if name in old.run}
     own = {label: s.lineage for label, s in zip(plan.labels, plan.stages, strict=True) if s.lineage}
     return Manifest.open(
         new,
@@ -142,7 +143,7 @@ def _open_new(
         },
         lineage={**old.run["lineage"], **own},
         origin=old.run.get("origin") if data is None else data.origin,
-        facts={name: old.run[name] for name in facts if name in old.run} or (label_facts(data) if data else None),
+        facts=facts or (None if data is None else label_facts(data)),
     )
 
 

@@ -162,7 +162,7 @@ def find_kinds(block: Any, counted: Mapping[str, Iterable[str]]) -> Any:
     """The kind of each row's reason, a `pyarrow.StringArray`; null where a sample was kept.
 
     Args:
-        block: Rows, with `kind_columns`.
+        block: Rows, a table or a batch of one, with `kind_columns`.
         counted: Stage -> the kinds of its reasons that occur, for outputs of versions that did not write the column.
     """
     import pyarrow as pa

@@ -135,16 +135,6 @@ def test_scores_of_an_earlier_version_are_decided_on_with_the_kinds_of_their_rec
     assert count_kinds(out) == count_kinds(old / "fresh")
 
 
-def test_a_kind_that_a_record_does_not_tell_is_one_of_several() -> None:
-    from curator_dali.curation.decide import _find_kind
-
-    info = {"dropped": {"Filter(a)": {"a < 1": 2, "a is missing": 1}}}
-    assert _find_kind("kept", "", "", info) is None
-    assert _find_kind("failed", "decode", "cannot be decoded: why", info) == "cannot be decoded"
-    assert _find_kind("dropped", "Filter(a)", "a is missing", info) == "a is missing"
-    assert _find_kind("dropped", "Filter(a)", "a 0.5 < 1", info) == "a < 1 or a is missing"
-
-
 def test_a_finished_output_of_an_earlier_version_is_decided_anew(old: Path) -> None:
     out = old / "outputs" / "finished"
     assert "reason_kind" not in RowFiles(str(out)).schema.names
