@@ -206,9 +206,8 @@ def add_executor(parser: Any) -> None:
 
 def executor_of(arguments: argparse.Namespace) -> Any:
     """What the flags say of Ray; None where they say nothing."""
-    asked = (("address", arguments.ray_address), ("num_workers", arguments.num_workers),
-             ("gpus_per_worker", arguments.gpus_per_worker))  # fmt: skip
-    given = {name: value for name, value in asked if value is not None}
+    flags = {"address": "ray_address", "num_workers": "num_workers", "gpus_per_worker": "gpus_per_worker"}
+    given = {name: value for name, flag in flags.items() if (value := getattr(arguments, flag)) is not None}
     if arguments.executor == "local" and given:
         raise ValueError(f"--executor local takes no {', '.join(sorted(given))}: these are for --executor ray")
     if arguments.executor == "local" or not (arguments.executor or given):
