@@ -92,26 +92,21 @@ def open_input(url: str) -> IO[bytes]:
     Raises:
         OutputError: It cannot be opened.
     """
-    try:
+    with _refused("read", url):
         if is_remote(url):
             fs, path = filesystem(url)
             return fs.open(path, "rb")  # type: ignore[no-any-return]
         return os.fdopen(open_regular(url), "rb")
-    except Exception as error:
-        raise OutputError(f"cannot read {url}: {one_line(error)}") from error
 
 
 def read(url: str) -> bytes | None:
     """A whole file, or None where there is none."""
-    try:
+    with _refused("read", url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if is_remote(url):
             fs, path = filesystem(url)
             return fs.cat_file(path)  # type: ignore[no-any-return]
         return read_regular(url, LARGEST_FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except Exception as error:
-        raise OutputError(f"cannot read {url}: {one_line(error)}") from error
+    return None
 
 
 def read_many(folder: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
@@ -146,16 +141,12 @@ def remove(url: str) -> None:
     Raises:
         OutputError: It cannot be removed.
     """
-    try:
+    with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
             fs.rm_file(path)
         else:
             os.unlink(url)
-    except FileNotFoundError:
-        pass
-    except Exception as error:
-        raise OutputError(f"cannot remove {url}: {one_line(error)}") from error
 
 
 def remove_folder(url: str) -> None:
@@ -164,18 +155,14 @@ def remove_folder(url: str) -> None:
     Raises:
         OutputError: It cannot be removed.
     """
-    try:
+    with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
             fs.rm(path, recursive=True)
-        else:
-            while os.path.lexists(url):
-                with contextlib.suppress(FileNotFoundError):  # somebody else removes, too
-                    shutil.rmtree(url)
-    except FileNotFoundError:
-        pass
-    except Exception as error:
-        raise OutputError(f"cannot remove {url}: {one_line(error)}") from error
+            return
+        while os.path.lexists(url):
+            with contextlib.suppress(FileNotFoundError):  # somebody else removes, too
+                shutil.rmtree(url)
 
 
 def compare(url: str, file: Written, size: int | None, deep: bool) -> str:
@@ -199,6 +186,15 @@ def compare(url: str, file: Written, size: int | None, deep: bool) -> str:
         if digest.hexdigest() != file.blake2b:
             return f"{file.name} has other content than was written"
     return ""
+
+
+@contextmanager
+def _refused(verb: str, url: str) -> Iterator[None]:
+    """Turn any failure to read or remove a file into an `OutputError`."""
+    try:
+        yield
+    except Exception as error:
+        raise OutputError(f"cannot {verb} {url}: {one_line(error)}") from error
 
 
 @contextmanager
