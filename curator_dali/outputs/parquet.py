@@ -391,8 +391,7 @@ class RowFiles:
             if column.null_count:
                 present = present[column.is_valid().to_numpy(zero_copy_only=False)]
             at += len(batch)
-            values = column.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
-            yield present, values.reshape(-1, self.embedding_dim).astype(np.float32, copy=False)
+            yield present, _to_matrix(column, self.embedding_dim)
 
 
 class RowSubset:
@@ -502,12 +501,16 @@ def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
                 raise OutputError(f"{url} is damaged: {error}") from error
             if len(wanted) < count:
                 column = column.take(pa.array(wanted))
-            for chunk in column.chunks:
-                if chunk.null_count:
-                    raise OutputError(f"{url}: {chunk.null_count} of the rows that are wanted have no embedding")
-                values = chunk.flatten().to_numpy(zero_copy_only=False)
-                blocks.append(values.reshape(-1, dim).astype(np.float32, copy=False))
+            if column.null_count:
+                raise OutputError(f"{url}: {column.null_count} of the rows that are wanted have no embedding")
+            blocks += [_to_matrix(chunk, dim) for chunk in column.chunks]
     return np.concatenate([np.empty((0, dim), np.float32), *blocks])
+
+
+def _to_matrix(column: Any, dim: int) -> NDArray[np.float32]:
+    """(n, D) of a column of embeddings, without the rows that are null."""
+    values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(-1, dim).astype(np.float32, copy=False)
 
 
 def to_numpy(column: Any) -> NDArray[Any]:
