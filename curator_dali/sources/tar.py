@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +30,7 @@ from curator_dali.io import (
 )
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, parse_metadata, split_by_shard
 from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, Summary, TarIndex
-from curator_dali.sources.tar_shards import Shards
+from curator_dali.sources.tar_shards import Shard, Shards
 
 __all__ = ["Arenas", "TarSource", "coalesce"]
 
@@ -192,30 +192,31 @@ class TarSource(Source):
         0 where there is none, -1 for those of a shard that cannot be read.
         """
         sizes = np.full(len(indices), -1, np.int64)
-        for number, rows, samples in split_by_shard(indices, self._starts):
-            try:
-                sizes[rows] = self._shards[number].index.image_sizes(samples)
-            except (OSError, SourceError) as error:
-                logger.warning("cannot look up sizes: %s", one_line(error))
+        for shard, rows, samples in self._load(indices, "look up sizes"):
+            sizes[rows] = shard.index.image_sizes(samples)
         return sizes
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples; those of a shard that cannot be read are unknown."""
         headers = np.zeros(len(indices), HEADER_DTYPE)
-        for number, rows, samples in split_by_shard(indices, self._starts):
-            try:
-                headers[rows] = self._shards[number].headers[samples]
-            except (OSError, SourceError) as error:
-                logger.warning("cannot look up headers: %s", one_line(error))
+        for shard, rows, samples in self._load(indices, "look up headers"):
+            headers[rows] = shard.headers[samples]
         return headers
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers, in memory at once, and beside the index once the source is closed."""
+        for shard, rows, samples in self._load(indices, "keep headers"):
+            self._shards.learn(shard, samples, headers[rows])
+
+    def _load(self, indices: NDArray[np.int64], purpose: str) -> Iterator[tuple[Shard, NDArray[Any], NDArray[Any]]]:
+        """(shard, rows of `indices`, samples of the shard) of every shard that can be read."""
         for number, rows, samples in split_by_shard(indices, self._starts):
             try:
-                self._shards.learn(number, samples, headers[rows])
+                shard = self._shards[number]
             except (OSError, SourceError) as error:
-                logger.warning("cannot keep headers: %s", one_line(error))
+                logger.warning("cannot %s: %s", purpose, one_line(error))
+            else:
+                yield shard, rows, samples
 
     def close(self) -> None:
         """Write down headers that were learnt, and close files and threads. A later read opens them again."""

@@ -28,7 +28,7 @@ from curator_dali.sources.tar_index import (
     save_index,
 )
 
-__all__ = ["Shards"]
+__all__ = ["Shard", "Shards"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,8 @@ class Shards:
         """
         return self._loaded.get(number, lambda: self._load(number))
 
-    def learn(self, number: int, samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+    def learn(self, shard: Shard, samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers of a shard's samples in memory; `close` writes them down."""
-        shard = self[number]
         with self._lock:
             fresh = (headers["codec"] != 0) & (shard.headers[samples] != headers)
             shard.headers[samples[fresh]] = headers[fresh]
