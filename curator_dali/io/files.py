@@ -479,13 +479,9 @@ def parse_json(data: str | bytes | bytearray) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Refuse lists and dicts that lie in each other deeper than `MAX_DEPTH`.
+    """Refuse lists and dicts that lie in each other deeper than `MAX_DEPTH`, by a ValueError.
 
-    Args:
-        value: What a document says. No list is in it twice, as aliases of YAML may be.
-
-    Raises:
-        ValueError: They do.
+    No list may be in the value twice, as aliases of YAML may be.
     """
     level = [value]
     for _ in range(MAX_DEPTH + 1):

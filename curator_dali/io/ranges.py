@@ -308,11 +308,7 @@ class Stat(NamedTuple):
 
 
 def stat_of(info: Mapping[str, Any]) -> Stat:
-    """Make the `Stat` of a remote file.
-
-    Args:
-        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it, with its size.
-    """
+    """Make the `Stat` of a remote file of what fsspec's `info`, or a detailed listing, tells of it."""
     version = repr([info.get(field) for field in _VERSION_FIELDS])
     digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little", signed=True)
@@ -320,11 +316,7 @@ def stat_of(info: Mapping[str, Any]) -> Stat:
 
 
 def content_hash(info: Mapping[str, Any]) -> str:
-    """Return the content hash that a store tells of a file; "" where it tells none.
-
-    Args:
-        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it.
-    """
+    """Return the content hash in what fsspec tells of a file; "" where the store tells none."""
     for field in _HASH_FIELDS:
         value = str(info.get(field) or "")
         if value and (field.lower() != "etag" or _HASH_ETAG.fullmatch(value)):
@@ -345,10 +337,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def ask(url: str, function: Callable[[], V], final: tuple[type[Exception], ...] = ()) -> V:
-    """Call a function that asks a remote filesystem, again where it fails; return its result.
+    """Call a function that asks a remote filesystem for a file or folder, again where it fails; return its result.
 
     Args:
-        url: The file or folder that is asked for.
+        url: What is asked for.
         function: The function.
         final: Exceptions that come out at once, as they are.
 
@@ -364,11 +356,7 @@ def ask(url: str, function: Callable[[], V], final: tuple[type[Exception], ...] 
 
 
 def ask_listing(url: str, function: Callable[[], V]) -> V:
-    """Call a function that lists a remote folder, again where it fails; return its result.
-
-    Raises:
-        SourceError: The function fails for good.
-    """
+    """Call a function that lists a remote folder, as `ask`; any failure is a SourceError."""
     try:
         return retry(function, _RETRY_DELAYS, (SourceError,), url=url, patience=PATIENCE)
     except SourceError:

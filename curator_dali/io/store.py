@@ -87,11 +87,7 @@ def names(folder: str) -> list[str]:
 
 
 def open_input(url: str) -> IO[bytes]:
-    """Open a file for reading.
-
-    Raises:
-        OutputError: It cannot be opened.
-    """
+    """Open a file for reading. OutputError: it cannot be opened."""
     with _refused("read", url):
         if is_remote(url):
             fs, path = filesystem(url)
@@ -136,11 +132,7 @@ def read_many(folder: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def remove(url: str) -> None:
-    """Remove a file, if it is there.
-
-    Raises:
-        OutputError: It cannot be removed.
-    """
+    """Remove a file, if it is there. OutputError: it cannot be removed."""
     with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
@@ -150,11 +142,7 @@ def remove(url: str) -> None:
 
 
 def remove_folder(url: str) -> None:
-    """Remove a folder and all that is in it, if it is there.
-
-    Raises:
-        OutputError: It cannot be removed.
-    """
+    """Remove a folder and all that is in it, if it is there. OutputError: it cannot be removed."""
     with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
@@ -166,13 +154,9 @@ def remove_folder(url: str) -> None:
 
 
 def compare(url: str, file: Written, size: int | None, deep: bool) -> str:
-    """What is wrong with a file; empty if nothing.
+    """What is wrong with a file, which should be as `file` says; empty if nothing.
 
-    Args:
-        url: Where it is.
-        file: What it should be.
-        size: Its size, None where it is missing.
-        deep: Whether to compare its content's hash too.
+    `size` is what the listing says, None where the file is missing. `deep`: whether to compare its content's hash too.
     """
     if size is None:
         return f"{file.name} is missing"

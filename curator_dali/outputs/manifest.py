@@ -500,13 +500,8 @@ def labels_of(names: Iterable[str]) -> list[str]:
 def lock(descriptor: int, path: str, taken: str) -> None:
     """Lock an open file or folder until it is closed; where the filesystem has no locks, warn and go on.
 
-    Args:
-        descriptor: The open file.
-        path: Its path, for the warning.
-        taken: What to say if another process has the lock.
-
     Raises:
-        OutputError: Another process has it.
+        OutputError: Another process has the lock; `taken` is the message.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -471,14 +471,9 @@ def read_types(url: str) -> dict[str, Any]:
 
 
 def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Embeddings of some rows of one file; of the row groups that have none of them nothing is read.
+    """Embeddings of some rows of one file, (n, D) float32; of the row groups that have none of them nothing is read.
 
-    Args:
-        url: The Parquet file.
-        rows: (n,) their numbers in it, ascending.
-
-    Returns:
-        (n, D) float32.
+    `rows` are their (n,) numbers in the file, ascending.
 
     Raises:
         OutputError: It is damaged, or of another format; a row has no embedding.

@@ -127,10 +127,7 @@ class Annotations:
 
 
 def _parse(where: str, data: bytes) -> tuple[list[str], _Fields]:
-    """Parse a metadata file.
-
-    Returns:
-        The values of `file_name`, and a function from a row to its other fields.
+    """Parse a metadata file: the values of `file_name`, and a function from a row to its other fields.
 
     Raises:
         KeyError: The file has no `file_name`.
@@ -295,13 +292,9 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
 
 
 def read_class_names(schema: Any) -> dict[str, list[str]]:
-    """Read which columns of a file are numbers of classes, and how the classes are called.
+    """Read which columns of a file are numbers of classes: column -> names of the classes, by number.
 
-    Args:
-        schema: The `pyarrow.Schema`. What in its metadata is damaged counts as absent.
-
-    Returns:
-        Column -> names, by number.
+    What is damaged in the metadata of the `pyarrow.Schema` counts as absent.
     """
     import pyarrow as pa
 
@@ -321,14 +314,9 @@ def read_class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def add_class_names(fields: dict[str, Any], classes: ClassNames) -> dict[str, Any]:
-    """Put the name of each class beside its number, as `COLUMN_name`; a field of that name stays.
+    """Put the name of each class beside its number in a row, as `COLUMN_name`; a field of that name stays.
 
-    Args:
-        fields: A row. It is changed.
-        classes: The names, by column.
-
-    Returns:
-        The row.
+    The row itself is changed, and returned.
     """
     for column, names in classes.items():
         number = fields.get(column)

@@ -27,6 +27,7 @@ __all__ = [
     "check_indices",
     "image_member",
     "is_image",
+    "make_batch",
     "make_sidecars",
     "merge_schemas",
     "merge_types",
@@ -226,12 +227,15 @@ class EncodedBatch:
         )
 
 
-def check_indices(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return (N,) sample indices as int64.
+def make_batch(indices: NDArray[np.int64], headers: NDArray[np.void]) -> EncodedBatch:
+    """Make a batch whose objects, images and shards are to be filled in."""
+    count = len(indices)
+    nothing: list[Any] = [None] * count
+    return EncodedBatch(indices, nothing, [np.empty(0, np.uint8)] * count, [""] * count, headers)
 
-    Raises:
-        IndexError: An index is not in [0, `count`).
-    """
+
+def check_indices(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return (N,) sample indices as int64. IndexError: one is not in [0, `count`)."""
     indices = np.asarray(indices, np.int64)
     if len(indices) and (indices.min() < 0 or indices.max() >= count):
         raise IndexError(f"indices must be in [0, {count}), not {indices.min()} to {indices.max()}")
@@ -243,9 +247,7 @@ def split_by_shard(
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
     """Split sample indices by the shard that they lie in.
 
-    Args:
-        indices: (N,) in [0, starts[-1]).
-        starts: (S + 1,) int64, the first sample of each shard, and the number of all samples.
+    `starts` are (S + 1,) int64: the first sample of each shard, and the number of all samples.
 
     Yields:
         The number of a shard, the rows of `indices` that lie in it, and their samples' numbers in the shard.
@@ -387,10 +389,6 @@ def add_sidecars(members: Mapping[str, memoryview], metadata: Mapping[str, Any])
 
     Sidecars that say so already keep their bytes. A sidecar that cannot be parsed moves to `EXTENSION.broken`, where
     another one takes its place.
-
-    Args:
-        members: Extension -> bytes.
-        metadata: All that is known of the sample.
     """
     beside = {extension.lower(): data for extension, data in members.items() if extension.lower() in SIDECARS}
     said = parse_metadata(*(bytes(beside[name]) if name in beside else None for name in SIDECARS))

@@ -402,11 +402,9 @@ def _stat_block(root: bytes, paths: Sequence[bytes]) -> list[tuple[int, bool]]:
 
 
 def _read_metadata(sidecars: Mapping[str, str | bytes | BaseException], defaults: Any) -> dict[str, Any]:
-    """A sample's metadata of its sidecars: their bytes, the paths to read them from, or why that failed.
+    """A sample's metadata of its sidecars: extension -> their bytes, the path to read them from, or why that failed.
 
-    Args:
-        sidecars: Extension -> sidecar.
-        defaults: Fields of lowest precedence, or a function that makes these.
+    `defaults` are fields of lowest precedence, or a function that makes these.
     """
     found: dict[str, bytes] = {}
     problems = []

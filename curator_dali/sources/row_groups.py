@@ -58,11 +58,7 @@ class RowGroupTooLarge(ValueError):
 
 
 def check_sizes(rows: Sequence[int], sizes: Sequence[int]) -> None:
-    """Refuse row groups that are too large by a footer.
-
-    Args:
-        rows: Numbers of rows.
-        sizes: Bytes that they unpack to.
+    """Refuse row groups that are too large by the footer's numbers of rows and unpacked bytes.
 
     Raises:
         RowGroupTooLarge: One is.
@@ -108,13 +104,10 @@ def read_row_group(reader: Any, group: int, keep: Collection[str]) -> Any:
 
 
 def _check_chunks(footer: Any, group: int) -> None:
-    """Check what a footer says of the columns of a row group.
+    """Check what a footer says of the columns of a row group; Arrow raises OSError and others for damage.
 
     Arrow ends the process where `RowGroupMetaData.column` meets damage; a reader raises. It looks at all columns before
     it reads the first one, so that the file is never read here.
-
-    Raises:
-        OSError: A column's part of the footer is damaged; Arrow raises this and other errors.
     """
     import pyarrow.parquet as pq
 
@@ -254,11 +247,9 @@ class NamedFiles:
 def read_named(
     wanted: Mapping[int, tuple[NamedFiles, str]], storage: Storage
 ) -> dict[int, tuple[NDArray[np.uint8] | str, bool]]:
-    """Read files that rows name. Of a file that is no image, no byte stands in a reason.
+    """Read files that rows name, row -> the files that it may name, and the name.
 
-    Args:
-        wanted: Row -> the files that the row may name, and the name.
-        storage: A reader of remote files.
+    Of a file that is no image, no byte stands in a reason.
 
     Returns:
         Row -> the bytes, or the reason why there are none; and whether a later read may succeed.

@@ -28,7 +28,7 @@ from curator_dali.io import (
     read_regular,
     strip_query,
 )
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, parse_metadata, split_by_shard
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_batch, parse_metadata, split_by_shard
 from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, Summary, TarIndex
 from curator_dali.sources.tar_shards import Shard, Shards
 
@@ -128,21 +128,19 @@ class TarSource(Source):
         table = np.zeros((count, ENTRY_NUMBERS), np.int64)
         headers = np.zeros(count, HEADER_DTYPE)
         shard_of, limit = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        errors: dict[int, str] = {}
-        unread: set[int] = set()
+        batch = make_batch(indices, headers)
+        errors, unread = batch.errors, batch.unread
         groups: list[_Group] = []
         for number, rows, samples in split_by_shard(indices, self._starts):
             shard_of[rows], limit[rows] = number, self._shards.stats[number].size
+            index = _NO_INDEX
             try:
                 shard = self._shards[number]
+                index, table[rows], headers[rows] = shard.index, shard.index.table[samples], shard.headers[samples]
             except (OSError, SourceError) as error:
                 errors.update(dict.fromkeys(rows.tolist(), one_line(error)))
                 unread.update(rows.tolist())
-                groups.append(_Group(number, rows, samples))
-                continue
-            table[rows] = shard.index.table[samples]
-            headers[rows] = shard.headers[samples]
-            groups.append(_Group(number, rows, samples, shard.index))
+            groups.append(_Group(number, rows, samples, index))
 
         entries = table.view(ENTRY)[:, 0]  # (N,)
         # (N, 4) of image, json, txt, cls; a size of -1 is no member
@@ -180,7 +178,6 @@ class TarSource(Source):
                     errors[r] = f"the image has {too_large}"
         if unread:  # what the index says of a sample holds whether or not its members can be read now
             unread.difference_update((entries["status"] & ~Status.SHADOWED).nonzero()[0].tolist())
-        batch = EncodedBatch(indices, [], [], [], headers, errors, unread=unread)
         self._fill(batch, groups, table, arena, at, sizes, problems)
         if members:
             batch.members = _member_views(count, items, extensions, arena, position, lost)
@@ -227,11 +224,7 @@ class TarSource(Source):
     def _gather(
         self, shard: NDArray[np.int64], items: _Items
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]:
-        """Read items into one buffer.
-
-        Returns:
-            The buffer; (M,) where each item begins in it; item -> why it could not be read.
-        """
+        """Read items into one buffer: it, (M,) where each item begins in it, item -> why it could not be read."""
         gap = _REMOTE_GAP if self._shards.remote else _LOCAL_GAP
         extent_of, shards, starts, ends, position = coalesce(shard, items.offset, items.size, gap)
         arena = self._arenas.allocate(int((ends - starts).sum()))
@@ -259,10 +252,7 @@ class TarSource(Source):
         problems: dict[int, str],
     ) -> None:
         """Turn arrays into objects: the loop that Python's time a sample goes into."""
-        count, errors, view = len(batch.indices), batch.errors, arena.data
-        objects: list[Any] = [None] * count
-        images = [np.empty(0, np.uint8)] * count
-        shards = [""] * count
+        objects, images, shards, errors, view = batch.objects, batch.images, batch.shards, batch.errors, arena.data
         for number, rows, samples, index in groups:
             url = self._shards.urls[number]
             if index is _NO_INDEX:  # nothing is known of them but where they were
@@ -303,7 +293,6 @@ class TarSource(Source):
                     if status & Status.SHADOWED:
                         path = f"tar://{name}#offset={table[row, 0]}{tail}"
                 objects[row] = ImageObject(path, name[:key_length], metadata)
-        batch.objects, batch.images, batch.shards = objects, images, shards
 
     def _explain(self, number: int, name: str, status: int) -> str:
         if status & Status.DAMAGED:
@@ -319,7 +308,7 @@ class _Group(NamedTuple):
     shard: int
     rows: NDArray[np.int64]
     samples: NDArray[np.int64]
-    entries: TarIndex = _NO_INDEX
+    entries: TarIndex
 
 
 class _Items(NamedTuple):
@@ -363,11 +352,7 @@ def coalesce(
 
 
 def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items, list[str], dict[int, int]]:
-    """Find all members of samples that can be read.
-
-    Args:
-        groups: The samples.
-        limit: (N,) bytes in the shard of each row.
+    """Find all members of samples that can be read; `limit` is (N,) bytes in the shard of each row.
 
     Returns:
         Whole members; their extensions as the names have them (`jpg`, `left.JPG`); row -> bytes of a member that is

@@ -228,11 +228,7 @@ def _kind(extension: str) -> int:
 
 
 def _group(scan: Scan) -> tuple[list[_Run], list[str], list[str]]:
-    """Group members into samples.
-
-    Returns:
-        Runs of members, in the order of the tar; the keys of those with an image; names without an extension.
-    """
+    """Group members: runs in the order of the tar, the keys of those with an image, names without an extension."""
     runs: list[_Run] = []
     bare: list[str] = []
     run: _Run | None = None
