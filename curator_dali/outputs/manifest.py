@@ -103,8 +103,8 @@ class Manifest:
         folder = prepare_folder(folder)
         inner = prepare_folder(join(folder, _FOLDER))
         manifest = cls(folder, run)
-        manifest._acquire()
         try:
+            manifest._acquire()
             prepare_folder(join(inner, "parts"))
             earlier = _read_run(folder)
             if earlier is not None:
@@ -240,13 +240,7 @@ class Manifest:
         path = join(self.folder, f"{_FOLDER}/lock")
         with explained(path):
             self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            lock(
-                self._lock, path, f"another run is writing to {self.folder}: wait for its end, or choose another folder"
-            )
-        except OutputError:
-            self.close()
-            raise
+        lock(self._lock, path, f"another run is writing to {self.folder}: wait for its end, or choose another folder")
 
     def _clean(self) -> None:
         """Drop parts whose files are not as recorded, then files that belong to no part."""
