@@ -80,8 +80,7 @@ class Storage:
             SourceError: The store fails, or does not tell its size.
         """
         if not is_remote(url):
-            status = os.stat(url)
-            return Stat(status.st_size, status.st_mtime_ns)
+            return Stat.of_local(os.stat(url))
         fs, path = filesystem(url)
         info = ask(url, lambda: fs.info(path))
         if info.get("size") is None:
@@ -185,10 +184,9 @@ class Storage:
     def _is_changed(self, url: str, stat: Stat) -> bool:
         """Whether an open file is another one than it was; false where it is not open, as its outcomes tell more."""
         try:
-            status = os.fstat(self._files.get(url, lambda: _File(url)).fd)
+            return Stat.of_local(os.fstat(self._files.get(url, lambda: _File(url)).fd)) != stat
         except OSError:
             return False
-        return (status.st_size, status.st_mtime_ns) != (stat.size, stat.version)
 
     def _cat_once(
         self, ranges: list[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None
@@ -260,8 +258,7 @@ class _File:
     def __init__(self, path: str) -> None:
         self.fd = -1
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(self.fd)
-        self.stat = Stat(status.st_size, status.st_mtime_ns)
+        self.stat = Stat.of_local(os.fstat(self.fd))
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -305,6 +302,11 @@ class Stat(NamedTuple):
     version: int
     content: str = ""
     etag: str = ""
+
+    @classmethod
+    def of_local(cls, status: os.stat_result) -> Stat:
+        """Make it of what the system tells of a local file."""
+        return cls(status.st_size, status.st_mtime_ns)
 
 
 def stat_of(info: Mapping[str, Any]) -> Stat:

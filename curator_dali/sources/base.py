@@ -32,6 +32,7 @@ __all__ = [
     "merge_schemas",
     "merge_types",
     "parse_metadata",
+    "quote",
     "sniff_extension",
     "split_by_shard",
     "to_text",
@@ -46,6 +47,8 @@ or 0 where only decoding tells. `curator_dali.decoding.upright_sizes` applies it
 
 SIDECARS = ("json", "txt", "cls")
 """Extensions of the members that become metadata, in the order that `parse_metadata` takes them."""
+
+_LONGEST_NAME = 200  # characters of a name in a message
 
 _MAGIC_BYTES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8", "jpg"),
@@ -416,6 +419,11 @@ def _is_broken(extension: str, data: bytes) -> bool:
 def _decode_text(data: bytes) -> str:
     """Text in UTF-8 or, by its byte-order mark or its zeros, in UTF-16 or UTF-32; without white space at its ends."""
     return data.decode(json.detect_encoding(data), "replace").strip()
+
+
+def quote(name: str) -> str:
+    """A name in quotes for a message; of a long one the beginning."""
+    return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")
 
 
 def to_text(value: Any) -> str:

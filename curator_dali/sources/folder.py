@@ -24,6 +24,7 @@ from curator_dali.io import (
     is_http,
     is_remote,
     one_line,
+    printable,
     strip_query,
     strip_signature,
 )
@@ -142,12 +143,10 @@ class FolderSource(LearningSource):
         self._bytes: NDArray[np.int64] | None = None  # what `_keep_sizes` keeps
         self._listed_as = ""  # a digest of what the listing says of the files; local files are asked themselves
         if listing.versions:
-            versions = listing.versions
-            self._listed_as = fingerprint(
-                "listing", ((path, versions.get(os.fsdecode(path))) for path in self._all_files())
-            )
-            found = (versions.get(os.fsdecode(path)) or (None,) for path in self._all_files())
-            self._keep_sizes([-1 if size is None else int(size) for size, *_ in found])
+            versions = [listing.versions.get(os.fsdecode(path)) for path in self._all_files()]
+            self._listed_as = fingerprint("listing", zip(self._all_files(), versions, strict=True))
+            sizes = (version[0] if version else None for version in versions)
+            self._keep_sizes([-1 if size is None else int(size) for size in sizes])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -207,7 +206,7 @@ class FolderSource(LearningSource):
             name = self._unsign(path) if self._signed else path
             key = name if self._repeated[number] else stem_of(name)
             metadata = self._metadata(number, sidecars[row], fetched)
-            batch.objects.append(ImageObject(f"{self._root}/{_printable(path)}", _printable(key), metadata))
+            batch.objects.append(ImageObject(f"{self._root}/{printable(path)}", printable(key), metadata))
         if members:
             batch.members = [
                 self._members(batch, row, path, number, sidecars[row], fetched)
@@ -334,11 +333,6 @@ class FolderSource(LearningSource):
             for data in got[: len(urls)]
         ]
         return images, dict(zip(more, got[len(urls) :], strict=True))
-
-
-def _printable(path: str) -> str:
-    r"""A file name whose bytes are not UTF-8 with these as `\xNN`, so that it can be printed and written to Parquet."""
-    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _match_sidecars(stems: Sequence[str], others: Sequence[str]) -> tuple[NDArray[np.uint8], list[str]]:

@@ -494,8 +494,7 @@ def _unique_stems(urls: Sequence[str]) -> list[str]:
 def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
     """The `Stat` of an open file."""
     if not is_remote(url):
-        status = os.fstat(file.fileno())
-        return Stat(status.st_size, status.st_mtime_ns)
+        return Stat.of_local(os.fstat(file.fileno()))
     details = getattr(file, "details", None)  # most remote files know, so that this costs no request
     return stat_of(details if isinstance(details, Mapping) else fs.info(path))
 

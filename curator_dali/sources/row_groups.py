@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.io import Storage, is_remote, one_line, open_regular, strip_query
-from curator_dali.sources.base import sniff_extension
+from curator_dali.sources.base import quote, sniff_extension
 
 __all__ = [
     "NamedFiles",
@@ -48,7 +48,6 @@ _LASTING_ERRORS = frozenset(
 
 # Bytes of a file that a row names. A batch's files are in memory at once, and the largest photographs have 100 MB.
 _FILE_LIMIT = 256 << 20
-_NAME_SHOWN = 200  # characters of a file's name in a reason
 _HEAD_BYTES = 32  # by which an image is told
 _LOCAL_PROTOCOLS = ("file://", "local://")
 
@@ -278,7 +277,7 @@ def _strip_local(url: str) -> str:
 
 def _judge(name: str, path: str, data: NDArray[np.uint8] | BaseException) -> tuple[NDArray[np.uint8] | str, bool]:
     """The bytes of a named file, or the reason why these are none of an image; and whether a later read may succeed."""
-    shown = repr(name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}...")
+    shown = quote(name)
     if isinstance(data, OutsideError):
         reason = (
             f"names a file outside: {shown} is not in the folder of the Parquet file, or a link that leads out of it. "

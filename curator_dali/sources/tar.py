@@ -29,7 +29,7 @@ from curator_dali.io import (
     strip_query,
 )
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_batch, parse_metadata, split_by_shard
-from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, Summary, TarIndex
+from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, TarIndex
 from curator_dali.sources.tar_shards import Shard, Shards
 
 __all__ = ["Arenas", "TarSource", "coalesce"]
@@ -40,9 +40,6 @@ _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
 _SHARD_SPAN_BITS = 44  # of a place on a line of shards: 16 TiB, more than a store takes as one object
 _RUN_BYTES = 1 << 26  # of a `run.json`, at the most
-_NO_INDEX = TarIndex(
-    np.zeros((0, ENTRY_NUMBERS), np.int64), b"", np.zeros(1, np.int64), np.zeros((0, 4), np.int64), Summary()
-)
 
 
 class TarSource(Source):
@@ -133,14 +130,17 @@ class TarSource(Source):
         groups: list[_Group] = []
         for number, rows, samples in split_by_shard(indices, self._starts):
             shard_of[rows], limit[rows] = number, self._shards.stats[number].size
-            index = _NO_INDEX
             try:
                 shard = self._shards[number]
-                index, table[rows], headers[rows] = shard.index, shard.index.table[samples], shard.headers[samples]
             except (OSError, SourceError) as error:
                 errors.update(dict.fromkeys(rows.tolist(), one_line(error)))
                 unread.update(rows.tolist())
-            groups.append(_Group(number, rows, samples, index))
+                url = self._shards.urls[number]
+                for at, sample in zip(rows.tolist(), samples.tolist(), strict=True):  # only where they are is known
+                    batch.objects[at], batch.shards[at] = ImageObject(f"{url}#sample={sample}", f"#{sample}"), url
+                continue
+            table[rows], headers[rows] = shard.index.table[samples], shard.headers[samples]
+            groups.append(_Group(number, rows, samples, shard.index))
 
         entries = table.view(ENTRY)[:, 0]  # (N,)
         # (N, 4) of image, json, txt, cls; a size of -1 is no member
@@ -253,14 +253,9 @@ class TarSource(Source):
     ) -> None:
         """Turn arrays into objects: the loop that Python's time a sample goes into."""
         objects, images, shards, errors, view = batch.objects, batch.images, batch.shards, batch.errors, arena.data
-        for number, rows, samples, index in groups:
-            url = self._shards.urls[number]
-            if index is _NO_INDEX:  # nothing is known of them but where they were
-                for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
-                    objects[row] = ImageObject(f"{url}#sample={sample}", f"#{sample}")
-                    shards[row] = url
-                continue
-            names, tail = index.names, f"::{url}"
+        for number, rows, _, index in groups:
+            url, names = self._shards.urls[number], index.names
+            tail = f"::{url}"
             columns = (
                 table[rows, -4:].tolist(),  # name_start, name_size, key_length, status
                 at[rows].tolist(),
@@ -303,7 +298,7 @@ class TarSource(Source):
 
 
 class _Group(NamedTuple):
-    """The samples of a batch that lie in one shard; `entries` is empty where the shard cannot be read."""
+    """The samples of a batch that lie in one shard, and the shard's index."""
 
     shard: int
     rows: NDArray[np.int64]
@@ -361,8 +356,6 @@ def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items
     large: dict[int, int] = {}
     rows, columns, extensions = [np.zeros(0, np.int64)], [np.zeros((0, 4), np.int64)], []
     for group in groups:
-        if group.entries is _NO_INDEX:
-            continue
         first = group.entries.first[group.samples].astype(np.int64)
         counts = group.entries.first[group.samples + 1] - first
         ends = np.cumsum(counts)
@@ -385,12 +378,9 @@ def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[st
     """Read the names of the labels from the record of the curation whose output a folder is; none where it has none."""
     url = f"{folder}/_manifest/run.json"
     try:
-        if is_remote(url):
-            (data,) = storage.cat([(url, None, None)])
-            if isinstance(data, BaseException):
-                raise data
-        else:
-            data = read_regular(url, _RUN_BYTES)
+        data = storage.cat([(url, None, None)])[0] if is_remote(url) else read_regular(url, _RUN_BYTES)
+        if isinstance(data, BaseException):
+            raise data
         run = parse_json(data)
         lists = run.get("class_lists", {"": run.get("class_names", [])})
         if any(isinstance(names, str) or not all(isinstance(name, str) for name in names) for names in lists.values()):

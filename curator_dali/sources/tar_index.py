@@ -32,7 +32,7 @@ from curator_dali.io import (
     strip_signature,
     write_file,
 )
-from curator_dali.sources.base import HEADER_DTYPE, SIDECARS
+from curator_dali.sources.base import HEADER_DTYPE, SIDECARS, quote
 from curator_dali.sources.tar_headers import DAMAGED, Scan
 
 __all__ = [
@@ -67,7 +67,6 @@ ENTRY_NUMBERS = ENTRY.itemsize // 8
 """Columns of `TarIndex.table`."""
 
 _OTHER, _IMAGE, _COMPOUND_IMAGE, _FIRST_SIDECAR = 0, 1, 2, 3  # kinds of extensions
-_LONGEST_NAME = 200  # characters of a name in a warning
 
 _FILE_MAGIC, _FILE_VERSION = 0x4344_5441_5258, 2
 # Magic, version, tar size, tar version, samples, repeated keys, crc32 of what follows, digest, bytes of warnings, and
@@ -351,8 +350,8 @@ def _describe_images(scan: Scan, runs: list[_Run]) -> tuple[list[str], str]:
     run, members = further[0]
     message = (
         f"image members that are not the image of their sample: {sum(len(members) for _, members in further)}, such as "
-        f"{_quote(scan.names[members[0]])} of the sample {_quote(run.key)}, whose image is "
-        f"{_quote(scan.names[run.roles[0]])}"
+        f"{quote(scan.names[members[0]])} of the sample {quote(run.key)}, whose image is "
+        f"{quote(scan.names[run.roles[0]])}"
     )
     if len(sets) == 1 and len(further) == with_image > 1 and not numbered:
         return [], message
@@ -366,7 +365,7 @@ def _describe_rest(scan: Scan, bare: list[str], repeated: int) -> list[str]:
     """Warnings about members that are passed over, and keys that repeat."""
     warnings = []
     if bare:
-        warnings.append(f"members without an extension are passed over: {len(bare)}, the first: {_quote(bare[0])}")
+        warnings.append(f"members without an extension are passed over: {len(bare)}, the first: {quote(bare[0])}")
     if repeated:
         warnings.append(f"samples that repeat a key (all are kept): {repeated}")
     if scan.skipped:
@@ -376,10 +375,6 @@ def _describe_rest(scan: Scan, bare: list[str], repeated: int) -> list[str]:
 
 def _extension(scan: Scan, run: _Run, member: int) -> str:
     return scan.names[member][len(run.key) + 1 :].lower()
-
-
-def _quote(name: str) -> str:
-    return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")
 
 
 def _narrow(array: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.uint32]:

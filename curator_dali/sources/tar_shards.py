@@ -170,26 +170,20 @@ class Shards:
     def _open_one(self, number: int, silent: threading.Event) -> Summary:
         """Learn what each opening needs of a shard.
 
-        Args:
-            number: The shard.
-            silent: Set once the store was silent for as long as it is waited for: no other shard is waited for then.
+        `silent` is set once the store was silent for as long as it is waited for: no other shard is waited for then.
         """
         url = self.urls[number]
         if silent.is_set() and is_remote(url):
             raise TimeoutError("not asked for, as the store is silent")
         try:
-            return self._open_asked(number)
+            stat = self.stats[number] = self._storage.stat(url)
+            path = index_path(url, self._keep)
+            if (summary := peek_index(path, stat)) is not None:
+                return summary
+            index = self._scan(url, stat)
         except TimeoutError:
             silent.set()
             raise
-
-    def _open_asked(self, number: int) -> Summary:
-        url = self.urls[number]
-        stat = self.stats[number] = self._storage.stat(url)
-        path = index_path(url, self._keep)
-        if (summary := peek_index(path, stat)) is not None:
-            return summary
-        index = self._scan(url, stat)
         save_index(path, stat, index)
         self._loaded.put(number, Shard(index, load_headers(path, stat, len(index))))
         return index.summary
