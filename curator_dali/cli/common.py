@@ -87,10 +87,7 @@ def print_json(value: dict[str, Any]) -> None:
 def print_rows(rows: Iterable[tuple[str, ...]], indent: str = "", right: Collection[int] = ()) -> None:
     """Columns as wide as their widest text; the last one runs free. Control characters of names stay harmless.
 
-    Args:
-        rows: Cells; as many in each.
-        indent: Before each line.
-        right: Numbers of the columns that are aligned to the right.
+    `right` are the numbers of the columns that are aligned to the right.
     """
     printable = [tuple(map(terminal_safe, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*printable, strict=True)]

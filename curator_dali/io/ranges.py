@@ -109,18 +109,9 @@ class Storage:
 
     def fill(self, requests: Sequence[Request]) -> list[Outcome]:
         """Read ranges into their views, all as far as they can be read."""
-        remote = [number for number, request in enumerate(requests) if is_remote(request.url)]
-        if not remote:
-            return self._fill_all_local(requests)
-        outcomes = [Outcome(0, "")] * len(requests)
-        ranges = [(r.url, r.offset, r.offset + len(r.view)) for r in (requests[number] for number in remote)]
-        known = {request.url: (request.stat.size, request.stat.etag) for request in requests}
-        for number, data in zip(remote, self.cat(ranges, known), strict=True):
-            outcomes[number] = _accept(requests[number], data)
-        local = sorted(set(range(len(requests))) - set(remote))
-        for number, outcome in zip(local, self._fill_all_local([requests[n] for n in local]), strict=True):
-            outcomes[number] = outcome
-        return outcomes
+        local = iter(self._fill_all_local([request for request in requests if not is_remote(request.url)]))
+        remote = iter(self._fill_all_remote([request for request in requests if is_remote(request.url)]))
+        return [next(remote if is_remote(request.url) else local) for request in requests]
 
     def cat(
         self, ranges: Sequence[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None = None
@@ -155,6 +146,11 @@ class Storage:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fill_all_remote(self, requests: Sequence[Request]) -> list[Outcome]:
+        known = {request.url: (request.stat.size, request.stat.etag) for request in requests}
+        found = self.cat([(r.url, r.offset, r.offset + len(r.view)) for r in requests], known) if requests else ()
+        return [_accept(request, data) for request, data in zip(requests, found, strict=True)]
 
     def _fill_all_local(self, requests: Sequence[Request]) -> list[Outcome]:
         outcomes = [self._fill_local(request) for request in requests]
@@ -327,11 +323,7 @@ def content_hash(info: Mapping[str, Any]) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """Make the fsspec filesystem of a URL, to read from; return it and the path in it.
-
-    Raises:
-        SourceError: fsspec does not know the protocol, or the package that it needs is missing.
-    """
+    """Make the fsspec filesystem of a URL, to read from, and the path in it. SourceError: fsspec cannot."""
     try:
         return files.filesystem(url, only_read=True)
     except ValueError as error:

@@ -340,11 +340,7 @@ def spell_former(settings: Any) -> Any:
 
 
 class Records:
-    """The records in `FOLDER/parts/START-STOP.json`, and those that were packed into `FOLDER/parts.jsonl`.
-
-    Args:
-        folder: The manifest's folder.
-    """
+    """The records in a manifest's folder: `parts/START-STOP.json`, and those that were packed into `parts.jsonl`."""
 
     def __init__(self, folder: str) -> None:
         self._packed = join(folder, _PACKED_NAME)
@@ -352,11 +348,7 @@ class Records:
         self._were_packed: set[tuple[int, int]] = set()
 
     def write(self, part: Part) -> None:
-        """Record a part.
-
-        Raises:
-            OutputError: The record cannot be written.
-        """
+        """Record a part. OutputError: the record cannot be written."""
         url = join(self._loose, f"{part_name(part.start, part.stop)}.json")
         with explained(url):
             write_file(url, part.to_json())
@@ -391,10 +383,7 @@ class Records:
         """Remove all other records, and pack these into one file if at least `pack_from` are loose.
 
         For the one process that has the folder to itself, after `read`. A kill on the way leaves records twice, or
-        some that were to be removed, but loses none.
-
-        Raises:
-            OutputError: A file cannot be written or removed.
+        some that were to be removed, but loses none. OutputError: a file cannot be written or removed.
         """
         kept = {(part.start, part.stop): part for part in parts}
         loose = store.names(self._loose)

@@ -257,7 +257,7 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
     Args:
         paths: N paths of images below the root.
         folders: Names of all folders right below the root.
-        root: Where that is, for warnings.
+        root: Its path, for warnings.
 
     Returns:
         Names by label, and (N,) int32 labels; no names and -1 where there are no class folders.
@@ -326,17 +326,11 @@ def add_class_names(fields: dict[str, Any], classes: ClassNames) -> dict[str, An
 
 
 def partition_fields(urls: Sequence[str]) -> list[dict[str, Any]]:
-    """Read the fields in the names of each file's folders: those below the common folder of all files.
+    """Read key -> value in the names of each file's folders: those below the common folder of all files.
 
     The `key=value` names that this folder's own path ends with say fields, too. Those further up say none, so that a
     copy of a data set elsewhere is the same data set. A value is an integer where all values of its key are such, else
     text. `__HIVE_DEFAULT_PARTITION__` is None.
-
-    Args:
-        urls: Paths or URLs of files.
-
-    Returns:
-        Key -> value, for each file.
     """
     found: list[dict[str, Any]] = []
     cache: dict[str, dict[str, Any]] = {}  # by folder: most files share theirs

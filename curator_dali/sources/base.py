@@ -319,19 +319,12 @@ def parse_metadata(
     defaults: Mapping[str, Any] | None = None,
     problem: str = "",
 ) -> dict[str, Any]:
-    """Make a sample's metadata of its sidecars.
+    """Make a sample's metadata of the bytes of its sidecars.
 
     The fields of a JSON object come first; any other JSON value is kept under `"json"`. `.txt` is the `caption`
     unless the JSON has one. `.cls` is the `label` (int), also over one in the JSON: it is there for nothing else.
     `defaults` (a folder's label) fill what is still missing. What cannot be parsed never costs the image: the
-    reason stands under `"metadata_error"`.
-
-    Args:
-        json_bytes: The `.json` member, if there is one.
-        txt: The `.txt` member.
-        cls: The `.cls` member, an integer in ASCII.
-        defaults: Fields of lowest precedence.
-        problem: A reason why a sidecar could not be read, if there was one.
+    reason stands under `"metadata_error"`, behind a `problem` that there was with reading.
     """
     metadata: dict[str, Any] = {}
     problems = [problem] if problem else []

@@ -56,7 +56,6 @@ __all__ = ["FolderSource"]
 logger = logging.getLogger(__name__)
 
 _STAT_THREADS, _STAT_FILES = 8, 1024  # files whose sizes each thread asks for at once
-_NO_SIDECARS: Mapping[str, str] = {}
 
 
 class FolderSource(LearningSource):
@@ -315,7 +314,7 @@ class FolderSource(LearningSource):
 
     def _sidecar_urls(self, path: str, spelled: list[int]) -> Mapping[str, str]:
         if not any(spelled):
-            return _NO_SIDECARS
+            return {}
         stem = f"{self._root}/{stem_of(path)}"
         return {ext: f"{stem}.{self._spellings[at]}" for ext, at in zip(SIDECARS, spelled, strict=True) if at}
 

@@ -335,14 +335,15 @@ def _find(text: str, patterns: list[Pattern]) -> list[_Match]:
     return found
 
 
-def _match(pattern: Pattern, found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
+def _match(pattern: Pattern, found: list[tuple[str, bool]]) -> list[_Match]:
     """Sort the matches of a glob by kind. Outputs of curations are left out, unless all data are such."""
     known: dict[str, bool] = {}
     head = pattern.head
-    folders = [path if info.get("type") == "directory" else path.rpartition("/")[0] for path, info in found]
-    outputs = [not is_remote(pattern.url) and _is_in_output(folder, head, known) for folder in folders]
-    if any(outputs):
-        kept = [match for match, is_output in zip(found, outputs, strict=True) if not is_output]
+    kept = found
+    if not is_remote(pattern.url):
+        folders = [path if is_folder else path.rpartition("/")[0] for path, is_folder in found]
+        kept = [match for match, at in zip(found, folders, strict=True) if not _is_in_output(at, head, known)]
+    if len(kept) < len(found):
         matches = _match_all(kept)
         if any(match.kind not in _NO_DATA for match in matches):
             logger.info("passing over %d matches of %s in outputs of curations", len(found) - len(kept), pattern.url)
@@ -360,11 +361,11 @@ def _is_in_output(folder: str, head: str, known: dict[str, bool]) -> bool:
     return known[folder]
 
 
-def _match_all(found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
+def _match_all(found: list[tuple[str, bool]]) -> list[_Match]:
     matches: list[_Match] = []
-    for url, info in found:
+    for url, is_folder in found:
         kind = _kind(url)
-        if kind != "image" and info.get("type") == "directory":
+        if kind != "image" and is_folder:
             matches += [match._replace(by_glob=True) for match in _in_folder(url)] or [_Match(_EMPTY, url, True)]
         else:
             matches.append(_Match(kind, url, True))
@@ -421,17 +422,17 @@ def _read_head(path: str) -> bytes | BaseException:
         return error
 
 
-def _glob(pattern: Pattern) -> list[tuple[str, Mapping[str, Any]]]:
-    """Paths or URLs that match, and what is known of each; of local files only whether those are folders."""
+def _glob(pattern: Pattern) -> list[tuple[str, bool]]:
+    """Paths or URLs that match, and whether each is a folder."""
     url = pattern.url
     if not is_remote(url):
         found = [path.rstrip("/") or "/" for path in sorted(glob.glob(url, recursive=True))]
         # asking is only worth it where the ending does not tell
-        return [(path, {"type": "directory"} if not is_image(path) and os.path.isdir(path) else {}) for path in found]
+        return [(path, not is_image(path) and os.path.isdir(path)) for path in found]
     fs, path = filesystem(url)
     spell = _make_speller(fs, pattern.head, url)
     matches = ask_listing(url, lambda: fs.glob(path, detail=True, **listing_options(url)))
-    return sorted((spell(match), info) for match, info in matches.items())
+    return sorted((spell(match), info.get("type") == "directory") for match, info in matches.items())
 
 
 def _make_speller(fs: Any, folder: str, original: str) -> Callable[[str], str]:

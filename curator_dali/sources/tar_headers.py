@@ -153,12 +153,7 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, least: int = _S
 
 
 class _Window:
-    """The bytes of a file around a place, read in pieces that fit the distance between headers.
-
-    Args:
-        read_at: See `scan_tar`.
-        least: The least that is read at once, in bytes.
-    """
+    """The bytes of a file around a place, read in pieces that fit the distance between headers."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], least: int) -> None:
         self._read_at, self._least, self._ahead = read_at, least, least

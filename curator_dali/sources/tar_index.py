@@ -120,12 +120,8 @@ class TarIndex:
         - Of several images, the sample's image is the first with a simple extension (`a.jpg`), else the first
           (`a.left.jpg`). `Summary` counts the others.
         - Members without an extension, or whose name begins with a dot, belong to no sample, as in WebDataset.
-        - Nothing is lost: sidecars without an image, a member that the end of the tar cuts, and damaged headers are
-          samples too, with a `Status` that says so.
-
-        Args:
-            scan: The members.
-            size: Bytes in the tar.
+        - Nothing is lost: sidecars without an image, a member that the end of the tar (`size` bytes) cuts, and damaged
+          headers are samples too, with a `Status` that says so.
         """
         runs, keys, bare = _group(scan)
         starts = np.zeros(len(scan.names) + 1, np.int64)
