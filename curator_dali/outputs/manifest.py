@@ -46,7 +46,7 @@ _FOLDER = "_manifest"
 _PACK_FROM = 10_000  # loose records; reading them takes longer than packing them once
 _PACKED_NAME = "parts.jsonl"
 _LOOSE_NAME = re.compile(r"(\d{12,})-(\d{12,})\.json")
-_OUTPUT_NAME = re.compile(r"\d{12,}-\d{12,}(-\d+)?\.(tar|parquet)")
+_OUTPUT_NAME = re.compile(r"\d{12,}-\d{12,}(-\d+)?\.(tar|parquet)")  # of a part's files
 
 
 class Manifest:
@@ -112,7 +112,7 @@ class Manifest:
                 manifest.run = earlier
                 manifest._clean()
             else:
-                if any(map(_is_output, store.names(folder))) or manifest.ranges():
+                if any(map(_OUTPUT_NAME.fullmatch, store.names(folder))) or manifest.ranges():
                     raise OutputError(
                         f"{folder} holds the output of a run whose {_FOLDER}/run.json is gone: choose another folder"
                     )
@@ -262,7 +262,7 @@ class Manifest:
         self._records.keep_only(kept, _PACK_FROM)
         listed = {file.name for part in kept for file in part.files}
         for name in sizes:
-            if _is_output(name) and name not in listed:
+            if _OUTPUT_NAME.fullmatch(name) and name not in listed:
                 logger.info("%s: removing %s, whose part was not finished", self.folder, name)
                 store.remove(join(self.folder, name))
 
@@ -463,11 +463,6 @@ class Part:
 def part_name(start: int, stop: int) -> str:
     """What the names of a part's files begin with: the range of its samples."""
     return f"{start:012d}-{stop:012d}"
-
-
-def _is_output(name: str) -> bool:
-    """Whether a file's name is that of a part's tar or Parquet."""
-    return _OUTPUT_NAME.fullmatch(name) is not None
 
 
 def labels_of(names: Iterable[str]) -> list[str]:

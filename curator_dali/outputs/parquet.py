@@ -317,15 +317,6 @@ class RowFiles:
         kind = self.schema.field(EMBEDDING).type if EMBEDDING in self.schema.names else None
         self.embedding_dim: int = 0 if kind is None else kind.list_size
 
-    def require(self, names: Sequence[str]) -> None:
-        """Make sure that columns are there.
-
-        Raises:
-            OutputError: Some are not; names those that are.
-        """
-        if missing := [name for name in names if name not in self.schema.names]:
-            raise OutputError(f"the output has no columns {missing}; it has {', '.join(self.schema.names)}")
-
     def __len__(self) -> int:
         """Number of rows: of the files' footers."""
         return sum(self.counts())
@@ -348,8 +339,8 @@ class RowFiles:
         Raises:
             OutputError: A column is missing, or a file is of another format, of another schema, or damaged.
         """
-        if columns is not None:
-            self.require(columns)
+        if missing := [name for name in columns or () if name not in self.schema.names]:
+            raise OutputError(f"the output has no columns {missing}; it has {', '.join(self.schema.names)}")
         for url in self.files:
             with _open_parquet(url) as parquet:
                 if not _spelt_schema(parquet.schema_arrow).equals(self.schema):

@@ -119,7 +119,8 @@ class Mixture(Source):
         for key, source, rows, own in self._split(indices):
             part = source.read(own, members=members)
             for i, row in enumerate(rows.tolist()):
-                item = batch.objects[row] = _told(part.objects[i], key)
+                metadata = partial(_with_source, part.objects[i], key)  # which are still unread
+                item = batch.objects[row] = clone(part.objects[i], {"_metadata": metadata})
                 batch.images[row], batch.shards[row] = part.images[i], part.shards[i]
                 if part.members is not None:
                     found[row] = add_sidecars(part.members[i], item.metadata) if part.members[i] else {}
@@ -159,11 +160,6 @@ class Mixture(Source):
         sources = list(self.sources.items())
         for number, rows, samples in split_by_shard(np.asarray(indices) % len(self), self._starts):
             yield *sources[number], rows, samples
-
-
-def _told(item: ImageObject, source: str) -> ImageObject:
-    """The image, whose metadata, still unread, will tell its source."""
-    return clone(item, {"_metadata": partial(_with_source, item, source)})
 
 
 def _with_source(item: ImageObject, source: str) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def _open_images(patterns: list[Pattern], urls: list[str], label_from_folder: bo
     if by_glob:
         listing = _list_beside_remote(root, patterns, files) if is_remote(root) else list_beside(root, files)
         if all(_takes_every_folder(pattern.url, root) for pattern in patterns):
-            listing = listing._replace(folders=_folders_in(root))
+            listing = listing._replace(folders=sorted(map(_name, _without_outputs(_look_into(root)[1]))))
     return FolderSource(root, files=files, label_from_folder=label_from_folder, name=name, listing=listing)
 
 
@@ -260,12 +260,6 @@ def _takes_every_folder(pattern: str, root: str) -> bool:
     pattern = pattern if is_remote(pattern) else os.path.abspath(pattern)
     first, slash, _ = pattern[len(root) :].lstrip("/").partition("/")
     return first == "**" or (first == "*" and bool(slash))
-
-
-def _folders_in(root: str) -> list[str]:
-    """Names of the folders right below a folder, without outputs of curations if it is local."""
-    _, folders, _ = _look_into(root)
-    return sorted(map(_name, _without_outputs(folders)))
 
 
 def _without_outputs(folders: Sequence[str]) -> list[str]:

@@ -281,7 +281,7 @@ def _join_strays(runs: list[_Run], scan: Scan, images: Counter[str]) -> list[_Ru
             kept.append(run)
             continue
         for member in run.members:
-            home.add(member, scan.names[member][len(home.key) + 1 :].lower())
+            home.add(member, _extension(scan, home, member))
     return kept
 
 
