@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     arguments = _make_parser().parse_args(argv)
     try:
-        code: int = arguments.command(arguments)
+        code: int | None = arguments.command(arguments)
         sys.stdout.flush()
-        return code
+        return code or 0
     except BrokenPipeError:  # `curator-dali info ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -73,7 +73,7 @@ def _make_parser() -> argparse.ArgumentParser:
     decoding.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images a batch (default 64)")
     decoding.add_argument("--threads", type=positive, metavar="N", help="decoding threads (default: all cores)")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, *parents: Any) -> Any:
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str, *parents: Any) -> Any:
         added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=parents)
         added.set_defaults(command=run)
         return added
@@ -114,9 +114,8 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _demo(arguments: argparse.Namespace) -> None:
     from curator_dali.demo import run
 
     for line in run(arguments.out, device_of(arguments.device)):
         print(line, flush=True)
-    return 0

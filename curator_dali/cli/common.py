@@ -87,10 +87,7 @@ def print_json(value: dict[str, Any]) -> None:
 def print_rows(rows: Iterable[tuple[str, ...]], indent: str = "", right: Collection[int] = ()) -> None:
     """Columns as wide as their widest text; the last one runs free. Control characters of names stay harmless.
 
-    Args:
-        rows: Cells; as many in each.
-        indent: Before each line.
-        right: Numbers of the columns that are aligned to the right.
+    `right` are the numbers of the columns that are aligned to the right.
     """
     printable = [tuple(map(terminal_safe, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*printable, strict=True)]
@@ -206,9 +203,8 @@ def add_executor(parser: Any) -> None:
 
 def executor_of(arguments: argparse.Namespace) -> Any:
     """What the flags say of Ray; None where they say nothing."""
-    asked = (("address", arguments.ray_address), ("num_workers", arguments.num_workers),
-             ("gpus_per_worker", arguments.gpus_per_worker))  # fmt: skip
-    given = {name: value for name, value in asked if value is not None}
+    flags = {"address": "ray_address", "num_workers": "num_workers", "gpus_per_worker": "gpus_per_worker"}
+    given = {name: value for name, flag in flags.items() if (value := getattr(arguments, flag)) is not None}
     if arguments.executor == "local" and given:
         raise ValueError(f"--executor local takes no {', '.join(sorted(given))}: these are for --executor ray")
     if arguments.executor == "local" or not (arguments.executor or given):

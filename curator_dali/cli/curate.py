@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--max-error-rate", type=float, metavar="X", help="end if this share (0 to 1) is broken")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Curate, or say what would be done."""
     from curator_dali.curation import Curation
     from curator_dali.sources import Subset, open_source
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         with Curation(limited, options.pop("out"), **options) as curation:
             if arguments.dry_run:
                 _print_plan(curation, arguments.json)
-                return 0
+                return
             done, total = curation.work
             with common.progress(total, "curated", done) as bar:
                 report = curation.run(bar.update)
@@ -75,11 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
         opened.close()
     if arguments.json:
         common.print_json(report.as_dict())
-        return 0
+        return
     common.print_rows(report.rows(), right=(1, 2))
     print()
     common.print_rows(report.times())
-    return 0
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,20 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from curator_dali.cli.common import (
-    EXIT_INTERRUPTED,
-    check_folder_of,
-    device_of,
-    print_json,
-    print_rows,
-    progress,
-    size_text,
-    source_of,
-)
+from curator_dali.cli import common
 from curator_dali.errors import ImageError
 from curator_dali.errors import count as counted
 
@@ -36,16 +27,19 @@ _MOST_LISTED = 20  # broken images named in `verify`'s table
 _THUMBNAIL = 160  # pixels of the longer side
 
 
-def info(arguments: argparse.Namespace) -> int:
+def info(arguments: argparse.Namespace) -> None:
     """Say what a source holds."""
     from curator_dali.decoding import scan
     from curator_dali.sources import open_source
 
-    with closing(open_source(source_of(arguments.source))) as source, progress(len(source), "headers") as bar:
+    with (
+        closing(open_source(common.source_of(arguments.source))) as source,
+        common.progress(len(source), "headers") as bar,
+    ):
         survey = scan(source, bar.update)
     if arguments.json:
-        print_json(survey.as_dict())
-        return 0
+        common.print_json(survey.as_dict())
+        return
     images = survey.samples - survey.unreadable
     partial = survey.images_sized < survey.samples
     formats = ", ".join(f"{name} {count:,}" for name, count in survey.formats.items())
@@ -55,7 +49,8 @@ def info(arguments: argparse.Namespace) -> int:
         ("formats", (formats or "none") + (f" ({survey.by_pillow:,} decoded by Pillow)" if survey.by_pillow else "")),
         (
             "bytes",
-            size_text(survey.image_bytes) + (f" in the {survey.images_sized:,} images read now" if partial else ""),
+            common.size_text(survey.image_bytes)
+            + (f" in the {survey.images_sized:,} images read now" if partial else ""),
         ),
     ]
     for name, side in (("width", survey.width), ("height", survey.height)):
@@ -65,8 +60,7 @@ def info(arguments: argparse.Namespace) -> int:
         rows.append(("pixels", f"{survey.pixels / 1e6:,.1f} megapixels, {survey.pixels / images:,.0f} pixels an image"))
     if survey.unreadable:
         rows.append(("broken", f"{survey.unreadable:,} have no readable header: `curator-dali verify` names them"))
-    print_rows(rows)
-    return 0
+    common.print_rows(rows)
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -77,7 +71,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
     report: Path | None = arguments.report
     if report:  # a wrong ending or folder shows now, not after hours of decoding
-        check_folder_of(report)
+        common.check_folder_of(report)
         probe = report.with_name(f".probe-{report.name}")
         write_errors([], probe)
         probe.unlink()
@@ -86,7 +80,7 @@ def verify(arguments: argparse.Namespace) -> int:
         if report:
             check_file(report, loader.source)
         loader.max_errors = sys.maxsize  # all of them are the answer
-        with progress(loader.num_samples, "verified") as bar:
+        with common.progress(loader.num_samples, "verified") as bar:
             try:
                 for _ in loader:
                     bar.update(loader.stats.samples + loader.stats.failed - bar.n)
@@ -105,7 +99,7 @@ def verify(arguments: argparse.Namespace) -> int:
         counts = {"samples": samples, "checked": checked, "broken": broken, "unread": unread}
         summary = {**counts, "complete": not interrupted}
         rows = [asdict(error) for error in errors]
-        print_json({**summary, "device": device, "reasons": kinds, "errors": rows, "stats": stats.as_dict()})
+        common.print_json({**summary, "device": device, "reasons": kinds, "errors": rows, "stats": stats.as_dict()})
     else:
         _print_verdict(errors, kinds)
         rate = f"{checked / stats.seconds:,.0f} images/s" if stats.seconds else "no time measured"
@@ -116,7 +110,7 @@ def verify(arguments: argparse.Namespace) -> int:
         if report:
             print(f"wrote {report} ({counted(len(errors), 'row')})")
     if interrupted:
-        return EXIT_INTERRUPTED
+        return common.EXIT_INTERRUPTED
     return _EXIT_BROKEN if errors else 0
 
 
@@ -126,14 +120,14 @@ def _print_verdict(errors: Sequence[ImageError], kinds: Counter[str]) -> None:
     shown = errors[:_MOST_LISTED]
     head = "images that are broken, or cannot be read now" if any(e.unread for e in errors) else "broken images"
     print(head + (f" (the first {_MOST_LISTED} of {len(errors):,})" if len(errors) > _MOST_LISTED else ""))
-    print_rows([(error.image_id, Path(error.shard).name, error.reason) for error in shown], indent="  ")
+    common.print_rows([(error.image_id, Path(error.shard).name, error.reason) for error in shown], indent="  ")
     if len(errors) > _MOST_LISTED:
         print("  --report FILE names them all")
     print("reasons")
-    print_rows([(f"{count:,}", kind) for kind, count in kinds.most_common()], indent="  ")
+    common.print_rows([(f"{count:,}", kind) for kind, count in kinds.most_common()], indent="  ")
 
 
-def preview(arguments: argparse.Namespace) -> int:
+def preview(arguments: argparse.Namespace) -> None:
     """Draw a contact sheet."""
     from curator_dali.batch import contact_sheet
     from curator_dali.curation import check_file
@@ -143,16 +137,19 @@ def preview(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"cannot draw to {str(out)!r}: the name must end in .png, .jpg or .webp")
-    check_folder_of(out)
+    common.check_folder_of(out)
     # Small batches, of which only thumbnails are kept: hundreds of large photographs need not fit in memory.
     size = min(arguments.count, 16)
     thumbnails: list[Any] = []
     captions = []
     with ImageLoader(
-        source_of(arguments.source), batch_size=size, device=device_of(arguments.device), shuffle=arguments.shuffle
+        common.source_of(arguments.source),
+        batch_size=size,
+        device=common.device_of(arguments.device),
+        shuffle=arguments.shuffle,
     ) as loader:
         check_file(out, loader.source)
-        with progress(min(arguments.count, loader.num_samples), "images") as bar:
+        with common.progress(min(arguments.count, loader.num_samples), "images") as bar:
             for batch in loader:
                 thumbnails += make_thumbnails(batch.images, _THUMBNAIL, _THUMBNAIL)
                 for item, image in zip(batch.data, batch.images, strict=True):
@@ -168,148 +165,88 @@ def preview(arguments: argparse.Namespace) -> int:
     contact_sheet(thumbnails, captions, arguments.columns).save(out)
     skipped = f"; {failed:,} on the way are broken, `curator-dali verify` names them" if failed else ""
     print(f"wrote {out}: {len(thumbnails):,} of {samples:,} images{skipped}")
-    return 0
 
 
 def bench(arguments: argparse.Namespace) -> int:
     """Measure the loader."""
+    import statistics
+
     with _loader(arguments) as loader:
-        with progress(loader.num_samples * (arguments.rounds + 1), "images") as bar:
-            result = _measure(loader, arguments.rounds, bar.update)
-        source = loader.source.name
-        complete = len(result.passes) == arguments.rounds + 1
+        with common.progress(loader.num_samples * (arguments.rounds + 1), "images") as bar:
+            passes = _measure(loader, arguments.rounds, bar.update)
+        source, device = loader.source.name, loader.device
+    complete = len(passes) == arguments.rounds + 1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    first, last = passes[0], passes[-1]
+    rates = [one.images_per_second for one in passes[1:] or passes]  # the first pass builds the pipeline
+    speed, low, high = statistics.median(rates), min(rates), max(rates)
     if arguments.json:
         settings = {"batch_size": arguments.batch_size, "threads": arguments.threads, "complete": complete}
-        print_json({"source": source, **settings, **result.as_dict()})
-        return 0 if complete else EXIT_INTERRUPTED
-    first, last = result.passes[0], result.passes[-1]
-    low, high = result.spread
-    passes = counted(len(result.steady), "pass", "es")
+        rate = {"images_per_second": speed, "spread": [low, high], "peak_bytes": peak}
+        rows = [one._asdict() for one in passes]
+        common.print_json({"source": source, **settings, "device": device, **rate, "passes": rows})
+        return 0 if complete else common.EXIT_INTERRUPTED
     stats = last.stats
     split = ", ".join(f"{part} {stats[f'{part}_seconds']:.2f} s" for part in ("wait", "read", "gate", "decode"))
-    print_rows(
+    common.print_rows(
         [
             ("source", f"{source}, {first.samples:,} images, {first.failed:,} broken"),
-            ("speed", f"{result.images_per_second:,.0f} images/s, median of {passes}"),
+            ("speed", f"{speed:,.0f} images/s, median of {counted(len(rates), 'pass', 'es')}"),
             ("spread", f"{low:,.0f} to {high:,.0f} images/s"),
             ("first pass", f"{first.images_per_second:,.0f} images/s, with building the pipeline"),
             ("encoded", f"{stats['bytes'] / last.seconds / 1e6:,.1f} MB/s"),
             ("time", f"{last.seconds:.2f} s in the last pass; threads overlap: {split}"),
-            ("memory", f"{size_text(result.peak_bytes)} at the peak, the whole process"),
-            ("device", f"{result.device}, batches of {arguments.batch_size:,}"),
+            ("memory", f"{common.size_text(peak)} at the peak, the whole process"),
+            ("device", f"{device}, batches of {arguments.batch_size:,}"),
         ]
     )
     if not complete:
         print("interrupted: the passes so far are above")
-    return 0 if complete else EXIT_INTERRUPTED
+    return 0 if complete else common.EXIT_INTERRUPTED
 
 
-def _measure(loader: ImageLoader, rounds: int = 3, progress: Callable[[int], object] | None = None) -> Benchmark:
-    """Pass over a loader's source once to warm up, and then `rounds` times.
+class _Pass(NamedTuple):
+    """One pass over a source: images decoded and broken, seconds to the end, and the loader's own account of it."""
+
+    samples: int
+    failed: int
+    seconds: float
+    stats: dict[str, Any]
+    images_per_second: float  # good and bad
+
+
+def _measure(loader: ImageLoader, rounds: int, progress: Callable[[int], object]) -> list[_Pass]:
+    """Pass over a loader's source once to warm up, and then `rounds` times; `progress` gets the numbers of images done.
 
     Ctrl-C ends the measurement; what was measured until then is returned if it holds a whole pass.
-
-    Args:
-        loader: What to measure; stays open.
-        rounds: Steady passes.
-        progress: Called with the number of images, good and bad, done since the last call.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C before the first pass was over.
-        ValueError: The source has no samples.
     """
     if not loader.num_samples:
         raise ValueError("the source has no samples: nothing to measure")
-    passes: list[Pass] = []
+    passes: list[_Pass] = []
     try:
         for _ in range(rounds + 1):
             started = time.perf_counter()
             seen = 0
             for _ in loader:
                 done = loader.stats.samples + loader.stats.failed
-                if progress:
-                    progress(done - seen)
+                progress(done - seen)
                 seen = done
             seconds = time.perf_counter() - started
-            passes.append(Pass(loader.stats.samples, loader.stats.failed, seconds, loader.stats.as_dict()))
+            stats = loader.stats
+            rate = (stats.samples + stats.failed) / seconds if seconds else 0.0
+            passes.append(_Pass(stats.samples, stats.failed, seconds, stats.as_dict(), rate))
     except KeyboardInterrupt:
         if not passes:
             raise
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Benchmark(loader.device, passes, peak)
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Passes over a source; the first one builds the pipeline and warms the caches and stands apart.
-
-    Attributes:
-        device: Where the pixels were.
-        passes: In order.
-        peak_bytes: Largest resident memory of the process, in bytes.
-    """
-
-    device: str
-    passes: list[Pass]
-    peak_bytes: int
-
-    @property
-    def steady(self) -> list[Pass]:
-        """The passes after the first, or the first where there is no other."""
-        return self.passes[1:] or self.passes
-
-    @property
-    def images_per_second(self) -> float:
-        """Median over the steady passes."""
-        import statistics
-
-        return statistics.median(one.images_per_second for one in self.steady)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """Slowest and fastest steady pass, images a second."""
-        rates = [one.images_per_second for one in self.steady]
-        return min(rates), max(rates)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The benchmark as plain values for JSON."""
-        return {
-            "device": self.device,
-            "images_per_second": self.images_per_second,
-            "spread": list(self.spread),
-            "peak_bytes": self.peak_bytes,
-            "passes": [asdict(one) | {"images_per_second": one.images_per_second} for one in self.passes],
-        }
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass over a source.
-
-    Attributes:
-        samples: Images decoded.
-        failed: Images that could not be.
-        seconds: From the request for the first batch to the end.
-        stats: The loader's own account of the pass.
-    """
-
-    samples: int
-    failed: int
-    seconds: float
-    stats: dict[str, Any]
-
-    @property
-    def images_per_second(self) -> float:
-        """Images, good and bad, a second."""
-        return (self.samples + self.failed) / self.seconds if self.seconds else 0.0
+    return passes
 
 
 def _loader(arguments: argparse.Namespace) -> ImageLoader:
     from curator_dali.loader import ImageLoader
 
     return ImageLoader(
-        source_of(arguments.source),
+        common.source_of(arguments.source),
         batch_size=arguments.batch_size,
-        device=device_of(arguments.device),
+        device=common.device_of(arguments.device),
         num_threads=arguments.threads,
     )

@@ -8,22 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curator_dali.cli.common import (
-    add_deduplicate,
-    add_executor,
-    add_limits,
-    add_output,
-    check_folder_of,
-    deduplicate_of,
-    device_of,
-    executor_of,
-    positive,
-    print_json,
-    print_rows,
-    progress,
-    settings_of,
-    size_text,
-)
+from curator_dali.cli import common
 from curator_dali.errors import count as counted
 
 if TYPE_CHECKING:
@@ -53,28 +38,28 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     query.add_argument("--image", metavar="FILE", help="a path or URL of an image")
     query.add_argument("--text", help='as "a red bus", where the model has a text tower')
     query.add_argument("--id", help="the image_id of an image of the output")
-    parser.add_argument("-k", type=positive, default=20, metavar="N", help="how many (default 20)")
+    parser.add_argument("-k", type=common.positive, default=20, metavar="N", help="how many (default 20)")
     parser.add_argument("-o", "--sheet", type=Path, metavar="FILE", help="draw a contact sheet")
     parser.add_argument("--dropped", action="store_true", help="look among dropped images too")
     parser.add_argument("--source", metavar="SRC", help="where the data set is, if it has moved (for -o)")
 
 
-def search(arguments: argparse.Namespace) -> int:
+def search(arguments: argparse.Namespace) -> None:
     """Print what is most like an image or a text."""
     from curator_dali.batch import contact_sheet
     from curator_dali.report import search as find
 
     if arguments.sheet:
-        check_folder_of(arguments.sheet)
-    device = device_of(arguments.device)
+        common.check_folder_of(arguments.sheet)
+    device = common.device_of(arguments.device)
     found = find(
         arguments.out, image=arguments.image, text=arguments.text, id=arguments.id, k=arguments.k,
         dropped=arguments.dropped, device=device, source=arguments.source,
     )  # fmt: skip
     if arguments.json:
-        print_json(found.as_dict())
+        common.print_json(found.as_dict())
     elif len(found):
-        print_rows([(f"{cosine:.4f}", key, path) for key, path, cosine in found])
+        common.print_rows([(f"{cosine:.4f}", key, path) for key, path, cosine in found])
     else:
         print("nothing to search: the output has no images with embeddings")
     if arguments.sheet and len(found):
@@ -83,7 +68,6 @@ def search(arguments: argparse.Namespace) -> int:
             raise ValueError(f"nothing to draw: none of the {counted(len(found), 'image')} found can be decoded now")
         pairs = zip(batch.data, batch.columns["cosine"].tolist(), strict=True)
         contact_sheet(batch, [f"{item.image_id}\n{cosine:.3f}" for item, cosine in pairs]).save(arguments.sheet)
-    return 0
 
 
 def add_rethreshold(parser: argparse.ArgumentParser) -> None:
@@ -97,26 +81,25 @@ def add_rethreshold(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a .toml or .yaml file with rethreshold()'s arguments"
     )
-    add_limits(parser)
-    add_deduplicate(parser)
-    add_executor(parser)
+    common.add_limits(parser)
+    common.add_deduplicate(parser)
+    common.add_executor(parser)
     parser.add_argument("--source", metavar="SRC", help="where the data set is, if it has moved")
-    add_output(parser, embeddings="store them (default: as OUT has them)")
+    common.add_output(parser, embeddings="store them (default: as OUT has them)")
 
 
-def rethreshold(arguments: argparse.Namespace) -> int:
+def rethreshold(arguments: argparse.Namespace) -> None:
     """Decide anew who stays of an output."""
     from curator_dali.curation import rethreshold as decide
     from curator_dali.outputs import Manifest
 
     options = _options(arguments)
-    with progress(Manifest.load(arguments.out).samples, "decided") as bar:
+    with common.progress(Manifest.load(arguments.out).samples, "decided") as bar:
         report = decide(arguments.out, arguments.new, progress=bar.update, **options)
     if arguments.json:
-        print_json(report.as_dict())
-        return 0
-    print_rows(report.rows(), right=(1, 2))
-    return 0
+        common.print_json(report.as_dict())
+    else:
+        common.print_rows(report.rows(), right=(1, 2))
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -129,8 +112,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{arguments.config}: rethreshold takes no {', '.join(refused)}; it takes {', '.join(_FILE_OPTIONS)}"
         )
     stages = options["stages"] if "stages" in options else stages_of(arguments.out)
-    options |= {"stages": _changed(stages, arguments)} | settings_of(arguments)
-    given = {"source": arguments.source, "executor": executor_of(arguments)}
+    options |= {"stages": _changed(stages, arguments)} | common.settings_of(arguments)
+    given = {"source": arguments.source, "executor": common.executor_of(arguments)}
     return options | {name: value for name, value in given.items() if value is not None}
 
 
@@ -152,7 +135,7 @@ def _changed(stages: list[Stage], arguments: argparse.Namespace) -> list[Stage]:
             else:  # before the deduplication, so that no image is dropped for one that goes itself
                 last = isinstance(stages[-1], Deduplicate) if stages else False
                 stages.insert(len(stages) - last, Filter(field, **{name: limit}))
-    new = deduplicate_of(arguments)
+    new = common.deduplicate_of(arguments)
     return [*(s for s in stages if not isinstance(s, Deduplicate)), *new] if new else stages
 
 
@@ -165,46 +148,39 @@ def add_duplicates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--similarity", type=float, metavar="X", help="with --leaks: by embeddings' cosine")
 
 
-def duplicates(arguments: argparse.Namespace) -> int:
+def duplicates(arguments: argparse.Namespace) -> None:
     """List groups of duplicates, or what two outputs share."""
     from curator_dali.report import duplicate_groups, leaks
 
+    most = None if arguments.all else _MOST_LISTED
+    found: list[Any]
     if arguments.leaks:
         found = leaks(
             arguments.out, arguments.leaks, near=arguments.near, similarity=arguments.similarity,
-            device=device_of(arguments.device),
+            device=common.device_of(arguments.device),
         )  # fmt: skip
-        if arguments.json:
-            print_json({"out": arguments.out, "other": arguments.leaks, "leaks": [asdict(leak) for leak in found]})
-            return 0
-        print(f"{counted(len(found), 'image')} of {arguments.out} are like one of {arguments.leaks}")
-        shown = found if arguments.all else found[:_MOST_LISTED]
-        if shown:
-            print_rows([(leak.image_id, leak.other, leak.why) for leak in shown], indent="  ")
-        _rest(len(found) - len(shown))
-        return 0
-    if arguments.near is not None or arguments.similarity is not None:
+        about = {"out": arguments.out, "other": arguments.leaks, "leaks": [asdict(leak) for leak in found]}
+        head = f"{counted(len(found), 'image')} of {arguments.out} are like one of {arguments.leaks}"
+        lines = [(leak.image_id, leak.other, leak.why) for leak in found[:most]]
+    elif arguments.near is not None or arguments.similarity is not None:
         raise ValueError("--near and --similarity go with --leaks; the groups are those that the curation found")
-    groups = duplicate_groups(arguments.out)
+    else:
+        found = duplicate_groups(arguments.out)
+        about = {"out": arguments.out, "groups": [asdict(group) for group in found]}
+        head = f"{counted(len(found), 'group')} of duplicates, {sum(len(g.members) for g in found):,} images"
+        lines = [
+            (f"{group.number}" if n == 0 else "", member.image_id, member.reason or member.status)
+            for group in found[:most]
+            for n, member in enumerate(group.members)
+        ]
     if arguments.json:
-        print_json({"out": arguments.out, "groups": [asdict(group) for group in groups]})
-        return 0
-    print(f"{counted(len(groups), 'group')} of duplicates, {sum(len(g.members) for g in groups):,} images")
-    listed = groups if arguments.all else groups[:_MOST_LISTED]
-    lines = [
-        (f"{group.number}" if n == 0 else "", member.image_id, member.reason or member.status)
-        for group in listed
-        for n, member in enumerate(group.members)
-    ]
+        common.print_json(about)
+        return
+    print(head)
     if lines:
-        print_rows(lines, indent="  ")
-    _rest(len(groups) - len(listed))
-    return 0
-
-
-def _rest(number: int) -> None:
-    if number:
-        print(f"  and {number:,} more: --all lists them")
+        common.print_rows(lines, indent="  ")
+    if rest := len(found) - len(found[:most]):
+        print(f"  and {rest:,} more: --all lists them")
 
 
 def add_index(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +195,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def index(arguments: argparse.Namespace) -> int:
+def index(arguments: argparse.Namespace) -> None:
     """Make the index of an output."""
     from curator_dali.index import write_index
 
@@ -229,19 +205,17 @@ def index(arguments: argparse.Namespace) -> int:
         def show(what: str, done: int, total: int) -> None:
             if what not in bars:
                 stack.close()  # the last one's
-                bars[what] = stack.enter_context(progress(total, what))
+                bars[what] = stack.enter_context(common.progress(total, what))
             bars[what].update(done - bars[what].n)
 
-        made = write_index(
-            arguments.out, similarity=arguments.similarity, device=device_of(arguments.device), progress=show
-        )
+        device = common.device_of(arguments.device)
+        made = write_index(arguments.out, similarity=arguments.similarity, device=device, progress=show)
     if arguments.json:
-        print_json(made.as_dict())
-        return 0
+        common.print_json(made.as_dict())
+        return
     by = ", ".join(made.columns) or "nothing: the output has neither hashes nor embeddings"
     least = f" (cosine {made.threshold:g} and more)" if made.threshold else ""
-    print(f"indexed {counted(made.rows, 'kept image')} of {made.out} by {by}{least}: {size_text(made.nbytes)}")
-    return 0
+    print(f"indexed {counted(made.rows, 'kept image')} of {made.out} by {by}{least}: {common.size_text(made.nbytes)}")
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -251,14 +225,11 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", metavar="SRC", help="where the data set is, if it has moved")
 
 
-def report(arguments: argparse.Namespace) -> int:
+def report(arguments: argparse.Namespace) -> None:
     """Write report.html anew."""
     from curator_dali.report import write_report
 
     if arguments.to:
-        check_folder_of(arguments.to)
-    print(
-        "wrote "
-        + write_report(arguments.out, source=arguments.source, to=arguments.to, device=device_of(arguments.device))
-    )
-    return 0
+        common.check_folder_of(arguments.to)
+    device = common.device_of(arguments.device)
+    print("wrote", write_report(arguments.out, source=arguments.source, to=arguments.to, device=device))

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import math
@@ -25,12 +26,9 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from curator_dali.io.remote import TIMEOUT_VARIABLE, is_http, is_remote, retry
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = [
     "DEEP",
@@ -82,12 +80,11 @@ _PROTOCOL_ALIASES = {
 }
 
 
-class AtomicFile:
+class AtomicFile(io.RawIOBase):
     """A file being written, which nobody sees before `commit`; without one it is as if it had never been begun.
 
-    As a context manager it commits at the end, or discards if the block raises. It has as much of a binary file's
-    interface as `pyarrow` needs. Not thread-safe. Until it is committed the file is locked (flock), so that
-    `remove_leftovers` can tell it from what a killed process left.
+    As a context manager it commits at the end, or discards if the block raises. Not thread-safe. Until it is committed
+    the file is locked (flock), so that `remove_leftovers` can tell it from what a killed process left.
 
     Args:
         url: Path or URL. A file that is there already is replaced.
@@ -98,12 +95,14 @@ class AtomicFile:
         OSError: The file cannot be created. All methods raise it too, for instance once the disk is full.
     """
 
+    _fd = -1
+
     def __init__(self, url: str | os.PathLike[str], *, digest: bool = False, sync: bool = True) -> None:
         self.url = os.fspath(url)
         self.size = 0
         self._hash = hashlib.blake2b(digest_size=16) if digest else None
         self._remote, self._sync = is_remote(self.url), sync
-        self._fd, self._partial, self._pid = -1, "", os.getpid()
+        self._partial, self._pid = "", os.getpid()
         if self._remote:
             self._fd, spool = tempfile.mkstemp(prefix="curator-dali-")
             os.unlink(spool)  # so that a kill leaves nothing; it is read again through /proc/self/fd
@@ -145,20 +144,9 @@ class AtomicFile:
         """Bytes written so far."""
         return self.size
 
-    def flush(self) -> None:
-        """Nothing to do: what is written is with the system."""
-
-    def readable(self) -> bool:
-        """False."""
-        return False
-
     def writable(self) -> bool:
         """True until it is closed."""
         return not self.closed
-
-    def seekable(self) -> bool:
-        """False: an upload cannot be taken back."""
-        return False
 
     def close(self) -> None:
         """The same as `discard`, for what closes files by habit; nothing after a commit."""
@@ -195,17 +183,10 @@ class AtomicFile:
                 os.unlink(self._partial)
         self._close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None and not self.closed:
             self.commit()
         else:
-            self.discard()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
             self.discard()
 
     def _open_beside(self) -> None:
@@ -498,13 +479,9 @@ def parse_json(data: str | bytes | bytearray) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Refuse lists and dicts that lie in each other deeper than `MAX_DEPTH`.
+    """Refuse lists and dicts that lie in each other deeper than `MAX_DEPTH`, by a ValueError.
 
-    Args:
-        value: What a document says. No list is in it twice, as aliases of YAML may be.
-
-    Raises:
-        ValueError: They do.
+    No list may be in the value twice, as aliases of YAML may be.
     """
     level = [value]
     for _ in range(MAX_DEPTH + 1):

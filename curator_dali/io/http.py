@@ -29,14 +29,9 @@ class RangedHTTPFileSystem(HTTPFileSystem):  # type: ignore[misc]
         known: Mapping[str, tuple[int, str]] | None = None,
         **kwargs: Any,
     ) -> bytes:
-        """Fetch a file or a range of it.
+        """Fetch a file or the range [start, end) of it.
 
-        Args:
-            url: The file.
-            start: The first byte of a range.
-            end: The byte behind the range.
-            known: The size and ETag that a file had when it was opened; "" where there was none.
-            kwargs: Options of the request.
+        `known` are the size and ETag that a file had when it was opened; "" where there was none.
 
         Raises:
             PermanentError: The server ignores the range, the file is another one than it was, or too large.
@@ -110,11 +105,7 @@ class _RangedFile(HTTPFile):  # type: ignore[misc]
 
 
 def _check_unchanged(headers: Mapping[str, str], url: str, known: tuple[int, str] | None) -> None:
-    """Check that a file is the one that was opened.
-
-    Raises:
-        PermanentError: The file has another size or ETag. Weak ETags do not count, as they may differ for equal files.
-    """
+    """Refuse a file of another size or ETag. Weak ETags do not count, as they may differ for equal files."""
     size, etag = known or (None, "")
     told, now = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip()), headers.get("ETag", "")
     resized = size is not None and told is not None and told[3] is not None and int(told[3]) != size
@@ -153,14 +144,7 @@ async def _read_most(response: Any, most: int) -> bytes:
 
 
 def _check_range(text: str | None, url: str, start: int, end: int) -> int | None:
-    """Check the header of a partial answer.
-
-    Returns:
-        The bytes that have to come; None where the header is missing.
-
-    Raises:
-        ServerError: The header tells another range, or less than the file has of the range.
-    """
+    """Check the header of a partial answer: the bytes that have to come; None where the header is missing."""
     if text is None:
         return None
     match = _CONTENT_RANGE.fullmatch(text.strip())

@@ -80,8 +80,7 @@ class Storage:
             SourceError: The store fails, or does not tell its size.
         """
         if not is_remote(url):
-            status = os.stat(url)
-            return Stat(status.st_size, status.st_mtime_ns)
+            return Stat.of_local(os.stat(url))
         fs, path = filesystem(url)
         info = ask(url, lambda: fs.info(path))
         if info.get("size") is None:
@@ -110,18 +109,9 @@ class Storage:
 
     def fill(self, requests: Sequence[Request]) -> list[Outcome]:
         """Read ranges into their views, all as far as they can be read."""
-        remote = [number for number, request in enumerate(requests) if is_remote(request.url)]
-        if not remote:
-            return self._fill_all_local(requests)
-        outcomes = [Outcome(0, "")] * len(requests)
-        ranges = [(r.url, r.offset, r.offset + len(r.view)) for r in (requests[number] for number in remote)]
-        known = {request.url: (request.stat.size, request.stat.etag) for request in requests}
-        for number, data in zip(remote, self.cat(ranges, known), strict=True):
-            outcomes[number] = _accept(requests[number], data)
-        local = sorted(set(range(len(requests))) - set(remote))
-        for number, outcome in zip(local, self._fill_all_local([requests[n] for n in local]), strict=True):
-            outcomes[number] = outcome
-        return outcomes
+        local = iter(self._fill_all_local([request for request in requests if not is_remote(request.url)]))
+        remote = iter(self._fill_all_remote([request for request in requests if is_remote(request.url)]))
+        return [next(remote if is_remote(request.url) else local) for request in requests]
 
     def cat(
         self, ranges: Sequence[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None = None
@@ -157,6 +147,11 @@ class Storage:
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def _fill_all_remote(self, requests: Sequence[Request]) -> list[Outcome]:
+        known = {request.url: (request.stat.size, request.stat.etag) for request in requests}
+        found = self.cat([(r.url, r.offset, r.offset + len(r.view)) for r in requests], known) if requests else ()
+        return [_accept(request, data) for request, data in zip(requests, found, strict=True)]
+
     def _fill_all_local(self, requests: Sequence[Request]) -> list[Outcome]:
         outcomes = [self._fill_local(request) for request in requests]
         for url, stat in {(request.url, request.stat) for request in requests}:
@@ -185,10 +180,9 @@ class Storage:
     def _is_changed(self, url: str, stat: Stat) -> bool:
         """Whether an open file is another one than it was; false where it is not open, as its outcomes tell more."""
         try:
-            status = os.fstat(self._files.get(url, lambda: _File(url)).fd)
+            return Stat.of_local(os.fstat(self._files.get(url, lambda: _File(url)).fd)) != stat
         except OSError:
             return False
-        return (status.st_size, status.st_mtime_ns) != (stat.size, stat.version)
 
     def _cat_once(
         self, ranges: list[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None
@@ -260,8 +254,7 @@ class _File:
     def __init__(self, path: str) -> None:
         self.fd = -1
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(self.fd)
-        self.stat = Stat(status.st_size, status.st_mtime_ns)
+        self.stat = Stat.of_local(os.fstat(self.fd))
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -306,13 +299,14 @@ class Stat(NamedTuple):
     content: str = ""
     etag: str = ""
 
+    @classmethod
+    def of_local(cls, status: os.stat_result) -> Stat:
+        """Make it of what the system tells of a local file."""
+        return cls(status.st_size, status.st_mtime_ns)
+
 
 def stat_of(info: Mapping[str, Any]) -> Stat:
-    """Make the `Stat` of a remote file.
-
-    Args:
-        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it, with its size.
-    """
+    """Make the `Stat` of a remote file of what fsspec's `info`, or a detailed listing, tells of it."""
     version = repr([info.get(field) for field in _VERSION_FIELDS])
     digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "little", signed=True)
@@ -320,11 +314,7 @@ def stat_of(info: Mapping[str, Any]) -> Stat:
 
 
 def content_hash(info: Mapping[str, Any]) -> str:
-    """Return the content hash that a store tells of a file; "" where it tells none.
-
-    Args:
-        info: The file, as `info` or a detailed listing of an fsspec filesystem describes it.
-    """
+    """Return the content hash in what fsspec tells of a file; "" where the store tells none."""
     for field in _HASH_FIELDS:
         value = str(info.get(field) or "")
         if value and (field.lower() != "etag" or _HASH_ETAG.fullmatch(value)):
@@ -333,11 +323,7 @@ def content_hash(info: Mapping[str, Any]) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """Make the fsspec filesystem of a URL, to read from; return it and the path in it.
-
-    Raises:
-        SourceError: fsspec does not know the protocol, or the package that it needs is missing.
-    """
+    """Make the fsspec filesystem of a URL, to read from, and the path in it. SourceError: fsspec cannot."""
     try:
         return files.filesystem(url, only_read=True)
     except ValueError as error:
@@ -345,10 +331,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def ask(url: str, function: Callable[[], V], final: tuple[type[Exception], ...] = ()) -> V:
-    """Call a function that asks a remote filesystem, again where it fails; return its result.
+    """Call a function that asks a remote filesystem for a file or folder, again where it fails; return its result.
 
     Args:
-        url: The file or folder that is asked for.
+        url: What is asked for.
         function: The function.
         final: Exceptions that come out at once, as they are.
 
@@ -364,11 +350,7 @@ def ask(url: str, function: Callable[[], V], final: tuple[type[Exception], ...] 
 
 
 def ask_listing(url: str, function: Callable[[], V]) -> V:
-    """Call a function that lists a remote folder, again where it fails; return its result.
-
-    Raises:
-        SourceError: The function fails for good.
-    """
+    """Call a function that lists a remote folder, as `ask`; any failure is a SourceError."""
     try:
         return retry(function, _RETRY_DELAYS, (SourceError,), url=url, patience=PATIENCE)
     except SourceError:

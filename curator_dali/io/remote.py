@@ -121,8 +121,8 @@ def find_wait(
         failure: What `explain` returned.
         delay: The least to wait; None once a store was asked often enough.
         begun: `time.monotonic()` of the first call.
-        final: Failures besides `_FINAL_ERRORS` that trying again does not mend.
-        patience: Seconds after `begun` from when on a silent store is not asked again.
+        final: As of `retry`.
+        patience: As of `retry`.
     """
     is_silent = isinstance(failure, TimeoutError) and time.monotonic() - begun > patience
     if delay is None or is_silent or isinstance(failure, (*_FINAL_ERRORS, *final)):
@@ -134,10 +134,6 @@ def explain(error: BaseException, url: str) -> BaseException:
     """Make an exception that says what a store's own one does not, or hides; others are returned as they are.
 
     fsspec turns whatever a web server answers to the question for a file's size into a `FileNotFoundError`.
-
-    Args:
-        error: What a filesystem raised.
-        url: The file or folder that was asked for.
     """
     cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
     if cause is None:

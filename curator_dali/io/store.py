@@ -87,31 +87,22 @@ def names(folder: str) -> list[str]:
 
 
 def open_input(url: str) -> IO[bytes]:
-    """Open a file for reading.
-
-    Raises:
-        OutputError: It cannot be opened.
-    """
-    try:
+    """Open a file for reading. OutputError: it cannot be opened."""
+    with _refused("read", url):
         if is_remote(url):
             fs, path = filesystem(url)
             return fs.open(path, "rb")  # type: ignore[no-any-return]
         return os.fdopen(open_regular(url), "rb")
-    except Exception as error:
-        raise OutputError(f"cannot read {url}: {one_line(error)}") from error
 
 
 def read(url: str) -> bytes | None:
     """A whole file, or None where there is none."""
-    try:
+    with _refused("read", url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if is_remote(url):
             fs, path = filesystem(url)
             return fs.cat_file(path)  # type: ignore[no-any-return]
         return read_regular(url, LARGEST_FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except Exception as error:
-        raise OutputError(f"cannot read {url}: {one_line(error)}") from error
+    return None
 
 
 def read_many(folder: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
@@ -141,51 +132,31 @@ def read_many(folder: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def remove(url: str) -> None:
-    """Remove a file, if it is there.
-
-    Raises:
-        OutputError: It cannot be removed.
-    """
-    try:
+    """Remove a file, if it is there. OutputError: it cannot be removed."""
+    with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
             fs.rm_file(path)
         else:
             os.unlink(url)
-    except FileNotFoundError:
-        pass
-    except Exception as error:
-        raise OutputError(f"cannot remove {url}: {one_line(error)}") from error
 
 
 def remove_folder(url: str) -> None:
-    """Remove a folder and all that is in it, if it is there.
-
-    Raises:
-        OutputError: It cannot be removed.
-    """
-    try:
+    """Remove a folder and all that is in it, if it is there. OutputError: it cannot be removed."""
+    with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
             fs.rm(path, recursive=True)
-        else:
-            while os.path.lexists(url):
-                with contextlib.suppress(FileNotFoundError):  # somebody else removes, too
-                    shutil.rmtree(url)
-    except FileNotFoundError:
-        pass
-    except Exception as error:
-        raise OutputError(f"cannot remove {url}: {one_line(error)}") from error
+            return
+        while os.path.lexists(url):
+            with contextlib.suppress(FileNotFoundError):  # somebody else removes, too
+                shutil.rmtree(url)
 
 
 def compare(url: str, file: Written, size: int | None, deep: bool) -> str:
-    """What is wrong with a file; empty if nothing.
+    """What is wrong with a file, which should be as `file` says; empty if nothing.
 
-    Args:
-        url: Where it is.
-        file: What it should be.
-        size: Its size, None where it is missing.
-        deep: Whether to compare its content's hash too.
+    `size` is what the listing says, None where the file is missing. `deep`: whether to compare its content's hash too.
     """
     if size is None:
         return f"{file.name} is missing"
@@ -199,6 +170,15 @@ def compare(url: str, file: Written, size: int | None, deep: bool) -> str:
         if digest.hexdigest() != file.blake2b:
             return f"{file.name} has other content than was written"
     return ""
+
+
+@contextmanager
+def _refused(verb: str, url: str) -> Iterator[None]:
+    """Turn any failure to read or remove a file into an `OutputError`."""
+    try:
+        yield
+    except Exception as error:
+        raise OutputError(f"cannot {verb} {url}: {one_line(error)}") from error
 
 
 @contextmanager

@@ -46,7 +46,7 @@ _FOLDER = "_manifest"
 _PACK_FROM = 10_000  # loose records; reading them takes longer than packing them once
 _PACKED_NAME = "parts.jsonl"
 _LOOSE_NAME = re.compile(r"(\d{12,})-(\d{12,})\.json")
-_OUTPUT_NAME = re.compile(r"\d{12,}-\d{12,}(-\d+)?\.(tar|parquet)")
+_OUTPUT_NAME = re.compile(r"\d{12,}-\d{12,}(-\d+)?\.(tar|parquet)")  # of a part's files
 
 
 class Manifest:
@@ -103,8 +103,8 @@ class Manifest:
         folder = prepare_folder(folder)
         inner = prepare_folder(join(folder, _FOLDER))
         manifest = cls(folder, run)
-        manifest._acquire()
         try:
+            manifest._acquire()
             prepare_folder(join(inner, "parts"))
             earlier = _read_run(folder)
             if earlier is not None:
@@ -112,7 +112,7 @@ class Manifest:
                 manifest.run = earlier
                 manifest._clean()
             else:
-                if any(map(_is_output, store.names(folder))) or manifest.ranges():
+                if any(map(_OUTPUT_NAME.fullmatch, store.names(folder))) or manifest.ranges():
                     raise OutputError(
                         f"{folder} holds the output of a run whose {_FOLDER}/run.json is gone: choose another folder"
                     )
@@ -240,13 +240,7 @@ class Manifest:
         path = join(self.folder, f"{_FOLDER}/lock")
         with explained(path):
             self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            lock(
-                self._lock, path, f"another run is writing to {self.folder}: wait for its end, or choose another folder"
-            )
-        except OutputError:
-            self.close()
-            raise
+        lock(self._lock, path, f"another run is writing to {self.folder}: wait for its end, or choose another folder")
 
     def _clean(self) -> None:
         """Drop parts whose files are not as recorded, then files that belong to no part."""
@@ -268,7 +262,7 @@ class Manifest:
         self._records.keep_only(kept, _PACK_FROM)
         listed = {file.name for part in kept for file in part.files}
         for name in sizes:
-            if _is_output(name) and name not in listed:
+            if _OUTPUT_NAME.fullmatch(name) and name not in listed:
                 logger.info("%s: removing %s, whose part was not finished", self.folder, name)
                 store.remove(join(self.folder, name))
 
@@ -346,11 +340,7 @@ def spell_former(settings: Any) -> Any:
 
 
 class Records:
-    """The records in `FOLDER/parts/START-STOP.json`, and those that were packed into `FOLDER/parts.jsonl`.
-
-    Args:
-        folder: The manifest's folder.
-    """
+    """The records in a manifest's folder: `parts/START-STOP.json`, and those that were packed into `parts.jsonl`."""
 
     def __init__(self, folder: str) -> None:
         self._packed = join(folder, _PACKED_NAME)
@@ -358,11 +348,7 @@ class Records:
         self._were_packed: set[tuple[int, int]] = set()
 
     def write(self, part: Part) -> None:
-        """Record a part.
-
-        Raises:
-            OutputError: The record cannot be written.
-        """
+        """Record a part. OutputError: the record cannot be written."""
         url = join(self._loose, f"{part_name(part.start, part.stop)}.json")
         with explained(url):
             write_file(url, part.to_json())
@@ -397,10 +383,7 @@ class Records:
         """Remove all other records, and pack these into one file if at least `pack_from` are loose.
 
         For the one process that has the folder to itself, after `read`. A kill on the way leaves records twice, or
-        some that were to be removed, but loses none.
-
-        Raises:
-            OutputError: A file cannot be written or removed.
+        some that were to be removed, but loses none. OutputError: a file cannot be written or removed.
         """
         kept = {(part.start, part.stop): part for part in parts}
         loose = store.names(self._loose)
@@ -482,11 +465,6 @@ def part_name(start: int, stop: int) -> str:
     return f"{start:012d}-{stop:012d}"
 
 
-def _is_output(name: str) -> bool:
-    """Whether a file's name is that of a part's tar or Parquet."""
-    return _OUTPUT_NAME.fullmatch(name) is not None
-
-
 def labels_of(names: Iterable[str]) -> list[str]:
     """What stages of these names are called, in their order: "Quality", "Filter(width)", "Filter(width) #2"."""
     seen: Counter[str] = Counter()
@@ -500,13 +478,8 @@ def labels_of(names: Iterable[str]) -> list[str]:
 def lock(descriptor: int, path: str, taken: str) -> None:
     """Lock an open file or folder until it is closed; where the filesystem has no locks, warn and go on.
 
-    Args:
-        descriptor: The open file.
-        path: Its path, for the warning.
-        taken: What to say if another process has the lock.
-
     Raises:
-        OutputError: Another process has it.
+        OutputError: Another process has the lock; `taken` is the message.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -309,21 +310,12 @@ class RowFiles:
         self.files = _find(url)
         if not self.files:
             raise OutputError(f"{url} has no rows: it is no output of a curation, or of one that has finished no part")
-        with store.open_input(self.files[0]) as file:
-            self.schema = _spelt_schema(_open_parquet(self.files[0], file).schema_arrow)
+        with _open_parquet(self.files[0]) as parquet:
+            self.schema = _spelt_schema(parquet.schema_arrow)
         about = parse_json((self.schema.metadata or {})[_METADATA_KEY])
         self.lineage: dict[str, Any] = about["lineage"]
         kind = self.schema.field(EMBEDDING).type if EMBEDDING in self.schema.names else None
         self.embedding_dim: int = 0 if kind is None else kind.list_size
-
-    def require(self, names: Sequence[str]) -> None:
-        """Make sure that columns are there.
-
-        Raises:
-            OutputError: Some are not; names those that are.
-        """
-        if missing := [name for name in names if name not in self.schema.names]:
-            raise OutputError(f"the output has no columns {missing}; it has {', '.join(self.schema.names)}")
 
     def __len__(self) -> int:
         """Number of rows: of the files' footers."""
@@ -333,8 +325,8 @@ class RowFiles:
         """Number of rows of each file."""
         found = []
         for url in self.files:
-            with store.open_input(url) as file:
-                found.append(int(_open_parquet(url, file).metadata.num_rows))
+            with _open_parquet(url) as parquet:
+                found.append(int(parquet.metadata.num_rows))
         return found
 
     def batches(self, columns: Sequence[str] | None = None, *, rows: int = 65_536) -> Iterator[Any]:
@@ -347,20 +339,14 @@ class RowFiles:
         Raises:
             OutputError: A column is missing, or a file is of another format, of another schema, or damaged.
         """
-        import pyarrow as pa
-
-        if columns is not None:
-            self.require(columns)
+        if missing := [name for name in columns or () if name not in self.schema.names]:
+            raise OutputError(f"the output has no columns {missing}; it has {', '.join(self.schema.names)}")
         for url in self.files:
-            with store.open_input(url) as file:
-                parquet = _open_parquet(url, file)
+            with _open_parquet(url) as parquet:
                 if not _spelt_schema(parquet.schema_arrow).equals(self.schema):
                     raise OutputError(f"{url} has other columns than {self.files[0]}: they are of different runs")
-                try:
-                    found = parquet.iter_batches(rows, columns=None if columns is None else list(columns))
-                    yield from map(_spell_hashes, found)
-                except (pa.ArrowInvalid, OSError) as error:
-                    raise OutputError(f"{url} is damaged: {error}") from error
+                found = parquet.iter_batches(rows, columns=None if columns is None else list(columns))
+                yield from map(_spell_hashes, found)
 
     def columns(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Whole columns as numpy arrays: name -> (N,), null as NaN in floats and as None (object) elsewhere."""
@@ -391,8 +377,7 @@ class RowFiles:
             if column.null_count:
                 present = present[column.is_valid().to_numpy(zero_copy_only=False)]
             at += len(batch)
-            values = column.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
-            yield present, values.reshape(-1, self.embedding_dim).astype(np.float32, copy=False)
+            yield present, _to_matrix(column, self.embedding_dim)
 
 
 class RowSubset:
@@ -467,19 +452,14 @@ def read_types(url: str) -> dict[str, Any]:
     Raises:
         OutputError: It is damaged, or of another format.
     """
-    with store.open_input(url) as file:
-        return {field.name: field.type for field in _open_parquet(url, file).schema_arrow}
+    with _open_parquet(url) as parquet:
+        return {field.name: field.type for field in parquet.schema_arrow}
 
 
 def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Embeddings of some rows of one file; of the row groups that have none of them nothing is read.
+    """Embeddings of some rows of one file, (n, D) float32; of the row groups that have none of them nothing is read.
 
-    Args:
-        url: The Parquet file.
-        rows: (n,) their numbers in it, ascending.
-
-    Returns:
-        (n, D) float32.
+    `rows` are their (n,) numbers in the file, ascending.
 
     Raises:
         OutputError: It is damaged, or of another format; a row has no embedding.
@@ -487,8 +467,7 @@ def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     import pyarrow as pa
 
     blocks, at = [], 0
-    with store.open_input(url) as file:
-        parquet = _open_parquet(url, file)
+    with _open_parquet(url) as parquet:
         dim = parquet.schema_arrow.field(EMBEDDING).type.list_size
         for number in range(parquet.num_row_groups):
             count = parquet.metadata.row_group(number).num_rows
@@ -496,18 +475,19 @@ def read_embeddings(url: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
             at += count
             if not len(wanted):
                 continue
-            try:
-                column = parquet.read_row_group(number, columns=[EMBEDDING]).column(0)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise OutputError(f"{url} is damaged: {error}") from error
+            column = parquet.read_row_group(number, columns=[EMBEDDING]).column(0)
             if len(wanted) < count:
                 column = column.take(pa.array(wanted))
-            for chunk in column.chunks:
-                if chunk.null_count:
-                    raise OutputError(f"{url}: {chunk.null_count} of the rows that are wanted have no embedding")
-                values = chunk.flatten().to_numpy(zero_copy_only=False)
-                blocks.append(values.reshape(-1, dim).astype(np.float32, copy=False))
+            if column.null_count:
+                raise OutputError(f"{url}: {column.null_count} of the rows that are wanted have no embedding")
+            blocks += [_to_matrix(chunk, dim) for chunk in column.chunks]
     return np.concatenate([np.empty((0, dim), np.float32), *blocks])
+
+
+def _to_matrix(column: Any, dim: int) -> NDArray[np.float32]:
+    """(n, D) of a column of embeddings, without the rows that are null."""
+    values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(-1, dim).astype(np.float32, copy=False)
 
 
 def to_numpy(column: Any) -> NDArray[Any]:
@@ -533,29 +513,34 @@ def _find(url: str) -> list[str]:
     return [join(folder, name) for name in names]
 
 
-def _open_parquet(url: str, file: Any) -> Any:
-    """The opened file, if it is one of ours and of this format."""
+@contextmanager
+def _open_parquet(url: str) -> Iterator[Any]:
+    """The opened file, if it is one of ours and of this format. Damage that reading it meets is an `OutputError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise OutputError(f"{url} is no Parquet file, or damaged: {error}") from error
-    about = (parquet.schema_arrow.metadata or {}).get(_METADATA_KEY)
-    if about is None:
-        raise OutputError(f"{url} was not written by a curation: its metadata has no {_METADATA_KEY.decode()!r}")
-    try:
-        found = parse_json(about)
-        version, format = found.get("version"), found["format"]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise OutputError(f"{url} is damaged: its metadata {_METADATA_KEY.decode()!r}: {error!r}") from error
-    if format != _FORMAT:
-        raise OutputError(
-            f"{url} was written in format {format} by curator_dali {version}; this version "
-            f"reads format {_FORMAT}: use that version, or curate again"
-        )
-    return parquet
+    with store.open_input(url) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise OutputError(f"{url} is no Parquet file, or damaged: {error}") from error
+        about = (parquet.schema_arrow.metadata or {}).get(_METADATA_KEY)
+        if about is None:
+            raise OutputError(f"{url} was not written by a curation: its metadata has no {_METADATA_KEY.decode()!r}")
+        try:
+            found = parse_json(about)
+            version, format = found.get("version"), found["format"]
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise OutputError(f"{url} is damaged: its metadata {_METADATA_KEY.decode()!r}: {error!r}") from error
+        if format != _FORMAT:
+            raise OutputError(
+                f"{url} was written in format {format} by curator_dali {version}; this version "
+                f"reads format {_FORMAT}: use that version, or curate again"
+            )
+        try:
+            yield parquet
+        except (pa.ArrowInvalid, OSError) as error:
+            raise OutputError(f"{url} is damaged: {error}") from error
 
 
 def _spelt_schema(schema: Any) -> Any:

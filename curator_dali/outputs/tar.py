@@ -162,7 +162,6 @@ class ShardedTarWriter(FileWriter):
         self._max_samples = max_samples or math.inf
         self._max_bytes = max_bytes or math.inf
         self._tar: TarWriter | None = None
-        self._count = 0
         self.written: list[Written] = []
         self.extensions: Counter[str] = Counter()
 
@@ -177,8 +176,7 @@ class ShardedTarWriter(FileWriter):
             if self._tar.samples >= self._max_samples or self._tar.size + size + 4 * _BLOCK > self._max_bytes:
                 self._finish()
         if self._tar is None:
-            self._tar = TarWriter(f"{self._url}-{self._count:04d}.tar")
-            self._count += 1
+            self._tar = TarWriter(f"{self._url}-{len(self.written):04d}.tar")
         return self._tar.url.rpartition("/")[2], self._tar.write(key, members, curation)
 
     def close(self) -> list[Written]:

@@ -127,10 +127,7 @@ class Annotations:
 
 
 def _parse(where: str, data: bytes) -> tuple[list[str], _Fields]:
-    """Parse a metadata file.
-
-    Returns:
-        The values of `file_name`, and a function from a row to its other fields.
+    """Parse a metadata file: the values of `file_name`, and a function from a row to its other fields.
 
     Raises:
         KeyError: The file has no `file_name`.
@@ -260,7 +257,7 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
     Args:
         paths: N paths of images below the root.
         folders: Names of all folders right below the root.
-        root: Where that is, for warnings.
+        root: Its path, for warnings.
 
     Returns:
         Names by label, and (N,) int32 labels; no names and -1 where there are no class folders.
@@ -295,13 +292,9 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
 
 
 def read_class_names(schema: Any) -> dict[str, list[str]]:
-    """Read which columns of a file are numbers of classes, and how the classes are called.
+    """Read which columns of a file are numbers of classes: column -> names of the classes, by number.
 
-    Args:
-        schema: The `pyarrow.Schema`. What in its metadata is damaged counts as absent.
-
-    Returns:
-        Column -> names, by number.
+    What is damaged in the metadata of the `pyarrow.Schema` counts as absent.
     """
     import pyarrow as pa
 
@@ -321,14 +314,9 @@ def read_class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def add_class_names(fields: dict[str, Any], classes: ClassNames) -> dict[str, Any]:
-    """Put the name of each class beside its number, as `COLUMN_name`; a field of that name stays.
+    """Put the name of each class beside its number in a row, as `COLUMN_name`; a field of that name stays.
 
-    Args:
-        fields: A row. It is changed.
-        classes: The names, by column.
-
-    Returns:
-        The row.
+    The row itself is changed, and returned.
     """
     for column, names in classes.items():
         number = fields.get(column)
@@ -338,17 +326,11 @@ def add_class_names(fields: dict[str, Any], classes: ClassNames) -> dict[str, An
 
 
 def partition_fields(urls: Sequence[str]) -> list[dict[str, Any]]:
-    """Read the fields in the names of each file's folders: those below the common folder of all files.
+    """Read key -> value in the names of each file's folders: those below the common folder of all files.
 
     The `key=value` names that this folder's own path ends with say fields, too. Those further up say none, so that a
     copy of a data set elsewhere is the same data set. A value is an integer where all values of its key are such, else
     text. `__HIVE_DEFAULT_PARTITION__` is None.
-
-    Args:
-        urls: Paths or URLs of files.
-
-    Returns:
-        Key -> value, for each file.
     """
     found: list[dict[str, Any]] = []
     cache: dict[str, dict[str, Any]] = {}  # by folder: most files share theirs

@@ -27,10 +27,12 @@ __all__ = [
     "check_indices",
     "image_member",
     "is_image",
+    "make_batch",
     "make_sidecars",
     "merge_schemas",
     "merge_types",
     "parse_metadata",
+    "quote",
     "sniff_extension",
     "split_by_shard",
     "to_text",
@@ -45,6 +47,8 @@ or 0 where only decoding tells. `curator_dali.decoding.upright_sizes` applies it
 
 SIDECARS = ("json", "txt", "cls")
 """Extensions of the members that become metadata, in the order that `parse_metadata` takes them."""
+
+_LONGEST_NAME = 200  # characters of a name in a message
 
 _MAGIC_BYTES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8", "jpg"),
@@ -226,12 +230,15 @@ class EncodedBatch:
         )
 
 
-def check_indices(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return (N,) sample indices as int64.
+def make_batch(indices: NDArray[np.int64], headers: NDArray[np.void]) -> EncodedBatch:
+    """Make a batch whose objects, images and shards are to be filled in."""
+    count = len(indices)
+    nothing: list[Any] = [None] * count
+    return EncodedBatch(indices, nothing, [np.empty(0, np.uint8)] * count, [""] * count, headers)
 
-    Raises:
-        IndexError: An index is not in [0, `count`).
-    """
+
+def check_indices(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return (N,) sample indices as int64. IndexError: one is not in [0, `count`)."""
     indices = np.asarray(indices, np.int64)
     if len(indices) and (indices.min() < 0 or indices.max() >= count):
         raise IndexError(f"indices must be in [0, {count}), not {indices.min()} to {indices.max()}")
@@ -243,9 +250,7 @@ def split_by_shard(
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
     """Split sample indices by the shard that they lie in.
 
-    Args:
-        indices: (N,) in [0, starts[-1]).
-        starts: (S + 1,) int64, the first sample of each shard, and the number of all samples.
+    `starts` are (S + 1,) int64: the first sample of each shard, and the number of all samples.
 
     Yields:
         The number of a shard, the rows of `indices` that lie in it, and their samples' numbers in the shard.
@@ -314,19 +319,12 @@ def parse_metadata(
     defaults: Mapping[str, Any] | None = None,
     problem: str = "",
 ) -> dict[str, Any]:
-    """Make a sample's metadata of its sidecars.
+    """Make a sample's metadata of the bytes of its sidecars.
 
     The fields of a JSON object come first; any other JSON value is kept under `"json"`. `.txt` is the `caption`
     unless the JSON has one. `.cls` is the `label` (int), also over one in the JSON: it is there for nothing else.
     `defaults` (a folder's label) fill what is still missing. What cannot be parsed never costs the image: the
-    reason stands under `"metadata_error"`.
-
-    Args:
-        json_bytes: The `.json` member, if there is one.
-        txt: The `.txt` member.
-        cls: The `.cls` member, an integer in ASCII.
-        defaults: Fields of lowest precedence.
-        problem: A reason why a sidecar could not be read, if there was one.
+    reason stands under `"metadata_error"`, behind a `problem` that there was with reading.
     """
     metadata: dict[str, Any] = {}
     problems = [problem] if problem else []
@@ -387,10 +385,6 @@ def add_sidecars(members: Mapping[str, memoryview], metadata: Mapping[str, Any])
 
     Sidecars that say so already keep their bytes. A sidecar that cannot be parsed moves to `EXTENSION.broken`, where
     another one takes its place.
-
-    Args:
-        members: Extension -> bytes.
-        metadata: All that is known of the sample.
     """
     beside = {extension.lower(): data for extension, data in members.items() if extension.lower() in SIDECARS}
     said = parse_metadata(*(bytes(beside[name]) if name in beside else None for name in SIDECARS))
@@ -418,6 +412,11 @@ def _is_broken(extension: str, data: bytes) -> bool:
 def _decode_text(data: bytes) -> str:
     """Text in UTF-8 or, by its byte-order mark or its zeros, in UTF-16 or UTF-32; without white space at its ends."""
     return data.decode(json.detect_encoding(data), "replace").strip()
+
+
+def quote(name: str) -> str:
+    """A name in quotes for a message; of a long one the beginning."""
+    return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")
 
 
 def to_text(value: Any) -> str:

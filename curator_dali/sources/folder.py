@@ -24,6 +24,7 @@ from curator_dali.io import (
     is_http,
     is_remote,
     one_line,
+    printable,
     strip_query,
     strip_signature,
 )
@@ -55,7 +56,6 @@ __all__ = ["FolderSource"]
 logger = logging.getLogger(__name__)
 
 _STAT_THREADS, _STAT_FILES = 8, 1024  # files whose sizes each thread asks for at once
-_NO_SIDECARS: Mapping[str, str] = {}
 
 
 class FolderSource(LearningSource):
@@ -142,12 +142,10 @@ class FolderSource(LearningSource):
         self._bytes: NDArray[np.int64] | None = None  # what `_keep_sizes` keeps
         self._listed_as = ""  # a digest of what the listing says of the files; local files are asked themselves
         if listing.versions:
-            versions = listing.versions
-            self._listed_as = fingerprint(
-                "listing", ((path, versions.get(os.fsdecode(path))) for path in self._all_files())
-            )
-            found = (versions.get(os.fsdecode(path)) or (None,) for path in self._all_files())
-            self._keep_sizes([-1 if size is None else int(size) for size, *_ in found])
+            versions = [listing.versions.get(os.fsdecode(path)) for path in self._all_files()]
+            self._listed_as = fingerprint("listing", zip(self._all_files(), versions, strict=True))
+            sizes = (version[0] if version else None for version in versions)
+            self._keep_sizes([-1 if size is None else int(size) for size in sizes])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -207,7 +205,7 @@ class FolderSource(LearningSource):
             name = self._unsign(path) if self._signed else path
             key = name if self._repeated[number] else stem_of(name)
             metadata = self._metadata(number, sidecars[row], fetched)
-            batch.objects.append(ImageObject(f"{self._root}/{_printable(path)}", _printable(key), metadata))
+            batch.objects.append(ImageObject(f"{self._root}/{printable(path)}", printable(key), metadata))
         if members:
             batch.members = [
                 self._members(batch, row, path, number, sidecars[row], fetched)
@@ -316,7 +314,7 @@ class FolderSource(LearningSource):
 
     def _sidecar_urls(self, path: str, spelled: list[int]) -> Mapping[str, str]:
         if not any(spelled):
-            return _NO_SIDECARS
+            return {}
         stem = f"{self._root}/{stem_of(path)}"
         return {ext: f"{stem}.{self._spellings[at]}" for ext, at in zip(SIDECARS, spelled, strict=True) if at}
 
@@ -334,11 +332,6 @@ class FolderSource(LearningSource):
             for data in got[: len(urls)]
         ]
         return images, dict(zip(more, got[len(urls) :], strict=True))
-
-
-def _printable(path: str) -> str:
-    r"""A file name whose bytes are not UTF-8 with these as `\xNN`, so that it can be printed and written to Parquet."""
-    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _match_sidecars(stems: Sequence[str], others: Sequence[str]) -> tuple[NDArray[np.uint8], list[str]]:
@@ -402,11 +395,9 @@ def _stat_block(root: bytes, paths: Sequence[bytes]) -> list[tuple[int, bool]]:
 
 
 def _read_metadata(sidecars: Mapping[str, str | bytes | BaseException], defaults: Any) -> dict[str, Any]:
-    """A sample's metadata of its sidecars: their bytes, the paths to read them from, or why that failed.
+    """A sample's metadata of its sidecars: extension -> their bytes, the path to read them from, or why that failed.
 
-    Args:
-        sidecars: Extension -> sidecar.
-        defaults: Fields of lowest precedence, or a function that makes these.
+    `defaults` are fields of lowest precedence, or a function that makes these.
     """
     found: dict[str, bytes] = {}
     problems = []

@@ -121,9 +121,7 @@ def list_folder(root: str) -> Listing:
 def list_local(root: str, folders: list[str] | None = None) -> Iterator[str]:
     """All files below a local folder, as paths relative to it; links to folders are followed, once round a loop.
 
-    Args:
-        root: The folder.
-        folders: Where to put the names of the folders right below `root`.
+    The names of the folders right below `root` are put into `folders`.
 
     Raises:
         SourceError: The folder, or one in it, is missing or cannot be listed.
@@ -172,21 +170,14 @@ def _list_remote(root: str) -> Listing:
 
 
 def list_beside(root: str, files: Iterable[str]) -> Listing:
-    """List the local folders that files lie in, and those above, up to the root: sidecars and metadata files are there.
-
-    Args:
-        root: A folder.
-        files: Paths below it.
-    """
+    """List the local folders that files lie in, up to the root: sidecars and metadata files are there."""
     return list_right_in(root, {"", *folders_above(files)})
 
 
 def list_right_in(root: str, folders: Iterable[str]) -> Listing:
-    """List the files right in some folders, local or remote. A folder that cannot be listed has none.
+    """List the files right in some folders below a root ("" is itself), local or remote.
 
-    Args:
-        root: A folder.
-        folders: Paths below it; "" is the root itself.
+    A folder that cannot be listed has none.
     """
     found: list[str] = []
     versions: dict[str, tuple[Any, ...]] = {}
@@ -203,12 +194,7 @@ def list_right_in(root: str, folders: Iterable[str]) -> Listing:
 
 
 def list_below(root: str, folder: str, depth: int | None) -> dict[str, tuple[Any, ...]]:
-    """List the files of a remote folder.
-
-    Args:
-        root: The folder that paths count from.
-        folder: A path below it; "" is the root itself.
-        depth: How many levels to list; None for all.
+    """List the files of a remote folder, a path below the root or "", to a depth of levels or whole.
 
     Returns:
         Path below the root -> version.
@@ -223,18 +209,7 @@ def list_below(root: str, folder: str, depth: int | None) -> dict[str, tuple[Any
 
 
 def _find(url: str, **options: Any) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Find all files below a remote folder.
-
-    Args:
-        url: The folder.
-        options: Options of the filesystem's `find`.
-
-    Returns:
-        The path of the folder, and path -> what the store tells of each file.
-
-    Raises:
-        SourceError: The folder cannot be listed.
-    """
+    """Find all files below a remote folder; return its path, and path -> what the store tells of each."""
     fs, path = filesystem(url)
     return path, ask_listing(url, lambda: fs.find(path, detail=True, **options, **listing_options(url)))
 
@@ -337,9 +312,7 @@ def warn_of_split_folders(names: Sequence[str], root: str) -> None:
 def warn_of_split_files(urls: Sequence[str], spec: str) -> None:
     """Warn where files that are read as one data set are splits (`train-00000-of-00002.parquet`, `test.tar`).
 
-    Args:
-        urls: The files.
-        spec: What the user named.
+    `spec` is what the user named.
     """
     splits: dict[str, str] = {}  # split -> a pattern of its files
     for url in urls:

@@ -45,7 +45,6 @@ class MemorySource(LearningSource):
         given: object = images
         if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
             raise SourceError(f"images is {given!r:.60}; give encoded images (bytes) in a list, or by key")
-        keyed = isinstance(images, Mapping)
         values = list(images.values()) if isinstance(images, Mapping) else list(images)
         self._keys = list(images) if isinstance(images, Mapping) else [str(number) for number in range(len(values))]
         self._images = [_to_bytes(value, key) for key, value in zip(self._keys, values, strict=True)]
@@ -53,7 +52,7 @@ class MemorySource(LearningSource):
             self._metadata: list[Mapping[str, Any]] = [{}] * len(self._images)
         elif isinstance(metadata, Mapping):
             self._metadata = [metadata.get(key, {}) for key in self._keys]
-        elif keyed:
+        elif isinstance(images, Mapping):
             raise SourceError("metadata of images by key must be a mapping with the same keys, not a sequence")
         else:
             self._metadata = list(metadata)

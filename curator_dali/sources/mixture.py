@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch import ImageObject, clone
 from curator_dali.io import fingerprint
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, add_sidecars, merge_schemas, split_by_shard
+from curator_dali.sources.base import (
+    HEADER_DTYPE,
+    EncodedBatch,
+    Source,
+    add_sidecars,
+    make_batch,
+    merge_schemas,
+    split_by_shard,
+)
 from curator_dali.sources.open import open_source
 
 __all__ = ["Mixture"]
@@ -106,26 +114,22 @@ class Mixture(Source):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples, one read a source that has any; see `Source.read`."""
-        indices = np.asarray(indices, np.int64)
-        n = len(indices)
-        objects: list[Any] = [None] * n
-        images: list[Any] = [None] * n
-        shards = [""] * n
-        found: list[Any] = [None] * n
-        headers = np.zeros(n, HEADER_DTYPE)
-        errors: dict[int, str] = {}
-        unread: set[int] = set()
+        batch = make_batch(np.asarray(indices, np.int64), np.zeros(len(indices), HEADER_DTYPE))
+        found: list[Any] = [None] * len(indices)
         for key, source, rows, own in self._split(indices):
-            batch = source.read(own, members=members)
-            headers[rows] = batch.headers
+            part = source.read(own, members=members)
             for i, row in enumerate(rows.tolist()):
-                objects[row], images[row], shards[row] = _told(batch.objects[i], key), batch.images[i], batch.shards[i]
-                if batch.members is not None:
-                    found[row] = add_sidecars(batch.members[i], objects[row].metadata) if batch.members[i] else {}
-                if i in batch.errors:
-                    errors[row] = batch.errors[i]
-            unread.update(rows[list(batch.unread)].tolist())
-        return EncodedBatch(indices, objects, images, shards, headers, errors, found if members else None, unread)
+                metadata = partial(_with_source, part.objects[i], key)  # which are still unread
+                item = batch.objects[row] = clone(part.objects[i], {"_metadata": metadata})
+                batch.images[row], batch.shards[row] = part.images[i], part.shards[i]
+                if part.members is not None:
+                    found[row] = add_sidecars(part.members[i], item.metadata) if part.members[i] else {}
+                if i in part.errors:
+                    batch.errors[row] = part.errors[i]
+            batch.headers[rows] = part.headers
+            batch.unread.update(rows[list(part.unread)].tolist())
+        batch.members = found if members else None
+        return batch
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples."""
@@ -156,11 +160,6 @@ class Mixture(Source):
         sources = list(self.sources.items())
         for number, rows, samples in split_by_shard(np.asarray(indices) % len(self), self._starts):
             yield *sources[number], rows, samples
-
-
-def _told(item: ImageObject, source: str) -> ImageObject:
-    """The image, whose metadata, still unread, will tell its source."""
-    return clone(item, {"_metadata": partial(_with_source, item, source)})
 
 
 def _with_source(item: ImageObject, source: str) -> dict[str, Any]:

@@ -94,11 +94,12 @@ def open_source(
         return spec
     if hasattr(spec, "dtype") and spec.dtype != np.uint8:  # an array, or a column of pandas, of paths
         spec = spec.tolist()
-    source = _open(spec, label_from_folder, image_column, index, name, allow_outside)
+    options: dict[str, Any] = {"label_from_folder": label_from_folder, "image_column": image_column}
+    options |= {"index": index, "name": name}
+    source = _open(spec, allow_outside=allow_outside, **options)
     specs = [spec] if isinstance(spec, (str, os.PathLike)) else spec
     if isinstance(specs, Sequence) and all(isinstance(item, (str, os.PathLike)) for item in specs):
         found = [_absolute(item) for item in list_paths(specs)]
-        options = {"label_from_folder": label_from_folder, "image_column": image_column, "index": index, "name": name}
         outside = {"allow_outside": True} if allow_outside else {}
         source.origin = {"spec": found, **options, **outside}
     return source
@@ -138,15 +139,13 @@ def _open(
     name: str | None,
     allow_outside: bool,
 ) -> Source:
-    if isinstance(spec, Mapping):
-        return MemorySource(spec, name=name or "memory")
-    if isinstance(spec, (bytes, bytearray, np.ndarray)):
-        return MemorySource([spec], name=name or "memory")
-    items: Any = [spec] if isinstance(spec, (str, os.PathLike)) else spec
-    if not isinstance(items, Sequence) or not items:
-        raise SourceError(f"cannot open {spec!r} as a source: give {_ACCEPTED}")
-    if all(isinstance(item, (bytes, bytearray, memoryview, np.ndarray)) for item in items):
+    items: Any = [spec] if isinstance(spec, (str, os.PathLike, bytes, bytearray, np.ndarray)) else spec
+    is_list = isinstance(items, Sequence) and bool(items)
+    encoded = (bytes, bytearray, memoryview, np.ndarray)
+    if isinstance(items, Mapping) or (is_list and all(isinstance(item, encoded) for item in items)):
         return MemorySource(items, name=name or "memory")
+    if not is_list:
+        raise SourceError(f"cannot open {spec!r} as a source: give {_ACCEPTED}")
     wrong = [item for item in items if not isinstance(item, (str, os.PathLike))]
     if wrong:
         raise SourceError(f"cannot open {wrong[0]!r} ({type(wrong[0]).__name__}) as a source: give {_ACCEPTED}")
@@ -211,7 +210,7 @@ def _open_images(patterns: list[Pattern], urls: list[str], label_from_folder: bo
     if by_glob:
         listing = _list_beside_remote(root, patterns, files) if is_remote(root) else list_beside(root, files)
         if all(_takes_every_folder(pattern.url, root) for pattern in patterns):
-            listing = listing._replace(folders=_folders_in(root))
+            listing = listing._replace(folders=sorted(map(_name, _without_outputs(_look_into(root)[1]))))
     return FolderSource(root, files=files, label_from_folder=label_from_folder, name=name, listing=listing)
 
 
@@ -243,8 +242,7 @@ def _open_folders(patterns: list[Pattern], found: list[_Match], label_from_folde
 def _root(patterns: list[Pattern], urls: list[str]) -> tuple[str, bool]:
     """The folder that ids and classes count from: what stands before the wildcards of globs, else the common folder.
 
-    Returns:
-        The folder, and whether all patterns are globs.
+    The second value: whether all patterns are globs.
     """
     if not all(pattern.is_glob for pattern in patterns):
         return common_folder(urls), False
@@ -262,12 +260,6 @@ def _takes_every_folder(pattern: str, root: str) -> bool:
     pattern = pattern if is_remote(pattern) else os.path.abspath(pattern)
     first, slash, _ = pattern[len(root) :].lstrip("/").partition("/")
     return first == "**" or (first == "*" and bool(slash))
-
-
-def _folders_in(root: str) -> list[str]:
-    """Names of the folders right below a folder, without outputs of curations if it is local."""
-    _, folders, _ = _look_into(root)
-    return sorted(map(_name, _without_outputs(folders)))
 
 
 def _without_outputs(folders: Sequence[str]) -> list[str]:
@@ -304,11 +296,7 @@ def _forget_listings(texts: list[str]) -> None:
 
 
 def _check_text(text: str) -> None:
-    """Refuse what names no files.
-
-    Raises:
-        SourceError: The text is empty, a command, or names members of an archive.
-    """
+    """Refuse a text that names no files: an empty one, a command, or the members of an archive."""
     if not text:
         raise SourceError(f"cannot open {text!r} as a source: give {_ACCEPTED}")
     if (advice := advise_on_protocol(text)) and not os.path.exists(text):
@@ -341,14 +329,15 @@ def _find(text: str, patterns: list[Pattern]) -> list[_Match]:
     return found
 
 
-def _match(pattern: Pattern, found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
+def _match(pattern: Pattern, found: list[tuple[str, bool]]) -> list[_Match]:
     """Sort the matches of a glob by kind. Outputs of curations are left out, unless all data are such."""
     known: dict[str, bool] = {}
     head = pattern.head
-    folders = [path if info.get("type") == "directory" else path.rpartition("/")[0] for path, info in found]
-    outputs = [not is_remote(pattern.url) and _is_in_output(folder, head, known) for folder in folders]
-    if any(outputs):
-        kept = [match for match, is_output in zip(found, outputs, strict=True) if not is_output]
+    kept = found
+    if not is_remote(pattern.url):
+        folders = [path if is_folder else path.rpartition("/")[0] for path, is_folder in found]
+        kept = [match for match, at in zip(found, folders, strict=True) if not _is_in_output(at, head, known)]
+    if len(kept) < len(found):
         matches = _match_all(kept)
         if any(match.kind not in _NO_DATA for match in matches):
             logger.info("passing over %d matches of %s in outputs of curations", len(found) - len(kept), pattern.url)
@@ -366,11 +355,11 @@ def _is_in_output(folder: str, head: str, known: dict[str, bool]) -> bool:
     return known[folder]
 
 
-def _match_all(found: list[tuple[str, Mapping[str, Any]]]) -> list[_Match]:
+def _match_all(found: list[tuple[str, bool]]) -> list[_Match]:
     matches: list[_Match] = []
-    for url, info in found:
+    for url, is_folder in found:
         kind = _kind(url)
-        if kind != "image" and info.get("type") == "directory":
+        if kind != "image" and is_folder:
             matches += [match._replace(by_glob=True) for match in _in_folder(url)] or [_Match(_EMPTY, url, True)]
         else:
             matches.append(_Match(kind, url, True))
@@ -392,11 +381,7 @@ def _kind(url: str) -> str:
 
 
 def _sniff(found: list[_Match]) -> list[_Match]:
-    """Let files that were named themselves, with an ending that says nothing, be images if they begin like one.
-
-    Raises:
-        SourceError: One begins like something else, or cannot be read.
-    """
+    """Let files that were named themselves, with an ending that says nothing, be images if they begin like one."""
     named = [match.url for match in found if match.kind == _OTHER and not match.by_glob]
     remote = [url for url in named if is_remote(url)]
     heads: dict[str, bytes | BaseException] = {}
@@ -431,26 +416,23 @@ def _read_head(path: str) -> bytes | BaseException:
         return error
 
 
-def _glob(pattern: Pattern) -> list[tuple[str, Mapping[str, Any]]]:
-    """Paths or URLs that match, and what is known of each; of local files only whether those are folders."""
+def _glob(pattern: Pattern) -> list[tuple[str, bool]]:
+    """Paths or URLs that match, and whether each is a folder."""
     url = pattern.url
     if not is_remote(url):
         found = [path.rstrip("/") or "/" for path in sorted(glob.glob(url, recursive=True))]
         # asking is only worth it where the ending does not tell
-        return [(path, {"type": "directory"} if not is_image(path) and os.path.isdir(path) else {}) for path in found]
+        return [(path, not is_image(path) and os.path.isdir(path)) for path in found]
     fs, path = filesystem(url)
     spell = _make_speller(fs, pattern.head, url)
     matches = ask_listing(url, lambda: fs.glob(path, detail=True, **listing_options(url)))
-    return sorted((spell(match), info) for match, info in matches.items())
+    return sorted((spell(match), info.get("type") == "directory") for match, info in matches.items())
 
 
 def _make_speller(fs: Any, folder: str, original: str) -> Callable[[str], str]:
-    """Make a function from a path of a remote filesystem to its URL, spelt like the URL of the folder above it.
+    """Make a function from a path of a remote filesystem to its URL, spelt like the URL of the `folder` above it.
 
-    Args:
-        fs: The filesystem.
-        folder: The URL of a folder that the paths lie below.
-        original: The URL that the paths are found by.
+    The paths are found by the URL `original`.
     """
     base = filesystem(folder)[1].rstrip("/") if is_remote(folder) else ""  # "s3:/" holds all buckets
     chain, separator, last = original.rpartition("::")
@@ -517,13 +499,7 @@ def _in_folder(folder: str) -> list[_Match]:
 
 
 def _pick_data(files: list[str], folders: list[str], images: bool) -> list[str]:
-    """Parquet files right in a folder that hold images, not metadata of the images in the folder or its folders.
-
-    Args:
-        files: All files right in the folder.
-        folders: All folders right in it.
-        images: Whether some of the files are images.
-    """
+    """Parquet files right in a folder that hold images, not metadata of the images in the folder or its folders."""
     parquets = [file for file in files if _is_parquet(file) and not _name(file).startswith("_")]
     metadata = {file for file in parquets if is_metadata_file(file)}
     beside = {url.rstrip("/") for url in folders}

@@ -38,6 +38,7 @@ from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
     Source,
+    make_batch,
     make_sidecars,
     merge_schemas,
     sniff_extension,
@@ -187,15 +188,10 @@ class ParquetSource(Source):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples into one new buffer, row groups that are not in memory first; see `Source.read`."""
-        indices = np.asarray(indices, np.int64)
-        count = len(indices)
-        objects: list[Any] = [None] * count
-        images = [np.empty(0, np.uint8)] * count
-        shards = [""] * count
-        errors: dict[int, str] = {}
-        unread: set[int] = set()
+        batch = make_batch(np.asarray(indices, np.int64), self.headers(indices))
+        images, errors = batch.images, batch.errors
         named: dict[int, tuple[NamedFiles, str]] = {}  # row -> the file that the image lies in
-        for number, in_batch, in_group in split_by_shard(indices, self._starts):
+        for number, in_batch, in_group in split_by_shard(batch.indices, self._starts):
             rows, file = in_batch.tolist(), self._groups[number][0]
             url, stem, partition = self._urls[file], self._stems[file], self._partitions[file]
             classes = self._classes[file]
@@ -203,16 +199,13 @@ class ParquetSource(Source):
                 group: _RowGroup | None = self._loaded.get(number, lambda number=number: self._load(number))  # type: ignore[misc]
             except Exception as error:  # Arrow raises OSError, ArrowInvalid and more for a damaged row group
                 group = None
-                errors.update(
-                    dict.fromkeys(rows, f"cannot read row group {self._groups[number][1]}: {one_line(error)}")
-                )
-                unread.update(rows if not self._is_damaged(file, error) else ())
-            fields: list[dict[str, Any]] = []
-            if members and group is not None:
-                fields = _rows(group.rest, in_group)
+                reason = f"cannot read row group {self._groups[number][1]}: {one_line(error)}"
+                errors.update(dict.fromkeys(rows, reason))
+                batch.unread.update(rows if not self._is_damaged(file, error) else ())
+            fields = _rows(group.rest, in_group) if members and group is not None else []
             for place, (row, at) in enumerate(zip(rows, in_group.tolist(), strict=True)):
-                shards[row] = url
-                in_file = int(indices[row] - self._file_starts[file])
+                batch.shards[row] = url
+                in_file = int(batch.indices[row] - self._file_starts[file])
                 path, key = f"{url}#row={in_file}", f"{stem}-{in_file}"
                 metadata: Any = {}
                 if group is not None:
@@ -235,25 +228,16 @@ class ParquetSource(Source):
                         named[row] = self._named[file], file_path
                     else:
                         errors[row] = f"no image bytes: column {self._column!r} is null in row {in_file}"
-                objects[row] = ImageObject(path, key, metadata)
+                batch.objects[row] = ImageObject(path, key, metadata)
         self._copy(images)
         for row, (data, is_unread) in read_named(named, self._storage).items():
             if isinstance(data, str):
                 errors[row] = data
-                unread.update([row] if is_unread else ())
+                batch.unread.update([row] if is_unread else ())
             else:
                 images[row] = data
-        batch = EncodedBatch(
-            indices,
-            objects,
-            images,
-            shards,
-            self.headers(indices),
-            errors,
-            unread=unread,
-        )
         if members:
-            batch.members = [self._members(image, item) for image, item in zip(images, objects, strict=True)]
+            batch.members = [self._members(image, item) for image, item in zip(images, batch.objects, strict=True)]
         return batch
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
@@ -293,11 +277,7 @@ class ParquetSource(Source):
         self._files: LRU[str, Any] = LRU(64)  # footers; a reader of its own for every read, as these are not shared
 
     def _open(self, url: str, known: tuple[Any, ...] | None = None) -> tuple[Any, Stat]:
-        """A file's reader, and its `Stat`.
-
-        Raises:
-            OSError: The file is gone, or its `Stat` does not begin as the known one.
-        """
+        """A file's reader, and its `Stat`. OSError: the file is gone, or its `Stat` does not begin as the known one."""
         import pyarrow.parquet as pq
 
         fs, path = filesystem(url)
@@ -514,8 +494,7 @@ def _unique_stems(urls: Sequence[str]) -> list[str]:
 def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
     """The `Stat` of an open file."""
     if not is_remote(url):
-        status = os.fstat(file.fileno())
-        return Stat(status.st_size, status.st_mtime_ns)
+        return Stat.of_local(os.fstat(file.fileno()))
     details = getattr(file, "details", None)  # most remote files know, so that this costs no request
     return stat_of(details if isinstance(details, Mapping) else fs.info(path))
 

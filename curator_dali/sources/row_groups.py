@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.io import Storage, is_remote, one_line, open_regular, strip_query
-from curator_dali.sources.base import sniff_extension
+from curator_dali.sources.base import quote, sniff_extension
 
 __all__ = [
     "NamedFiles",
@@ -48,7 +48,6 @@ _LASTING_ERRORS = frozenset(
 
 # Bytes of a file that a row names. A batch's files are in memory at once, and the largest photographs have 100 MB.
 _FILE_LIMIT = 256 << 20
-_NAME_SHOWN = 200  # characters of a file's name in a reason
 _HEAD_BYTES = 32  # by which an image is told
 _LOCAL_PROTOCOLS = ("file://", "local://")
 
@@ -58,11 +57,7 @@ class RowGroupTooLarge(ValueError):
 
 
 def check_sizes(rows: Sequence[int], sizes: Sequence[int]) -> None:
-    """Refuse row groups that are too large by a footer.
-
-    Args:
-        rows: Numbers of rows.
-        sizes: Bytes that they unpack to.
+    """Refuse row groups that are too large by the footer's numbers of rows and unpacked bytes.
 
     Raises:
         RowGroupTooLarge: One is.
@@ -108,13 +103,10 @@ def read_row_group(reader: Any, group: int, keep: Collection[str]) -> Any:
 
 
 def _check_chunks(footer: Any, group: int) -> None:
-    """Check what a footer says of the columns of a row group.
+    """Check what a footer says of the columns of a row group; Arrow raises OSError and others for damage.
 
     Arrow ends the process where `RowGroupMetaData.column` meets damage; a reader raises. It looks at all columns before
     it reads the first one, so that the file is never read here.
-
-    Raises:
-        OSError: A column's part of the footer is damaged; Arrow raises this and other errors.
     """
     import pyarrow.parquet as pq
 
@@ -254,11 +246,9 @@ class NamedFiles:
 def read_named(
     wanted: Mapping[int, tuple[NamedFiles, str]], storage: Storage
 ) -> dict[int, tuple[NDArray[np.uint8] | str, bool]]:
-    """Read files that rows name. Of a file that is no image, no byte stands in a reason.
+    """Read files that rows name, row -> the files that it may name, and the name.
 
-    Args:
-        wanted: Row -> the files that the row may name, and the name.
-        storage: A reader of remote files.
+    Of a file that is no image, no byte stands in a reason.
 
     Returns:
         Row -> the bytes, or the reason why there are none; and whether a later read may succeed.
@@ -287,7 +277,7 @@ def _strip_local(url: str) -> str:
 
 def _judge(name: str, path: str, data: NDArray[np.uint8] | BaseException) -> tuple[NDArray[np.uint8] | str, bool]:
     """The bytes of a named file, or the reason why these are none of an image; and whether a later read may succeed."""
-    shown = repr(name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}...")
+    shown = quote(name)
     if isinstance(data, OutsideError):
         reason = (
             f"names a file outside: {shown} is not in the folder of the Parquet file, or a link that leads out of it. "

@@ -27,23 +27,18 @@ class _View(Source):
 
     @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
-        """The whole's."""
         return self.source.class_lists
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
-        """Known headers of samples."""
         return self.source.headers(self._whole(indices))
 
     def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Encoded bytes of samples' images, (N,) int64; -1 where only reading would tell."""
         return self.source.image_sizes(self._whole(indices))
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
-        """Let the whole keep what was learnt."""
         self.source.learn(self._whole(indices), headers)
 
     def close(self) -> None:
-        """Close the whole."""
         self.source.close()
 
     def _whole(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
@@ -28,9 +28,9 @@ from curator_dali.io import (
     read_regular,
     strip_query,
 )
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, parse_metadata, split_by_shard
-from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, Summary, TarIndex
-from curator_dali.sources.tar_shards import Shards
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_batch, parse_metadata, split_by_shard
+from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, TarIndex
+from curator_dali.sources.tar_shards import Shard, Shards
 
 __all__ = ["Arenas", "TarSource", "coalesce"]
 
@@ -40,9 +40,6 @@ _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
 _SHARD_SPAN_BITS = 44  # of a place on a line of shards: 16 TiB, more than a store takes as one object
 _RUN_BYTES = 1 << 26  # of a `run.json`, at the most
-_NO_INDEX = TarIndex(
-    np.zeros((0, ENTRY_NUMBERS), np.int64), b"", np.zeros(1, np.int64), np.zeros((0, 4), np.int64), Summary()
-)
 
 
 class TarSource(Source):
@@ -128,8 +125,8 @@ class TarSource(Source):
         table = np.zeros((count, ENTRY_NUMBERS), np.int64)
         headers = np.zeros(count, HEADER_DTYPE)
         shard_of, limit = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        errors: dict[int, str] = {}
-        unread: set[int] = set()
+        batch = make_batch(indices, headers)
+        errors, unread = batch.errors, batch.unread
         groups: list[_Group] = []
         for number, rows, samples in split_by_shard(indices, self._starts):
             shard_of[rows], limit[rows] = number, self._shards.stats[number].size
@@ -138,10 +135,11 @@ class TarSource(Source):
             except (OSError, SourceError) as error:
                 errors.update(dict.fromkeys(rows.tolist(), one_line(error)))
                 unread.update(rows.tolist())
-                groups.append(_Group(number, rows, samples))
+                url = self._shards.urls[number]
+                for at, sample in zip(rows.tolist(), samples.tolist(), strict=True):  # only where they are is known
+                    batch.objects[at], batch.shards[at] = ImageObject(f"{url}#sample={sample}", f"#{sample}"), url
                 continue
-            table[rows] = shard.index.table[samples]
-            headers[rows] = shard.headers[samples]
+            table[rows], headers[rows] = shard.index.table[samples], shard.headers[samples]
             groups.append(_Group(number, rows, samples, shard.index))
 
         entries = table.view(ENTRY)[:, 0]  # (N,)
@@ -180,7 +178,6 @@ class TarSource(Source):
                     errors[r] = f"the image has {too_large}"
         if unread:  # what the index says of a sample holds whether or not its members can be read now
             unread.difference_update((entries["status"] & ~Status.SHADOWED).nonzero()[0].tolist())
-        batch = EncodedBatch(indices, [], [], [], headers, errors, unread=unread)
         self._fill(batch, groups, table, arena, at, sizes, problems)
         if members:
             batch.members = _member_views(count, items, extensions, arena, position, lost)
@@ -192,30 +189,31 @@ class TarSource(Source):
         0 where there is none, -1 for those of a shard that cannot be read.
         """
         sizes = np.full(len(indices), -1, np.int64)
-        for number, rows, samples in split_by_shard(indices, self._starts):
-            try:
-                sizes[rows] = self._shards[number].index.image_sizes(samples)
-            except (OSError, SourceError) as error:
-                logger.warning("cannot look up sizes: %s", one_line(error))
+        for shard, rows, samples in self._load(indices, "look up sizes"):
+            sizes[rows] = shard.index.image_sizes(samples)
         return sizes
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples; those of a shard that cannot be read are unknown."""
         headers = np.zeros(len(indices), HEADER_DTYPE)
-        for number, rows, samples in split_by_shard(indices, self._starts):
-            try:
-                headers[rows] = self._shards[number].headers[samples]
-            except (OSError, SourceError) as error:
-                logger.warning("cannot look up headers: %s", one_line(error))
+        for shard, rows, samples in self._load(indices, "look up headers"):
+            headers[rows] = shard.headers[samples]
         return headers
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers, in memory at once, and beside the index once the source is closed."""
+        for shard, rows, samples in self._load(indices, "keep headers"):
+            self._shards.learn(shard, samples, headers[rows])
+
+    def _load(self, indices: NDArray[np.int64], purpose: str) -> Iterator[tuple[Shard, NDArray[Any], NDArray[Any]]]:
+        """(shard, rows of `indices`, samples of the shard) of every shard that can be read."""
         for number, rows, samples in split_by_shard(indices, self._starts):
             try:
-                self._shards.learn(number, samples, headers[rows])
+                shard = self._shards[number]
             except (OSError, SourceError) as error:
-                logger.warning("cannot keep headers: %s", one_line(error))
+                logger.warning("cannot %s: %s", purpose, one_line(error))
+            else:
+                yield shard, rows, samples
 
     def close(self) -> None:
         """Write down headers that were learnt, and close files and threads. A later read opens them again."""
@@ -226,11 +224,7 @@ class TarSource(Source):
     def _gather(
         self, shard: NDArray[np.int64], items: _Items
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]:
-        """Read items into one buffer.
-
-        Returns:
-            The buffer; (M,) where each item begins in it; item -> why it could not be read.
-        """
+        """Read items into one buffer: it, (M,) where each item begins in it, item -> why it could not be read."""
         gap = _REMOTE_GAP if self._shards.remote else _LOCAL_GAP
         extent_of, shards, starts, ends, position = coalesce(shard, items.offset, items.size, gap)
         arena = self._arenas.allocate(int((ends - starts).sum()))
@@ -258,18 +252,10 @@ class TarSource(Source):
         problems: dict[int, str],
     ) -> None:
         """Turn arrays into objects: the loop that Python's time a sample goes into."""
-        count, errors, view = len(batch.indices), batch.errors, arena.data
-        objects: list[Any] = [None] * count
-        images = [np.empty(0, np.uint8)] * count
-        shards = [""] * count
-        for number, rows, samples, index in groups:
-            url = self._shards.urls[number]
-            if index is _NO_INDEX:  # nothing is known of them but where they were
-                for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
-                    objects[row] = ImageObject(f"{url}#sample={sample}", f"#{sample}")
-                    shards[row] = url
-                continue
-            names, tail = index.names, f"::{url}"
+        objects, images, shards, errors, view = batch.objects, batch.images, batch.shards, batch.errors, arena.data
+        for number, rows, _, index in groups:
+            url, names = self._shards.urls[number], index.names
+            tail = f"::{url}"
             columns = (
                 table[rows, -4:].tolist(),  # name_start, name_size, key_length, status
                 at[rows].tolist(),
@@ -302,7 +288,6 @@ class TarSource(Source):
                     if status & Status.SHADOWED:
                         path = f"tar://{name}#offset={table[row, 0]}{tail}"
                 objects[row] = ImageObject(path, name[:key_length], metadata)
-        batch.objects, batch.images, batch.shards = objects, images, shards
 
     def _explain(self, number: int, name: str, status: int) -> str:
         if status & Status.DAMAGED:
@@ -313,12 +298,12 @@ class TarSource(Source):
 
 
 class _Group(NamedTuple):
-    """The samples of a batch that lie in one shard; `entries` is empty where the shard cannot be read."""
+    """The samples of a batch that lie in one shard, and the shard's index."""
 
     shard: int
     rows: NDArray[np.int64]
     samples: NDArray[np.int64]
-    entries: TarIndex = _NO_INDEX
+    entries: TarIndex
 
 
 class _Items(NamedTuple):
@@ -362,11 +347,7 @@ def coalesce(
 
 
 def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items, list[str], dict[int, int]]:
-    """Find all members of samples that can be read.
-
-    Args:
-        groups: The samples.
-        limit: (N,) bytes in the shard of each row.
+    """Find all members of samples that can be read; `limit` is (N,) bytes in the shard of each row.
 
     Returns:
         Whole members; their extensions as the names have them (`jpg`, `left.JPG`); row -> bytes of a member that is
@@ -375,8 +356,6 @@ def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items
     large: dict[int, int] = {}
     rows, columns, extensions = [np.zeros(0, np.int64)], [np.zeros((0, 4), np.int64)], []
     for group in groups:
-        if group.entries is _NO_INDEX:
-            continue
         first = group.entries.first[group.samples].astype(np.int64)
         counts = group.entries.first[group.samples + 1] - first
         ends = np.cumsum(counts)
@@ -399,12 +378,9 @@ def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[st
     """Read the names of the labels from the record of the curation whose output a folder is; none where it has none."""
     url = f"{folder}/_manifest/run.json"
     try:
-        if is_remote(url):
-            (data,) = storage.cat([(url, None, None)])
-            if isinstance(data, BaseException):
-                raise data
-        else:
-            data = read_regular(url, _RUN_BYTES)
+        data = storage.cat([(url, None, None)])[0] if is_remote(url) else read_regular(url, _RUN_BYTES)
+        if isinstance(data, BaseException):
+            raise data
         run = parse_json(data)
         lists = run.get("class_lists", {"": run.get("class_names", [])})
         if any(isinstance(names, str) or not all(isinstance(name, str) for name in names) for names in lists.values()):

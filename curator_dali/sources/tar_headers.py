@@ -153,12 +153,7 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, least: int = _S
 
 
 class _Window:
-    """The bytes of a file around a place, read in pieces that fit the distance between headers.
-
-    Args:
-        read_at: See `scan_tar`.
-        least: The least that is read at once, in bytes.
-    """
+    """The bytes of a file around a place, read in pieces that fit the distance between headers."""
 
     def __init__(self, read_at: Callable[[int, int], bytes], least: int) -> None:
         self._read_at, self._least, self._ahead = read_at, least, least
@@ -201,16 +196,10 @@ def _add_member(
     read_at: Callable[[int, int], bytes],
     endless: dict[int, int],
 ) -> int:
-    """Add a member, if it is a regular file, and return where the next header is.
+    """Add a member to the scan, if it is a regular file, and return where the next header is.
 
-    Args:
-        scan: Gets the member.
-        header: 512 bytes.
-        body: Where the bytes behind the header begin.
-        length: The header's size field.
-        records: What PAX and GNU records say of the member.
-        read_at: See `scan_tar`.
-        endless: See `_find_map_end`.
+    `body` is where the bytes behind the header begin, `length` its size field, `records` what PAX and GNU records say
+    of the member.
     """
     kind, path = header[156:157], None
     if records:
@@ -241,13 +230,8 @@ def _finish(
 ) -> None:
     """Record what lies behind the last whole header: nothing, a cut member, or bytes that are no members.
 
-    Args:
-        scan: Of the headers before.
-        read_at: See `scan_tar`.
-        size: Bytes in the file.
-        position: Where the walk ended.
-        lost: Where a place without a header begins; -1 where there is none.
-        cut: Whether records were read whose member is not there.
+    The walk ended at `position`. A place without a header begins at `lost`, if not -1. `cut`: whether records were read
+    whose member is not there.
     """
     if lost >= 0 and scan.ended:
         scan.trailing = size - lost
@@ -266,8 +250,7 @@ def _finish(
 def _find_header(buffer: bytes, at: int) -> int:
     """Find the first whole header with the magic of USTAR and GNU, at `at` or behind it; blocks may have shifted.
 
-    Returns:
-        Where the header begins; where the next search has to begin if there is none.
+    Without one, return where the next search has to begin.
     """
     last = len(buffer) - _BLOCK
     while (magic := buffer.find(b"ustar", at + 257, last + 262)) >= 0:
@@ -322,11 +305,7 @@ def _is_header(header: bytes) -> bool:
 
 
 def _number(text: bytes) -> int:
-    """Parse a numeric field: octal digits, or (GNU) big-endian base 256 when the first byte is 0x80.
-
-    Returns:
-        The number, at most `_MAX_SIZE`; -1 for nonsense.
-    """
+    """Parse octal digits, or (GNU) big-endian base 256 behind a byte 0x80: at most `_MAX_SIZE`, -1 for nonsense."""
     try:
         return int(text.partition(b"\0")[0], 8)
     except ValueError:

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from curator_dali.io import (
     strip_signature,
     write_file,
 )
-from curator_dali.sources.base import HEADER_DTYPE, SIDECARS
+from curator_dali.sources.base import HEADER_DTYPE, SIDECARS, quote
 from curator_dali.sources.tar_headers import DAMAGED, Scan
 
 __all__ = [
@@ -67,7 +67,6 @@ ENTRY_NUMBERS = ENTRY.itemsize // 8
 """Columns of `TarIndex.table`."""
 
 _OTHER, _IMAGE, _COMPOUND_IMAGE, _FIRST_SIDECAR = 0, 1, 2, 3  # kinds of extensions
-_LONGEST_NAME = 200  # characters of a name in a warning
 
 _FILE_MAGIC, _FILE_VERSION = 0x4344_5441_5258, 2
 # Magic, version, tar size, tar version, samples, repeated keys, crc32 of what follows, digest, bytes of warnings, and
@@ -121,12 +120,8 @@ class TarIndex:
         - Of several images, the sample's image is the first with a simple extension (`a.jpg`), else the first
           (`a.left.jpg`). `Summary` counts the others.
         - Members without an extension, or whose name begins with a dot, belong to no sample, as in WebDataset.
-        - Nothing is lost: sidecars without an image, a member that the end of the tar cuts, and damaged headers are
-          samples too, with a `Status` that says so.
-
-        Args:
-            scan: The members.
-            size: Bytes in the tar.
+        - Nothing is lost: sidecars without an image, a member that the end of the tar (`size` bytes) cuts, and damaged
+          headers are samples too, with a `Status` that says so.
         """
         runs, keys, bare = _group(scan)
         starts = np.zeros(len(scan.names) + 1, np.int64)
@@ -228,11 +223,7 @@ def _kind(extension: str) -> int:
 
 
 def _group(scan: Scan) -> tuple[list[_Run], list[str], list[str]]:
-    """Group members into samples.
-
-    Returns:
-        Runs of members, in the order of the tar; the keys of those with an image; names without an extension.
-    """
+    """Group members: runs in the order of the tar, the keys of those with an image, names without an extension."""
     runs: list[_Run] = []
     bare: list[str] = []
     run: _Run | None = None
@@ -290,7 +281,7 @@ def _join_strays(runs: list[_Run], scan: Scan, images: Counter[str]) -> list[_Ru
             kept.append(run)
             continue
         for member in run.members:
-            home.add(member, scan.names[member][len(home.key) + 1 :].lower())
+            home.add(member, _extension(scan, home, member))
     return kept
 
 
@@ -355,8 +346,8 @@ def _describe_images(scan: Scan, runs: list[_Run]) -> tuple[list[str], str]:
     run, members = further[0]
     message = (
         f"image members that are not the image of their sample: {sum(len(members) for _, members in further)}, such as "
-        f"{_quote(scan.names[members[0]])} of the sample {_quote(run.key)}, whose image is "
-        f"{_quote(scan.names[run.roles[0]])}"
+        f"{quote(scan.names[members[0]])} of the sample {quote(run.key)}, whose image is "
+        f"{quote(scan.names[run.roles[0]])}"
     )
     if len(sets) == 1 and len(further) == with_image > 1 and not numbered:
         return [], message
@@ -370,7 +361,7 @@ def _describe_rest(scan: Scan, bare: list[str], repeated: int) -> list[str]:
     """Warnings about members that are passed over, and keys that repeat."""
     warnings = []
     if bare:
-        warnings.append(f"members without an extension are passed over: {len(bare)}, the first: {_quote(bare[0])}")
+        warnings.append(f"members without an extension are passed over: {len(bare)}, the first: {quote(bare[0])}")
     if repeated:
         warnings.append(f"samples that repeat a key (all are kept): {repeated}")
     if scan.skipped:
@@ -380,10 +371,6 @@ def _describe_rest(scan: Scan, bare: list[str], repeated: int) -> list[str]:
 
 def _extension(scan: Scan, run: _Run, member: int) -> str:
     return scan.names[member][len(run.key) + 1 :].lower()
-
-
-def _quote(name: str) -> str:
-    return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")
 
 
 def _narrow(array: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.uint32]:
@@ -412,17 +399,7 @@ def index_path(url: str, keep: str) -> Path | None:
 
 def save_index(path: Path | None, stat: Stat, index: TarIndex) -> None:
     """Keep an index; it appears whole, or not at all (a folder that cannot be written is no error)."""
-    if path is None:
-        return
-    samples, duplicates, digest, warnings, note = index.summary
-    texts = json.dumps([warnings, note]).encode() if warnings or note else b""
-    body = io.BytesIO()
-    body.write(texts)
-    for array in (index.table, np.frombuffer(index.names, np.uint8), index.first, index.members):
-        np.save(body, array)
-    _write(
-        path, _make_head(stat, samples, duplicates, zlib.crc32(body.getbuffer()), digest, len(texts)), body.getvalue()
-    )
+    _save(path, stat, index.summary, index.table, np.frombuffer(index.names, np.uint8), index.first, index.members)
 
 
 def peek_index(path: Path | None, stat: Stat) -> Summary | None:
@@ -442,61 +419,65 @@ def peek_index(path: Path | None, stat: Stat) -> Summary | None:
 
 def load_index(path: Path | None, stat: Stat) -> TarIndex | None:
     """A kept index; None where there is none, or an old, damaged or outdated one."""
-    if path is None:
-        return None
-    try:
-        data = _read(path, stat)
-        head = _parse_head(data, stat)
-        if head is None or zlib.crc32(memoryview(data)[_HEAD_BYTES:]) != head[6]:
-            return None
-        summary = _parse_summary(data, head)
-        body = io.BytesIO(data)
-        body.seek(_HEAD_BYTES + head[8])
-        table, names, first, members = (np.load(body, allow_pickle=False) for _ in range(4))
-    except (OSError, ValueError, TypeError, EOFError, MemoryError):
-        return None
-    return TarIndex(table, names.tobytes(), first, members, summary)
+    match _load(path, stat):
+        case summary, [table, names, first, members]:
+            return TarIndex(table, names.tobytes(), first, members, summary)
+    return None
 
 
 def save_headers(path: Path | None, stat: Stat, headers: NDArray[np.void]) -> None:
     """Keep what was learnt of a shard's images, together with what another process has kept meanwhile."""
-    if path is None:
-        return
     kept = load_headers(path, stat, len(headers))
     if kept is not None:
         headers = np.where(headers["codec"] != 0, headers, kept)
-    body = io.BytesIO()
-    np.save(body, headers)
-    head = _make_head(stat, len(headers), 0, zlib.crc32(body.getbuffer()), 0, 0)
-    _write(path.with_suffix(".headers"), head, body.getvalue())
+    _save(path and path.with_suffix(".headers"), stat, Summary(len(headers)), headers)
 
 
 def load_headers(path: Path | None, stat: Stat, samples: int) -> NDArray[np.void] | None:
     """(samples,) `HEADER_DTYPE` that was kept for a shard, or None."""
+    match _load(path and path.with_suffix(".headers"), stat):
+        case _, [headers] if headers.dtype == HEADER_DTYPE and headers.shape == (samples,):
+            return headers
+    return None
+
+
+def _save(path: Path | None, stat: Stat, summary: Summary, *arrays: NDArray[Any]) -> None:
+    if path is None:
+        return
+    samples, duplicates, digest, warnings, note = summary
+    texts = json.dumps([warnings, note]).encode() if warnings or note else b""
+    head, body = io.BytesIO(), io.BytesIO()
+    body.write(texts)
+    for array in arrays:
+        np.save(body, array)
+    about = (samples, duplicates, zlib.crc32(body.getbuffer()), digest, len(texts))
+    numbers = np.array([_FILE_MAGIC, _FILE_VERSION, stat.size, stat.version, *about, 0], np.int64)
+    numbers[-1] = zlib.crc32(numbers[:-1].tobytes())
+    np.save(head, numbers)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, head.getvalue(), body.getvalue(), sync=False)
+    except OSError as error:
+        _warn_unwritable(str(path.parent.parent), str(error))
+
+
+def _load(path: Path | None, stat: Stat) -> tuple[Summary, list[NDArray[Any]]] | None:
+    """What `_save` kept of a tar; None where there is nothing, or what is old, damaged or outdated."""
     if path is None:
         return None
     try:
-        data = _read(path.with_suffix(".headers"), stat)
+        # smaller than its tar but for the warnings: 512 bytes of a header make fewer here
+        data = read_regular(path, stat.size + _WARNING_BYTES)
         head = _parse_head(data, stat)
-        if head is None or head[4] != samples or zlib.crc32(memoryview(data)[_HEAD_BYTES:]) != head[6]:
+        if head is None or zlib.crc32(memoryview(data)[_HEAD_BYTES:]) != head[6]:
             return None
-        headers: NDArray[np.void] = np.load(io.BytesIO(data[_HEAD_BYTES:]), allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError):
+        body, arrays = io.BytesIO(data), []
+        body.seek(_HEAD_BYTES + head[8])
+        while body.tell() < len(data):
+            arrays.append(np.load(body, allow_pickle=False))
+        return _parse_summary(data, head), arrays
+    except (OSError, ValueError, TypeError, EOFError, MemoryError):
         return None
-    return headers if headers.dtype == HEADER_DTYPE and headers.shape == (samples,) else None
-
-
-def _read(path: Path, stat: Stat) -> bytes:
-    """A kept file, which is smaller than its tar but for the warnings: 512 bytes of a header make fewer here."""
-    return read_regular(path, stat.size + _WARNING_BYTES)
-
-
-def _make_head(stat: Stat, *numbers: int) -> bytes:
-    head = io.BytesIO()
-    values = np.array([_FILE_MAGIC, _FILE_VERSION, stat.size, stat.version, *numbers, 0], np.int64)
-    values[-1] = zlib.crc32(values[:-1].tobytes())
-    np.save(head, values)
-    return head.getvalue()
 
 
 def _parse_head(data: bytes, stat: Stat) -> list[int] | None:
@@ -516,14 +497,6 @@ def _parse_summary(data: bytes, head: list[int]) -> Summary:
     """
     warnings, note = parse_json(data[_HEAD_BYTES : _HEAD_BYTES + head[8]]) if head[8] else ((), "")
     return Summary(head[4], head[5], head[7], tuple(warnings), note)
-
-
-def _write(path: Path, *parts: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, *parts, sync=False)
-    except OSError as error:
-        _warn_unwritable(str(path.parent.parent), str(error))
 
 
 @lru_cache(maxsize=64)

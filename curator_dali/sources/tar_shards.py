@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from curator_dali.sources.tar_index import (
     save_index,
 )
 
-__all__ = ["Shards"]
+__all__ = ["Shard", "Shards"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,7 @@ class Shards:
     def __init__(self, urls: Sequence[str], storage: Storage, keep: str) -> None:
         self.urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
         self.remote = any(map(is_remote, self.urls))
-        self.sizes = np.zeros(len(self.urls), np.int64)
         self.stats = [Stat(0, 0)] * len(self.urls)
-        self.digests = np.zeros(len(self.urls), np.int64)
-        self.duplicates = 0
         self._storage, self._keep = storage, keep
         self._start()
         self._open()
@@ -77,9 +74,8 @@ class Shards:
         """
         return self._loaded.get(number, lambda: self._load(number))
 
-    def learn(self, number: int, samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+    def learn(self, shard: Shard, samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers of a shard's samples in memory; `close` writes them down."""
-        shard = self[number]
         with self._lock:
             fresh = (headers["codec"] != 0) & (shard.headers[samples] != headers)
             shard.headers[samples[fresh]] = headers[fresh]
@@ -139,28 +135,21 @@ class Shards:
 
     def _open(self) -> None:
         """Learn how many samples each shard has, from the kept indexes or by making them."""
-        bad: dict[str, str] = {}
-        summaries: dict[int, Summary] = {}
+        found: list[Summary | str] = []
         told = time.monotonic()
         silent = threading.Event()
         with ThreadPoolExecutor(32 if self.remote else 8, thread_name_prefix="curator-dali-index") as pool:
-            numbers = {pool.submit(self._open_one, number, silent): number for number in range(len(self.urls))}
-            for done, future in enumerate(as_completed(numbers), 1):
-                number = numbers[future]
-                try:
-                    summary = future.result()
-                    self.sizes[number], self.digests[number] = summary.samples, summary.digest
-                    self.duplicates += summary.duplicates
-                    if summary.warnings or summary.note:
-                        summaries[number] = summary
-                except NotATarError:
-                    bad[self.urls[number]] = "not a tar (a compressed one must be unpacked first)"
-                except Exception as error:  # whatever a hostile header or a store comes up with costs one shard
-                    bad[self.urls[number]] = one_line(error)
+            for result in pool.map(lambda number: self._open_one(number, silent), range(len(self.urls))):
+                found.append(result)
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
-                    logger.info("indexed %d of %d tars", done, len(self.urls))
-        self._log_warnings([(self.urls[number], summaries[number]) for number in sorted(summaries)])
+                    logger.info("indexed %d of %d tars", len(found), len(self.urls))
+        summaries = [Summary() if isinstance(result, str) else result for result in found]
+        self.sizes = np.array([summary.samples for summary in summaries], np.int64)
+        self.digests = np.array([summary.digest for summary in summaries], np.int64)
+        self.duplicates = sum(summary.duplicates for summary in summaries)
+        self._log_warnings(summaries)
+        bad = {url: result for url, result in zip(self.urls, found, strict=True) if isinstance(result, str)}
         if bad:
             shown = "; ".join(f"{url}: {reason}" for url, reason in sorted(bad.items())[:10])
             raise SourceError(
@@ -168,41 +157,38 @@ class Shards:
                 "Shards must be uncompressed tars: repair these or leave them out"
             )
 
-    def _open_one(self, number: int, silent: threading.Event) -> Summary:
-        """Learn what each opening needs of a shard.
+    def _open_one(self, number: int, silent: threading.Event) -> Summary | str:
+        """Learn what each opening needs of a shard, or why the shard cannot be read.
 
-        Args:
-            number: The shard.
-            silent: Set once the store was silent for as long as it is waited for: no other shard is waited for then.
+        `silent` is set once the store was silent for as long as it is waited for: no other shard is waited for then.
         """
         url = self.urls[number]
-        if silent.is_set() and is_remote(url):
-            raise TimeoutError("not asked for, as the store is silent")
         try:
-            return self._open_asked(number)
-        except TimeoutError:
-            silent.set()
-            raise
+            if silent.is_set() and is_remote(url):
+                raise TimeoutError("not asked for, as the store is silent")
+            stat = self.stats[number] = self._storage.stat(url)
+            path = index_path(url, self._keep)
+            if (summary := peek_index(path, stat)) is not None:
+                return summary
+            index = self._scan(url, stat)
+            save_index(path, stat, index)
+            self._loaded.put(number, Shard(index, load_headers(path, stat, len(index))))
+            return index.summary
+        except NotATarError:
+            return "not a tar (a compressed one must be unpacked first)"
+        except Exception as error:  # whatever a hostile header or a store comes up with costs one shard
+            if isinstance(error, TimeoutError):
+                silent.set()
+            return one_line(error)
 
-    def _open_asked(self, number: int) -> Summary:
-        url = self.urls[number]
-        stat = self.stats[number] = self._storage.stat(url)
-        path = index_path(url, self._keep)
-        if (summary := peek_index(path, stat)) is not None:
-            return summary
-        index = self._scan(url, stat)
-        save_index(path, stat, index)
-        self._loaded.put(number, Shard(index, load_headers(path, stat, len(index))))
-        return index.summary
-
-    def _log_warnings(self, shards: Sequence[tuple[str, Summary]]) -> None:
+    def _log_warnings(self, summaries: Sequence[Summary]) -> None:
         """Log the warnings of shards, without a flood of lines."""
-        warned = [(url, summary.warnings) for url, summary in shards if summary.warnings]
+        warned = [(url, about.warnings) for url, about in zip(self.urls, summaries, strict=True) if about.warnings]
         for place, (url, warnings) in enumerate(warned):
             logger.log(logging.WARNING if place < _MOST_WARNED else logging.DEBUG, "%s: %s", url, "; ".join(warnings))
         if len(warned) > _MOST_WARNED:
             logger.warning("%d more shards have warnings: log level DEBUG shows them", len(warned) - _MOST_WARNED)
-        noted = [(url, summary.note) for url, summary in shards if summary.note]
+        noted = [(url, about.note) for url, about in zip(self.urls, summaries, strict=True) if about.note]
         if noted:
             logger.info("%s: %s (such shards: %d of %d)", *noted[0], len(noted), len(self.urls))
 
