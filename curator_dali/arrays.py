@@ -139,8 +139,7 @@ def to_host(arrays: Any) -> Any:
         return arrays if isinstance(arrays, (list, np.ndarray)) else _array(arrays)
     import torch
 
-    parts = [_tensor(array) for array in (arrays if isinstance(arrays, list) else [arrays])]
-    _, views = _pack(parts, pin=True)
+    _, views = _pack([_tensor(array) for array in (arrays if isinstance(arrays, list) else [arrays])])
     torch.cuda.current_stream(device).synchronize()
     host = [view.numpy() for view in views]
     return host if isinstance(arrays, list) else host[0]
@@ -154,7 +153,7 @@ def to_device(arrays: Any, device: str) -> Any:
         return to_host(arrays)
     host = to_host(arrays)  # between two GPUs this is the rare case, and the host is always a way
     parts = [_tensor(array) for array in (host if isinstance(host, list) else [host])]
-    block, _ = _pack(parts, pin=True)
+    block, _ = _pack(parts)
     moved = [_array(view) for view in _unpack(block.to(device, non_blocking=True), parts)]
     return moved if isinstance(arrays, list) else moved[0]
 
@@ -173,7 +172,13 @@ def take(arrays: Any, rows: slice | NDArray[np.int64], copy: bool | None = None)
     elif isinstance(rows, slice) and (rows.step is None or rows.step > 0):  # torch knows no negative strides
         kept = arrays[rows]
     else:
-        return _gather(arrays, np.arange(len(arrays))[rows])
+        numbers = np.arange(len(arrays))[rows]
+        if isinstance(arrays, np.ndarray):
+            return arrays[numbers]
+        import torch
+
+        tensor = _tensor(arrays)
+        return _array(tensor[torch.from_numpy(numbers).to(tensor.device)])
     if copy is None:
         copy = 2 * nbytes(kept) < nbytes(arrays)
     return _own(kept) if copy else kept
@@ -227,10 +232,9 @@ def with_gaps(values: Sequence[Any], kind: Any) -> NDArray[Any]:
     """(N,) values of a numpy type; where some are None, these are NaN among floats, and all others become objects."""
     kind = np.dtype(kind)
     if any(value is None for value in values):
-        if kind.kind == "f":
-            values = [np.nan if value is None else value for value in values]
-        else:
-            kind = np.dtype(object)
+        if kind.kind != "f":
+            return objects(values)
+        values = [np.nan if value is None else value for value in values]
     column = np.empty(len(values), kind)
     column[:] = values
     return column
@@ -263,15 +267,6 @@ def _own(arrays: Any) -> Any:
     return arrays.copy() if isinstance(arrays, np.ndarray) else _array(_tensor(arrays).clone())
 
 
-def _gather(array: Any, rows: NDArray[np.int64]) -> Any:
-    if isinstance(array, np.ndarray):
-        return array[rows]
-    import torch
-
-    tensor = _tensor(array)
-    return _array(tensor[torch.from_numpy(rows).to(tensor.device)])
-
-
 def _stack(rows: list[Any]) -> Any:
     if isinstance(rows[0], np.ndarray):
         return np.stack(rows)
@@ -280,14 +275,14 @@ def _stack(rows: list[Any]) -> Any:
     return _array(torch.stack([_tensor(row) for row in rows]))
 
 
-def _pack(parts: list[torch.Tensor], pin: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Copy tensors from anywhere into one new block on the host, without waiting; the block and views of it."""
+def _pack(parts: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Copy tensors from anywhere into one new pinned block on the host, without waiting; the block and views of it."""
     import torch
 
-    block = torch.empty(_offsets(parts)[-1], dtype=torch.uint8, pin_memory=pin)
+    block = torch.empty(_offsets(parts)[-1], dtype=torch.uint8, pin_memory=True)
     views = _unpack(block, parts)
     for view, part in zip(views, parts, strict=True):
-        view.copy_(part, non_blocking=pin)
+        view.copy_(part, non_blocking=True)
     return block, views
 
 

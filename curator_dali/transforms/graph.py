@@ -6,7 +6,6 @@ What two sequences begin with in common is done once. The numbers are computed o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,8 @@ class Graph:
         for sequence in self.outputs:
             output_size(sequence)
         prefixes = dict.fromkeys(s[: i + 1] for s in self.outputs for i in range(len(s)))
-        self._steps = {prefix: _Step(prefix, f"{number}.") for number, prefix in enumerate(prefixes)}
+        # each transform behind all those before it -> how the names of its inputs begin
+        self._steps = {prefix: f"{number}." for number, prefix in enumerate(prefixes)}
         self._cropped = {prefix: crops for prefix in prefixes if (crops := self._find_crops(prefix))}
         self.may_enlarge = any(isinstance(prefix[-1], (Resize, Pad)) for prefix in prefixes)
         firsts = {sequence[:1] for sequence in self.outputs}
@@ -76,17 +76,17 @@ class Graph:
         Returns:
             Name -> (N, ...) array.
         """
-        if not any(isinstance(step.transform, RandomTransform) for step in self._steps.values()):
+        if not any(isinstance(prefix[-1], RandomTransform) for prefix in self._steps):
             return {}
         at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
         found = {}
-        for prefix, step in self._steps.items():
-            transform, before = step.transform, at[prefix[:-1]]
+        for prefix, start in self._steps.items():
+            transform, before = prefix[-1], at[prefix[:-1]]
             if isinstance(transform, RandomTransform):
                 lane = (transform.stream * _PLACES + len(prefix) - 1) * _LANES
                 drawn = uniforms(key, indices, lane + np.arange(transform.draws, dtype=np.int64))
                 for name, values in transform.parameters(drawn, before).items():
-                    found[step.name + name] = values
+                    found[start + name] = values
             at[prefix] = transform.output_sizes(before)
         return found
 
@@ -102,11 +102,11 @@ class Graph:
         """
         at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
         made, any_long = [at[()]], np.zeros(len(sizes), bool)
-        for prefix, step in self._steps.items():
+        for prefix in self._steps:
             before = at[prefix[:-1]]
-            after = at[prefix] = step.transform.output_sizes(before)
+            after = at[prefix] = prefix[-1].output_sizes(before)
             # between the two passes of a resize, of which the horizontal one goes first
-            between = [np.stack([before[:, 0], after[:, 1]], axis=1)] if isinstance(step.transform, Resize) else []
+            between = [np.stack([before[:, 0], after[:, 1]], axis=1)] if isinstance(prefix[-1], Resize) else []
             is_long = np.zeros(len(sizes), bool)
             for crop in self._cropped.get(prefix, ()):
                 is_long |= exceed_crop(after, crop)
@@ -140,14 +140,14 @@ class Graph:
                 done[prefix] = lowered(prefix)
             return done[prefix]
 
-        def own(step: _Step) -> dict[str, Any]:
-            return {name[len(step.name) :]: inputs[name] for name in self.inputs if name.startswith(step.name)}
+        def own(prefix: tuple[Transform, ...]) -> dict[str, Any]:
+            start = self._steps[prefix]
+            return {name.removeprefix(start): inputs[name] for name in self.inputs if name.startswith(start)}
 
         def lowered(prefix: tuple[Transform, ...]) -> Any:
             transform = prefix[-1]
             if isinstance(transform, Normalize) and isinstance(prefix[-2:][0], HorizontalFlip):
-                mirror = own(self._steps[prefix[:-1]])["mirror"]
-                return transform.lower_mirrored(node(prefix[:-2]), mirror)
+                return transform.lower_mirrored(node(prefix[:-2]), own(prefix[:-1])["mirror"])
             if long and isinstance(transform, CenterCrop) and prefix[:-1] in self._cropped:
                 resize: Any = prefix[-2]
                 return resize.lower_cropped(node(prefix[:-2]), transform)
@@ -155,27 +155,10 @@ class Graph:
             if cut and len(prefix) == 1 and isinstance(transform, Crop):
                 return transform.lower_cut(before)
             if isinstance(transform, RandomTransform):
-                return transform.lower_random(before, own(self._steps[prefix]))
+                return transform.lower_random(before, own(prefix))
             return transform.lower(before)
 
         return [node(sequence) for sequence in self.outputs]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One transform behind all those before it.
-
-    Attributes:
-        prefix: The sequence up to here, this transform last.
-        name: Begins the names of its inputs.
-    """
-
-    prefix: tuple[Transform, ...]
-    name: str
-
-    @property
-    def transform(self) -> Transform:
-        return self.prefix[-1]
 
 
 def apply(
