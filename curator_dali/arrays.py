@@ -139,7 +139,8 @@ def to_host(arrays: Any) -> Any:
         return arrays if isinstance(arrays, (list, np.ndarray)) else _array(arrays)
     import torch
 
-    _, views = _pack([_tensor(array) for array in (arrays if isinstance(arrays, list) else [arrays])])
+    parts = [_tensor(array) for array in (arrays if isinstance(arrays, list) else [arrays])]
+    _, views = _pack(parts, pin=True)
     torch.cuda.current_stream(device).synchronize()
     host = [view.numpy() for view in views]
     return host if isinstance(arrays, list) else host[0]
@@ -153,7 +154,7 @@ def to_device(arrays: Any, device: str) -> Any:
         return to_host(arrays)
     host = to_host(arrays)  # between two GPUs this is the rare case, and the host is always a way
     parts = [_tensor(array) for array in (host if isinstance(host, list) else [host])]
-    block, _ = _pack(parts)
+    block, _ = _pack(parts, pin=True)
     moved = [_array(view) for view in _unpack(block.to(device, non_blocking=True), parts)]
     return moved if isinstance(arrays, list) else moved[0]
 
@@ -275,14 +276,14 @@ def _stack(rows: list[Any]) -> Any:
     return _array(torch.stack([_tensor(row) for row in rows]))
 
 
-def _pack(parts: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Copy tensors from anywhere into one new pinned block on the host, without waiting; the block and views of it."""
+def _pack(parts: list[torch.Tensor], pin: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Copy tensors from anywhere into one new block on the host, without waiting; the block and views of it."""
     import torch
 
-    block = torch.empty(_offsets(parts)[-1], dtype=torch.uint8, pin_memory=True)
+    block = torch.empty(_offsets(parts)[-1], dtype=torch.uint8, pin_memory=pin)
     views = _unpack(block, parts)
     for view, part in zip(views, parts, strict=True):
-        view.copy_(part, non_blocking=True)
+        view.copy_(part, non_blocking=pin)
     return block, views
 
 

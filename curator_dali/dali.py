@@ -248,7 +248,10 @@ def merge_ready(parts: Sequence[tuple[Sequence[int] | NDArray[np.int64], Any]], 
 
 
 class _Lent:
-    """Memory on a GPU, of an output or an array, made on a stream of ours: ready now, it lives until its readers end."""
+    """Memory on a GPU that is ready once this is made, and lives until those who read it are done.
+
+    `memory` keeps it, an output of DALI's or an array that was made on `stream`, ours.
+    """
 
     def __init__(self, memory: Any, stream: Any) -> None:
         self.memory, self.device = memory, stream.device_id
