@@ -110,9 +110,7 @@ class Decoded:
 def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:
     """Decide from the headers who decodes each image. Runs on any thread.
 
-    Args:
-        encoded: The batch; rows in its `errors` are left alone, known headers are not read again.
-        max_pixels: Larger images are refused.
+    Rows in the batch's `errors` are left alone, known headers are not read again, larger images are refused.
     """
     gated = Gated(encoded, [], [], dict(encoded.errors), [])
     headers = encoded.headers
@@ -134,13 +132,9 @@ def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:
 
 
 def read_gated(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> Gated:
-    """Read samples and gate them; the source keeps the headers that were not known. Runs on any thread.
+    """Read samples, whole ones with `members`, and gate them; the source keeps the headers that were not known.
 
-    Args:
-        source: Where the samples are.
-        indices: (N,) sample indices.
-        members: Whether to read whole samples.
-        max_pixels: Larger images are refused.
+    Runs on any thread.
     """
     began = time.perf_counter()
     encoded = source.read(indices, members=members)

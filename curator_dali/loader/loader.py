@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -357,12 +358,9 @@ class ImageLoader:
         """The first `n` samples of the epoch's order, decoded; consumes nothing and records no errors."""
         positions = np.arange(min(max(n, 0), self.num_samples), dtype=np.int64)
         samples = self._order.indices(positions, self._epoch) if len(positions) else positions
-        decoder = self._make_decoder()
-        try:
-            steps = (samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size))
+        steps = (samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size))
+        with closing(self._make_decoder()) as decoder:
             parts = [self._read_and_decode(decoder, indices) for indices in steps]
-        finally:
-            decoder.close()
         batches = [self._batch(part, step, self.source.name) for step, part in enumerate(parts) if len(part.rows)]
         return concat(batches or [ImageBatch("peek", self.source.name)])
 
@@ -375,15 +373,12 @@ class ImageLoader:
             TooManyErrors: There is no good image at all.
         """
         last = ""
-        decoder = self._make_decoder()
-        try:
+        with closing(self._make_decoder()) as decoder:
             for indices in self._order.stand_ins(self._epoch, self._position, count):
                 decoded = self._read_and_decode(decoder, indices)
                 if len(decoded.rows):
                     return self._batch(decoded, 0, self.source.name)
                 last = f"; the last: {decoded.error(max(decoded.errors))}"
-        finally:
-            decoder.close()
         raise TooManyErrors(f"none of the {self.num_samples} images can be used{last}")
 
     def _read_and_decode(self, decoder: Decoder, indices: NDArray[np.int64]) -> Decoded:

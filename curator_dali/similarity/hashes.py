@@ -176,8 +176,6 @@ def _reduced(images: Any, size: tuple[int, int]) -> torch.Tensor:
 
 def _is_flat(pixels: torch.Tensor, levels: int) -> NDArray[np.bool_]:
     """Flag images whose greys lie within so many levels: (N, h, w) uint8 -> (N,) bool on the host."""
-    if not len(pixels):
-        return np.zeros(0, bool)
     flat: NDArray[np.bool_] = (pixels.amax((1, 2)) - pixels.amin((1, 2)) <= levels).cpu().numpy()
     return flat
 
