@@ -313,11 +313,9 @@ def wants_gpu(device: str) -> bool:
 def emit(task: FileGroupTask, found: Iterable[tuple[ImageBatch | None, Errors, Errors]]) -> Iterator[NemoImageBatch]:
     """NeMo Curator's batches, each with what was left out since the one before it in its `_metadata`.
 
-    Where nothing came out after the last report, an empty batch carries it, so that every sample is accounted for.
-
-    Args:
-        task: What the batches are made of; they inherit its data set and `_metadata`.
-        found: Batches (None, or empty, where nothing is left of one), the images that failed, those that were dropped.
+    They inherit the task's data set and `_metadata`. Where nothing came out after the last report, an empty batch
+    carries it, so that every sample is accounted for. `found` are batches (None, or empty, where nothing is left of
+    one), the images that failed, and those that were dropped.
     """
     failed: Errors = []
     dropped: Errors = []

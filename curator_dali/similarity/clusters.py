@@ -251,14 +251,9 @@ def join_cluster(
 ) -> None:
     """Add the pairs of one cluster: of those that belong to it, with each other and with those near its border.
 
-    Args:
-        found: Takes the pairs.
-        vectors: Rows, those of the cluster among them.
-        members: (M,) the rows that are looked at in the cluster, ascending.
-        own: (M,) whether the cluster is the row's home.
-        threshold: The cosine that a pair must have.
-        limit: Members from which on it is divided again, of `split_limit`.
-        depth: How often the set was divided before.
+    (M,) `members` are the rows of `vectors` that are looked at in the cluster, ascending; (M,) `own` says whether it is
+    the row's home. From more members than `limit` on, of `split_limit`, it is divided again; `depth` divisions came
+    before.
     """
     if len(members) > limit and depth < _DEEPEST:
         inner, part = Collector(found.max_pairs), vectors.subset(members)
@@ -294,13 +289,7 @@ def split_limit(near: int, count: int) -> int:
 
 
 def find_clusters(vectors: Vectors, threshold: float, *, count: int | None = None) -> Clusters:
-    """The division of `divide`, of a sample of the rows: no row is assigned yet.
-
-    Args:
-        vectors: N rows, at least one; only `drawn_rows` are read.
-        threshold: As in `divide`.
-        count: Clusters.
-    """
+    """The division of `divide` into `count` clusters, by `drawn_rows` alone: no row is assigned yet."""
     centroids = kmeans(vectors, count or _count(len(vectors)))
     margin, reach, looked_at = _measure_margins(vectors, centroids, threshold)
     return Clusters(centroids.cpu().numpy(), np.empty(0, np.int32), threshold, margin, reach, looked_at)

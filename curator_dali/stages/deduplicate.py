@@ -233,7 +233,7 @@ class Deduplicate(GlobalSelector):
                 earlier = (
                     match_earlier(self._earlier, self.ways, count, new, good, device=device, max_pairs=self.max_pairs)
                     if self.against and count
-                    else Matches.none(count)
+                    else Matches(count)
                 )
                 unmatched = np.flatnonzero(earlier.comparison < 0) if self.linkage == "star" else np.arange(count)
                 compared = new if shared is None else {**new, "embedding": shared}
@@ -260,8 +260,7 @@ class Deduplicate(GlobalSelector):
         rows = unmatched if way.kind != "similar" else good[np.isin(good, unmatched)]
         if way.kind == "same":
             digests = np.frombuffer(bytes.fromhex("".join(values[rows].tolist())), np.uint64).reshape(-1, 2)
-            none = np.empty(0, np.int64)
-            found = Pairs(none, none, np.empty(0, np.float32), similarity.same_digests(digests))
+            found = similarity.Collector(0).pairs(similarity.same_digests(digests))
         elif way.kind == "near":
             comparable, hashes = similarity.find_comparable(values[rows], way.column)
             rows = rows[comparable]

@@ -89,13 +89,9 @@ class SpreadEmbeddings:
     def similar_pairs(
         self, images: NDArray[np.int64], threshold: float, device: str, *, max_pairs: int = MAX_PAIRS
     ) -> Pairs:
-        """What `curator_dali.similarity.similar_pairs` gives for the embeddings of some images.
+        """What `curator_dali.similarity.similar_pairs` gives for the embeddings of some images of `good`, ascending.
 
-        Args:
-            images: (N,) ascending, of `good`.
-            threshold: In (0, 1].
-            device: Where this process computes what it does itself.
-            max_pairs: More than these are an error.
+        `device` is where this process computes what it does itself.
 
         Raises:
             TooManyPairs: More than `max_pairs` pairs, or more than `MAX_PAIRS` in one unit of work.

@@ -74,10 +74,6 @@ class Resize(Transform):
 
         Of a long image (`exceed_crop`) only the middle is scaled, because its whole may be huge: 1 x 30,000 pixels
         with a shorter side of 224 are 4.5 GB, of which the crop keeps 150 kB.
-
-        Args:
-            images: The node, HWC uint8.
-            crop: The crop.
         """
         from nvidia.dali import fn
 
@@ -327,8 +323,7 @@ class CenterCrop(Transform):
 
         height, width = pair(self.size)
         shape = images.shape(dtype=types.INT32)
-        top, left = self.lower_corner(shape[0], height), self.lower_corner(shape[1], width)
-        start = fn.stack(fn.cast(top, dtype=types.INT32), fn.cast(left, dtype=types.INT32))
+        start = fn.stack(self.lower_corner(shape[0], height), self.lower_corner(shape[1], width))
         return fn.slice(
             images, start=start, shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
         )

@@ -66,15 +66,10 @@ class Graph:
     def arguments(
         self, key: tuple[int, int], indices: NDArray[np.int64], sizes: NDArray[np.int64]
     ) -> dict[str, NDArray[Any]]:
-        """The inputs' values for some samples.
+        """The inputs' values, name -> (N, ...) array, for (N,) indices of samples in their source.
 
-        Args:
-            key: (seed, epoch).
-            indices: (N,) int64, the samples' indices in their source.
-            sizes: (N, 2) int64, heights and widths of the upright images; rows of 0 give meaningless values.
-
-        Returns:
-            Name -> (N, ...) array.
+        `key` is (seed, epoch); `sizes` are (N, 2) heights and widths of the upright images, of which rows of 0 give
+        meaningless values.
         """
         if not any(isinstance(prefix[-1], RandomTransform) for prefix in self._steps):
             return {}
@@ -125,13 +120,10 @@ class Graph:
         return crops if is_resize and len(crops) == len(followers) and prefix not in self.outputs else []
 
     def lower(self, images: Any, inputs: Mapping[str, Any], *, cut: bool = False, long: bool = False) -> list[Any]:
-        """The graph from a node of HWC uint8 images to a node an output.
+        """The graph from a node of HWC uint8 images, and a node for each of `self.inputs`, to a node an output.
 
-        Args:
-            images: The node.
-            inputs: Name -> node, for every name in `self.inputs`.
-            cut: Whether `images` are only the windows of `self.crop`.
-            long: Whether some images are those that `measure` finds long. The graph costs more for every batch.
+        With `cut`, `images` are only the windows of `self.crop`. With `long` some are those that `measure` finds long;
+        such a graph costs more for every batch.
         """
         done: dict[tuple[Transform, ...], Any] = {(): images}
 
@@ -221,11 +213,7 @@ def apply(
 def pixel_graph(graph: Graph, source: str, device: str, *, long: bool = False) -> list[Any]:
     """The nodes of a graph over decoded images, inside `with pipeline`; the images' input is named "images".
 
-    Args:
-        graph: The transforms.
-        source: Where the images that are fed lie: "cpu", or the device.
-        device: Where to run.
-        long: Whether some images are those that `Graph.measure` finds long.
+    It runs on `device`; the images that are fed lie on `source`, "cpu" or the device. See `Graph.lower` for `long`.
     """
     from nvidia.dali import fn, types
 
