@@ -269,9 +269,6 @@ def jpeg_orientation(data: memoryview) -> int | None:
 
     Without EXIF, or with a value out of range (some cameras write 0), the image lies as it is: 1.
 
-    Args:
-        data: The file's bytes.
-
     Returns:
         None where only Pillow's reading counts: several or damaged EXIF segments, one behind the first segment that
         is neither an application's nor a comment, and an orientation in XMP instead.
@@ -323,13 +320,9 @@ def _from_tiff(tiff: bytes) -> int | None:
 
 
 def upright_sizes(headers: NDArray[np.void]) -> NDArray[np.int64]:
-    """Heights and widths of images once they are upright.
+    """(N, 2) int64 heights and widths in pixels of images once they are upright, from (N,) `HEADER_DTYPE`.
 
-    Args:
-        headers: (N,) `HEADER_DTYPE`.
-
-    Returns:
-        (N, 2) int64 (height, width) in pixels; as stored where the orientation is not known.
+    As stored where the orientation is not known.
     """
     sizes = np.stack([headers["height"], headers["width"]], axis=1).astype(np.int64)
     return np.where(np.isin(headers["orientation"], pillow.TURNED)[:, None], sizes[:, ::-1], sizes)
@@ -340,9 +333,7 @@ def read_headers(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.int64]]]:
     """Iterate over the headers of a source, in order; what is not known yet is read, and the source learns it.
 
-    Args:
-        source: Where the images are.
-        max_pixels: Larger images are refused, whether their headers are known already or not.
+    Images of more than `max_pixels` are refused, whether their headers are known already or not.
 
     Yields:
         Chunks of indices (N,) int64, headers (N,) `HEADER_DTYPE` with codec 0 for what cannot be read, and the
@@ -380,9 +371,7 @@ def read_headers(
 def scan(source: Source, progress: Callable[[int], object] | None = None) -> Survey:
     """Count what a source holds from the headers of its images.
 
-    Args:
-        source: Where the images are.
-        progress: Called with the number of samples done since the last call.
+    `progress` is called with the number of samples done since the last call.
 
     Raises:
         SourceError: The source, or a sample of it, cannot be read now.

@@ -186,9 +186,8 @@ class ImageLoader:
         the batch holds.
         """
         self._stop_pass()
-        self._order.prepare(self._epoch)  # here and not in a thread, so that Ctrl-C ends it
+        steps = self.indices()  # here and not in a thread, so that Ctrl-C ends it
         self._position, self._resume = self._resume, 0
-        steps = self._order.steps(self._epoch, self._position, self.batch_size, self.shard, self.drop_last)
         return self._load(steps, self.source, moves=True)
 
     def over(

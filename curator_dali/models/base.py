@@ -188,13 +188,8 @@ def in_batches(
     """Fill `out[i]` with `run(images)[i]`, in batches of exactly `batch_size` images, if it is given.
 
     Then the last batch is filled up with black images, whose results are dropped. `out` gets a copy, so `run` may
-    return the same memory each time (as CUDA graphs do).
-
-    Args:
-        run: (B, H, W, 3) uint8 to (B, ...).
-        images: (N, H, W, 3) uint8.
-        out: (N, ...), written to.
-        batch_size: B; None runs what comes, all at once on a GPU and few at a time on a CPU.
+    return the same memory each time (as CUDA graphs do). None runs what comes, all at once on a GPU and few at a time
+    on a CPU.
     """
     import torch.nn.functional as F
 

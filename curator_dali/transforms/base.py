@@ -20,6 +20,7 @@ __all__ = [
     "draw_sides",
     "either",
     "lower_some",
+    "lower_window",
     "only_where",
     "output_size",
     "pair",
@@ -111,14 +112,19 @@ class Crop(RandomTransform):
     """
 
     def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
-        from nvidia.dali import fn
-
-        # "pad": where a header lied about the size, the image is partly black, and its batch does not fail
-        return self.lower_cut(fn.slice(images, **parameters, axes=(0, 1), out_of_bounds_policy="pad"))
+        return self.lower_cut(lower_window(images, **parameters))
 
     def lower_cut(self, images: Any) -> Any:
         """The DALI graph behind the cut: a node of the windows alone in, a node out."""
         return images
+
+
+def lower_window(images: Any, start: Any, shape: Any) -> Any:
+    """The DALI graph of a cut; `start` and `shape` are rows and columns."""
+    from nvidia.dali import fn
+
+    # "pad": where a header lied about the size, the image is partly black, and its batch does not fail
+    return fn.slice(images, start=start, shape=shape, axes=(0, 1), out_of_bounds_policy="pad")
 
 
 def output_size(transforms: Sequence[Transform]) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ from curator_dali.transforms.base import (
     check_range,
     draw_sides,
     either,
+    lower_window,
     only_where,
     pair,
 )
@@ -485,12 +486,8 @@ class ToBucket(RandomTransform):
         }
 
     def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
-        from nvidia.dali import fn
-
-        # "pad": where a header lied about the size, the image is partly black, and its batch does not fail
-        start, shape, size = parameters["start"], parameters["shape"], parameters["size"]
-        images = fn.slice(images, start=start, shape=shape, axes=(0, 1), out_of_bounds_policy="pad")
-        return _lower_resize(images, size[0], size[1], self.interpolation)
+        window, size = lower_window(images, parameters["start"], parameters["shape"]), parameters["size"]
+        return _lower_resize(window, size[0], size[1], self.interpolation)
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
         if len(self.buckets.sizes) == 1:
