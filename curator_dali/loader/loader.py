@@ -335,16 +335,13 @@ class ImageLoader:
             )
 
     def _batch(self, decoded: Decoded, step: int, dataset_name: str) -> ImageBatch:
-        encoded, rows = decoded.encoded, decoded.rows
-        whole = len(rows) == len(encoded)
-        picked = rows.tolist()
-        members = encoded.members
+        encoded, rows = decoded.encoded, decoded.rows.tolist()
         return ImageBatch(
             task_id=f"{self._epoch}_{self.shard.rank}_{step}",
             dataset_name=dataset_name,
-            data=encoded.objects if whole else [encoded.objects[row] for row in picked],
+            data=[encoded.objects[row] for row in rows],
             images=None if self.transforms is None else decoded.outputs[0],
-            encoded=members and (members if whole else [members[row] for row in picked]),
+            encoded=encoded.members and [encoded.members[row] for row in rows],
             views=dict(zip(self.views, decoded.outputs[-len(self.views) :], strict=True)) if self.views else {},
             columns={
                 "width": decoded.sizes[:, 1].astype(np.int32),

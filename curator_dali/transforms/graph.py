@@ -5,7 +5,7 @@ What two sequences begin with in common is done once. The numbers are computed o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from curator_dali.transforms.colour import Normalize
 from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, Resize, exceed_crop
 
 __all__ = ["Graph", "apply", "pixel_graph"]
+
+_Prefix = tuple[Transform, ...]
+"""A transform behind all those before it in a sequence."""
 
 _LANES = 1 << 16  # uniform numbers that one transform may draw; the lanes of the next place begin behind them
 _PLACES = 1 << 16  # of a sequence; those of the next stream begin behind them
@@ -52,7 +55,7 @@ class Graph:
         for sequence in self.outputs:
             output_size(sequence)
         prefixes = dict.fromkeys(s[: i + 1] for s in self.outputs for i in range(len(s)))
-        # each transform behind all those before it -> how the names of its inputs begin
+        # how the names of each transform's inputs begin
         self._steps = {prefix: f"{number}." for number, prefix in enumerate(prefixes)}
         self._cropped = {prefix: crops for prefix in prefixes if (crops := self._find_crops(prefix))}
         self.may_enlarge = any(isinstance(prefix[-1], (Resize, Pad)) for prefix in prefixes)
@@ -73,17 +76,23 @@ class Graph:
         """
         if not any(isinstance(prefix[-1], RandomTransform) for prefix in self._steps):
             return {}
-        at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
         found = {}
-        for prefix, start in self._steps.items():
-            transform, before = prefix[-1], at[prefix[:-1]]
+        for prefix, before, _ in self._walk(sizes):
+            transform = prefix[-1]
             if isinstance(transform, RandomTransform):
                 lane = (transform.stream * _PLACES + len(prefix) - 1) * _LANES
                 drawn = uniforms(key, indices, lane + np.arange(transform.draws, dtype=np.int64))
                 for name, values in transform.parameters(drawn, before).items():
-                    found[start + name] = values
-            at[prefix] = transform.output_sizes(before)
+                    found[self._steps[prefix] + name] = values
         return found
+
+    def _walk(self, sizes: NDArray[np.int64]) -> Iterator[tuple[_Prefix, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield the images' sizes before and after each step; `sizes` are those of the upright images."""
+        at: dict[_Prefix, NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
+        for prefix in self._steps:
+            before = at[prefix[:-1]]
+            at[prefix] = prefix[-1].output_sizes(before)
+            yield prefix, before, at[prefix]
 
     def measure(self, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Find how large images become on their way to the outputs.
@@ -95,11 +104,8 @@ class Graph:
             (N, 2) int64, height and width of the largest image that is made of each sample; (N,) bool, which samples
             take a graph of `lower(..., long=True)`, see `Resize.lower_cropped`.
         """
-        at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
-        made, any_long = [at[()]], np.zeros(len(sizes), bool)
-        for prefix in self._steps:
-            before = at[prefix[:-1]]
-            after = at[prefix] = prefix[-1].output_sizes(before)
+        made, any_long = [np.maximum(sizes, 1)], np.zeros(len(sizes), bool)
+        for prefix, before, after in self._walk(sizes):
             # between the two passes of a resize, of which the horizontal one goes first
             between = [np.stack([before[:, 0], after[:, 1]], axis=1)] if isinstance(prefix[-1], Resize) else []
             is_long = np.zeros(len(sizes), bool)
@@ -111,7 +117,7 @@ class Graph:
         largest: NDArray[np.int64] = stacked[stacked.prod(2).argmax(0), np.arange(len(sizes))]
         return largest, any_long
 
-    def _find_crops(self, prefix: tuple[Transform, ...]) -> list[CenterCrop]:
+    def _find_crops(self, prefix: _Prefix) -> list[CenterCrop]:
         """The centre crops that follow a `Resize` to a shorter side, where nothing else needs what it makes."""
         last = prefix[-1]
         followers = [other[-1] for other in self._steps if other[:-1] == prefix]
@@ -125,18 +131,18 @@ class Graph:
         With `cut`, `images` are only the windows of `self.crop`. With `long` some are those that `measure` finds long;
         such a graph costs more for every batch.
         """
-        done: dict[tuple[Transform, ...], Any] = {(): images}
+        done: dict[_Prefix, Any] = {(): images}
 
-        def node(prefix: tuple[Transform, ...]) -> Any:
+        def node(prefix: _Prefix) -> Any:
             if prefix not in done:
                 done[prefix] = lowered(prefix)
             return done[prefix]
 
-        def own(prefix: tuple[Transform, ...]) -> dict[str, Any]:
+        def own(prefix: _Prefix) -> dict[str, Any]:
             start = self._steps[prefix]
             return {name.removeprefix(start): inputs[name] for name in self.inputs if name.startswith(start)}
 
-        def lowered(prefix: tuple[Transform, ...]) -> Any:
+        def lowered(prefix: _Prefix) -> Any:
             transform = prefix[-1]
             if isinstance(transform, Normalize) and isinstance(prefix[-2:][0], HorizontalFlip):
                 return transform.lower_mirrored(node(prefix[:-2]), own(prefix[:-1])["mirror"])
