@@ -343,10 +343,7 @@ class ImageLoader:
             images=None if self.transforms is None else decoded.outputs[0],
             encoded=encoded.members and [encoded.members[row] for row in rows],
             views=dict(zip(self.views, decoded.outputs[-len(self.views) :], strict=True)) if self.views else {},
-            columns={
-                "width": decoded.sizes[:, 1].astype(np.int32),
-                "height": decoded.sizes[:, 0].astype(np.int32),
-            },
+            columns={"width": decoded.sizes[:, 1].astype(np.int32), "height": decoded.sizes[:, 0].astype(np.int32)},
         )
 
     @checked

@@ -284,11 +284,7 @@ class NetworkEncoder(ImageEncoder):
         """Set what follows from the `Network`, and its `lineage_of`; `name`, `dim` and `device` are set before."""
         self.view = preprocessing.view
         self.lineage = lineage_of(
-            self.name,
-            hashes,
-            dtype=str(dtype).removeprefix("torch."),
-            view=self.view,
-            libraries=("torch", *libraries),
+            self.name, hashes, dtype=str(dtype).removeprefix("torch."), view=self.view, libraries=("torch", *libraries)
         )
         self.network = Network(
             features,

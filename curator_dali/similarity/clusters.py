@@ -94,7 +94,7 @@ def similar_pairs(
     same = same_rows(vectors)
     rows = np.flatnonzero(same == np.arange(len(same)))
     found = Collector(max_pairs)
-    exact = few(len(rows), len(rows), vectors.device) if exact is None else exact
+    exact = few(len(rows), vectors.device) if exact is None else exact
     if exact or len(rows) < 2:
         join_self(found, vectors, rows, threshold)
         return found.pairs(same)
@@ -182,9 +182,9 @@ def divide(
     return replace(found, primary=primary)
 
 
-def few(rows: int, others: int, device: str) -> bool:
-    """Return whether all products of so many rows with so many others cost less than making clusters would."""
-    return rows * others <= (30_000**2 if device == "cpu" else 500_000**2)
+def few(rows: int, device: str) -> bool:
+    """Return whether the products of so many rows with all of them cost less than making clusters would."""
+    return rows <= (30_000 if device == "cpu" else 500_000)
 
 
 def _check(clusters: Clusters, vectors: Vectors, threshold: float) -> None:

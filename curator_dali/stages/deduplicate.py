@@ -224,7 +224,7 @@ class Deduplicate(GlobalSelector):
             new: dict[str, Any] = {name: scored.column(name) for name in self._hash_columns}
             good, shared = np.empty(0, np.int64), None
             if self.similarity is not None:
-                if scored.workers is not None and not similarity.few(count, count, device):
+                if scored.workers is not None and not similarity.few(count, device):
                     logger.info("semantic duplicates among %d images, by the executor's workers", count)
                     shared = SpreadEmbeddings(scored, scored.workers)
                     good = shared.good

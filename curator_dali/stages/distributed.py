@@ -99,7 +99,7 @@ class SpreadEmbeddings:
         same = same_digests(self._digests[np.searchsorted(self.good, images)])
         different = np.flatnonzero(same == np.arange(len(same)))
         rows = images[different]
-        if few(len(rows), len(rows), device):
+        if few(len(rows), device):
             pairs = similar_pairs(self._gather(rows), threshold, exact=True, device=device, max_pairs=max_pairs)
         else:
             pairs = self._spread_pairs(rows, threshold, device, max_pairs)
@@ -237,12 +237,7 @@ def _assign_block(
 
 
 def _pairs_of_group(
-    item: tuple[int, list[tuple[str, int]]],
-    *,
-    groups: NDArray[np.int64],
-    threshold: float,
-    limit: int,
-    device: str,
+    item: tuple[int, list[tuple[str, int]]], *, groups: NDArray[np.int64], threshold: float, limit: int, device: str
 ) -> _Found:
     """The pairs in the clusters of one group, by the rows' numbers."""
     group, pieces = item

@@ -7,7 +7,7 @@ autocontrast.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -30,8 +30,6 @@ __all__ = [
 ]
 
 Numbers = NDArray[np.int64]
-_Choice = tuple[Numbers, NDArray[np.float64], NDArray[np.float64]]
-"""(N,) numbers of operations, magnitudes, and uniform numbers for their signs."""
 
 OPERATIONS = (
     "Identity",
@@ -113,8 +111,10 @@ class _Policy(RandomTransform):
     interpolation: Literal["nearest", "linear"] = field(default="nearest", kw_only=True)
     fill: Level = field(default=0, kw_only=True)
 
-    def choose(self, uniforms: NDArray[np.float64], sizes: Numbers) -> list[_Choice]:
-        """The operations that each sample goes through, in turn."""
+    def choose(
+        self, uniforms: NDArray[np.float64], sizes: Numbers
+    ) -> Sequence[tuple[Numbers, NDArray[np.float64], NDArray[np.float64]]]:
+        """For each operation in turn: (N,) numbers of operations, magnitudes, and uniform numbers for their signs."""
         raise NotImplementedError
 
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -165,7 +165,9 @@ class RandAugment(_Policy):
                 "and a magnitude from 0 to the last"
             )
 
-    def choose(self, uniforms: NDArray[np.float64], sizes: Numbers) -> list[_Choice]:  # noqa: D102
+    def choose(  # noqa: D102
+        self, uniforms: NDArray[np.float64], sizes: Numbers
+    ) -> Sequence[tuple[Numbers, NDArray[np.float64], NDArray[np.float64]]]:
         strengths = np.full(len(sizes), float(self.magnitude))
         scale = _relative_largest(sizes)
         chosen = []
@@ -198,7 +200,9 @@ class TrivialAugmentWide(_Policy):
         if self.num_magnitude_bins < 2:
             raise ValueError(f"TrivialAugmentWide.num_magnitude_bins is {self.num_magnitude_bins}; give at least 2")
 
-    def choose(self, uniforms: NDArray[np.float64], sizes: Numbers) -> list[_Choice]:  # noqa: D102
+    def choose(  # noqa: D102
+        self, uniforms: NDArray[np.float64], sizes: Numbers
+    ) -> Sequence[tuple[Numbers, NDArray[np.float64], NDArray[np.float64]]]:
         which = (uniforms[0] * _NUM_WITHOUT_INVERT).astype(np.int64)
         strengths = np.floor(uniforms[1] * self.num_magnitude_bins)
         return [(which, _magnitude(which, strengths, self.num_magnitude_bins, _WIDE_LARGEST), uniforms[2])]
@@ -220,7 +224,9 @@ class AutoAugment(_Policy):
 
     draws: ClassVar[int] = 5
 
-    def choose(self, uniforms: NDArray[np.float64], sizes: Numbers) -> list[_Choice]:  # noqa: D102
+    def choose(  # noqa: D102
+        self, uniforms: NDArray[np.float64], sizes: Numbers
+    ) -> Sequence[tuple[Numbers, NDArray[np.float64], NDArray[np.float64]]]:
         pairs = (uniforms[0] * len(_IMAGENET_POLICIES)).astype(np.int64)
         scale = _relative_largest(sizes)
         chosen = []
