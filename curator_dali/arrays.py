@@ -187,7 +187,12 @@ def take(arrays: Any, rows: slice | NDArray[np.int64], copy: bool | None = None)
 
 def copy(arrays: Any) -> Any:
     """The same rows in memory of their own, on the same device; a list's rows do not share memory."""
-    return _own(arrays)
+    if isinstance(arrays, list):
+        return [copy(array) for array in arrays]
+    return arrays.copy() if isinstance(arrays, np.ndarray) else _array(_tensor(arrays).clone())
+
+
+_own = copy  # for `take`, whose parameter has that name
 
 
 def merge(parts: Sequence[tuple[Sequence[int] | NDArray[np.int64], Any]], n: int) -> Any:
@@ -260,12 +265,6 @@ def _array(tensor: torch.Tensor) -> Any:
 
     with cupy.cuda.Device(tensor.device.index):
         return cupy.from_dlpack(tensor)
-
-
-def _own(arrays: Any) -> Any:
-    if isinstance(arrays, list):
-        return [_own(array) for array in arrays]
-    return arrays.copy() if isinstance(arrays, np.ndarray) else _array(_tensor(arrays).clone())
 
 
 def _stack(rows: list[Any]) -> Any:

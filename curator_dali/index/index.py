@@ -30,15 +30,7 @@ from curator_dali.errors import OutputError
 from curator_dali.index.lookup import DigestIndex, HashIndex, VectorIndex, check_regular
 from curator_dali.io import AtomicFile, explained, is_remote, parse_json, read_regular, write_file
 from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, lock
-from curator_dali.similarity import (
-    CONSTANT_HASHES,
-    MAX_PAIRS,
-    Collector,
-    Pairs,
-    bad_rows,
-    check_threshold,
-    find_comparable,
-)
+from curator_dali.similarity import CONSTANT_HASHES, MAX_PAIRS, Pairs, bad_rows, check_threshold, find_comparable
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:
@@ -149,7 +141,8 @@ class Index:
             TooManyPairs: More than `max_pairs`.
         """
         if self._vectors is None:
-            return Collector(0).pairs()
+            none = np.empty(0, np.int64)
+            return Pairs(none, none, np.empty(0, np.float32))
         return self._vectors.similar(embeddings, threshold, device=device, max_pairs=max_pairs)
 
     def ids(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:

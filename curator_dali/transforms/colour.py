@@ -215,7 +215,7 @@ class Normalize(Transform):
         return self.lower_mirrored(images, 0)
 
     def lower_mirrored(self, images: Any, mirror: Any) -> Any:
-        """The DALI graph of a horizontal flip where `mirror` (0, 1 or a node of them) is 1 and this, in one pass."""
+        """The DALI graph of a horizontal flip, where `mirror` (0, 1 or a node) is 1, and this, in one pass."""
         from nvidia.dali import fn, types
 
         return fn.crop_mirror_normalize(

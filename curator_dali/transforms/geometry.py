@@ -71,7 +71,7 @@ class Resize(Transform):
         return _lower_resize(images, *self._lower_size(images), self.interpolation)
 
     def lower_cropped(self, images: Any, crop: CenterCrop) -> Any:
-        """The DALI graph of this transform to a shorter side and a centre crop behind it, for images of any shape.
+        """The DALI graph of this transform to a shorter side and a centre crop behind it, of HWC uint8 of any shape.
 
         Of a long image (`exceed_crop`) only the middle is scaled, because its whole may be huge: 1 x 30,000 pixels
         with a shorter side of 224 are 4.5 GB, of which the crop keeps 150 kB.
