@@ -173,7 +173,13 @@ def take(arrays: Any, rows: slice | NDArray[np.int64], copy: bool | None = None)
     elif isinstance(rows, slice) and (rows.step is None or rows.step > 0):  # torch knows no negative strides
         kept = arrays[rows]
     else:
-        return _gather(arrays, np.arange(len(arrays))[rows])
+        numbers = np.arange(len(arrays))[rows]
+        if isinstance(arrays, np.ndarray):
+            return arrays[numbers]
+        import torch
+
+        tensor = _tensor(arrays)
+        return _array(tensor[torch.from_numpy(numbers).to(tensor.device)])
     if copy is None:
         copy = 2 * nbytes(kept) < nbytes(arrays)
     return _own(kept) if copy else kept
@@ -181,7 +187,12 @@ def take(arrays: Any, rows: slice | NDArray[np.int64], copy: bool | None = None)
 
 def copy(arrays: Any) -> Any:
     """The same rows in memory of their own, on the same device; a list's rows do not share memory."""
-    return _own(arrays)
+    if isinstance(arrays, list):
+        return [copy(array) for array in arrays]
+    return arrays.copy() if isinstance(arrays, np.ndarray) else _array(_tensor(arrays).clone())
+
+
+_own = copy  # for `take`, whose parameter has that name
 
 
 def merge(parts: Sequence[tuple[Sequence[int] | NDArray[np.int64], Any]], n: int) -> Any:
@@ -227,10 +238,9 @@ def with_gaps(values: Sequence[Any], kind: Any) -> NDArray[Any]:
     """(N,) values of a numpy type; where some are None, these are NaN among floats, and all others become objects."""
     kind = np.dtype(kind)
     if any(value is None for value in values):
-        if kind.kind == "f":
-            values = [np.nan if value is None else value for value in values]
-        else:
-            kind = np.dtype(object)
+        if kind.kind != "f":
+            return objects(values)
+        values = [np.nan if value is None else value for value in values]
     column = np.empty(len(values), kind)
     column[:] = values
     return column
@@ -255,21 +265,6 @@ def _array(tensor: torch.Tensor) -> Any:
 
     with cupy.cuda.Device(tensor.device.index):
         return cupy.from_dlpack(tensor)
-
-
-def _own(arrays: Any) -> Any:
-    if isinstance(arrays, list):
-        return [_own(array) for array in arrays]
-    return arrays.copy() if isinstance(arrays, np.ndarray) else _array(_tensor(arrays).clone())
-
-
-def _gather(array: Any, rows: NDArray[np.int64]) -> Any:
-    if isinstance(array, np.ndarray):
-        return array[rows]
-    import torch
-
-    tensor = _tensor(array)
-    return _array(tensor[torch.from_numpy(rows).to(tensor.device)])
 
 
 def _stack(rows: list[Any]) -> Any:

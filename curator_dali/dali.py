@@ -71,13 +71,7 @@ _is_quiet = False
 
 
 def new_pipeline(device: str, batch_size: int, num_threads: int, depth: int = 1) -> Any:
-    """An empty pipeline, for a graph to be written into.
-
-    Args:
-        device: "cpu" or "cuda:N".
-        batch_size: Largest batch.
-        num_threads: DALI's threads.
-        depth: Batches under way at once.
+    """An empty pipeline, for a graph to be written into; `depth` is how many batches are under way at once.
 
     Raises:
         RuntimeError: This process is a fork of one in which DALI was started.
@@ -225,22 +219,17 @@ def from_dali(output: Any) -> Any:
     dense = output.is_dense_tensor()
     if hasattr(output, "as_array"):  # on the CPU; not through as_array() or at(), which copy
         device = "cpu"
-        rows = np.asarray(output.as_tensor()) if dense else [np.asarray(tensor) for tensor in output]
+        rows = [np.asarray(tensor) for tensor in ([output.as_tensor()] if dense else output)]
     else:
+        from nvidia.dali.types import to_numpy_type
+
         device = f"cuda:{output.device_id()}"
-        rows = _from_dali_gpu(output, dense)
+        owner = _Lent(output, _stream(output.device_id()))
+        dtype = np.dtype(to_numpy_type(output.dtype))
+        tensors = [output.as_tensor()] if dense else [output[row] for row in range(len(output))]
+        rows = [owner.view(tensor.data_ptr(), tuple(tensor.shape()), dtype) for tensor in tensors]
     # DALI may lay out equal shapes with gaps; a fixed size promises one array
-    return rows if dense else merge_ready([(range(len(rows)), rows)], len(rows), device)
-
-
-def _from_dali_gpu(output: Any, dense: bool) -> Any:
-    from nvidia.dali.types import to_numpy_type
-
-    owner = _Lent(output, _stream(output.device_id()))
-    dtype = np.dtype(to_numpy_type(output.dtype))
-    tensors = [output.as_tensor()] if dense else [output[row] for row in range(len(output))]
-    views = [owner.view(tensor.data_ptr(), tuple(tensor.shape()), dtype) for tensor in tensors]
-    return views[0] if dense else views
+    return rows[0] if dense else merge_ready([(range(len(rows)), rows)], len(rows), device)
 
 
 def merge_ready(parts: Sequence[tuple[Sequence[int] | NDArray[np.int64], Any]], n: int, device: str) -> Any:
@@ -261,9 +250,7 @@ def merge_ready(parts: Sequence[tuple[Sequence[int] | NDArray[np.int64], Any]], 
 class _Lent:
     """Memory on a GPU that is ready once this is made, and lives until those who read it are done.
 
-    Args:
-        memory: What keeps it: an output of DALI's, or an array.
-        stream: Ours, on which it was made.
+    `memory` keeps it, an output of DALI's or an array that was made on `stream`, ours.
     """
 
     def __init__(self, memory: Any, stream: Any) -> None:
@@ -307,12 +294,8 @@ def _let_go(most: int | None = None) -> None:
         if most is not None and len(_lent) >= most:
             for event in events:
                 event.synchronize()
-        elif not all(_is_over(event) for event in events):
+        elif not all(event.query() if hasattr(event, "query") else event.done for event in events):  # torch's, CuPy's
             _lent.append((events, memory))
-
-
-def _is_over(event: Any) -> bool:
-    return bool(event.query() if hasattr(event, "query") else event.done)  # torch's, CuPy's
 
 
 @contextmanager
@@ -364,14 +347,10 @@ def _filter_stderr() -> None:
     try:
         # The shell leaves `grep` to init: no child of this process, which may wait for all of its own. Its session is
         # another one, so that Ctrl-C does not end it.
+        script = 'command -v grep >/dev/null || exit 1; exec grep --line-buffered -avE "$0" <&3 &'
         shell = os.posix_spawn(
             "/bin/sh",
-            [
-                "sh",
-                "-c",
-                'command -v grep >/dev/null || exit 1; exec grep --line-buffered -avE "$0" <&3 &',
-                _LINES,
-            ],
+            ["sh", "-c", script, _LINES],
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, source, 3), (os.POSIX_SPAWN_DUP2, 2, 1)],
             setsid=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ _TARGET_PROBES = 8  # samples of a source whose targets are looked at before any
 _TARGET_FIX = "give target= another field, a function of the ImageObject, or None for images alone"
 
 Layout = Literal["NCHW", "NHWC"]
+T = TypeVar("T")
 
 
 class TorchImageLoader:
@@ -147,15 +148,10 @@ class TorchImageLoader:
     def walk(self) -> Iterator[list[int]]:
         """Begin a pass as `iter(loader)`, and yield the indices of its steps for a `DataLoader` to read."""
         running = self._begin()
-        try:
-            for indices in self.loader.walk():
-                if running is not self._current:
-                    raise PassEndedError
-                yield indices.tolist()
-            self._end(running)
-        finally:
-            if running is self._current:
-                self._current = None
+        for indices in self._go_through(running, self.loader.walk()):
+            if running is not self._current:
+                raise PassEndedError
+            yield indices.tolist()
 
     @property
     def class_names(self) -> list[str]:
@@ -220,24 +216,24 @@ class TorchImageLoader:
         self._current = running = object()
         return running
 
-    def _end(self, running: object) -> None:
-        """Move on to the next epoch, where a pass has come to its own end and nobody stopped it."""
-        if running is self._current:
-            done, wanted = self.epoch, self._wanted
-            self._move_to(done + 1 if wanted is None or wanted == done else wanted)
+    def _go_through(self, running: object, steps: Iterator[T]) -> Iterator[T]:
+        """Yield the steps of a pass, and move on to the next epoch if nobody stopped it."""
+        try:
+            yield from steps
+            if running is self._current:
+                done, wanted = self.epoch, self._wanted
+                self._move_to(done + 1 if wanted is None or wanted == done else wanted)
+        finally:
+            if running is self._current:
+                self._current = None
 
     def _batches(self, running: object) -> Iterator[Any]:
         if running is not self._current:  # another iterator was made before this one was used
             raise PassEndedError
-        try:
-            for decoded, found in self.loader.steps():
-                batch = self._fill(decoded, found)
-                self._begun = True
-                yield self._out(batch)
-            self._end(running)
-        finally:
-            if running is self._current:
-                self._current = None
+        for decoded, found in self._go_through(running, self.loader.steps()):
+            batch = self._fill(decoded, found)
+            self._begun = True
+            yield self._out(batch)
 
     def _move_to(self, epoch: int) -> None:
         """Let the next pass be of this epoch."""

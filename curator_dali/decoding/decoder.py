@@ -110,9 +110,7 @@ class Decoded:
 def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:
     """Decide from the headers who decodes each image. Runs on any thread.
 
-    Args:
-        encoded: The batch; rows in its `errors` are left alone, known headers are not read again.
-        max_pixels: Larger images are refused.
+    Rows in the batch's `errors` are left alone, known headers are not read again, larger images are refused.
     """
     gated = Gated(encoded, [], [], dict(encoded.errors), [])
     headers = encoded.headers
@@ -134,13 +132,9 @@ def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:
 
 
 def read_gated(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> Gated:
-    """Read samples and gate them; the source keeps the headers that were not known. Runs on any thread.
+    """Read samples, whole ones with `members`, and gate them; the source keeps the headers that were not known.
 
-    Args:
-        source: Where the samples are.
-        indices: (N,) sample indices.
-        members: Whether to read whole samples.
-        max_pixels: Larger images are refused.
+    Runs on any thread.
     """
     began = time.perf_counter()
     encoded = source.read(indices, members=members)
@@ -190,9 +184,7 @@ class Decoder:
     def submit(self, gated: Gated, key: tuple[int, int] = (0, 0)) -> None:
         """Start a batch. Its buffers stay in use until it was collected.
 
-        Args:
-            gated: The batch.
-            key: (seed, epoch), from which with the samples' indices everything random follows.
+        From `key`, (seed, epoch), and the samples' indices everything random follows.
         """
         encoded = gated.encoded
         self._sort_by_size(gated)
@@ -319,9 +311,10 @@ class Decoder:
         sizes = (1, 1) if by_pillow else (self._batch_size, self._num_threads)
         pipeline = dali.new_pipeline(self.device, *sizes, depth=self._depth if kind == "batch" else 1)
         with pipeline:
-            is_long = kind == "long"
-            outputs = pixel_graph(self._graph, "cpu", self.device, long=is_long) if by_pillow else self._encoded_graph()
-            pipeline.set_outputs(*outputs)
+            if by_pillow:
+                pipeline.set_outputs(*pixel_graph(self._graph, "cpu", self.device, long=kind == "long"))
+            else:
+                pipeline.set_outputs(*self._encoded_graph())
         pipeline.build()
         return pipeline
 
@@ -331,20 +324,16 @@ class Decoder:
 
         encoded = fn.external_source(name="images", no_copy=True, dtype=types.UINT8, ndim=1)
         inputs = dali.declare(self._graph.inputs)
-        how: dict[str, Any] = {
-            "output_type": types.RGB,
-            "jpeg_fancy_upsampling": True,  # chroma as libjpeg-turbo and so Pillow interpolate it
-        }
-        window = self._graph.window
+        # chroma as libjpeg-turbo and so Pillow interpolate it
+        how: dict[str, Any] = {"output_type": types.RGB, "jpeg_fancy_upsampling": True}
+        # on a GPU never the window alone: nvImageCodec 0.9 fails at that there (its issue 55)
+        if self.device == "cpu" and self._graph.window:
+            start, shape = (inputs[name] for name in self._graph.window)
+            images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **how)
+            return self._graph.lower(images, inputs, cut=True)
         if self.device != "cpu":
-            # never the window alone: nvImageCodec 0.9 fails at that on a GPU (its issue 55)
-            images = fn.decoders.image(encoded, device="mixed", hw_decoder_load=_HW_DECODER_LOAD, **how)
-            return self._graph.lower(images, inputs)
-        if window is None:
-            return self._graph.lower(fn.decoders.image(encoded, **how), inputs)
-        start, shape = (inputs[name] for name in window)
-        images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=(0, 1), **how)
-        return self._graph.lower(images, inputs, cut=True)
+            how |= {"device": "mixed", "hw_decoder_load": _HW_DECODER_LOAD}
+        return self._graph.lower(fn.decoders.image(encoded, **how), inputs)
 
 
 @dataclass

@@ -43,6 +43,7 @@ MAX_PIXELS = 178_956_970
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP1, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xe1", b"\xff\xda", b"\xff\xd9"
+_EXIF_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # names of a PNG's texts
 _TABLES = 640  # bytes; enough for the tables and the frame header that usually follow the application's segments
 _MOST_ENTRIES = 512  # of a TIFF's directory; a real one has some dozens
 _SHORT = 3  # the type of an orientation in a TIFF's directory
@@ -169,16 +170,13 @@ def _plain_png(data: memoryview) -> bool:
     at = 8
     while at + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
-        if kind in (b"acTL", b"eXIf") or (kind in (b"zTXt", b"tEXt", b"iTXt") and _names_exif(data[at + 8 : at + 48])):
+        is_exif = kind in (b"zTXt", b"tEXt", b"iTXt") and bytes(data[at + 8 : at + 48]).startswith(_EXIF_TEXTS)
+        if kind in (b"acTL", b"eXIf") or is_exif:
             return False
         if kind == b"IEND":
             return True
         at += 12 + size
     return False  # cut off: Pillow says how
-
-
-def _names_exif(text: memoryview) -> bool:
-    return bytes(text).startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
 
 
 def _plain_webp(data: memoryview) -> bool:
@@ -246,13 +244,20 @@ def _why_unreadable(data: memoryview, error: Exception) -> str:
 
 def _deep_jpeg(data: memoryview) -> str | None:
     """That this is a JPEG of more bits than anybody here decodes, if it is one."""
-    at = 2
-    while at + 5 <= len(data) and data[at] == 0xFF:
-        marker, bits = data[at + 1], data[at + 4]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame; those are tables and reserved
-            return f"a JPEG of {bits} bits a sample: only 8 can be decoded" if bits != 8 else None
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    for marker, at in _segments(data, 2):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at < len(data):  # a frame, not tables
+            return f"a JPEG of {data[at]} bits a sample: only 8 can be decoded" if data[at] != 8 else None
     return None
+
+
+def _segments(data: memoryview, at: int) -> Iterator[tuple[int, int]]:
+    """Yield the marker of each segment of a JPEG from `at` to the first scan, and where its content begins."""
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # a fill byte
+            at += 1
+            continue
+        yield data[at + 1], at + 4
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
 
 
 def _too_large(height: int, width: int, max_pixels: int) -> Refusal:
@@ -263,9 +268,6 @@ def jpeg_orientation(data: memoryview) -> int | None:
     """The orientation of a JPEG, 1 to 8, where DALI and Pillow read the same one.
 
     Without EXIF, or with a value out of range (some cameras write 0), the image lies as it is: 1.
-
-    Args:
-        data: The file's bytes.
 
     Returns:
         None where only Pillow's reading counts: several or damaged EXIF segments, one behind the first segment that
@@ -295,16 +297,8 @@ def jpeg_orientation(data: memoryview) -> int | None:
 
 def _is_late(data: memoryview, at: int) -> bool:
     """Whether EXIF or XMP follows among the segments from `at` to the first scan, where writers hardly ever put it."""
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        if data[at + 1] == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if data[at + 1] == 0xE1:
-            segment = bytes(data[at + 4 : at + 4 + len(_XMP)])
-            if segment.startswith(_EXIF) or segment == _XMP:
-                return True
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return False
+    contents = (bytes(data[start : start + len(_XMP)]) for marker, start in _segments(data, at) if marker == 0xE1)
+    return any(content.startswith((_EXIF, _XMP)) for content in contents)
 
 
 def _from_tiff(tiff: bytes) -> int | None:
@@ -326,13 +320,9 @@ def _from_tiff(tiff: bytes) -> int | None:
 
 
 def upright_sizes(headers: NDArray[np.void]) -> NDArray[np.int64]:
-    """Heights and widths of images once they are upright.
+    """(N, 2) int64 heights and widths in pixels of images once they are upright, from (N,) `HEADER_DTYPE`.
 
-    Args:
-        headers: (N,) `HEADER_DTYPE`.
-
-    Returns:
-        (N, 2) int64 (height, width) in pixels; as stored where the orientation is not known.
+    As stored where the orientation is not known.
     """
     sizes = np.stack([headers["height"], headers["width"]], axis=1).astype(np.int64)
     return np.where(np.isin(headers["orientation"], pillow.TURNED)[:, None], sizes[:, ::-1], sizes)
@@ -343,9 +333,7 @@ def read_headers(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.int64]]]:
     """Iterate over the headers of a source, in order; what is not known yet is read, and the source learns it.
 
-    Args:
-        source: Where the images are.
-        max_pixels: Larger images are refused, whether their headers are known already or not.
+    Images of more than `max_pixels` are refused, whether their headers are known already or not.
 
     Yields:
         Chunks of indices (N,) int64, headers (N,) `HEADER_DTYPE` with codec 0 for what cannot be read, and the
@@ -383,9 +371,7 @@ def read_headers(
 def scan(source: Source, progress: Callable[[int], object] | None = None) -> Survey:
     """Count what a source holds from the headers of its images.
 
-    Args:
-        source: Where the images are.
-        progress: Called with the number of samples done since the last call.
+    `progress` is called with the number of samples done since the last call.
 
     Raises:
         SourceError: The source, or a sample of it, cannot be read now.

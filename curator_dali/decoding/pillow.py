@@ -29,13 +29,7 @@ _DARKEST = 16  # grey levels; a brighter image of 16 bits has some of its upper 
 
 
 def open_image(data: Any) -> Any:
-    """Open an encoded image without decoding it.
-
-    Args:
-        data: The file's bytes.
-
-    Returns:
-        A `PIL.Image.Image`, to be closed by the caller.
+    """Open an encoded image without decoding it: a `PIL.Image.Image`, to be closed by the caller.
 
     Raises:
         Exception: Pillow's plugins raise almost anything on damaged headers.
@@ -60,9 +54,6 @@ def decode(data: Any) -> NDArray[np.uint8]:
 
     Equals `ImageOps.exif_transpose(image).convert("RGB")` where that is right. Damaged EXIF data leave an image as it
     lies. Samples of 12 and 16 bits keep their upper eight.
-
-    Args:
-        data: The file's bytes.
 
     Returns:
         (H, W, 3) uint8 on the host.

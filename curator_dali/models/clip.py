@@ -126,14 +126,9 @@ class CLIPImageEncoder(NetworkEncoder):
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"encode_text takes a list of texts, not {texts!r}"[:200])
         if not self.has_text:
-            raise NoTextTowerError(
-                f"{self.name} cannot embed texts: {self.directory} holds "
-                + (
-                    f"no tokenizer ({', '.join(_TOKENIZERS)})"
-                    if hasattr(self.config, "text_config")
-                    else "no text tower"
-                )
-            )
+            both = hasattr(self.config, "text_config")
+            lacks = f"tokenizer ({', '.join(_TOKENIZERS)})" if both else "text tower"
+            raise NoTextTowerError(f"{self.name} cannot embed texts: {self.directory} holds no {lacks}")
         if self._text is None:
             self._text = self._load_text()
         tokenizer, tower = self._text

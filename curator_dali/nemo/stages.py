@@ -67,8 +67,23 @@ class _LoadingStage(ProcessingStage[FileGroupTask, NemoImageBatch]):  # type: ig
     def process(self, task: FileGroupTask) -> list[NemoImageBatch]:
         """All batches of a task."""
         batches = list(self.stream(task))
-        _report(self, batches, self.verbose)
+        self._report(batches)
         return batches
+
+    def _report(self, batches: list[NemoImageBatch]) -> None:
+        """Log what a task left out, and give the counts to NeMo Curator's measurements of the stage."""
+        failed = [row for batch in batches for row in batch._metadata.get(ERRORS, [])]
+        dropped = sum(len(batch._metadata.get(DROPPED, [])) for batch in batches)
+        kept = sum(len(batch.data) for batch in batches)
+        self._log_metrics({"images": kept, "failed": len(failed), "dropped": dropped})
+        for row in failed if self.verbose else ():
+            logger.warning("left out: image %r (%s): %s", row["image_id"], row["image_path"], row["reason"])
+        if failed and not self.verbose:
+            first = failed[0]
+            logger.warning(
+                "%d of %d images left out; the first: %s: %s",
+                len(failed), kept + dropped + len(failed), first["image_path"] or first["shard"], first["reason"],
+            )  # fmt: skip
 
     def _load(self, task: FileGroupTask) -> Iterator[_Step]:
         raise NotImplementedError
@@ -243,19 +258,3 @@ def _check(
     Raises:
         ValueError: The argument is named, with the values that are allowed.
     """
-
-
-def _report(stage: ProcessingStage, batches: list[NemoImageBatch], verbose: bool) -> None:
-    """Log what a task left out, and give the counts to NeMo Curator's measurements of the stage."""
-    failed = [row for batch in batches for row in batch._metadata.get(ERRORS, [])]
-    dropped = sum(len(batch._metadata.get(DROPPED, [])) for batch in batches)
-    kept = sum(len(batch.data) for batch in batches)
-    stage._log_metrics({"images": kept, "failed": len(failed), "dropped": dropped})
-    for row in failed if verbose else ():
-        logger.warning("left out: image %r (%s): %s", row["image_id"], row["image_path"], row["reason"])
-    if failed and not verbose:
-        first = failed[0]
-        logger.warning(
-            "%d of %d images left out; the first: %s: %s",
-            len(failed), kept + dropped + len(failed), first["image_path"] or first["shard"], first["reason"],
-        )  # fmt: skip

@@ -115,20 +115,14 @@ def from_nemo(task: NemoImageBatch, device: str | None = None) -> ImageBatch:
         _convert(ImageObject, item, {name: value for name, value in item.metadata.items() if name != _KEY})
         for item in task.data
     ]
-    values = [item.metadata.get(_KEY, {}) for item in task.data]
+    rows = [item.metadata.get(_KEY, {}) for item in task.data]
+    names = dict.fromkeys([*(name for name in types if name not in SCORES), *(name for row in rows for name in row)])
     # objects where the type is not known
-    columns = {name: with_gaps(found, types.get(name, object)) for name, found in _transposed(values, types).items()}
+    columns = {name: with_gaps([row.get(name) for row in rows], types.get(name, object)) for name in names}
     for name in SCORES:
         if name in types:
             columns[name] = with_gaps([getattr(item, name) for item in data], types[name])
-    batch = ImageBatch(
-        task.task_id,
-        task.dataset_name,
-        data,
-        list(task._stage_perf),
-        metadata,
-        columns=columns,
-    )
+    batch = ImageBatch(task.task_id, task.dataset_name, data, list(task._stage_perf), metadata, columns=columns)
     return batch if device is None else batch.to_device(device)
 
 
@@ -160,11 +154,6 @@ def _rows(columns: Mapping[str, NDArray[Any]], count: int) -> list[dict[str, Any
         return [{}] * count
     lists = [values.tolist() for values in columns.values()]
     return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
-
-
-def _transposed(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> dict[str, list[Any]]:
-    names = dict.fromkeys([*(name for name in types if name not in SCORES), *(name for row in rows for name in row)])
-    return {name: [row.get(name) for row in rows] for name in names}
 
 
 @dataclass
@@ -293,27 +282,19 @@ class TaskLoader:
         if self._loader is None:
             self._loader = ImageLoader(source, **self._options)
             self._loader.max_errors = 0  # the steps have them
-        part = _range_of(task, len(source))
-        if part[0] < part[1]:
-            yield from self._loader.over([part], source)
+        start, stop = task.reader_config.get(_RANGE, (0, len(source)))
+        if not 0 <= start <= stop <= len(source):
+            raise ValueError(
+                f'reader_config["samples"] is [{start}, {stop}], and {task.data} hold {len(source)} samples'
+            )
+        if start < stop:
+            yield from self._loader.over([(int(start), int(stop))], source)
 
     def _name(self, decoded: Decoded, batch: ImageBatch) -> None:
         del batch.columns["index"]  # of the source, which is of this task only
         if self._image_ids == "shard/key":
             for row, item in zip(decoded.rows.tolist(), batch.data, strict=True):
                 item.image_id = f"{PurePosixPath(decoded.encoded.shards[row]).stem}/{item.image_id}"
-
-
-def _range_of(task: FileGroupTask, count: int) -> tuple[int, int]:
-    """Which of a source's `count` samples a task is about.
-
-    Raises:
-        ValueError: `reader_config["samples"]` is no range of them.
-    """
-    start, stop = task.reader_config.get(_RANGE, (0, count))
-    if not 0 <= start <= stop <= count:
-        raise ValueError(f'reader_config["samples"] is [{start}, {stop}], and {task.data} hold {count} samples')
-    return int(start), int(stop)
 
 
 def _refused(files: Sequence[str], error: SourceError) -> ImageError:
@@ -332,11 +313,9 @@ def wants_gpu(device: str) -> bool:
 def emit(task: FileGroupTask, found: Iterable[tuple[ImageBatch | None, Errors, Errors]]) -> Iterator[NemoImageBatch]:
     """NeMo Curator's batches, each with what was left out since the one before it in its `_metadata`.
 
-    Where nothing came out after the last report, an empty batch carries it, so that every sample is accounted for.
-
-    Args:
-        task: What the batches are made of; they inherit its data set and `_metadata`.
-        found: Batches (None, or empty, where nothing is left of one), the images that failed, those that were dropped.
+    They inherit the task's data set and `_metadata`. Where nothing came out after the last report, an empty batch
+    carries it, so that every sample is accounted for. `found` are batches (None, or empty, where nothing is left of
+    one), the images that failed, and those that were dropped.
     """
     failed: Errors = []
     dropped: Errors = []

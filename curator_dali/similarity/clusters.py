@@ -94,7 +94,7 @@ def similar_pairs(
     same = same_rows(vectors)
     rows = np.flatnonzero(same == np.arange(len(same)))
     found = Collector(max_pairs)
-    exact = few(len(rows), len(rows), vectors.device) if exact is None else exact
+    exact = few(len(rows), vectors.device) if exact is None else exact
     if exact or len(rows) < 2:
         join_self(found, vectors, rows, threshold)
         return found.pairs(same)
@@ -182,9 +182,9 @@ def divide(
     return replace(found, primary=primary)
 
 
-def few(rows: int, others: int, device: str) -> bool:
-    """Return whether all products of so many rows with so many others cost less than making clusters would."""
-    return rows * others <= (30_000**2 if device == "cpu" else 500_000**2)
+def few(rows: int, device: str) -> bool:
+    """Return whether the products of so many rows with all of them cost less than making clusters would."""
+    return rows <= (30_000 if device == "cpu" else 500_000)
 
 
 def _check(clusters: Clusters, vectors: Vectors, threshold: float) -> None:
@@ -251,14 +251,9 @@ def join_cluster(
 ) -> None:
     """Add the pairs of one cluster: of those that belong to it, with each other and with those near its border.
 
-    Args:
-        found: Takes the pairs.
-        vectors: Rows, those of the cluster among them.
-        members: (M,) the rows that are looked at in the cluster, ascending.
-        own: (M,) whether the cluster is the row's home.
-        threshold: The cosine that a pair must have.
-        limit: Members from which on it is divided again, of `split_limit`.
-        depth: How often the set was divided before.
+    (M,) `members` are the rows of `vectors` that are looked at in the cluster, ascending; (M,) `own` says whether it is
+    the row's home. From more members than `limit` on, of `split_limit`, it is divided again; `depth` divisions came
+    before.
     """
     if len(members) > limit and depth < _DEEPEST:
         inner, part = Collector(found.max_pairs), vectors.subset(members)
@@ -294,13 +289,7 @@ def split_limit(near: int, count: int) -> int:
 
 
 def find_clusters(vectors: Vectors, threshold: float, *, count: int | None = None) -> Clusters:
-    """The division of `divide`, of a sample of the rows: no row is assigned yet.
-
-    Args:
-        vectors: N rows, at least one; only `drawn_rows` are read.
-        threshold: As in `divide`.
-        count: Clusters.
-    """
+    """The division of `divide` into `count` clusters, by `drawn_rows` alone: no row is assigned yet."""
     centroids = kmeans(vectors, count or _count(len(vectors)))
     margin, reach, looked_at = _measure_margins(vectors, centroids, threshold)
     return Clusters(centroids.cpu().numpy(), np.empty(0, np.int32), threshold, margin, reach, looked_at)

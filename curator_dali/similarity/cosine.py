@@ -52,12 +52,7 @@ def join_self(
 
 
 def join(
-    found: Collector,
-    left: Vectors,
-    i: NDArray[np.int64],
-    right: Vectors,
-    j: NDArray[np.int64],
-    threshold: float,
+    found: Collector, left: Vectors, i: NDArray[np.int64], right: Vectors, j: NDArray[np.int64], threshold: float
 ) -> None:
     """Add all pairs of rows `i` of `left` and rows `j` of `right`, by those numbers."""
     step = block_rows(left.device)
@@ -127,12 +122,7 @@ def _best(best: Any, products: Any, start: int, k: int) -> tuple[NDArray[np.int6
 
 
 def collect(
-    found: Collector,
-    threshold: float,
-    left: Vectors,
-    i: NDArray[np.int64],
-    right: Vectors,
-    j: NDArray[np.int64],
+    found: Collector, threshold: float, left: Vectors, i: NDArray[np.int64], right: Vectors, j: NDArray[np.int64]
 ) -> None:
     """Add the pairs of rows i of `left` and j of `right` whose cosine is `threshold` or more, with their cosines.
 
@@ -140,8 +130,8 @@ def collect(
     """
     import torch
 
-    for start in range(0, len(i), _PAIRS_AT_ONCE):
-        a, b = i[start : start + _PAIRS_AT_ONCE], j[start : start + _PAIRS_AT_ONCE]
+    for block in blocks(len(i), _PAIRS_AT_ONCE):
+        a, b = i[block], j[block]
         cosines = torch.einsum("nd,nd->n", left.unit(a), right.unit(b)).cpu().numpy()
         unsure = np.flatnonzero(np.abs(cosines - threshold) < _UNSURE_COSINE)
         for part in np.array_split(unsure, -(-len(unsure) // 4096) or 1):
@@ -183,12 +173,10 @@ def operand(unit: torch.Tensor) -> Operand:
 
 
 def candidates(a: Operand, b: Operand, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of `a` and of `b` whose cosine may be `threshold` or more: none is missing, some may be too many."""
+    """Rows of `a` and of `b`, one or more each, whose cosine may be `threshold` or more: some may be too many."""
     import torch
 
     product = (a.matrix @ b.matrix.T)[: a.count, : b.count]
-    if not product.numel():
-        return np.empty(0, np.int64), np.empty(0, np.int64)
     cut = threshold - _slack(a.matrix.dtype, a.matrix.device.type, a.matrix.shape[1])
     rows = torch.nonzero(product.amax(dim=1) >= cut)[:, 0]  # most rows have nothing: one cheap pass over those
     hits = torch.nonzero(product[rows] >= cut)

@@ -108,13 +108,12 @@ def keep_order(
     for name, column in given.items():
         if column.shape != (count,):
             raise ValueError(f"{name} has the shape {column.shape}; one value for each of {count} rows is needed")
-    needs = {"largest": "pixels", "best": "score", "first": None}
-    if keep not in needs:
-        raise ValueError(f"keep is {keep!r}; allowed: {', '.join(map(repr, needs))}")
-    need = needs[keep]
-    if need is not None and need not in given:
-        raise ValueError(f"keep={keep!r} goes by {need}, which were not given; or use keep='first'")
-    names = {"largest": ("nbytes", "pixels"), "best": ("score",), "first": ()}[keep]
+    rules: dict[str, tuple[str, ...]] = {"largest": ("nbytes", "pixels"), "best": ("score",), "first": ()}
+    if keep not in rules:
+        raise ValueError(f"keep is {keep!r}; allowed: {', '.join(map(repr, rules))}")
+    names = rules[keep]
+    if names and names[-1] not in given:  # the last one decides first, and must be there
+        raise ValueError(f"keep={keep!r} goes by {names[-1]}, which were not given; or use keep='first'")
     keys: list[NDArray[Any]] = [np.arange(count)]
     keys += [-given[name].astype(np.float64) for name in names if name in given]  # NaN sorts behind all others
     if "earlier" in given:

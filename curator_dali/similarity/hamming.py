@@ -25,12 +25,7 @@ _COMPARISONS_AT_ONCE = 2**21  # comparisons; 16 MB an array
 _SORT_TIME, _COMPARE_TIME = 200.0, 10.0  # nanoseconds: to sort and to look up a hash, to compare two
 
 
-def near_pairs(
-    hashes: NDArray[np.uint64],
-    distance: int,
-    *,
-    max_pairs: int = MAX_PAIRS,
-) -> Pairs:
+def near_pairs(hashes: NDArray[np.uint64], distance: int, *, max_pairs: int = MAX_PAIRS) -> Pairs:
     """All pairs of hashes that differ in at most `distance` bits; none is missing.
 
     Equal hashes (blank images have one, however many they are) are found first, and take part once.
@@ -64,11 +59,7 @@ def near_pairs(
 
 
 def near_between(
-    queries: NDArray[np.uint64],
-    hashes: NDArray[np.uint64],
-    distance: int,
-    *,
-    max_pairs: int = MAX_PAIRS,
+    queries: NDArray[np.uint64], hashes: NDArray[np.uint64], distance: int, *, max_pairs: int = MAX_PAIRS
 ) -> Pairs:
     """All pairs of a query and a hash that differ in at most `distance` bits: new images against old ones.
 

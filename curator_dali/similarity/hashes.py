@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 
 from curator_dali.arrays import to_torch
 from curator_dali.sampling import mix
+from curator_dali.similarity.pairs import blocks
 from curator_dali.threads import import_whole
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_
 
     basis = _dct_basis(str(pixels.device))
     hashes = np.empty(len(pixels), np.uint64)
-    for start in range(0, len(pixels), _IMAGES_AT_ONCE):
-        part = pixels[start : start + _IMAGES_AT_ONCE]
+    for block in blocks(len(pixels), _IMAGES_AT_ONCE):
+        part = pixels[block]
         # (n, 64) the lowest frequencies, (n, 1) their median
         low = (basis @ part.to(torch.float64) @ basis.T).flatten(1)
         ordered = low.sort(dim=1).values
@@ -152,7 +153,7 @@ def _hash_frequencies(images: Any) -> tuple[NDArray[np.uint64], NDArray[np.bool_
         if unsure.any():
             rows = torch.nonzero(unsure)[:, 0]
             packed[rows.cpu().numpy()] = _phash_by_scipy(part[rows].cpu().numpy())
-        hashes[start : start + _IMAGES_AT_ONCE] = packed
+        hashes[block] = packed
     return hashes, _is_flat(pixels, _FLAT_32_LEVELS) | _tells_little(hashes, "phash")
 
 
@@ -176,8 +177,6 @@ def _reduced(images: Any, size: tuple[int, int]) -> torch.Tensor:
 
 def _is_flat(pixels: torch.Tensor, levels: int) -> NDArray[np.bool_]:
     """Flag images whose greys lie within so many levels: (N, h, w) uint8 -> (N,) bool on the host."""
-    if not len(pixels):
-        return np.zeros(0, bool)
     flat: NDArray[np.bool_] = (pixels.amax((1, 2)) - pixels.amin((1, 2)) <= levels).cpu().numpy()
     return flat
 

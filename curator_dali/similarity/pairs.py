@@ -234,10 +234,7 @@ def as_vectors(
 
 
 def bad_rows(embeddings: Any) -> NDArray[np.int64]:
-    """Numbers of the rows that no cosine is defined for, ascending: NaN or infinite values, zero or beyond float32.
-
-    Args:
-        embeddings: (N, D) floats.
+    """Numbers of the rows of (N, D) floats that no cosine is defined for, ascending: NaN, infinite, zero, too long.
 
     Raises:
         ValueError: Not two-dimensional, or not floats.

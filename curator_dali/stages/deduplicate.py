@@ -116,8 +116,7 @@ class Deduplicate(GlobalSelector):
     def needs(self) -> tuple[str, ...]:
         """What `decide` looks at: columns, and "embeddings"."""
         size = ("width", "height", "image_bytes") if self.keep == "largest" else ()
-        columns = (*(way.column for way in self.ways if way.kind != "similar"), *size, *self._score)
-        return (*columns, *(["embeddings"] if self.similarity is not None else []))
+        return (*self._hash_columns, *size, *self._score, *self._embeddings)
 
     @property
     def optional(self) -> frozenset[str]:
@@ -134,11 +133,18 @@ class Deduplicate(GlobalSelector):
         return () if self.score is None else (self.score,)
 
     @property
+    def _embeddings(self) -> tuple[str, ...]:
+        return () if self.similarity is None else ("embeddings",)
+
+    @property
+    def _hash_columns(self) -> tuple[str, ...]:
+        return tuple(way.column for way in self.ways if way.kind != "similar")
+
+    @property
     def reads(self) -> frozenset[str]:
         """The bytes, the embeddings and the score, as it needs them."""
         bytes_too = self.exact in (True, "bytes") or self.keep == "largest"
-        embeddings = ["embeddings"] if self.similarity is not None else []
-        return frozenset([*(["encoded"] if bytes_too else []), *embeddings, *self._score])
+        return frozenset([*(["encoded"] if bytes_too else []), *self._embeddings, *self._score])
 
     @property
     def expects(self) -> Mapping[str, str]:
@@ -148,7 +154,7 @@ class Deduplicate(GlobalSelector):
     @property
     def writes(self) -> Mapping[str, str]:
         """What it compares by."""
-        columns = {way.column: "string" for way in self.ways if way.kind != "similar"}
+        columns = dict.fromkeys(self._hash_columns, "string")
         columns |= {} if self.near is None else {f"{self.hash}_blank": "bool"}
         return columns | ({"image_bytes": "int64"} if self.keep == "largest" else {})
 
@@ -215,10 +221,10 @@ class Deduplicate(GlobalSelector):
         keys = scored.column("image_id")
         device = self.state.device if self._state is not None else "cpu"
         with tempfile.TemporaryFile() as scratch:
-            new: dict[str, Any] = {w.column: scored.column(w.column) for w in self.ways if w.kind != "similar"}
+            new: dict[str, Any] = {name: scored.column(name) for name in self._hash_columns}
             good, shared = np.empty(0, np.int64), None
             if self.similarity is not None:
-                if scored.workers is not None and not similarity.few(count, count, device):
+                if scored.workers is not None and not similarity.few(count, device):
                     logger.info("semantic duplicates among %d images, by the executor's workers", count)
                     shared = SpreadEmbeddings(scored, scored.workers)
                     good = shared.good
@@ -233,7 +239,7 @@ class Deduplicate(GlobalSelector):
                 earlier = (
                     match_earlier(self._earlier, self.ways, count, new, good, device=device, max_pairs=self.max_pairs)
                     if self.against and count
-                    else Matches.none(count)
+                    else Matches(count)
                 )
                 unmatched = np.flatnonzero(earlier.comparison < 0) if self.linkage == "star" else np.arange(count)
                 compared = new if shared is None else {**new, "embedding": shared}
@@ -260,8 +266,7 @@ class Deduplicate(GlobalSelector):
         rows = unmatched if way.kind != "similar" else good[np.isin(good, unmatched)]
         if way.kind == "same":
             digests = np.frombuffer(bytes.fromhex("".join(values[rows].tolist())), np.uint64).reshape(-1, 2)
-            none = np.empty(0, np.int64)
-            found = Pairs(none, none, np.empty(0, np.float32), similarity.same_digests(digests))
+            found = similarity.Collector(0).pairs(similarity.same_digests(digests))
         elif way.kind == "near":
             comparable, hashes = similarity.find_comparable(values[rows], way.column)
             rows = rows[comparable]

@@ -89,13 +89,9 @@ class SpreadEmbeddings:
     def similar_pairs(
         self, images: NDArray[np.int64], threshold: float, device: str, *, max_pairs: int = MAX_PAIRS
     ) -> Pairs:
-        """What `curator_dali.similarity.similar_pairs` gives for the embeddings of some images.
+        """What `curator_dali.similarity.similar_pairs` gives for the embeddings of some images of `good`, ascending.
 
-        Args:
-            images: (N,) ascending, of `good`.
-            threshold: In (0, 1].
-            device: Where this process computes what it does itself.
-            max_pairs: More than these are an error.
+        `device` is where this process computes what it does itself.
 
         Raises:
             TooManyPairs: More than `max_pairs` pairs, or more than `MAX_PAIRS` in one unit of work.
@@ -103,7 +99,7 @@ class SpreadEmbeddings:
         same = same_digests(self._digests[np.searchsorted(self.good, images)])
         different = np.flatnonzero(same == np.arange(len(same)))
         rows = images[different]
-        if few(len(rows), len(rows), device):
+        if few(len(rows), device):
             pairs = similar_pairs(self._gather(rows), threshold, exact=True, device=device, max_pairs=max_pairs)
         else:
             pairs = self._spread_pairs(rows, threshold, device, max_pairs)
@@ -241,12 +237,7 @@ def _assign_block(
 
 
 def _pairs_of_group(
-    item: tuple[int, list[tuple[str, int]]],
-    *,
-    groups: NDArray[np.int64],
-    threshold: float,
-    limit: int,
-    device: str,
+    item: tuple[int, list[tuple[str, int]]], *, groups: NDArray[np.int64], threshold: float, limit: int, device: str
 ) -> _Found:
     """The pairs in the clusters of one group, by the rows' numbers."""
     group, pieces = item

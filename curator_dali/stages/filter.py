@@ -58,10 +58,6 @@ class Filter(Selector):
                 raise StageError(f"Filter({self.field!r}).{name} is {limit!r}; allowed: a number")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise StageError(f"Filter({self.field!r}) keeps nothing: min={self.min} is above max={self.max}")
-        if self.where is not None and not callable(self.where):
-            raise StageError(f"Filter({self.field!r}).where is {self.where!r}; give a function of an array")
-        if self.missing not in ("drop", "keep"):
-            raise StageError(f'Filter({self.field!r}).missing is {self.missing!r}; allowed: "drop", "keep"')
 
     @property
     def reads(self) -> frozenset[str]:

@@ -78,14 +78,7 @@ class Quality(Stage):
 
 
 def _moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and (population) variance of each image's values.
-
-    Args:
-        values: (N, H, W) int32 of at most 1,020 in size, at most 256 x 256 of them.
-
-    Returns:
-        (N,) float64 each.
-    """
+    """(N,) float64 mean and (population) variance of (N, H, W) int32, at most 256 x 256 values of at most 1,020."""
     import torch
 
     flat = values.flatten(1)
@@ -96,14 +89,7 @@ def _moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _sharpness(greys: torch.Tensor) -> torch.Tensor:
-    """Variance of the Laplacian (the sum of the four neighbours minus four times the pixel) inside the border.
-
-    Args:
-        greys: (N, H, W) int32, 0 to 255.
-
-    Returns:
-        (N,) float64.
-    """
+    """(N,) variance of the Laplacian (the four neighbours minus four times the pixel) inside the border."""
     inner = greys[:, 1:-1, 1:-1] * -4
     inner += greys[:, :-2, 1:-1]
     inner += greys[:, 2:, 1:-1]
@@ -113,14 +99,7 @@ def _sharpness(greys: torch.Tensor) -> torch.Tensor:
 
 
 def _entropy(greys: torch.Tensor) -> torch.Tensor:
-    """Shannon entropy of each image's histogram of 256 grey levels, in bits.
-
-    Args:
-        greys: (N, H, W) int32, 0 to 255.
-
-    Returns:
-        (N,) float64, 0 to 8.
-    """
+    """(N,) float64, 0 to 8 bits: the Shannon entropy of each image's histogram of 256 grey levels."""
     import torch
 
     n = len(greys)

@@ -20,6 +20,7 @@ __all__ = [
     "draw_sides",
     "either",
     "lower_some",
+    "lower_window",
     "only_where",
     "output_size",
     "pair",
@@ -68,9 +69,7 @@ class Transform:
         fixed = self.output_size(None)
         if fixed is not None:
             return np.broadcast_to(np.array(fixed, np.int64), sizes.shape)
-        return np.array([self.output_size((height, width)) for height, width in sizes.tolist()], np.int64).reshape(
-            -1, 2
-        )
+        return np.array([self.output_size((h, w)) for h, w in sizes.tolist()], np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -113,15 +112,19 @@ class Crop(RandomTransform):
     """
 
     def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
-        from nvidia.dali import fn
-
-        # "pad": where a header lied about the size, the image is partly black, and its batch does not fail
-        start, shape = parameters["start"], parameters["shape"]
-        return self.lower_cut(fn.slice(images, start=start, shape=shape, axes=(0, 1), out_of_bounds_policy="pad"))
+        return self.lower_cut(lower_window(images, **parameters))
 
     def lower_cut(self, images: Any) -> Any:
         """The DALI graph behind the cut: a node of the windows alone in, a node out."""
         return images
+
+
+def lower_window(images: Any, start: Any, shape: Any) -> Any:
+    """The DALI graph of a cut; `start` and `shape` are rows and columns."""
+    from nvidia.dali import fn
+
+    # "pad": where a header lied about the size, the image is partly black, and its batch does not fail
+    return fn.slice(images, start=start, shape=shape, axes=(0, 1), out_of_bounds_policy="pad")
 
 
 def output_size(transforms: Sequence[Transform]) -> tuple[int, int] | None:
@@ -198,13 +201,7 @@ def either(images: Any, predicate: Any, yes: Branch, no: Branch, parameters: Map
 
     The two operators are what `@pipeline_def(enable_conditionals=True)` makes of `if predicate: images = ...`; used
     directly, because that way would rewrite the source of every function that the graph's own function calls.
-
-    Args:
-        images: The node.
-        predicate: A node of bool scalars on the host.
-        yes: Writes the graph of the chosen samples.
-        no: Writes the graph of the others.
-        parameters: Name -> node; each branch gets the rows of its own samples.
+    `predicate` is a node of bool scalars on the host; of `parameters` each branch gets the rows of its own samples.
     """
     from nvidia.dali import fn
 

@@ -114,22 +114,15 @@ class ColorJitter(RandomTransform):
 def _factors(value: float | tuple[float, float]) -> tuple[float, float]:
     if isinstance(value, (int, float)):
         return (max(0.0, 1 - value), 1 + value) if value >= 0 else (-1, -1)
-    low, high = value
-    return low, high
+    return value
 
 
 def _angles(value: float | tuple[float, float]) -> tuple[float, float]:
-    low, high = (-value, value) if isinstance(value, (int, float)) else value
-    return low, high
+    return (-value, value) if isinstance(value, (int, float)) else value
 
 
 def lower_colours(images: Any, parameters: Mapping[str, Any]) -> Any:
-    """The DALI graph of `matrix @ colour + offset @ mean colour of the image`, rounded to uint8.
-
-    Args:
-        images: The node.
-        parameters: `matrix` and `offset`, nodes of (3, 3) float32 on the host.
-    """
+    """The DALI graph of `matrix @ colour + offset @ mean colour`, both (3, 3) float32, rounded to uint8."""
     from nvidia.dali import fn, types
 
     mean = fn.coord_transform(fn.reductions.mean(images, axes=(0, 1), keep_dims=True), M=parameters["offset"])
@@ -222,12 +215,7 @@ class Normalize(Transform):
         return self.lower_mirrored(images, 0)
 
     def lower_mirrored(self, images: Any, mirror: Any) -> Any:
-        """The DALI graph of a horizontal flip and this, in one pass over the pixels.
-
-        Args:
-            images: The node.
-            mirror: 0, 1 or a node of them.
-        """
+        """The DALI graph of a horizontal flip, where `mirror` (0, 1 or a node) is 1, and this, in one pass."""
         from nvidia.dali import fn, types
 
         return fn.crop_mirror_normalize(
@@ -280,10 +268,7 @@ class GaussianBlur(RandomTransform):
     def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
         from nvidia.dali import fn
 
-        def blur(images: Any, parameters: Mapping[str, Any]) -> Any:
-            return fn.gaussian_blur(images, **parameters)
-
-        return lower_some(images, blur, parameters)
+        return lower_some(images, lambda images, own: fn.gaussian_blur(images, **own), parameters)
 
 
 @checked
@@ -309,16 +294,12 @@ class Rotate(RandomTransform):
     p: Probability = 1.0
 
     def __post_init__(self) -> None:
-        low, high = self._range
+        low, high = _angles(self.degrees)
         if not -360 <= low <= high <= 360:
             raise ValueError(f"Rotate.degrees is {self.degrees!r}; give a positive number or (lowest, highest), to 360")
 
-    @property
-    def _range(self) -> tuple[float, float]:
-        return (-self.degrees, self.degrees) if isinstance(self.degrees, (int, float)) else self.degrees
-
     def parameters(self, uniforms: NDArray[np.float64], sizes: NDArray[np.int64]) -> dict[str, NDArray[Any]]:  # noqa: D102
-        low, high = self._range
+        low, high = _angles(self.degrees)
         angle = low + (high - low) * uniforms[0]
         return {"angle": angle.astype(np.float32)} | some(uniforms[1], self.p)
 
@@ -327,10 +308,8 @@ class Rotate(RandomTransform):
 
         kernel = types.INTERP_LINEAR if self.interpolation == "linear" else types.INTERP_NN
 
-        def turn(images: Any, parameters: Mapping[str, Any]) -> Any:
-            return fn.rotate(
-                images, angle=parameters["angle"], keep_size=True, fill_value=float(self.fill), interp_type=kernel
-            )
+        def turn(images: Any, own: Mapping[str, Any]) -> Any:
+            return fn.rotate(images, **own, keep_size=True, fill_value=float(self.fill), interp_type=kernel)
 
         return lower_some(images, turn, parameters)
 
@@ -381,11 +360,4 @@ class RandomErasing(RandomTransform):
     def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
         from nvidia.dali import fn
 
-        return fn.erase(
-            images,
-            anchor=parameters["anchor"],
-            shape=parameters["shape"],
-            axis_names="HW",
-            fill_value=float(self.value),
-            normalized=False,
-        )
+        return fn.erase(images, **parameters, axis_names="HW", fill_value=float(self.value), normalized=False)

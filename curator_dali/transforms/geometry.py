@@ -23,6 +23,7 @@ from curator_dali.transforms.base import (
     check_range,
     draw_sides,
     either,
+    lower_window,
     only_where,
     pair,
 )
@@ -70,14 +71,10 @@ class Resize(Transform):
         return _lower_resize(images, *self._lower_size(images), self.interpolation)
 
     def lower_cropped(self, images: Any, crop: CenterCrop) -> Any:
-        """The DALI graph of this transform to a shorter side and a centre crop behind it, for images of any shape.
+        """The DALI graph of this transform to a shorter side and a centre crop behind it, of HWC uint8 of any shape.
 
         Of a long image (`exceed_crop`) only the middle is scaled, because its whole may be huge: 1 x 30,000 pixels
         with a shorter side of 224 are 4.5 GB, of which the crop keeps 150 kB.
-
-        Args:
-            images: The node, HWC uint8.
-            crop: The crop.
         """
         from nvidia.dali import fn
 
@@ -114,13 +111,13 @@ class Resize(Transform):
 
     def _lower_size(self, images: Any) -> tuple[Any, Any]:
         """Height and width after this transform: numbers, or int64 nodes."""
-        from nvidia.dali import types
+        from nvidia.dali import math, types
 
         if not isinstance(self.size, int):
             return self.size
         shape = images.shape(dtype=types.INT64)
         height, width = shape[0], shape[1]
-        shorter = height * (height < width) + width * (height >= width)
+        shorter = math.min(height, width)
         return self.size * height // shorter, self.size * width // shorter
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
@@ -136,28 +133,13 @@ class Resize(Transform):
 
 
 def exceed_crop(sizes: NDArray[np.int64], crop: CenterCrop) -> NDArray[np.bool_]:
-    """Find images so long that a centre crop keeps little of their longer side.
-
-    Args:
-        sizes: (N, 2) int64, heights and widths before the crop.
-        crop: The crop.
-
-    Returns:
-        (N,) bool.
-    """
+    """(N,) which images, by their (N, 2) sizes, are so long that a centre crop keeps little of their longer side."""
     height, width = pair(crop.size)
     return (sizes[:, 0] > _LONG_TIMES * height) | (sizes[:, 1] > _LONG_TIMES * width)
 
 
 def _lower_resize(images: Any, height: Any, width: Any, interpolation: Interpolation) -> Any:
-    """The DALI graph of a resize in two passes, each rounded to uint8.
-
-    Args:
-        images: The node.
-        height: Rows, a number or a node.
-        width: Columns, a number or a node.
-        interpolation: As in `Resize`.
-    """
+    """The DALI graph of a resize in two passes, each rounded to uint8; height and width are numbers or nodes."""
     return _lowered(_narrowed(images, _to_float(width), interpolation), _to_float(height), interpolation)
 
 
@@ -202,14 +184,13 @@ def _lower_middle(images: Any, length: Any, first: Any, count: int, axis: int) -
     Returns:
         The window, with all pixels that the kernels see; where in it the wanted part begins and ends, float nodes.
     """
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn, math, types
 
     before = images.shape(dtype=types.INT64)[axis]
     # begin, end: the wanted part in pixels of the image, whole numbers below and above
     begin, end = first * before // length, ((first + count) * before + length - 1) // length
     reach = _LANCZOS_SUPPORT * (before // length + 1) + 1
-    start = (begin - reach) * (begin > reach)
-    stop = before - (before - end - reach) * (before - end > reach)
+    start, stop = math.max(begin - reach, 0), math.min(end + reach, before)
     edges = [fn.stack(fn.cast(edge, dtype=types.INT32)) for edge in (start, stop)]
     window = fn.slice(images, start=edges[0], end=edges[1], axes=(axis,))
 
@@ -223,12 +204,7 @@ def _lower_middle(images: Any, length: Any, first: Any, count: int, axis: int) -
 
 
 def _lower_borders(images: Any, resized: Any) -> Any:
-    """The DALI graph that gives the first and last two rows of `resized` Pillow's border, where it shrinks.
-
-    Args:
-        images: The node before the resize, HWC uint8.
-        resized: The node behind it: cubic, antialiased, of fewer rows.
-    """
+    """The DALI graph that gives the first and last two rows of `resized` Pillow's border, where it shrinks."""
     from nvidia.dali import types
 
     before, behind = images.shape(dtype=types.INT32)[0], resized.shape(dtype=types.INT32)[0]
@@ -249,14 +225,14 @@ def _replace_borders(images: Any, resized: Any) -> Any:
         r r r r|a b c d ...                     Pillow's value = (v - share * first row) / (1 - share)
           <-kernel->
     """
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn, math, types
 
     old, new = images.shape(dtype=types.INT32), resized.shape(dtype=types.INT32)
-    scale = fn.cast(old[0], dtype=types.FLOAT) / fn.cast(new[0], dtype=types.FLOAT)
+    scale = _to_float(old[0]) / _to_float(new[0])
     reach = fn.cast(_CUBIC_SUPPORT * scale, dtype=types.INT32) + 2  # rows beyond the border that a kernel sees
     length = fn.cast((_CUBIC_SUPPORT + _BORDER_ROWS) * scale, dtype=types.INT32) + 2  # rows within that it sees
-    length = length * (length < old[0]) + old[0] * (length >= old[0])
-    columns = fn.cast(old[1], dtype=types.FLOAT)
+    length = math.min(length, old[0])
+    columns = _to_float(old[1])
 
     def rows(node: Any, start: Any, count: Any) -> Any:
         return fn.slice(node, start=fn.stack(start), shape=fn.stack(count), axes=(0,))
@@ -285,7 +261,7 @@ def _replace_borders(images: Any, resized: Any) -> Any:
         out_of_bounds_policy="pad",
         fill_values=255,
     )
-    beyond = strip(fn.cast(marked, dtype=types.UINT8), fn.cast(reach, dtype=types.FLOAT), _constant(columns, 1))
+    beyond = strip(fn.cast(marked, dtype=types.UINT8), _to_float(reach), _constant(columns, 1))
     share = beyond / 255.0
 
     def edge(source: Any) -> Any:
@@ -348,27 +324,21 @@ class CenterCrop(Transform):
 
         height, width = pair(self.size)
         shape = images.shape(dtype=types.INT32)
-        top, left = self.lower_corner(shape[0], height), self.lower_corner(shape[1], width)
-        start = fn.stack(fn.cast(top, dtype=types.INT32), fn.cast(left, dtype=types.INT32))
+        start = fn.stack(self.lower_corner(shape[0], height), self.lower_corner(shape[1], width))
         return fn.slice(
             images, start=start, shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
         )
 
     def lower_corner(self, length: Any, kept: int) -> Any:
         """The DALI graph of the first row (column) that stays, of `length` (a node of integers)."""
-        return (_half_down if self.rounding == "down" else _half_even)(length - kept, kept)
+        room = length - kept
+        if self.rounding == "down":
+            return (room + 2 * kept) // 2 - kept  # floor also for negative numbers, which DALI's // rounds towards zero
+        # 1.5 is 2, but 0.5 is 0 and 2.5 is 2; what is missing of the image is padded first, less of it on this side
+        return (room + ((room & 3) == 3) * (room > 0)) // 2
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
         return pair(self.size)
-
-
-def _half_down(room: Any, crop: int) -> Any:
-    return (room + 2 * crop) // 2 - crop  # floor also for negative numbers, which DALI's // rounds towards zero
-
-
-def _half_even(room: Any, crop: int) -> Any:
-    # 1.5 is 2, but 0.5 is 0 and 2.5 is 2; what is missing of the image is padded first, less of it on this side
-    return (room + ((room & 3) == 3) * (room > 0)) // 2
 
 
 @checked
@@ -472,13 +442,11 @@ class Pad(Transform):
     fill: Level = 0
 
     def lower(self, images: Any) -> Any:  # noqa: D102
-        from nvidia.dali import fn, types
+        from nvidia.dali import fn, math, types
 
         height, width = pair(self.size)
         shape = images.shape(dtype=types.INT32)
-        new_height = shape[0] * (shape[0] > height) + height * (shape[0] <= height)
-        new_width = shape[1] * (shape[1] > width) + width * (shape[1] <= width)
-        size = fn.stack(fn.cast(new_height, dtype=types.INT32), fn.cast(new_width, dtype=types.INT32))
+        size = fn.stack(math.max(shape[0], height), math.max(shape[1], width))
         return fn.slice(
             images, start=[0, 0], shape=size, axes=(0, 1), out_of_bounds_policy="pad", fill_values=self.fill
         )
@@ -518,12 +486,8 @@ class ToBucket(RandomTransform):
         }
 
     def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:  # noqa: D102
-        from nvidia.dali import fn
-
-        # "pad": where a header lied about the size, the image is partly black, and its batch does not fail
-        start, shape, size = parameters["start"], parameters["shape"], parameters["size"]
-        images = fn.slice(images, start=start, shape=shape, axes=(0, 1), out_of_bounds_policy="pad")
-        return _lower_resize(images, size[0], size[1], self.interpolation)
+        window, size = lower_window(images, parameters["start"], parameters["shape"]), parameters["size"]
+        return _lower_resize(window, size[0], size[1], self.interpolation)
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
         if len(self.buckets.sizes) == 1:

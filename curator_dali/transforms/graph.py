@@ -5,8 +5,7 @@ What two sequences begin with in common is done once. The numbers are computed o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,9 @@ from curator_dali.transforms.colour import Normalize
 from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, Resize, exceed_crop
 
 __all__ = ["Graph", "apply", "pixel_graph"]
+
+_Prefix = tuple[Transform, ...]
+"""A transform behind all those before it in a sequence."""
 
 _LANES = 1 << 16  # uniform numbers that one transform may draw; the lanes of the next place begin behind them
 _PLACES = 1 << 16  # of a sequence; those of the next stream begin behind them
@@ -53,7 +55,8 @@ class Graph:
         for sequence in self.outputs:
             output_size(sequence)
         prefixes = dict.fromkeys(s[: i + 1] for s in self.outputs for i in range(len(s)))
-        self._steps = {prefix: _Step(prefix, f"{number}.") for number, prefix in enumerate(prefixes)}
+        # how the names of each transform's inputs begin
+        self._steps = {prefix: f"{number}." for number, prefix in enumerate(prefixes)}
         self._cropped = {prefix: crops for prefix in prefixes if (crops := self._find_crops(prefix))}
         self.may_enlarge = any(isinstance(prefix[-1], (Resize, Pad)) for prefix in prefixes)
         firsts = {sequence[:1] for sequence in self.outputs}
@@ -66,29 +69,30 @@ class Graph:
     def arguments(
         self, key: tuple[int, int], indices: NDArray[np.int64], sizes: NDArray[np.int64]
     ) -> dict[str, NDArray[Any]]:
-        """The inputs' values for some samples.
+        """The inputs' values, name -> (N, ...) array, for (N,) indices of samples in their source.
 
-        Args:
-            key: (seed, epoch).
-            indices: (N,) int64, the samples' indices in their source.
-            sizes: (N, 2) int64, heights and widths of the upright images; rows of 0 give meaningless values.
-
-        Returns:
-            Name -> (N, ...) array.
+        `key` is (seed, epoch); `sizes` are (N, 2) heights and widths of the upright images, of which rows of 0 give
+        meaningless values.
         """
-        if not any(isinstance(step.transform, RandomTransform) for step in self._steps.values()):
+        if not any(isinstance(prefix[-1], RandomTransform) for prefix in self._steps):
             return {}
-        at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
         found = {}
-        for prefix, step in self._steps.items():
-            transform, before = step.transform, at[prefix[:-1]]
+        for prefix, before, _ in self._walk(sizes):
+            transform = prefix[-1]
             if isinstance(transform, RandomTransform):
                 lane = (transform.stream * _PLACES + len(prefix) - 1) * _LANES
                 drawn = uniforms(key, indices, lane + np.arange(transform.draws, dtype=np.int64))
                 for name, values in transform.parameters(drawn, before).items():
-                    found[step.name + name] = values
-            at[prefix] = transform.output_sizes(before)
+                    found[self._steps[prefix] + name] = values
         return found
+
+    def _walk(self, sizes: NDArray[np.int64]) -> Iterator[tuple[_Prefix, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield the images' sizes before and after each step; `sizes` are those of the upright images."""
+        at: dict[_Prefix, NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
+        for prefix in self._steps:
+            before = at[prefix[:-1]]
+            at[prefix] = prefix[-1].output_sizes(before)
+            yield prefix, before, at[prefix]
 
     def measure(self, sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Find how large images become on their way to the outputs.
@@ -100,13 +104,10 @@ class Graph:
             (N, 2) int64, height and width of the largest image that is made of each sample; (N,) bool, which samples
             take a graph of `lower(..., long=True)`, see `Resize.lower_cropped`.
         """
-        at: dict[tuple[Transform, ...], NDArray[np.int64]] = {(): np.maximum(sizes, 1)}
-        made, any_long = [at[()]], np.zeros(len(sizes), bool)
-        for prefix, step in self._steps.items():
-            before = at[prefix[:-1]]
-            after = at[prefix] = step.transform.output_sizes(before)
+        made, any_long = [np.maximum(sizes, 1)], np.zeros(len(sizes), bool)
+        for prefix, before, after in self._walk(sizes):
             # between the two passes of a resize, of which the horizontal one goes first
-            between = [np.stack([before[:, 0], after[:, 1]], axis=1)] if isinstance(step.transform, Resize) else []
+            between = [np.stack([before[:, 0], after[:, 1]], axis=1)] if isinstance(prefix[-1], Resize) else []
             is_long = np.zeros(len(sizes), bool)
             for crop in self._cropped.get(prefix, ()):
                 is_long |= exceed_crop(after, crop)
@@ -116,7 +117,7 @@ class Graph:
         largest: NDArray[np.int64] = stacked[stacked.prod(2).argmax(0), np.arange(len(sizes))]
         return largest, any_long
 
-    def _find_crops(self, prefix: tuple[Transform, ...]) -> list[CenterCrop]:
+    def _find_crops(self, prefix: _Prefix) -> list[CenterCrop]:
         """The centre crops that follow a `Resize` to a shorter side, where nothing else needs what it makes."""
         last = prefix[-1]
         followers = [other[-1] for other in self._steps if other[:-1] == prefix]
@@ -125,29 +126,26 @@ class Graph:
         return crops if is_resize and len(crops) == len(followers) and prefix not in self.outputs else []
 
     def lower(self, images: Any, inputs: Mapping[str, Any], *, cut: bool = False, long: bool = False) -> list[Any]:
-        """The graph from a node of HWC uint8 images to a node an output.
+        """The graph from a node of HWC uint8 images, and a node for each of `self.inputs`, to a node an output.
 
-        Args:
-            images: The node.
-            inputs: Name -> node, for every name in `self.inputs`.
-            cut: Whether `images` are only the windows of `self.crop`.
-            long: Whether some images are those that `measure` finds long. The graph costs more for every batch.
+        With `cut`, `images` are only the windows of `self.crop`. With `long` some are those that `measure` finds long;
+        such a graph costs more for every batch.
         """
-        done: dict[tuple[Transform, ...], Any] = {(): images}
+        done: dict[_Prefix, Any] = {(): images}
 
-        def node(prefix: tuple[Transform, ...]) -> Any:
+        def node(prefix: _Prefix) -> Any:
             if prefix not in done:
                 done[prefix] = lowered(prefix)
             return done[prefix]
 
-        def own(step: _Step) -> dict[str, Any]:
-            return {name[len(step.name) :]: inputs[name] for name in self.inputs if name.startswith(step.name)}
+        def own(prefix: _Prefix) -> dict[str, Any]:
+            start = self._steps[prefix]
+            return {name.removeprefix(start): inputs[name] for name in self.inputs if name.startswith(start)}
 
-        def lowered(prefix: tuple[Transform, ...]) -> Any:
+        def lowered(prefix: _Prefix) -> Any:
             transform = prefix[-1]
             if isinstance(transform, Normalize) and isinstance(prefix[-2:][0], HorizontalFlip):
-                mirror = own(self._steps[prefix[:-1]])["mirror"]
-                return transform.lower_mirrored(node(prefix[:-2]), mirror)
+                return transform.lower_mirrored(node(prefix[:-2]), own(prefix[:-1])["mirror"])
             if long and isinstance(transform, CenterCrop) and prefix[:-1] in self._cropped:
                 resize: Any = prefix[-2]
                 return resize.lower_cropped(node(prefix[:-2]), transform)
@@ -155,27 +153,10 @@ class Graph:
             if cut and len(prefix) == 1 and isinstance(transform, Crop):
                 return transform.lower_cut(before)
             if isinstance(transform, RandomTransform):
-                return transform.lower_random(before, own(self._steps[prefix]))
+                return transform.lower_random(before, own(prefix))
             return transform.lower(before)
 
         return [node(sequence) for sequence in self.outputs]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One transform behind all those before it.
-
-    Attributes:
-        prefix: The sequence up to here, this transform last.
-        name: Begins the names of its inputs.
-    """
-
-    prefix: tuple[Transform, ...]
-    name: str
-
-    @property
-    def transform(self) -> Transform:
-        return self.prefix[-1]
 
 
 def apply(
@@ -238,11 +219,7 @@ def apply(
 def pixel_graph(graph: Graph, source: str, device: str, *, long: bool = False) -> list[Any]:
     """The nodes of a graph over decoded images, inside `with pipeline`; the images' input is named "images".
 
-    Args:
-        graph: The transforms.
-        source: Where the images that are fed lie: "cpu", or the device.
-        device: Where to run.
-        long: Whether some images are those that `Graph.measure` finds long.
+    It runs on `device`; the images that are fed lie on `source`, "cpu" or the device. See `Graph.lower` for `long`.
     """
     from nvidia.dali import fn, types
 

@@ -111,10 +111,6 @@ class _Policy(RandomTransform):
     interpolation: Literal["nearest", "linear"] = field(default="nearest", kw_only=True)
     fill: Level = field(default=0, kw_only=True)
 
-    @property
-    def _rounds(self) -> int:
-        return 2
-
     def choose(
         self, uniforms: NDArray[np.float64], sizes: Numbers
     ) -> Sequence[tuple[Numbers, NDArray[np.float64], NDArray[np.float64]]]:
@@ -129,9 +125,11 @@ class _Policy(RandomTransform):
         return found
 
     def lower_random(self, images: Any, parameters: Mapping[str, Any]) -> Any:
-        for i in range(self._rounds):
-            start = f"{i}."
-            own = {name.removeprefix(start): node for name, node in parameters.items() if name.startswith(start)}
+        rounds: dict[str, dict[str, Any]] = {}
+        for key, node in parameters.items():
+            i, _, name = key.partition(".")
+            rounds.setdefault(i, {})[name] = node
+        for own in rounds.values():
             images = lower_operation(images, own, self.interpolation, self.fill)
         return images
 
@@ -167,10 +165,6 @@ class RandAugment(_Policy):
                 "and a magnitude from 0 to the last"
             )
 
-    @property
-    def _rounds(self) -> int:
-        return self.num_ops
-
     def choose(  # noqa: D102
         self, uniforms: NDArray[np.float64], sizes: Numbers
     ) -> Sequence[tuple[Numbers, NDArray[np.float64], NDArray[np.float64]]]:
@@ -205,10 +199,6 @@ class TrivialAugmentWide(_Policy):
     def __post_init__(self) -> None:
         if self.num_magnitude_bins < 2:
             raise ValueError(f"TrivialAugmentWide.num_magnitude_bins is {self.num_magnitude_bins}; give at least 2")
-
-    @property
-    def _rounds(self) -> int:
-        return 1
 
     def choose(  # noqa: D102
         self, uniforms: NDArray[np.float64], sizes: Numbers
@@ -261,12 +251,9 @@ def _magnitude(
     """What `operation` takes, from strengths 0 to bins - 1 on a scale from nothing to the largest."""
     share = strengths / (bins - 1)
     found = np.zeros(len(which))
-    for name in ("ShearX", "ShearY"):
-        found = np.where(which == number(name), share * largest["Shear"], found)
-    for name in ("TranslateX", "TranslateY", "Rotate"):
-        found = np.where(which == number(name), share * largest[name], found)
-    for name in ("Brightness", "Color", "Contrast", "Sharpness"):
-        found = np.where(which == number(name), share * largest["Enhance"], found)
+    for name in SIGNED:
+        kind = "Shear" if name.startswith("Shear") else name if name in largest else "Enhance"
+        found = np.where(which == number(name), share * largest[kind], found)
     bits = 8 - np.rint(strengths / ((bins - 1) / largest["Posterize"]))
     found = np.where(which == number("Posterize"), bits, found)
     solarized: NDArray[np.float64] = np.where(which == number("Solarize"), 255 * (1 - share), found)
@@ -335,14 +322,7 @@ def operation(
 def lower_operation(
     images: Any, parameters: Mapping[str, Any], interpolation: Literal["nearest", "linear"], fill: int
 ) -> Any:
-    """The DALI graph of each sample's own operation.
-
-    Args:
-        images: The node.
-        parameters: Nodes of what `operation` gives.
-        interpolation: Of shear, translate and rotate.
-        fill: Value of their new pixels.
-    """
+    """The DALI graph of each sample's own operation, with nodes of what `operation` gives."""
     from nvidia.dali import fn, types
 
     kind = types.INTERP_NN if interpolation == "nearest" else types.INTERP_LINEAR
@@ -377,11 +357,11 @@ def _cut_bits(images: Any, own: Mapping[str, Any]) -> Any:
 
 def _sharpen(images: Any, own: Mapping[str, Any]) -> Any:
     """A 3 x 3 kernel; the outermost pixels stay as they are, as Pillow leaves them."""
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn, math, types
 
     shape = images.shape(dtype=types.INT32)
     height, width = shape[0], shape[1]
-    inner = fn.stack((height - 2) * (height > 2), (width - 2) * (width > 2))
+    inner = fn.stack(math.max(height - 2, 0), math.max(width - 2, 0))
     sharp = fn.filter(images, _beside(images, own["kernel"]))
     sharp = fn.slice(sharp, start=[1, 1], shape=inner, axes=(0, 1), out_of_bounds_policy="trim_to_shape")
     sharp = fn.slice(
