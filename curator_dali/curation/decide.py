@@ -16,9 +16,10 @@ from curator_dali.arrays import missing, objects
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.curation.rows import Account, Output, Rows, add_misfits, write_rows
 from curator_dali.curation.worker import Finished, Progress
-from curator_dali.errors import StageError, kind_of_failure
+from curator_dali.errors import StageError
 from curator_dali.io import join
 from curator_dali.outputs import DECIDED, EMBEDDING, Manifest, RowFiles, RowSubset, part_name, to_numpy
+from curator_dali.report import find_kinds
 from curator_dali.sampling import Range
 from curator_dali.sources import Source
 from curator_dali.stages import GlobalSelector, Plan, Selector, Workers
@@ -216,26 +217,14 @@ def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) ->
     # floats have NaN, anything else is of objects: as when the rows were made
     rows = Rows({name: v if v.dtype.kind == "f" else v.astype(object) for name, v in columns.items()})
     rows.columns["index"] = rows.columns["index"].astype(np.int64)
-    if "reason_kind" not in columns:
-        status, stage, reason = (rows.columns[name].tolist() for name in ("status", "stage", "reason"))
-        kinds = [_find_kind(*decided, info) for decided in zip(status, stage, reason, strict=True)]
-        rows.columns["reason_kind"] = objects(kinds)
+    if "reason_kind" not in columns:  # of an earlier version, whose record counts the kinds of each stage
+        rows.columns["reason_kind"] = objects(find_kinds(table, info["dropped"]).to_pylist())
     if files.embedding_dim:
         rows.embeddings = np.zeros((len(rows), files.embedding_dim), np.float32)
         rows.embedded = np.zeros(len(rows), bool)
         for at, block in files.embeddings():
             rows.embeddings[at], rows.embedded[at] = block, True
     return rows
-
-
-def _find_kind(status: str, stage: str, reason: str, info: Mapping[str, Any]) -> str | None:
-    """Find a reason's kind in a part that an earlier version wrote, whose record counts the kinds of each stage."""
-    if status == "kept":
-        return None
-    if status == "failed":
-        return kind_of_failure(reason)
-    counted = info["dropped"][stage]
-    return reason if reason in counted else " or ".join(counted)  # which of them, nothing says
 
 
 def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from curator_dali.report.matches import DuplicateGroup, Found, Leak, duplicate_groups, leaks, search
 from curator_dali.report.page import leave_report, write_report
 from curator_dali.report.report import Report, count_parts
+from curator_dali.report.scan import find_kinds
 from curator_dali.report.selection import reopen_source
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Report",
     "count_parts",
     "duplicate_groups",
+    "find_kinds",
     "leaks",
     "leave_report",
     "reopen_source",

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -135,14 +137,16 @@ def test_scores_of_an_earlier_version_are_decided_on_with_the_kinds_of_their_rec
     assert count_kinds(out) == count_kinds(old / "fresh")
 
 
-def test_a_kind_that_a_record_does_not_tell_is_one_of_several() -> None:
-    from curator_dali.curation.decide import _find_kind
-
-    info = {"dropped": {"Filter(a)": {"a < 1": 2, "a is missing": 1}}}
-    assert _find_kind("kept", "", "", info) is None
-    assert _find_kind("failed", "decode", "cannot be decoded: why", info) == "cannot be decoded"
-    assert _find_kind("dropped", "Filter(a)", "a is missing", info) == "a is missing"
-    assert _find_kind("dropped", "Filter(a)", "a 0.5 < 1", info) == "a < 1 or a is missing"
+def test_kinds_of_scores_of_an_earlier_version_are_found_among_several(shards: list[str], tmp_path: Path) -> None:
+    stages = [Filter("width", min=150, max=200), Quality(), Deduplicate(near=4)]
+    fresh = cd.curate(shards, tmp_path / "fresh", stages=stages, **OPTIONS)
+    assert set(fresh.dropped["Filter(width)"]) == {"width < 150", "width > 200"}
+    stopped = patch("curator_dali.curation.run.decide", side_effect=RuntimeError("stop here"))
+    with stopped, pytest.raises(RuntimeError, match="stop here"):
+        cd.curate(shards, tmp_path / "out", stages=stages, **OPTIONS)
+    for path in (tmp_path / "out" / "_scored").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["reason_kind"]), path)
+    assert cd.curate(shards, tmp_path / "out", stages=stages, **OPTIONS).dropped == fresh.dropped
 
 
 def test_a_finished_output_of_an_earlier_version_is_decided_anew(old: Path) -> None:
