@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 import curator_dali as cd
 from curator_dali.batch.batch import ImageBatch
 from curator_dali.outputs import Manifest, RowFiles
+from curator_dali.report import find_kinds
 from curator_dali.stages import Deduplicate, Filter, GlobalSelector, Quality, Scored, ScoredRows, Selector, Stage
 from curator_dali.stages.base import Reason
 from tests import before, helpers
@@ -65,12 +67,27 @@ class Named(Plain):
         return "a multiple of 30"
 
 
+@dataclass(frozen=True)
+class Undecodable(Plain):
+    """A user's own, whose texts are no UTF-8."""
+
+    called: str = "Undecodable"
+
+    @property
+    def name(self) -> str:
+        return self.called
+
+    def kind(self, reason: str) -> str:
+        return "\ud800"
+
+
 STAGES: list[list[Stage]] = [
     cheap_stages(),
     [Filter("width", min=110), FirstOfItsLabel(), Quality(), Filter("sharpness", min=300)],
     [Quality(), Filter("sharpness", min=300), Deduplicate(near=16)],
     [Plain()],
     [Named()],
+    [Undecodable()],
 ]
 
 
@@ -101,6 +118,16 @@ def test_kinds_have_nothing_of_one_image(shards: list[str], tmp_path: Path) -> N
     assert count_kinds(tmp_path / "new")["failed"] == found["failed"]
     cd.curate(shards, tmp_path / "own", stages=[Named()], **OPTIONS)
     assert count_kinds(tmp_path / "own")["dropped"] == {"Named": {"a multiple of 30": 2}}
+
+
+def test_samples_are_found_by_texts_that_are_no_utf8(shards: list[str], tmp_path: Path) -> None:
+    report = cd.curate(shards, tmp_path / "out", stages=[Undecodable()], **OPTIONS)
+    assert dict(report.dropped) == {"Undecodable": {"\\ud800": 2}}
+    assert len(report.dropped("\\ud800").load(images=False)) == 2
+    rows = pa.RecordBatch.from_pydict({"status": ["dropped"], "stage": ["Undecodable"], "reason": ["index 30"]})
+    assert find_kinds(rows, {"Undecodable": ["\ud800"]}).to_pylist() == ["\\ud800"]  # as earlier versions counted
+    named = cd.curate(shards, tmp_path / "named", stages=[Undecodable("caf\udce9")], **OPTIONS)
+    assert len(named.dropped("caf\udce9").load(images=False)) == 2
 
 
 def test_a_reason_is_a_text_that_travels() -> None:
