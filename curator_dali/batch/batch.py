@@ -125,6 +125,8 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "columns":
             value = Columns(self.data, value)
+        elif name == "images":
+            self.__dict__["_held"] = 0  # by other arrays
         elif name == "data" and isinstance(columns := self.__dict__.get("columns"), Columns):
             columns.data = value
         super().__setattr__(name, value)
@@ -291,12 +293,13 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__ | {"encoded": None, "_host_of": {}, "_held": 0, "columns": dict(self.columns)}
         state["views"] = {view: arrays.to_host(rows) for view, rows in self.views.items()}
+        state["_hosted"] = {}  # an earlier version reads it
         state["_again"] = []  # names whose rows in `data` are those of the array: they travel once, in the array
         for name in _ROWS:
             if (rows := getattr(self, name)) is None:
                 continue
             state[name] = arrays.to_host(rows)
-            if self._is_hosted(name) and all(map(np.array_equal, self._items(name), state[name])):
+            if self._is_hosted(name) and all(map(_equal_rows, self._items(name), state[name])):
                 state["_again"].append(name)
         if state["_again"]:
             state["data"] = [clone(item, dict.fromkeys(_ROWS[name] for name in state["_again"])) for item in self.data]
@@ -304,7 +307,7 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         again, columns = state.pop("_again"), state.pop("columns")
-        state.pop("_hosted", None)  # of an earlier version
+        state.pop("_hosted", None)
         self.__dict__.update(state | {"_host_of": {}})
         self.columns = columns
         for name in again:
@@ -359,7 +362,7 @@ class ImageBatch(Viewable, Task[list[ImageObject]]):
         before, now = map(arrays.to_host, (old, getattr(self, name)) if on_host else ([], []))
         for place, (row, item) in enumerate(zip(picked, self.data, strict=True)):
             value = getattr(item, _ROWS[name])
-            if value is not None and on_host and value.__array_interface__ == before[row].__array_interface__:
+            if on_host and getattr(value, "__array_interface__", None) == before[row].__array_interface__:
                 setattr(item, _ROWS[name], now[place])
             elif value is not None and (copy or not on_host):
                 setattr(item, _ROWS[name], value.copy())
@@ -543,6 +546,10 @@ def _host_images(batch: ImageBatch) -> list[NDArray[Any]]:
     if missing:
         raise ValueError(f"image {missing[0]!r} has no pixels, nor have {len(missing) - 1} more: load them first")
     return list(images)
+
+
+def _equal_rows(a: Any, b: NDArray[Any]) -> bool:
+    return getattr(a, "dtype", None) == b.dtype and np.array_equal(a, b, equal_nan=True)
 
 
 def _on_host(rows: Any) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.arrays import missing
+from curator_dali.arrays import missing, objects
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.curation.rows import Account, Output, Rows, add_misfits, write_rows
 from curator_dali.curation.worker import Finished, Progress
@@ -217,8 +217,8 @@ def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) ->
     # floats have NaN, anything else is of objects: as when the rows were made
     rows = Rows({name: v if v.dtype.kind == "f" else v.astype(object) for name, v in columns.items()})
     rows.columns["index"] = rows.columns["index"].astype(np.int64)
-    if "reason_kind" not in columns:  # an earlier version scored it
-        rows.columns["reason_kind"] = to_numpy(find_kinds(table, info["dropped"])).astype(object)
+    if "reason_kind" not in columns:  # of an earlier version, whose record counts the kinds of each stage
+        rows.columns["reason_kind"] = objects(find_kinds(table, info["dropped"]).to_pylist())
     if files.embedding_dim:
         rows.embeddings = np.zeros((len(rows), files.embedding_dim), np.float32)
         rows.embedded = np.zeros(len(rows), bool)

@@ -20,7 +20,7 @@ from curator_dali.batch import ImageBatch
 from curator_dali.curation.config import Settings
 from curator_dali.decoding import Codec, Decoded, upright_sizes
 from curator_dali.errors import OutputError, StageError, kind_of_failure
-from curator_dali.io import join
+from curator_dali.io import join, printable
 from curator_dali.outputs import DECIDED, DECODE, LOADED, Manifest, Part, PartWriter, RowSchema, part_name, read_types
 from curator_dali.sampling import Range
 from curator_dali.sources import Source, merge_types, to_text
@@ -347,8 +347,8 @@ class Account:
     def add(self, rows: Rows, writing: float = 0.0) -> None:
         """Add what rows say, and the seconds that it took to write them."""
         lost = np.flatnonzero(rows.columns["status"] != "kept")
-        decided = (rows.columns[name][lost].tolist() for name in ("status", "stage", "reason_kind"))
-        self.reasons.update(zip(*decided, strict=True))
+        status, stage, kind = (rows.columns[name][lost].tolist() for name in ("status", "stage", "reason_kind"))
+        self.reasons.update(zip(status, stage, [printable(str(text)) for text in kind], strict=True))  # as it is stored
         add_misfits(self.misfits, rows.misfits)
         for name, value in {**rows.seconds, "write": rows.seconds.get("write", 0.0) + writing}.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value

@@ -277,7 +277,7 @@ def _make_card(ending: str, features: Mapping[str, str]) -> bytes:
     """The card of an output with tars, or with Parquet files alone; `features` are column -> type."""
     config, about = _CARD_CONFIGS[ending]
     columns = {json.dumps(name): kind for name, kind in features.items()}
-    text = str(html.render("card.md", config=config, ending=ending, columns=columns, about=about))
+    text = str(html.render("card.md", config=config, ending=ending, columns=columns, about=about)) + "\n"
     return (text + (_CARD_MARK.format(digest=_digest(text)) if features else "")).encode()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import kind_of_failure
+from curator_dali.io import printable
 from curator_dali.outputs import RowFiles
 from curator_dali.sampling import mix
 
@@ -171,7 +172,7 @@ def find_kinds(block: Any, counted: Mapping[str, Iterable[str]]) -> Any:
         return block.column("reason_kind")
     rows = zip(*(block.column(name).to_pylist() for name in ("status", "stage", "reason")), strict=True)
     kinds = [
-        None if status == "kept" else _guess_kind(status, reason or "", [*counted.get(stage, ())])
+        None if status == "kept" else printable(_guess_kind(status, reason or "", [*counted.get(stage, ())]))
         for status, stage, reason in rows
     ]
     return pa.array(kinds, pa.string())

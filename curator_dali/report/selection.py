@@ -13,6 +13,7 @@ from curator_dali.arguments import checked
 from curator_dali.arrays import objects
 from curator_dali.batch import ImageBatch, ImageObject, concat, sort_rows
 from curator_dali.errors import SourceError
+from curator_dali.io import printable
 from curator_dali.loader import ImageLoader
 from curator_dali.outputs import Manifest, RowFiles, to_numpy
 from curator_dali.report.scan import Row, find_kinds, kind_columns, priority, thresholds
@@ -198,9 +199,10 @@ class Selection:
         for block in files.batches(list(dict.fromkeys([*names, *kind_columns(files)]))):
             meant = pc.equal(block.column("status"), self.status)
             if self.stages is not None:
-                meant = pc.and_(meant, pc.is_in(block.column("stage"), pa.array(sorted(self.stages), pa.string())))
+                stages = pa.array(map(printable, self.stages), pa.string())
+                meant = pc.and_(meant, pc.is_in(block.column("stage"), stages))
             if self.kind is not None:
-                meant = pc.and_(meant, pc.equal(find_kinds(block, self.counts), self.kind))
+                meant = pc.and_(meant, pc.equal(find_kinds(block, self.counts), printable(self.kind)))
             yield block.select(list(names)).filter(meant)
 
     def _repr_html_(self) -> str:

@@ -285,6 +285,9 @@ def test_large_selections_are_views(layout: str) -> None:
     batch = make(6, layout)
     assert np.shares_memory(batch[1:5].images[0], batch.images[1])
     assert np.shares_memory(batch.where([True] * 6).images[0], batch.images[0])
+    part = batch[:4]
+    part.images = np.zeros((4, 2, 2, 3), np.uint8)  # these keep nothing of the batch alive
+    assert np.shares_memory(part[1:].images, part.images)
 
 
 @pytest.mark.parametrize("hosted", [False, True])
@@ -480,18 +483,21 @@ def test_pickle_keeps_all_but_the_encoded_bytes(layout: str, hosted: bool) -> No
 
 
 def test_pickle_writes_pixels_once() -> None:
-    images = np.zeros((4, 100, 100, 3), np.uint8)
-    batch = ImageBatch(data=[ImageObject() for _ in images], images=images).to_host()
-    assert len(pickle.dumps(batch)) < 1.1 * images.nbytes
+    images, embeddings = np.zeros((4, 100, 100, 3), np.uint8), np.full((4, 5_000), np.nan, np.float32)
+    batch = ImageBatch(data=[ImageObject() for _ in images], images=images, embeddings=embeddings).to_host()
+    assert len(pickle.dumps(batch)) < 1.1 * (images.nbytes + embeddings.nbytes)
     again = pickle.loads(pickle.dumps(batch))
     assert np.shares_memory(again[1].image_data, again.images)
+    assert np.shares_memory(again[1].embedding, again.embeddings)
 
 
 def test_pickle_keeps_what_was_put_in_place_of_a_row() -> None:
     batch = make().to_host()
     batch[0].image_data = np.full((1, 1, 3), 9, np.uint8)
+    batch[1].embedding = batch[1].embedding.astype(np.float64)
     again = pickle.loads(pickle.dumps(batch))
     assert again[0].image_data.tolist() == [[[9, 9, 9]]]
+    assert again[1].embedding.dtype == np.float64
     assert [image.max() for image in again.images] == list(range(6))
 
 

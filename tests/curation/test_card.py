@@ -133,6 +133,35 @@ def test_a_card_tells_types_where_samples_differ_and_all_are_known(other: str, t
         assert (out / CARD).read_bytes() == own
 
 
+CARD_OF_EARLIER_VERSIONS = """\
+---
+configs:
+- config_name: samples
+  data_files:
+  - split: train
+    path: "*.tar"
+---
+
+# An output of curator_dali
+
+`load_dataset("parquet", data_files="PATH/*.parquet")` reads a row for every sample: what became of it, why, and its
+scores. `load_dataset("PATH")` reads the samples that were kept, from the tars.
+"""
+
+
+def test_a_card_of_earlier_versions_is_known(tmp_path: Path) -> None:
+    """It is brought up to date, as it is nobody's own."""
+    members = [(f"{n}.jpg", helpers.encode(np.full((60, 60 + n, 3), 9, np.uint8))) for n in range(3)]
+    out = tmp_path / "out"
+    run(str(helpers.write_tar(tmp_path / "a.tar", members)), out)
+    assert (out / CARD).read_text() == CARD_OF_EARLIER_VERSIONS
+    helpers.write_tar(tmp_path / "b.tar", [*members, ("2.txt", b"a caption")])
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / CARD).write_text(CARD_OF_EARLIER_VERSIONS)
+    run(str(tmp_path / "b.tar"), tmp_path / "new")
+    assert "dataset_info" in (tmp_path / "new" / CARD).read_text()
+
+
 def test_a_card_of_the_users_own_stays(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for own in (b"# Mine", None, b""):

@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.batch.batch import ImageBatch
 from curator_dali.outputs import Manifest, RowFiles
+from curator_dali.report import find_kinds
 from curator_dali.stages import Deduplicate, Filter, GlobalSelector, Quality, Scored, ScoredRows, Selector, Stage
 from curator_dali.stages.base import Reason
 from tests import before, helpers
@@ -63,12 +67,27 @@ class Named(Plain):
         return "a multiple of 30"
 
 
+@dataclass(frozen=True)
+class Undecodable(Plain):
+    """A user's own, whose texts are no UTF-8."""
+
+    called: str = "Undecodable"
+
+    @property
+    def name(self) -> str:
+        return self.called
+
+    def kind(self, reason: str) -> str:
+        return "\ud800"
+
+
 STAGES: list[list[Stage]] = [
     cheap_stages(),
     [Filter("width", min=110), FirstOfItsLabel(), Quality(), Filter("sharpness", min=300)],
     [Quality(), Filter("sharpness", min=300), Deduplicate(near=16)],
     [Plain()],
     [Named()],
+    [Undecodable()],
 ]
 
 
@@ -99,6 +118,16 @@ def test_kinds_have_nothing_of_one_image(shards: list[str], tmp_path: Path) -> N
     assert count_kinds(tmp_path / "new")["failed"] == found["failed"]
     cd.curate(shards, tmp_path / "own", stages=[Named()], **OPTIONS)
     assert count_kinds(tmp_path / "own")["dropped"] == {"Named": {"a multiple of 30": 2}}
+
+
+def test_samples_are_found_by_texts_that_are_no_utf8(shards: list[str], tmp_path: Path) -> None:
+    report = cd.curate(shards, tmp_path / "out", stages=[Undecodable()], **OPTIONS)
+    assert dict(report.dropped) == {"Undecodable": {"\\ud800": 2}}
+    assert len(report.dropped("\\ud800").load(images=False)) == 2
+    rows = pa.RecordBatch.from_pydict({"status": ["dropped"], "stage": ["Undecodable"], "reason": ["index 30"]})
+    assert find_kinds(rows, {"Undecodable": ["\ud800"]}).to_pylist() == ["\\ud800"]  # as earlier versions counted
+    named = cd.curate(shards, tmp_path / "named", stages=[Undecodable("caf\udce9")], **OPTIONS)
+    assert len(named.dropped("caf\udce9").load(images=False)) == 2
 
 
 def test_a_reason_is_a_text_that_travels() -> None:
@@ -133,6 +162,18 @@ def test_scores_of_an_earlier_version_are_decided_on_with_the_kinds_of_their_rec
     fresh = before.curate(old, "global", old / "fresh")
     assert (report.dropped, report.failed) == (fresh.dropped, fresh.failed)
     assert count_kinds(out) == count_kinds(old / "fresh")
+
+
+def test_kinds_of_scores_of_an_earlier_version_are_found_among_several(shards: list[str], tmp_path: Path) -> None:
+    stages = [Filter("width", min=150, max=200), Quality(), Deduplicate(near=4)]
+    fresh = cd.curate(shards, tmp_path / "fresh", stages=stages, **OPTIONS)
+    assert set(fresh.dropped["Filter(width)"]) == {"width < 150", "width > 200"}
+    stopped = patch("curator_dali.curation.run.decide", side_effect=RuntimeError("stop here"))
+    with stopped, pytest.raises(RuntimeError, match="stop here"):
+        cd.curate(shards, tmp_path / "out", stages=stages, **OPTIONS)
+    for path in (tmp_path / "out" / "_scored").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["reason_kind"]), path)
+    assert cd.curate(shards, tmp_path / "out", stages=stages, **OPTIONS).dropped == fresh.dropped
 
 
 def test_a_finished_output_of_an_earlier_version_is_decided_anew(old: Path) -> None:
