@@ -15,8 +15,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-__all__ = ["Count", "Level", "Limits", "Natural", "Probability", "Share", "Size", "checked", "list_items", "list_paths"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -23,23 +23,6 @@ from curator_dali.threads import import_whole
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "copy",
-    "device_of",
-    "from_torch",
-    "merge",
-    "missing",
-    "nbytes",
-    "objects",
-    "resolve_device",
-    "shapes",
-    "take",
-    "to_device",
-    "to_host",
-    "to_torch",
-    "with_gaps",
-]
-
 _ALIGNMENT = 64  # bytes; any dtype can start there, and so can a vector load
 
 

@@ -33,21 +33,6 @@ from numpy.typing import NDArray
 from curator_dali.arrays import merge
 from curator_dali.threads import uninterrupted
 
-__all__ = [
-    "check_process",
-    "close",
-    "collect",
-    "declare",
-    "default_threads",
-    "feed",
-    "from_dali",
-    "merge_ready",
-    "new_pipeline",
-    "output_stream",
-    "quiet_import",
-    "use_device",
-]
-
 logger = logging.getLogger(__name__)
 
 # The process that built the first pipeline. DALI's threads do not survive a fork: a child would wait for ever.

@@ -5,19 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "CuratorDaliError",
-    "ImageError",
-    "OutputError",
-    "PassEndedError",
-    "SourceError",
-    "StageError",
-    "TooManyErrors",
-    "count",
-    "kind_of_failure",
-    "terminal_safe",
-]
-
 _PASS_ENDED = (
     "this pass was ended by another iter(), set_epoch(), load_state_dict() or close() of its loader, which has one "
     "pass at a time. Give each loop a loader of its own; peek() shows images in the middle of a pass"

@@ -18,8 +18,6 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Background", "HandOver", "ignore", "import_whole", "run_ahead", "uninterrupted"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Self
 
-__all__ = ["ImageBatch", "Task", "concat", "contact_sheet"]
-
 T = TypeVar("T")
 
 # What a batch holds as rows of arrays, and the field of an image that a row goes to on the host.
@@ -488,6 +486,7 @@ class Columns(dict[str, NDArray[Any]]):
             self[name] = values
 
     def setdefault(self, name: str, values: Any = None) -> NDArray[Any]:
+        """Return a column, added if it is not there, as `dict.setdefault`."""
         if name not in self:
             self[name] = values
         return self[name]

@@ -14,17 +14,6 @@ from numpy.typing import NDArray
 from curator_dali.arrays import objects
 from curator_dali.view import draw_image, size_of
 
-__all__ = [
-    "ImageObject",
-    "clone",
-    "describe_image",
-    "dtype_of",
-    "field_values",
-    "find_problems",
-    "misaligned",
-    "sort_rows",
-]
-
 _ATTRIBUTES = ("image_id", "image_path", "aesthetic_score", "nsfw_score")
 
 

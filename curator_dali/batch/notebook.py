@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from typing_extensions import Self
 
-__all__ = ["Viewable"]
-
 logger = logging.getLogger(__name__)
 
 _LEAST_OF_GROUP = 4  # images of a group that are shown, at the least

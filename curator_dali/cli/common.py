@@ -15,27 +15,6 @@ from curator_dali.errors import terminal_safe
 if TYPE_CHECKING:
     from curator_dali.stages import Stage
 
-__all__ = [
-    "EXIT_INTERRUPTED",
-    "SOURCES",
-    "add_deduplicate",
-    "add_executor",
-    "add_limits",
-    "add_output",
-    "check_folder_of",
-    "deduplicate_of",
-    "device_of",
-    "executor_of",
-    "positive",
-    "print_json",
-    "print_rows",
-    "progress",
-    "settings_of",
-    "size_in_bytes",
-    "size_text",
-    "source_of",
-]
-
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells have it
 SOURCES = "a folder, tars, Parquet files, a glob, a brace list such as 'shards/{00000..00099}.tar', or URLs of these"
 

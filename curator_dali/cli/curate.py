@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from curator_dali.curation import Curation
     from curator_dali.stages import Stage
 
-__all__ = ["add_arguments", "run"]
-
 _EPILOG = """\
 stages run in this order: --min-size, --embed, --aesthetic, --nsfw, --quality, --min and --max, --dedup;
 those of a --config come first. A run that was interrupted goes on with the same command.

@@ -20,8 +20,6 @@ from curator_dali.errors import count as counted
 if TYPE_CHECKING:
     from curator_dali.loader import ImageLoader
 
-__all__ = ["bench", "info", "preview", "verify"]
-
 _EXIT_BROKEN = 1  # `verify` found images that are broken, or that cannot be read now
 _MOST_LISTED = 20  # broken images named in `verify`'s table
 _THUMBNAIL = 160  # pixels of the longer side

@@ -14,19 +14,6 @@ from curator_dali.errors import count as counted
 if TYPE_CHECKING:
     from curator_dali.stages import Stage
 
-__all__ = [
-    "add_duplicates",
-    "add_index",
-    "add_report",
-    "add_rethreshold",
-    "add_search",
-    "duplicates",
-    "index",
-    "report",
-    "rethreshold",
-    "search",
-]
-
 _MOST_LISTED = 20  # groups or leaks, without --all
 _FILE_OPTIONS = ("stages", "executor", "source", "tars", "shard_samples", "shard_bytes", "embeddings", "html")
 

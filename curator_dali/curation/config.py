@@ -37,19 +37,6 @@ from curator_dali.outputs import part_name
 from curator_dali.sources import Mixture, Source, Subset, expand_braces
 from curator_dali.stages import STAGES, Stage
 
-__all__ = [
-    "FIELD_TYPES",
-    "OPTIONS",
-    "SCORED",
-    "ConfigError",
-    "FieldTypes",
-    "Settings",
-    "check_file",
-    "check_out",
-    "make_stage",
-    "read_config",
-]
-
 FIELD_TYPES = ("bool", "int64", "float64", "string")
 """Types of the columns that fields of the metadata become."""
 

@@ -25,8 +25,6 @@ from curator_dali.sources import Source
 from curator_dali.stages import GlobalSelector, Plan, Selector, Workers
 from curator_dali.threads import ignore, run_ahead
 
-__all__ = ["WORK_FOLDER", "Decisions", "decide", "write_decided"]
-
 logger = logging.getLogger(__name__)
 
 WORK_FOLDER = "_work"

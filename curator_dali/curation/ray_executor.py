@@ -28,8 +28,6 @@ try:
 except ImportError as error:
     raise ImportError(f"Ray does not import ({error}): pip install 'curator-dali[ray]'") from error
 
-__all__ = ["RayExecutor", "breaks_context", "find_killers"]
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -30,20 +30,6 @@ from curator_dali.threads import Background, HandOver
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "LOOKED_AT",
-    "Account",
-    "Output",
-    "Rows",
-    "Writing",
-    "add_columns",
-    "add_misfits",
-    "field_types",
-    "open_output",
-    "to_column",
-    "write_rows",
-]
-
 Misfits = dict[str, tuple[int, str]]
 """Field -> how many values do not fit its column's type, and the first of these."""
 

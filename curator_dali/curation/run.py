@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["Curation", "curate", "executor_of", "label_facts"]
-
 logger = logging.getLogger(__name__)
 
 

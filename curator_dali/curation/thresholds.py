@@ -31,8 +31,6 @@ from curator_dali.sources import Source
 from curator_dali.stages import STAGES, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
 from curator_dali.threads import ignore
 
-__all__ = ["rethreshold", "stages_of"]
-
 _ARROW_DTYPES = {"float": "float32", "double": "float64"}  # types whose names differ from those of `DTYPES`
 _DECIDED_COLUMNS = tuple(Deduplicate().decides)  # what an earlier decision left: of no use to the next
 

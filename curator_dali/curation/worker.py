@@ -24,8 +24,6 @@ from curator_dali.sources import Source
 from curator_dali.stages import Plan, Selector, Workers
 from curator_dali.transforms import Resize
 
-__all__ = ["DECODE_CHECK_VIEW", "Executor", "Finished", "LocalExecutor", "Progress", "Worker", "scratch_folder"]
-
 logger = logging.getLogger(__name__)
 
 Finished = Callable[[Part], object]

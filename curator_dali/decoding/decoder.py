@@ -25,8 +25,6 @@ from curator_dali.errors import ImageError
 from curator_dali.sources import EncodedBatch, Source
 from curator_dali.transforms import Graph, Transform, pixel_graph
 
-__all__ = ["Decoded", "Decoder", "Gated", "gate", "read_gated"]
-
 _Part = tuple[list[int], list[Any]]
 """Rows, and of each output the arrays."""
 

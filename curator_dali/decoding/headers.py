@@ -25,18 +25,6 @@ from curator_dali.sampling import range_steps
 from curator_dali.sources import Source
 from curator_dali.threads import run_ahead
 
-__all__ = [
-    "MAX_PIXELS",
-    "Codec",
-    "Header",
-    "Refusal",
-    "inspect",
-    "jpeg_orientation",
-    "read_headers",
-    "scan",
-    "upright_sizes",
-]
-
 MAX_PIXELS = 178_956_970
 """Largest image, in pixels, that is decoded by default: where Pillow refuses a decompression bomb."""
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from curator_dali.io import one_line
 
-__all__ = ["ORIENTATION", "TURNED", "decode", "describe", "open_image", "upright_size"]
-
 ORIENTATION = 0x0112
 """The tag of EXIF 2.3 that says which way up an image is, 1 to 8."""
 

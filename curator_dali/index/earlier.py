@@ -18,8 +18,6 @@ from curator_dali.io import is_remote
 from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, labels_of
 from curator_dali.similarity import MAX_PAIRS, Pairs
 
-__all__ = ["Comparison", "Matches", "check_earlier", "embedder_lineage", "match_earlier"]
-
 logger = logging.getLogger(__name__)
 
 Ids = Callable[[NDArray[np.int64]], NDArray[np.object_]]

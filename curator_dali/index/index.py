@@ -36,8 +36,6 @@ from curator_dali.threads import ignore
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Index", "digests_of", "open_index", "write_index"]
-
 logger = logging.getLogger(__name__)
 
 Told = Callable[[str, int, int], object]

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["DigestIndex", "HashIndex", "VectorIndex", "check_regular"]
-
 _CLUSTERS_ABOUT = ("threshold", "margin", "reach", "looked_at")  # stands in index.json
 _SKETCH_WIDTH = 127  # directions of a sketch; with the length of the rest 256 bytes
 _SAMPLE_ROWS = 16_384  # rows that the directions are found by

@@ -30,22 +30,6 @@ from typing import Any, NamedTuple
 
 from curator_dali.io.remote import TIMEOUT_VARIABLE, is_http, is_remote, retry
 
-__all__ = [
-    "DEEP",
-    "IMAGE_EXTENSIONS",
-    "MAX_DEPTH",
-    "AtomicFile",
-    "Written",
-    "check_depth",
-    "filesystem",
-    "make_folder",
-    "open_regular",
-    "parse_json",
-    "read_regular",
-    "remove_leftovers",
-    "write_file",
-]
-
 logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = frozenset(

@@ -11,8 +11,6 @@ from fsspec.implementations.http import HTTPFile, HTTPFileSystem
 
 from curator_dali.io.remote import LARGEST_FILE, PermanentError, ServerError, explain
 
-__all__ = ["RangedHTTPFileSystem"]
-
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:(\d+)|\*)")
 
 

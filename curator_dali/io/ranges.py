@@ -17,22 +17,6 @@ from curator_dali.errors import SourceError
 from curator_dali.io import files
 from curator_dali.io.remote import PATIENCE, explain, find_wait, is_http, is_remote, one_line, retry
 
-__all__ = [
-    "LRU",
-    "Request",
-    "Stat",
-    "Storage",
-    "ask",
-    "ask_listing",
-    "common_name",
-    "content_hash",
-    "filesystem",
-    "fingerprint",
-    "stat_of",
-    "strip_query",
-    "strip_signature",
-]
-
 logger = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)

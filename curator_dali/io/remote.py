@@ -10,20 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import TypeVar
 
-__all__ = [
-    "LARGEST_FILE",
-    "PATIENCE",
-    "TIMEOUT_VARIABLE",
-    "PermanentError",
-    "ServerError",
-    "explain",
-    "find_wait",
-    "is_http",
-    "is_remote",
-    "one_line",
-    "retry",
-]
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")

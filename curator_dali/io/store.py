@@ -15,22 +15,6 @@ from curator_dali.errors import OutputError
 from curator_dali.io.files import Written, filesystem, make_folder, open_regular, read_regular, remove_leftovers
 from curator_dali.io.remote import LARGEST_FILE, is_remote, one_line
 
-__all__ = [
-    "compare",
-    "differences",
-    "explained",
-    "join",
-    "listing",
-    "names",
-    "open_input",
-    "prepare_folder",
-    "printable",
-    "read",
-    "read_many",
-    "remove",
-    "remove_folder",
-]
-
 _FILES_AT_ONCE = 1000  # of a remote store
 _FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)

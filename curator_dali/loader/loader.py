@@ -29,8 +29,6 @@ from curator_dali.view import loader_html
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ImageLoader"]
-
 logger = logging.getLogger(__name__)
 
 _MIN_SEEN = 100  # samples before `max_error_rate` is judged, unless the pass ends before

@@ -22,8 +22,6 @@ from curator_dali.decoding import Decoded, Decoder, Gated, read_gated
 from curator_dali.sources import Source
 from curator_dali.threads import Background, HandOver, run_ahead, uninterrupted
 
-__all__ = ["Pass"]
-
 logger = logging.getLogger(__name__)
 
 

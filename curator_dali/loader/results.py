@@ -12,8 +12,6 @@ from curator_dali.errors import ImageError
 from curator_dali.io import AtomicFile
 from curator_dali.view import html
 
-__all__ = ["ErrorList", "LoaderStats", "write_errors"]
-
 
 @dataclass
 class LoaderStats:

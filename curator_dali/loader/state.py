@@ -14,8 +14,6 @@ from curator_dali.decoding import Codec, pillow, read_headers, upright_sizes
 from curator_dali.sampling import BucketedOrder, Buckets, MixedOrder, Order, Shuffle, ShuffledOrder, quantise
 from curator_dali.sources import Mixture, Source
 
-__all__ = ["check_state", "make_state", "order_of"]
-
 logger = logging.getLogger(__name__)
 
 _SAME_DATA = "resume with the data set that the state was saved with"

@@ -14,8 +14,6 @@ from curator_dali.transforms import CenterCrop, Resize
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EfficientNetLite0", "TimmEncoder", "import_timm", "load_encoder"]
-
 # As its authors trained and evaluate it: tensorflow/tpu, models/official/efficientnet: preprocessing.py (the middle
 # 224/256 of the shorter side, bicubic) and lite/efficientnet_lite_builder.py (mean 127, std 128). The PyTorch
 # package's README shows ImageNet's mean and std, left over from the package that it was made from.

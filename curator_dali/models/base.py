@@ -14,18 +14,6 @@ from curator_dali.transforms import Normalize, Transform, for_model, output_size
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "ImageEncoder",
-    "Network",
-    "NetworkEncoder",
-    "NoTextTowerError",
-    "Preprocessing",
-    "check_images",
-    "compute_dtype",
-    "in_batches",
-    "normalized",
-]
-
 _DTYPES = ("float32", "bfloat16", "float16")
 _CPU_BATCH = 16
 """Images a run on a CPU, where more outgrow its caches: of 1 to 64, OpenNSFW and CLIP ViT-B/32 were fastest at 16 (14.3

@@ -17,8 +17,6 @@ from curator_dali.models.weights import WeightsError, find_directory, need, sha2
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLIPImageEncoder"]
-
 logger = logging.getLogger(__name__)
 
 _NEMO_MODEL = "openai/clip-vit-large-patch14"

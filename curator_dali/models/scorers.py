@@ -30,8 +30,6 @@ from curator_dali.transforms import CenterCrop, Resize, Transform
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AestheticPredictor", "JpegArtifacts", "NSFWClassifier", "OpenNSFW"]
-
 logger = logging.getLogger(__name__)
 
 _AESTHETIC_MODEL = "ttj/sac-logos-ava1-l14-linearMSE"

@@ -18,22 +18,6 @@ from curator_dali.transforms import Transform
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "MODELS_VARIABLE",
-    "WeightsError",
-    "WeightsNotFoundError",
-    "check_state",
-    "find_directory",
-    "find_file",
-    "is_hub_id",
-    "lineage_of",
-    "load_state",
-    "need",
-    "sha256",
-    "state_sha256",
-    "weight_files",
-]
-
 logger = logging.getLogger(__name__)
 
 MODELS_VARIABLE = "CURATOR_DALI_MODELS"

@@ -25,8 +25,6 @@ from curator_dali.errors import StageError
 from curator_dali.nemo.tasks import DROPPED, ERRORS, SCORES, Errors, TaskLoader, emit, wants_gpu
 from curator_dali.stages import STAGES, GlobalSelector, Plan, Stage, make_plan
 
-__all__ = ["DaliCurationStage", "DaliImageReaderStage"]
-
 logger = logging.getLogger(__name__)
 
 _Step = tuple[ImageBatch | None, Errors, Errors]

@@ -25,20 +25,6 @@ from curator_dali.errors import ImageError, SourceError
 from curator_dali.loader import ImageLoader
 from curator_dali.sources import Source, open_source
 
-__all__ = [
-    "DROPPED",
-    "ERRORS",
-    "SCORES",
-    "Errors",
-    "SampleRangeTask",
-    "SplitFilesStage",
-    "TaskLoader",
-    "emit",
-    "from_nemo",
-    "to_nemo",
-    "wants_gpu",
-]
-
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -37,8 +37,6 @@ from curator_dali.io import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Function", "Manifest", "Part", "Records", "labels_of", "lock", "part_name", "spell_former"]
-
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1

@@ -19,23 +19,6 @@ from curator_dali.io import AtomicFile, Written, explained, is_remote, join, par
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.tar import FileWriter
 
-__all__ = [
-    "DECIDED",
-    "DECODE",
-    "DTYPES",
-    "EMBEDDING",
-    "FIXED_COLUMNS",
-    "LOADED",
-    "STATUSES",
-    "ParquetWriter",
-    "RowFiles",
-    "RowSchema",
-    "RowSubset",
-    "read_embeddings",
-    "read_types",
-    "to_numpy",
-]
-
 # The contract of an output's rows: whoever writes or reads them takes these names from here.
 
 LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}

@@ -19,8 +19,6 @@ from curator_dali.outputs.tar import ShardedTarWriter
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["PartWriter"]
-
 
 class PartWriter:
     """Writes samples [start, stop) of a source: `START-STOP.parquet` and `START-STOP-SHARD.tar` in the output folder.

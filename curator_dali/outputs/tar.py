@@ -16,8 +16,6 @@ from curator_dali.io import AtomicFile, Written, explained, printable
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CURATION", "FileWriter", "ShardedTarWriter", "TarWriter", "tar_header", "to_json", "written_key"]
-
 CURATION = "curation.json"
 """Extension of the member that a curation adds to a sample."""
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from curator_dali.models import ImageEncoder
 
-__all__ = ["DuplicateGroup", "Found", "Leak", "Member", "SearchError", "duplicate_groups", "leaks", "search"]
-
 _BLOCK_ROWS = 16_384  # embeddings in memory at once
 
 

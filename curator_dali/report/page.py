@@ -23,8 +23,6 @@ from curator_dali.view import embed_pictures, html
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CARD", "leave_report", "write_report"]
-
 logger = logging.getLogger(__name__)
 
 _PAGE = "report.html"

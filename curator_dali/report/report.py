@@ -17,8 +17,6 @@ from curator_dali.outputs import Manifest
 from curator_dali.report.selection import Count, Counts
 from curator_dali.view import html
 
-__all__ = ["Report", "add_up", "count_parts", "read_report"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -17,22 +17,6 @@ from curator_dali.io import printable
 from curator_dali.outputs import RowFiles
 from curator_dali.sampling import mix
 
-__all__ = [
-    "OTHERS",
-    "Group",
-    "Histogram",
-    "Key",
-    "Row",
-    "Scan",
-    "Threshold",
-    "find_kinds",
-    "kind_columns",
-    "lay_out_bars",
-    "priority",
-    "scan",
-    "thresholds",
-]
-
 Row = dict[str, Any]
 """A row of an output: column -> value, without its embedding."""
 

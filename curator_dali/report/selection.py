@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-__all__ = [
-    "Count",
-    "Counts",
-    "Picture",
-    "load_samples",
-    "make_cards",
-    "read_pictures",
-    "reopen_source",
-]
-
 _OTHER_COLUMNS = ("image_id", "image_path", "embedding")  # a batch has these in other places
 _IMAGES_AT_ONCE = 8  # whole images in memory
 _MOST_FACTS = 3

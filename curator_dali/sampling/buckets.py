@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.sampling.order import Order, Shard, permute
 
-__all__ = ["BucketedOrder", "Buckets"]
-
 _UNKNOWN = 255  # the bucket of an image whose size is not known: a sample's bucket is one byte
 _POSITIONS_AT_ONCE = 1 << 20
 

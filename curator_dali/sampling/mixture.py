@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from curator_dali.sampling.order import Order, Shuffle, mix
 
-__all__ = ["MixedOrder", "quantise"]
-
 _PERIODS = (1000, 10_000, 100_000)  # how finely weights are told apart; each is tried until no weight is lost
 _TOLERANCE = 0.005  # of a weight, by which its quantised share may differ
 _SPLITMIX_STEP = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64: the odd integer nearest to 2**64 / golden ratio

@@ -15,19 +15,6 @@ from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, checked
 
-__all__ = [
-    "Order",
-    "Position",
-    "Range",
-    "Shard",
-    "Shuffle",
-    "ShuffledOrder",
-    "mix",
-    "permute",
-    "range_steps",
-    "uniforms",
-]
-
 _FEISTEL_ROUNDS = 6  # of a permutation
 
 

@@ -32,23 +32,6 @@ from curator_dali.similarity.pairs import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Clusters",
-    "assign",
-    "assign_blocks",
-    "assign_rows",
-    "divide",
-    "drawn_rows",
-    "few",
-    "find_clusters",
-    "join_cluster",
-    "kmeans",
-    "must_join_all",
-    "pairs_between",
-    "similar_pairs",
-    "split_limit",
-]
-
 _RECALL = 0.998  # of pairs at the threshold; those above it are nearer to each other and meet more surely
 _SPLIT = 8  # a cluster so many times the mean is divided again
 _SPLIT_FROM = 8192  # rows; a cluster of fewer is not

@@ -22,8 +22,6 @@ from curator_dali.similarity.pairs import Collector, Vectors, as_vectors, blocks
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["block_rows", "candidates", "collect", "join", "join_self", "nearest", "operand", "same_rows"]
-
 _PAIRS_AT_ONCE = 16_384  # looked at again: 2 x 32 MB of rows of 512 float32
 _UNSURE_COSINE = 2e-5  # float32 cosines this near the threshold are computed again in float64
 _PADDED_ROWS = 128  # oneDNN makes a kernel for every shape that it has not seen

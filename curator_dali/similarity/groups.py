@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 
 from curator_dali.similarity.pairs import Collector, Pairs, sort_by_label
 
-__all__ = ["Grouping", "Keep", "Linkage", "MatchSet", "combine", "group", "keep_order"]
-
 Keep = Literal["largest", "best", "first"]
 Linkage = Literal["star", "components"]
 

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from curator_dali.similarity.pairs import MAX_PAIRS, Collector, Pairs
 
-__all__ = ["compare", "near_between", "near_pairs"]
-
 _COMPARISONS_AT_ONCE = 2**21  # comparisons; 16 MB an array
 _SORT_TIME, _COMPARE_TIME = 200.0, 10.0  # nanoseconds: to sort and to look up a hash, to compare two
 

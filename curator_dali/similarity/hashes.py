@@ -48,21 +48,6 @@ from curator_dali.threads import import_whole
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "CONSTANT_HASHES",
-    "content_hash",
-    "dhash",
-    "find_comparable",
-    "from_hex",
-    "grey",
-    "hash_images",
-    "phash",
-    "pixel_hash",
-    "reduce",
-    "same_digests",
-    "to_hex",
-]
-
 CONSTANT_HASHES = {
     "phash": np.array([0, 1 << 63], np.uint64),
     "dhash": np.array([0, 2**64 - 1], np.uint64),

@@ -16,21 +16,6 @@ from curator_dali.threads import import_whole
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "MAX_PAIRS",
-    "Collector",
-    "Pairs",
-    "Picked",
-    "Progress",
-    "TooManyPairs",
-    "Vectors",
-    "as_vectors",
-    "bad_rows",
-    "blocks",
-    "check_threshold",
-    "sort_by_label",
-]
-
 MAX_PAIRS = 50_000_000
 """Pairs that a search may find unless told otherwise: 1 GB, and three times that while they are sorted."""
 

@@ -22,15 +22,6 @@ from curator_dali.io import one_line, parse_json, strip_query
 from curator_dali.sources.listing import common_folder, list_names, warn_of_split_folders
 from curator_dali.sources.row_groups import read_row_group
 
-__all__ = [
-    "Annotations",
-    "ClassNames",
-    "add_class_names",
-    "number_classes",
-    "partition_fields",
-    "read_class_names",
-]
-
 logger = logging.getLogger(__name__)
 
 _Fields = Callable[[int], dict[str, Any]]

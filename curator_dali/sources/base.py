@@ -17,27 +17,6 @@ from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.io import IMAGE_EXTENSIONS, parse_json
 
-__all__ = [
-    "HEADER_DTYPE",
-    "SIDECARS",
-    "EncodedBatch",
-    "LearningSource",
-    "Source",
-    "add_sidecars",
-    "check_indices",
-    "image_member",
-    "is_image",
-    "make_batch",
-    "make_sidecars",
-    "merge_schemas",
-    "merge_types",
-    "parse_metadata",
-    "quote",
-    "sniff_extension",
-    "split_by_shard",
-    "to_text",
-]
-
 HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), ("orientation", "u1")])
 """What a header says of one image: pixels as stored, which decoder takes it, and which way up it is.
 

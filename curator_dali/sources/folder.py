@@ -51,8 +51,6 @@ from curator_dali.sources.listing import (
 )
 from curator_dali.sources.row_groups import is_unread, read_bytes, read_file
 
-__all__ = ["FolderSource"]
-
 logger = logging.getLogger(__name__)
 
 _STAT_THREADS, _STAT_FILES = 8, 1024  # files whose sizes each thread asks for at once

@@ -13,32 +13,6 @@ from curator_dali.errors import SourceError, count
 from curator_dali.io import ask_listing, content_hash, filesystem, is_http, is_remote, strip_query
 from curator_dali.sources.base import SIDECARS
 
-__all__ = [
-    "COMPRESSED",
-    "OUTPUT",
-    "Listing",
-    "Pattern",
-    "advise_on_container",
-    "advise_on_missing",
-    "advise_on_protocol",
-    "common_folder",
-    "expand_braces",
-    "folders_above",
-    "is_metadata_file",
-    "list_below",
-    "list_beside",
-    "list_folder",
-    "list_local",
-    "list_names",
-    "list_right_in",
-    "listing_options",
-    "read_patterns",
-    "stem_of",
-    "warn_of_split_files",
-    "warn_of_split_folders",
-    "warn_passed_over",
-]
-
 logger = logging.getLogger(__name__)
 
 OUTPUT = "_manifest"

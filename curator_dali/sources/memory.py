@@ -15,8 +15,6 @@ from curator_dali.errors import SourceError
 from curator_dali.io import fingerprint
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource, make_sidecars, sniff_extension
 
-__all__ = ["MemorySource"]
-
 Encoded = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 

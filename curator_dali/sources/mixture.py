@@ -23,8 +23,6 @@ from curator_dali.sources.base import (
 )
 from curator_dali.sources.open import open_source
 
-__all__ = ["Mixture"]
-
 _BY_NAME = 'sources by name, as {"a": "a/*.tar", "b": source_b}'
 
 

@@ -44,8 +44,6 @@ from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
 
-__all__ = ["open_source", "reopen"]
-
 logger = logging.getLogger(__name__)
 
 _ACCEPTED = (

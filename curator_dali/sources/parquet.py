@@ -56,8 +56,6 @@ from curator_dali.sources.row_groups import (
     read_row_group,
 )
 
-__all__ = ["ParquetSource"]
-
 logger = logging.getLogger(__name__)
 
 _GROUP_MEMORY = 1 << 30  # bytes of row groups kept decoded

@@ -17,21 +17,6 @@ from numpy.typing import NDArray
 from curator_dali.io import Storage, is_remote, one_line, open_regular, strip_query
 from curator_dali.sources.base import quote, sniff_extension
 
-__all__ = [
-    "NamedFiles",
-    "OutsideError",
-    "RowGroupTooLarge",
-    "check_sizes",
-    "combine",
-    "holds_binary",
-    "is_binary",
-    "is_unread",
-    "read_bytes",
-    "read_file",
-    "read_named",
-    "read_row_group",
-]
-
 # Bytes that a row group may unpack to. 10,000 photographs have a few GB, and reading takes three times as many.
 _UNPACKED_LIMIT = 8 << 30
 _STEP_ROWS = 64  # unpacked before their bytes are counted

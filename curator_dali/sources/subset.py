@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from curator_dali.io import fingerprint
 from curator_dali.sources.base import EncodedBatch, Source, check_indices
 
-__all__ = ["Subset", "Without"]
-
 
 class _View(Source):
     """A source whose samples lie in a whole; what is learnt of headers goes to the whole, and closing closes it.

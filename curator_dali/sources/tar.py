@@ -32,8 +32,6 @@ from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_b
 from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, TarIndex
 from curator_dali.sources.tar_shards import Shard, Shards
 
-__all__ = ["Arenas", "TarSource", "coalesce"]
-
 logger = logging.getLogger(__name__)
 
 _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"

@@ -11,8 +11,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["CUT", "DAMAGED", "NotATarError", "Scan", "scan_tar"]
-
 _BLOCK = 512
 DAMAGED, CUT = 1, 2  # kinds of `Scan.problems`
 _MAX_RECORD = 1 << 24  # a longer PAX or longname record, or map of holes, is nonsense: damage

@@ -35,20 +35,6 @@ from curator_dali.io import (
 from curator_dali.sources.base import HEADER_DTYPE, SIDECARS, quote
 from curator_dali.sources.tar_headers import DAMAGED, Scan
 
-__all__ = [
-    "ENTRY",
-    "ENTRY_NUMBERS",
-    "Status",
-    "Summary",
-    "TarIndex",
-    "index_path",
-    "load_headers",
-    "load_index",
-    "peek_index",
-    "save_headers",
-    "save_index",
-]
-
 logger = logging.getLogger(__name__)
 
 ENTRY = np.dtype(

@@ -28,8 +28,6 @@ from curator_dali.sources.tar_index import (
     save_index,
 )
 
-__all__ = ["Shard", "Shards"]
-
 logger = logging.getLogger(__name__)
 
 _INDEX_MEMORY = 256 << 20  # bytes of indexes in memory: about two million samples with JSON

@@ -29,18 +29,6 @@ from curator_dali.transforms import Transform
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "GlobalSelector",
-    "Prepared",
-    "Reason",
-    "ScoredRows",
-    "Selector",
-    "Stage",
-    "View",
-    "Workers",
-    "checked_stage",
-]
-
 T = TypeVar("T")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])

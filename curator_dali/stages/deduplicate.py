@@ -25,8 +25,6 @@ from curator_dali.stages.distributed import SpreadEmbeddings
 from curator_dali.stages.embed import embedder_of
 from curator_dali.transforms import Grey
 
-__all__ = ["HASH_VIEW", "Deduplicate", "embeddings_of"]
-
 logger = logging.getLogger(__name__)
 
 _MOST_IN_MEMORY = 1 << 30  # bytes of embeddings; more are put into a temporary file

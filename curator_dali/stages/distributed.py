@@ -53,8 +53,6 @@ from curator_dali.similarity import (
 )
 from curator_dali.stages.base import ScoredRows, Workers
 
-__all__ = ["SpreadEmbeddings"]
-
 logger = logging.getLogger(__name__)
 
 _TASK_BYTES = 1 << 26  # 32,768 rows of 512

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from curator_dali.models import ImageEncoder
 
-__all__ = ["NSFW", "Aesthetic", "CLIPScore", "Embed", "ZeroShotTags", "embedder_of"]
-
 _OPEN_NSFW = "open-nsfw"
 
 

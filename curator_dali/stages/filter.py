@@ -15,8 +15,6 @@ from curator_dali.errors import StageError
 from curator_dali.sources import to_text
 from curator_dali.stages.base import Reason, Selector, checked_stage
 
-__all__ = ["Filter"]
-
 _VALUE_KINDS = {bool: "bool", int: "float64", float: "float64", str: "string"}
 
 

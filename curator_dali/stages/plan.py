@@ -17,8 +17,6 @@ from curator_dali.outputs import DTYPES, FIXED_COLUMNS, LOADED, labels_of
 from curator_dali.stages.base import GlobalSelector, Selector, Stage, View
 from curator_dali.threads import ignore, import_whole
 
-__all__ = ["Plan", "check_type", "make_plan", "written"]
-
 _ENCODED = "encoded"  # `batch.encoded`: no column, and there only if a stage asks for it
 _RESERVED = (*(name for name in FIXED_COLUMNS if name not in LOADED), _ENCODED)  # columns that every output has
 

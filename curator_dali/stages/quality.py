@@ -20,8 +20,6 @@ from curator_dali.transforms import Resize
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SIDE", "Quality"]
-
 SIDE = 256
 """Side of the square that every image is resized to, so that scores of images of different sizes can be compared."""
 

@@ -11,22 +11,6 @@ from numpy.typing import NDArray
 
 from curator_dali.arguments import Size
 
-__all__ = [
-    "ATTEMPTS",
-    "Crop",
-    "RandomTransform",
-    "Transform",
-    "check_range",
-    "draw_sides",
-    "either",
-    "lower_some",
-    "lower_window",
-    "only_where",
-    "output_size",
-    "pair",
-    "some",
-]
-
 Branch = Callable[[Any, Mapping[str, Any]], Any]
 
 ATTEMPTS = 10  # at a rectangle that fits; as torchvision's and DALI's own

@@ -13,23 +13,6 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Count, Level, Probability, checked
 from curator_dali.transforms.base import ATTEMPTS, RandomTransform, Transform, check_range, draw_sides, lower_some, some
 
-__all__ = [
-    "CLIP_MEAN",
-    "CLIP_STD",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "LUMA",
-    "ColorJitter",
-    "GaussianBlur",
-    "Grey",
-    "Normalize",
-    "RandomErasing",
-    "RandomGrayscale",
-    "Rotate",
-    "lower_colours",
-    "saturation_matrices",
-]
-
 Matrices = NDArray[np.float64]
 
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -28,18 +28,6 @@ from curator_dali.transforms.base import (
     pair,
 )
 
-__all__ = [
-    "CenterCrop",
-    "HorizontalFlip",
-    "Interpolation",
-    "Pad",
-    "RandomResizedCrop",
-    "Resize",
-    "ToBucket",
-    "bring_to",
-    "exceed_crop",
-]
-
 Interpolation = Literal["nearest", "linear", "cubic", "lanczos"]
 _LONG_TIMES = 8  # a side that is more times as long as the centre crop behind it is never scaled whole
 _LANCZOS_SUPPORT = 3  # pixels on each side that the widest kernel, Lanczos, sees

@@ -17,8 +17,6 @@ from curator_dali.transforms.base import Crop, RandomTransform, Transform, outpu
 from curator_dali.transforms.colour import Normalize
 from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, Resize, exceed_crop
 
-__all__ = ["Graph", "apply", "pixel_graph"]
-
 _Prefix = tuple[Transform, ...]
 """A transform behind all those before it in a sequence."""
 

@@ -13,8 +13,6 @@ from curator_dali.arguments import Count, checked
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CutMix", "MixUp"]
-
 
 @dataclass(frozen=True)
 class _Mix:

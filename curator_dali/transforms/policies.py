@@ -18,17 +18,6 @@ from curator_dali.arguments import Count, Level, checked
 from curator_dali.transforms.base import RandomTransform, only_where
 from curator_dali.transforms.colour import LUMA, lower_colours, saturation_matrices
 
-__all__ = [
-    "OPERATIONS",
-    "SIGNED",
-    "AutoAugment",
-    "RandAugment",
-    "TrivialAugmentWide",
-    "lower_operation",
-    "number",
-    "operation",
-]
-
 Numbers = NDArray[np.int64]
 
 OPERATIONS = (

@@ -11,8 +11,6 @@ from curator_dali.transforms.base import Transform
 from curator_dali.transforms.colour import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Interpolation, RandomResizedCrop, Resize
 
-__all__ = ["clip", "for_model", "imagenet_eval", "imagenet_train"]
-
 _PILLOW_FILTERS: dict[int, Interpolation] = {1: "lanczos", 2: "linear", 3: "cubic"}  # Pillow's numbers
 _TIMM_FILTERS: dict[str, Interpolation] = {
     "lanczos": "lanczos",

@@ -23,13 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.errors import count
+from curator_dali.errors import count as count  # for those who write texts beside HTML
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
-
-__all__ = ["WIDEST_CARD", "Card", "block", "count", "data_uri", "macros", "number", "page", "render"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_TEXT = 400  # characters of one text; a caption of a megabyte must not become one of the page

@@ -19,8 +19,6 @@ from curator_dali.errors import count
 from curator_dali.threads import import_whole
 from curator_dali.view import html
 
-__all__ = ["Plot", "embedding_map", "histogram", "project"]
-
 _DPI = 144
 _INK, _FAINT, _GROUND, _BAR = "#1f2328", "#6e7781", "#ffffff", "#4c86d8"
 _MOST_TEXTS = 20  # bars of texts

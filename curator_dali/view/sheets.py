@@ -19,18 +19,6 @@ from curator_dali.view.html import Card
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = [
-    "Sheet",
-    "draw_contact_sheet",
-    "draw_image",
-    "embed_pictures",
-    "loader_html",
-    "make_card",
-    "make_sheet",
-    "size_of",
-    "take_pictures",
-]
-
 _PICTURE_BYTES = 200_000  # bytes of JPEG in one display; as base64 a third more
 _MOST_LINES = 20  # images of a sheet that a terminal lists
 _LONGEST_TITLE = 40  # characters there

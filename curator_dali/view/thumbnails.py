@@ -16,8 +16,6 @@ from curator_dali.view.html import WIDEST_CARD
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HEIGHT", "encode", "make_thumbnails"]
-
 HEIGHT = 168  # pixels of a thumbnail in a display, at the most
 
 # (pixels of the height, JPEG quality), until all images of a sheet fit into its bytes
