@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.arrays import objects
+from curator_dali.arrays import objects, with_gaps
 from curator_dali.view import draw_image, size_of
 
 _ATTRIBUTES = ("image_id", "image_path", "aesthetic_score", "nsfw_score")
@@ -154,7 +154,7 @@ def field_values(data: Sequence[ImageObject], columns: Mapping[str, NDArray[Any]
     kinds = {type(value) for value in found if value is not None}
     if kinds and kinds <= {bool, int, float, np.float32, np.float64, np.int64}:
         if None in found or kinds & {float, np.float32, np.float64}:
-            return np.array([np.nan if value is None else value for value in found], np.float64)
+            return with_gaps(found, np.float64)
         if kinds == {bool} or all(isinstance(v, bool) or -(2**63) <= v < 2**63 for v in found):
             return np.array(found, bool if kinds == {bool} else np.int64)
     return objects(found)

@@ -109,6 +109,7 @@ class Storage:
         results: list[bytes | BaseException] = [RuntimeError("not fetched")] * len(ranges)
         left = list(range(len(ranges)))
         begun = time.monotonic()
+        # `retry` is of one call; here only those ranges are asked for again that failed, and all of them at once
         for delay in (*_RETRY_DELAYS, None):
             for number, result in zip(left, self._cat_once([ranges[n] for n in left], known), strict=True):
                 results[number] = result
