@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -135,16 +136,16 @@ def run_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], wi
         pool: Runs the function. Items that are not started when the iterator is closed are cancelled.
         function: Of one item.
         items: Taken in the calling thread, one at a time.
-        window: How many items are under way or done, besides the one whose result is waited for.
+        window: How many further items are under way, or done, while a result is waited for; then the next one begins.
     """
+    left = iter(items)
     waiting: deque[Future[R]] = deque()
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > window:
-                yield waiting.popleft().result()
+        waiting.extend(pool.submit(function, item) for item in islice(left, window + 1))
         while waiting:
-            yield waiting.popleft().result()
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(left, 1))
+            yield result
     finally:
         for future in waiting:
             future.cancel()

@@ -255,7 +255,7 @@ def _with_bytes(source: Source | None, rows: Rows, tars: bool) -> Iterator[Rows]
             piece.keep(kept, found.members)
         return piece
 
-    window = 1 if source is None else max(1, source.read_ahead)
+    workers = 1 if source is None else max(1, source.read_ahead)
     pieces = (rows[start : start + _CHUNK_SAMPLES] for start in range(0, len(rows), _CHUNK_SAMPLES))
-    with ThreadPoolExecutor(window, thread_name_prefix="curator-dali-read") as pool:
-        yield from run_ahead(pool, read, pieces, window)
+    with ThreadPoolExecutor(workers, thread_name_prefix="curator-dali-read") as pool:
+        yield from run_ahead(pool, read, pieces, workers - 1)

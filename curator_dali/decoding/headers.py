@@ -353,7 +353,7 @@ def read_headers(
     workers = max(2, source.read_ahead)
     # the window hides a network's latency, and memory does not grow with the source
     with ThreadPoolExecutor(workers, thread_name_prefix="curator-dali-headers") as pool:
-        yield from run_ahead(pool, read, chunks, workers)
+        yield from run_ahead(pool, read, chunks, workers - 1)
 
 
 def scan(source: Source, progress: Callable[[int], object] | None = None) -> Survey:

@@ -120,7 +120,7 @@ def _decode_all(
         batches.put(Item(decoded, end, gated.read_seconds, gated.gate_seconds, time.perf_counter() - began))
 
     readers = ThreadPoolExecutor(max(1, source.read_ahead), thread_name_prefix="curator-dali-read")
-    reads = run_ahead(readers, read, steps, source.read_ahead + 1)
+    reads = run_ahead(readers, read, steps, source.read_ahead)
     try:
         use_device(decoder.device)
         while True:
