@@ -59,7 +59,7 @@ class Task(ABC, Generic[T]):
 
 
 class _Identity:
-    """Which array, or list of arrays, something is known of, without keeping it alive.
+    """The identity of an array, or of a list of arrays, which it does not keep alive.
 
     The first array is held weakly: an address could be used again.
     """

@@ -94,7 +94,7 @@ class Settings:
         return "float32" if self.embeddings is True else self.embeddings or None
 
     def recorded(self, stages: Sequence[Stage]) -> dict[str, Any]:
-        """What decides what is written, as `run.json` has it, under names that it has had from the first."""
+        """Return the settings that decide what is written, under the names that they have in `run.json`."""
         return {
             "stages": [stage.settings for stage in stages],
             "tars": self.tars,

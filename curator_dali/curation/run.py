@@ -75,7 +75,7 @@ class Curation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides what is written, as plain JSON: a run goes on only with the same."""
+        """The settings that decide what is written, as plain JSON. A run goes on only with equal ones."""
         return self._settings.recorded(self.plan.stages)
 
     @property

@@ -308,7 +308,7 @@ def content_hash(info: Mapping[str, Any]) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """Make the fsspec filesystem of a URL, to read from, and the path in it. SourceError: fsspec cannot."""
+    """Make the fsspec filesystem of a URL, and return it with the path in it; a failure is a `SourceError`."""
     try:
         return files.filesystem(url, only_read=True)
     except ValueError as error:

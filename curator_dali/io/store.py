@@ -71,7 +71,7 @@ def names(folder: str) -> list[str]:
 
 
 def open_input(url: str) -> IO[bytes]:
-    """Open a file for reading. OutputError: it cannot be opened."""
+    """Open a file for reading; a failure is an `OutputError`."""
     with _refused("read", url):
         if is_remote(url):
             fs, path = filesystem(url)
@@ -116,7 +116,7 @@ def read_many(folder: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def remove(url: str) -> None:
-    """Remove a file, if it is there. OutputError: it cannot be removed."""
+    """Remove a file, if it is there; a failure is an `OutputError`."""
     with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
@@ -126,7 +126,7 @@ def remove(url: str) -> None:
 
 
 def remove_folder(url: str) -> None:
-    """Remove a folder and all that is in it, if it is there. OutputError: it cannot be removed."""
+    """Remove a folder and all that is in it, if it is there; a failure is an `OutputError`."""
     with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
@@ -138,7 +138,7 @@ def remove_folder(url: str) -> None:
 
 
 def compare(url: str, file: Written, size: int | None, deep: bool) -> str:
-    """What is wrong with a file, which should be as `file` says; empty if nothing.
+    """Describe how a file differs from its record `file`; empty if it does not.
 
     `size` is what the listing says, None where the file is missing. `deep`: whether to compare its content's hash too.
     """

@@ -241,7 +241,7 @@ def lineage_of(
     view: Sequence[Transform] = (),
     libraries: Sequence[str] = ("torch",),
 ) -> dict[str, Any]:
-    """What an output's records say of a model, as plain JSON: `hashes` are those of its files of weights."""
+    """Describe a model for the records of an output, as plain JSON. `hashes` are those of its files of weights."""
     versions = {"curator-dali": _version("curator-dali")} | {name: _version(name) for name in libraries}
     found: dict[str, Any] = {"model": model, "weights": dict(hashes), "dtype": dtype, "versions": versions}
     return found | ({"view": repr(tuple(view))} if view else {})

@@ -346,7 +346,7 @@ class Records:
         self._were_packed: set[tuple[int, int]] = set()
 
     def write(self, part: Part) -> None:
-        """Record a part. OutputError: the record cannot be written."""
+        """Record a part; a failure to write is an `OutputError`."""
         url = join(self._loose, f"{part_name(part.start, part.stop)}.json")
         with explained(url):
             write_file(url, part.to_json())

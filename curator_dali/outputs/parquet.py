@@ -22,15 +22,15 @@ from curator_dali.outputs.tar import FileWriter
 # The contract of an output's rows: whoever writes or reads them takes these names from here.
 
 LOADED = {"index": "int64", "image_id": "string", "image_path": "string", "width": "int32", "height": "int32"}
-"""What the loader knows of every image, whatever the stages are."""
+"""Columns that the loader fills for every image, with their types."""
 
 DECIDED = {"status": "string", "stage": "string", "reason": "string", "reason_kind": "string"}
-"""What became of a sample: one of `STATUSES`, by which stage, why, and the reason's kind, by which it is counted."""
+"""Columns of the decision on a sample: its status, the stage, the reason, and the kind by which reasons are counted."""
 
 STATUSES = ("kept", "dropped", "failed")
 
 DTYPES = ("bool", "int32", "int64", "uint64", "float32", "float64", "string")
-"""What a column can hold. A score that is undefined for an image is NaN in a float column, None in one of strings."""
+"""Types of columns. A score that is undefined for an image is NaN in a float column, None in one of strings."""
 
 DECODE = "decode"
 """The `stage` of samples that failed."""

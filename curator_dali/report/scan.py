@@ -59,7 +59,7 @@ class Group:
 
 @dataclass
 class Scan:
-    """What the passes found.
+    """The findings of the passes over an output.
 
     Attributes:
         scores: Column of numbers -> its histogram; not of columns without a finite value.
