@@ -217,7 +217,7 @@ def make_batch(indices: NDArray[np.int64], headers: NDArray[np.void]) -> Encoded
 
 
 def check_indices(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return (N,) sample indices as int64. IndexError: one is not in [0, `count`)."""
+    """Return (N,) sample indices as int64; one that is not in [0, `count`) is an `IndexError`."""
     indices = np.asarray(indices, np.int64)
     if len(indices) and (indices.min() < 0 or indices.max() >= count):
         raise IndexError(f"indices must be in [0, {count}), not {indices.min()} to {indices.max()}")

@@ -275,7 +275,7 @@ class ParquetSource(Source):
         self._files: LRU[str, Any] = LRU(64)  # footers; a reader of its own for every read, as these are not shared
 
     def _open(self, url: str, known: tuple[Any, ...] | None = None) -> tuple[Any, Stat]:
-        """A file's reader, and its `Stat`. OSError: the file is gone, or its `Stat` does not begin as the known one."""
+        """Open a file; return its reader and its `Stat`. A file that is gone or changed is an `OSError`."""
         import pyarrow.parquet as pq
 
         fs, path = filesystem(url)
