@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,13 @@ from curator_dali.sources.base import (
     add_sidecars,
     make_batch,
     merge_schemas,
+    order_ids,
     split_by_shard,
 )
 from curator_dali.sources.open import open_source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _BY_NAME = 'sources by name, as {"a": "a/*.tar", "b": source_b}'
 
@@ -128,6 +132,11 @@ class Mixture(Source):
             batch.unread.update(rows[list(part.unread)].tolist())
         batch.members = found if members else None
         return batch
+
+    def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        """Ids of samples; see `Source.read_ids`."""
+        parts = [(rows, source.read_ids(own)) for _, source, rows, own in self._split(indices)]
+        return order_ids(parts)
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples."""

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from curator_dali.io import fingerprint
 from curator_dali.sources.base import EncodedBatch, Source, check_indices
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-class _View(Source):
+
+class DerivedSource(Source):
     """A source whose samples lie in a whole; what is learnt of headers goes to the whole, and closing closes it.
 
     A `Mixture` is none: it forwards to several sources, to each the rows of a batch that are its own.
@@ -36,6 +39,9 @@ class _View(Source):
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         self.source.learn(self._whole(indices), headers)
 
+    def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        return self.source.read_ids(self._whole(indices))
+
     def close(self) -> None:
         self.source.close()
 
@@ -44,7 +50,7 @@ class _View(Source):
         return indices
 
 
-class Subset(_View):
+class Subset(DerivedSource):
     """Some samples of a source: their index here is their place among those chosen.
 
     What is learnt of headers goes to the whole source. Closing a subset closes the whole.
@@ -127,7 +133,7 @@ def _number_rows(rows: Iterable[int] | NDArray[Any], n: int) -> NDArray[np.int64
     return found.astype(np.int64)
 
 
-class Without(_View):
+class Without(DerivedSource):
     """The same samples in the same order, some of which fail for a known reason before anybody decodes them.
 
     Args:
