@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from curator_dali.index.earlier import Comparison, Matches, check_earlier, embedder_lineage, match_earlier
 from curator_dali.index.index import Index, open_index, write_index
+from curator_dali.index.keys import KeyIndex, KeyList, hash_texts
 
 __all__ = [
     "Comparison",
     "Index",
+    "KeyIndex",
+    "KeyList",
     "Matches",
     "check_earlier",
     "embedder_lineage",
+    "hash_texts",
     "match_earlier",
     "open_index",
     "write_index",

@@ -33,17 +33,20 @@ from curator_dali.io.ranges import (
 )
 from curator_dali.io.remote import LARGEST_FILE, PermanentError, is_http, is_remote, one_line
 from curator_dali.io.store import differences, explained, join, prepare_folder, printable
+from curator_dali.io.tables import LINE, Table, open_table, parse_csv, read_names
 
 __all__ = [
     "DEEP",
     "IMAGE_EXTENSIONS",
     "LARGEST_FILE",
+    "LINE",
     "LRU",
     "AtomicFile",
     "PermanentError",
     "Request",
     "Stat",
     "Storage",
+    "Table",
     "Written",
     "ask",
     "ask_listing",
@@ -61,9 +64,12 @@ __all__ = [
     "make_folder",
     "one_line",
     "open_regular",
+    "open_table",
+    "parse_csv",
     "parse_json",
     "prepare_folder",
     "printable",
+    "read_names",
     "read_regular",
     "stat_of",
     "store",

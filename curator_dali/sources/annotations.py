@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io import one_line, parse_json, strip_query
+from curator_dali.io import one_line, parse_csv, parse_json, read_names, strip_query
 from curator_dali.sources.listing import common_folder, list_names, warn_of_split_folders
 from curator_dali.sources.row_groups import read_row_group
 
@@ -32,9 +32,6 @@ ClassNames = Mapping[str, Sequence[str]]
 
 _NAME_COLUMN = "file_name"
 _FIX = "mend it, or move the file out of the folder"
-_CSV_INTEGER = r"^(0|-?[1-9][0-9]*)$"
-_CSV_NUMBER = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"  # its whole part fits a float
-_CSV_BOOL = "^([tT]rue|[fF]alse)$"
 
 _FEATURES_KEY = b"huggingface"  # of the metadata of a schema
 
@@ -168,41 +165,14 @@ def _fields_of_line(data: bytes, bounds: NDArray[np.int64], row: int) -> dict[st
 def _parse_csv(where: str, text: str, data: bytes) -> tuple[list[str], _Fields]:
     """Parse a CSV, of which all columns are read as text, and get a type where no value changes by it."""
     import pyarrow as pa
-    import pyarrow.csv
 
     try:
-        columns: list[str] = next(filter(None, csv.reader(io.StringIO(text, newline=""))), [])
+        columns = read_names(text)
         _check_columns(where, columns)
-        table = pa.csv.read_csv(
-            io.BytesIO(data),
-            read_options=pa.csv.ReadOptions(use_threads=False),  # only one thread knows the row of an error
-            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), null_values=[""], strings_can_be_null=True
-            ),
-        )
+        table = parse_csv(data, columns, texts=[_NAME_COLUMN])
     except (pa.ArrowException, csv.Error) as error:  # the former names the row
         raise SourceError(f"{where} is damaged: {one_line(error)}: {_FIX}") from error
-    for at, name in enumerate(columns):
-        if name != _NAME_COLUMN:
-            table = table.set_column(at, name, _convert(table.column(at)))
     return _fields_of_table(where, table)
-
-
-def _convert(column: Any) -> Any:
-    """A column of text as integers, numbers or bools if all values are spelt so, else as it is."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    for pattern, kind in ((_CSV_INTEGER, pa.int64()), (_CSV_NUMBER, pa.float64()), (_CSV_BOOL, pa.bool_())):
-        if pc.all(pc.match_substring_regex(column, pattern), min_count=1).as_py():
-            try:
-                converted = column.cast(kind)
-            except pa.ArrowInvalid:  # beyond 64 bits
-                return column
-            infinite = kind == pa.float64() and pc.any(pc.is_inf(converted)).as_py()
-            return column if infinite else converted
-    return column
 
 
 def _parse_parquet(where: str, data: bytes) -> tuple[list[str], _Fields]:
