@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -30,8 +30,11 @@ or 0 where only decoding tells. `curator_dali.decoding.upright_sizes` applies it
 SIDECARS = ("json", "txt", "cls")
 """Extensions of the members that become metadata, in the order that `parse_metadata` takes them."""
 
-KINDS: dict[str, Callable[..., Any]] = {}
-"""Sources that are made of others, by the key that their `origin` has: "join" and "view". Each file enters its own."""
+KINDS: dict[str, Any] = {}
+"""Classes of sources that are made of others, by the key that their `origin` has: "join", "mixture", "view".
+
+Each file enters its own class, which has a method `reopen(origin, data)`. The files below thus need not import it.
+"""
 
 _LONGEST_NAME = 200  # characters of a name in a message
 _IDS_AT_ONCE = 256  # samples that are read for nothing but their ids
@@ -138,8 +141,13 @@ class Source(ABC):
         """The files that the samples lie in, in order; none where the source is not made of shards."""
         return ()
 
-    def select_shards(self, numbers: Sequence[int]) -> Source:
-        """Make a source of some of the `shards`, in the order given."""
+    def select_shards(self, numbers: Sequence[int], known: Sequence[ShardRecord]) -> Source:
+        """Make a source of some of the `shards`, in the order given.
+
+        Args:
+            numbers: Their M numbers.
+            known: M records of the same files at another place or under other names, which the fingerprint goes by.
+        """
         raise NotImplementedError(f"{self!r} has no shards")
 
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:

@@ -48,14 +48,20 @@ from curator_dali.sources.base import (
     split_by_shard,
 )
 from curator_dali.sources.listing import common_folder
-from curator_dali.sources.parquet_ids import ID_COLUMNS, decode_cell, name_rows, read_names
+from curator_dali.sources.parquet_columns import (
+    ID_COLUMNS,
+    decode_cell,
+    find_image_column,
+    is_image_type,
+    name_rows,
+    read_names,
+)
 from curator_dali.sources.row_groups import (
     NamedFiles,
     RowGroupTooLarge,
     check_sizes,
     combine,
     holds_binary,
-    is_binary,
     read_named,
     read_row_group,
 )
@@ -66,7 +72,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GROUP_MEMORY = 1 << 30  # bytes of row groups kept decoded
-_IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes", "content", "data")  # beside the names of image extensions
 _IMAGE_PARTS = ("bytes", "path")  # of a struct
 
 
@@ -95,6 +100,8 @@ class ParquetSource(Source):
         SourceError: A file cannot be read, or the column is missing or not clear.
     """
 
+    _known: Sequence[ShardRecord] = ()  # records of the files at an earlier place
+
     @checked
     def __init__(
         self,
@@ -120,11 +127,11 @@ class ParquetSource(Source):
                 "Repair these or leave them out"
             )
         schemas = [footer.schema for footer in footers]
-        self._column = image_column or (_find_image_column(schemas[0], self._urls[0]) if schemas else "")
+        self._column = image_column or (find_image_column(schemas[0], self._urls[0]) if schemas else "")
         for url, schema in zip(self._urls, schemas, strict=True):
             if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
                 raise SourceError(f"{url} has several columns of the name {repeated[0]!r}: give each a name of its own")
-            if self._column not in schema.names or not _is_image_type(schema.field(self._column).type):
+            if self._column not in schema.names or not is_image_type(schema.field(self._column).type):
                 raise SourceError(
                     f"{url} has no image column {self._column!r} (binary, or a struct with binary 'bytes'); it "
                     f"has {', '.join(schema.names)}: name the right one with image_column="
@@ -188,7 +195,12 @@ class ParquetSource(Source):
         Names are without folders and queries, so that a data set may move and its URLs may be signed anew.
         """
         names = (strip_query(url).rpartition("/")[2] for url in self._urls)
-        return fingerprint("parquet", [self._column, *names, *self._sizes.tolist(), *self._bytes, *self._partitions])
+        known: Sequence[tuple[Any, ...]] = self._bytes
+        if self._known:
+            names = (record.name for record in self._known)
+            pairs = zip(self._known, known, strict=True)
+            known = [(record.size, record.content, *groups) for record, (_, _, *groups) in pairs]
+        return fingerprint("parquet", [self._column, *names, *self._sizes.tolist(), *known, *self._partitions])
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples into one new buffer, row groups that are not in memory first; see `Source.read`."""
@@ -247,18 +259,27 @@ class ParquetSource(Source):
     @property
     def shards(self) -> Sequence[ShardRecord]:
         """The files; see `Source.shards`."""
+        if self._known:
+            return self._known
         found = []
+        rows_of: list[list[int]] = [[] for _ in self._urls]
+        for (file, _), rows in zip(self._groups, self._sizes.tolist(), strict=True):
+            rows_of[file].append(rows)
         for file, (url, (size, content, *groups)) in enumerate(zip(self._urls, self._bytes, strict=True)):
-            rows = [int(self._sizes[number]) for number, (owner, _) in enumerate(self._groups) if owner == file]
+            rows = rows_of[file]
             digest = zlib.crc32(repr([self._column, rows, groups, self._partitions[file]]).encode())
             found.append(ShardRecord(strip_query(url).rpartition("/")[2], size, content, sum(rows), digest))
         return found
 
-    def select_shards(self, numbers: Sequence[int]) -> ParquetSource:
-        """Make a source of some of the files, in the order given."""
+    def select_shards(self, numbers: Sequence[int], known: Sequence[ShardRecord]) -> ParquetSource:
+        """Make a source of some of the files; see `Source.select_shards`. Ids that come of names are the known ones."""
         urls = [self._urls[number] for number in numbers]
         outside = any(files.allow_outside for files in self._named)
-        return ParquetSource(urls, image_column=self._column, name=self.name, allow_outside=outside)
+        source = ParquetSource(urls, image_column=self._column, name=self.name, allow_outside=outside)
+        source._known = tuple(known)
+        stems = [record.name.rpartition(".")[0] for record in known]
+        source._stems = stems if len(set(stems)) == len(stems) else source._stems
+        return source
 
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
         """Read the column of ids, and nothing else; see `Source.read_ids`.
@@ -558,21 +579,3 @@ def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
 
     beside = [field for field in schema if field.name != image_column and not holds_binary(field.type)]
     return {field.name: kind(field.type) for field in beside if not pa.types.is_null(field.type)}
-
-
-def _is_image_type(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and is_binary(field.type) for field in kind)
-    return is_binary(kind)
-
-
-def _find_image_column(schema: Any, url: str) -> str:
-    """The column with images: the only one that can be, or the one with the most usual name."""
-    found = [field.name for field in schema if _is_image_type(field.type)]
-    usual = [name for name in (*_IMAGE_COLUMNS, *sorted(IMAGE_EXTENSIONS)) if name in found]
-    if len(found) == 1 or usual:
-        return found[0] if len(found) == 1 else usual[0]
-    has = f"binary columns {', '.join(found)}" if found else f"no binary column, only {', '.join(schema.names)}"
-    raise SourceError(f"{url} has {has}: name the one that holds the images with image_column=")

@@ -37,7 +37,7 @@ class MappedRows:
     """
 
     def __init__(self, key: str, make: Callable[[], Iterable[Any]], columns: Sequence[str]) -> None:
-        self._key, self._make, self.columns = key, make, list(columns)
+        self.key, self._make, self.columns = key, make, list(columns)
         self._start()
 
     def row(self, number: int) -> dict[str, Any]:
@@ -49,8 +49,12 @@ class MappedRows:
         except (ValueError, OverflowError):
             return {name: _to_python(column[at]) for name, column in values}
 
+    def close(self) -> None:
+        """Let the mapped file go. A later look opens it again."""
+        self._start()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"_key": self._key, "_make": self._make, "columns": self.columns}
+        return {"key": self.key, "_make": self._make, "columns": self.columns}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -71,7 +75,7 @@ class MappedRows:
 
     def _open(self) -> Any:
         """Map the file, made anew where it is needed; a temporary one where the cache folder cannot be written to."""
-        path = cache_path("rows", self._key, ".arrow")
+        path = cache_path("rows", self.key, ".arrow")
         with contextlib.suppress(OSError, ValueError):  # missing, or damaged
             return _map_file(path)
         try:
@@ -186,7 +190,9 @@ class RowSource(Subset):
         types: Mapping[str, str],
     ) -> None:
         super().__init__(source, chosen)
-        self._table, self._numbers, self._types = rows, numbers, dict(types)
+        run = to_slice(numbers)
+        self._numbers = range(len(self) + run.start)[run] if isinstance(run, slice) else numbers
+        self._table, self._types = rows, dict(types)
 
     @property
     def fields(self) -> Mapping[str, str] | None:
@@ -198,21 +204,35 @@ class RowSource(Subset):
         """Read samples; see `Source.read`. Rows are looked up when somebody reads the metadata."""
         batch = super().read(indices, members=members)
         merge, table = self._merge, self._table
+        numbers = self._numbers
+        found = numbers.start + batch.indices if isinstance(numbers, range) else numbers[batch.indices]
         # a sample may be an object of its source, so another one gets the further fields
         objects = [
             _with_metadata(item, partial(merge, item.__dict__["_metadata"], table, number)) if number >= 0 else item
-            for item, number in zip(batch.objects, self._numbers[batch.indices].tolist(), strict=True)
+            for item, number in zip(batch.objects, found.tolist(), strict=True)
         ]
-        found = batch.members
-        if found is not None:
-            pairs = zip(found, objects, strict=True)
-            found = [add_sidecars(mine, item.metadata) if mine else mine for mine, item in pairs]
-        return replace(batch, objects=objects, members=found)
+        given = batch.members
+        if given is not None:
+            pairs = zip(given, objects, strict=True)
+            given = [add_sidecars(mine, item.metadata) if mine else mine for mine, item in pairs]
+        return replace(batch, objects=objects, members=given)
+
+    def close(self) -> None:
+        """Close the whole, and let the mapped rows go. A later read opens both again."""
+        super().close()
+        self._table.close()
 
     @staticmethod
     def _merge(metadata: Any, rows: MappedRows, number: int) -> dict[str, Any]:
         """Put the fields of a row over a sample's own; `metadata` is a dict, or a function that makes it."""
         return {**(metadata() if callable(metadata) else metadata), **rows.row(number)}
+
+
+def to_slice(numbers: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Numbers as a slice, which takes no memory, where they are one run of at least 1; else as they are."""
+    if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return numbers
 
 
 def _with_metadata(item: ImageObject, metadata: Callable[[], dict[str, Any]]) -> ImageObject:

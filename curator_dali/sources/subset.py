@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.io import fingerprint
-from curator_dali.sources.base import EncodedBatch, Source, check_indices
+from curator_dali.sources.base import EncodedBatch, ShardRecord, Source, check_indices
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,21 +28,32 @@ class DerivedSource(Source):
 
     @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
+        """The whole's."""
         return self.source.class_lists
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Known headers of samples."""
         return self.source.headers(self._whole(indices))
 
     def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Encoded bytes of samples' images; see `Source.image_sizes`."""
         return self.source.image_sizes(self._whole(indices))
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Let the whole keep what was learnt."""
         self.source.learn(self._whole(indices), headers)
 
+    @property
+    def shards(self) -> Sequence[ShardRecord]:
+        """The whole's."""
+        return self.source.shards
+
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        """Read ids of samples; see `Source.read_ids`."""
         return self.source.read_ids(self._whole(indices))
 
     def close(self) -> None:
+        """Close the whole."""
         self.source.close()
 
     def _whole(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -75,6 +75,8 @@ class TarSource(Source):
         SourceError: A tar is missing, unreadable or no tar; all of these are named.
     """
 
+    _known: Sequence[ShardRecord] = ()  # records of the tars at an earlier place
+
     @checked
     def __init__(
         self,
@@ -114,10 +116,8 @@ class TarSource(Source):
         Folders and signatures of URLs are left out, so that a data set may move. The content hash of a remote tar goes
         in, where its store tells one.
         """
-        shards = self._shards
-        names = (strip_query(url).rpartition("/")[2] for url in shards.urls)
-        contents = ((stat.size, stat.content) for stat in shards.stats)
-        return fingerprint("tar", zip(names, shards.sizes.tolist(), shards.digests.tolist(), contents, strict=True))
+        facts = ((tar.name, tar.samples, tar.digest, (tar.size, tar.content)) for tar in self.shards)
+        return fingerprint("tar", facts)
 
     @cached_property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
@@ -197,16 +197,18 @@ class TarSource(Source):
     def shards(self) -> Sequence[ShardRecord]:
         """The tars; see `Source.shards`."""
         shards = self._shards
-        return [
+        return self._known or [
             ShardRecord(strip_query(url).rpartition("/")[2], stat.size, stat.content, samples, digest)
             for url, stat, samples, digest in zip(
                 shards.urls, shards.stats, shards.sizes.tolist(), shards.digests.tolist(), strict=True
             )
         ]
 
-    def select_shards(self, numbers: Sequence[int]) -> TarSource:
-        """Make a source of some of the tars, in the order given."""
-        return TarSource([self._shards.urls[number] for number in numbers], name=self.name, index=self._shards.keep)
+    def select_shards(self, numbers: Sequence[int], known: Sequence[ShardRecord]) -> TarSource:
+        """Make a source of some of the tars; see `Source.select_shards`."""
+        source = TarSource([self._shards.urls[number] for number in numbers], name=self.name, index=self._shards.keep)
+        source._known = tuple(known)
+        return source
 
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
         """Take keys from the indexes; see `Source.read_ids`."""

@@ -115,9 +115,7 @@ class TarIndex:
         np.cumsum(lengths, out=offsets[1:])
         # (B,) the byte of the blob that each byte of the keys is, when these are laid end to end
         places = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)
-        return pa.LargeStringArray.from_buffers(
-            len(samples), pa.py_buffer(offsets), pa.py_buffer(blob[places])
-        )
+        return pa.LargeStringArray.from_buffers(len(samples), pa.py_buffer(offsets), pa.py_buffer(blob[places]))
 
     @classmethod
     def from_scan(cls, scan: Scan, size: int) -> TarIndex:

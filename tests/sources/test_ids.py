@@ -76,7 +76,7 @@ class Plain(Source):
         return self.source.read(indices, members=members)
 
 
-MEMORY = cd.MemorySource({key: IMAGE for key in KEYS})
+MEMORY = cd.MemorySource(dict.fromkeys(KEYS, IMAGE))
 BYTES = pa.array([b"\xff\x00", b"a"] * 6)
 MAKERS: dict[str, Callable[[Path], Source]] = {
     "tars": make_tars,
