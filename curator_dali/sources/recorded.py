@@ -104,6 +104,7 @@ def _find_moved(opened: Source, recorded: Sequence[ShardRecord], origin: Any) ->
     if problems or (inner is not opened and origin is None):
         return None, problems
     moved = inner.select_shards(numbers, recorded)
+    moved.origin = inner.origin  # opened so again, the files are found by the same record
     return (moved if inner is opened else reopen(origin, moved)), []
 
 
