@@ -206,18 +206,44 @@ def _read_rows(manifest: Manifest, choice: _Choice) -> _Rows:
     lists = [
         KeyList(some) if not isinstance(some, KeyList | None) else some for some in (choice.exclude, choice.include)
     ]
-    indices, numbers, at = [none], [none], 0
-    for batch in files.batches(choice.columns):
-        chosen = np.flatnonzero(_choose(batch, choice, *lists))
-        indices.append(batch.column("index").to_numpy()[chosen])
-        numbers.append(chosen + at)
-        at += len(batch)
-    index, number = np.concatenate(indices), np.concatenate(numbers)
     columns = [name for name in files.schema.names if name not in _NO_FIELDS]
     key = fingerprint("rows", [columns, *((file.name, file.size, file.blake2b) for file in written)])
-    same = np.array_equal(index, number)  # nearly always: then the memory of one is enough
+    most = sum(part.counts[status] for part in parts for status in _statuses_of(choice))
+    # (M,) of the samples chosen so far, in one piece of memory from the beginning
+    indices, numbers = np.empty(most, np.int64), _Numbered(most)
+    at = found = 0
+    for batch in files.batches(choice.columns):
+        chosen = np.flatnonzero(_choose(batch, choice, *lists))
+        indices[found : found + len(chosen)] = batch.column("index").to_numpy()[chosen]
+        numbers.add(indices, found, chosen + at)
+        at, found = at + len(batch), found + len(chosen)
     urls = [join(manifest.folder, file.name) for file in written]
-    return _Rows(index, index if same else number, urls, columns, field_types(files.schema, columns), key)
+    return _Rows(indices[:found], numbers.of(indices)[:found], urls, columns, field_types(files.schema, columns), key)
+
+
+class _Numbered:
+    """Numbers of rows that are nearly always the samples' indices: an array of their own is made where one differs."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._own: NDArray[np.int64] | None = None
+
+    def add(self, indices: NDArray[np.int64], start: int, numbers: NDArray[np.int64]) -> None:
+        """Append numbers of rows; `indices` are those of the samples, up to these of which the first is at `start`."""
+        stop = start + len(numbers)
+        if self._own is None and (indices[start:stop] != numbers).any():
+            self._own = np.empty(self._most, np.int64)
+            self._own[:start] = indices[:start]
+        if self._own is not None:
+            self._own[start:stop] = numbers
+
+    def of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """All numbers; the array of the samples' indices itself where they are equal."""
+        return indices if self._own is None else self._own
+
+
+def _statuses_of(choice: _Choice) -> Sequence[str]:
+    return (choice.status,) if choice.status else ("kept", "dropped")
 
 
 def _check_columns(choice: _Choice, schema: Any, out: str) -> None:

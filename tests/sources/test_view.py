@@ -221,7 +221,7 @@ def test_a_stream_goes_on_in_mid_epoch(out: Path) -> None:
         assert first + stream(again) == whole
     with (
         cd.ImageLoader(View(out, min={"sharpness": 800}), **options) as other,
-        pytest.raises(ValueError, match="source"),
+        pytest.raises(ValueError, match="resume with the data set"),
     ):
         other.load_state_dict(state)
 
