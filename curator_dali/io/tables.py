@@ -51,13 +51,15 @@ class Table:
         name: The files' names, for messages.
         schema: The `pyarrow.Schema`.
         unit: "line" of a file of plain text, else "row".
-        version: A text that changes with the content; empty for a table in memory.
+        version: A text that changes with the content and the place of a file; empty for a table in memory.
+        identity: The same, by the files' names, sizes and content hashes: a copy elsewhere is the same table.
     """
 
     name: str
     schema: Any
     unit: str
     version: str
+    identity: str
     _read: Callable[[Sequence[str]], Iterable[Any]] = field(repr=False)
 
     def blocks(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
@@ -110,7 +112,7 @@ def open_table(table: Any, *, text: bool = False) -> Table:
     if isinstance(table, (pa.Table, pa.RecordBatch)) or hasattr(table, "__arrow_c_stream__"):
         found = pa.table(table)
         found = found.drop_columns([name for name in found.column_names if name.startswith("__index_level_")])
-        return Table("the table", found.schema, "row", "", lambda names: found.select(names).to_batches())
+        return Table("the table", found.schema, "row", "", "", lambda names: found.select(names).to_batches())
     if not isinstance(table, (str, os.PathLike)) and not (isinstance(table, Sequence) and table):
         raise SourceError(f"cannot open {table!r:.80} as a table: give {_ACCEPTED}")
     urls = [url for path in list_paths(table) for url in _find(path)]
@@ -120,7 +122,9 @@ def open_table(table: Any, *, text: bool = False) -> Table:
     kind = kinds.pop()
     files = [_File(url, kind) for url in urls]
     name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
-    version = fingerprint("table", [*((strip_query(file.url), file.stat()) for file in files)])
+    stats = [file.stat() for file in files]
+    version = fingerprint("table", [(strip_query(file.url), stat) for file, stat in zip(files, stats, strict=True)])
+    identity = fingerprint("table", [(f.name, s.size, s.content) for f, s in zip(files, stats, strict=True)])
     schema = files[0].schema
     if repeated := [name for name, times in Counter(schema.names).items() if times > 1]:
         raise SourceError(f"{urls[0]} has several columns {repeated[0]!r}: give each a name of its own")
@@ -129,7 +133,7 @@ def open_table(table: Any, *, text: bool = False) -> Table:
         for file in files:
             yield from file.read(names, schema)
 
-    return Table(name, schema, "line" if kind == "text" else "row", version, read)
+    return Table(name, schema, "line" if kind == "text" else "row", version, identity, read)
 
 
 def _find(path: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, merge_types, to_text
 from curator_dali.sources.curated import View
 from curator_dali.sources.folder import FolderSource
+from curator_dali.sources.join import Join
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
@@ -20,6 +21,7 @@ __all__ = [
     "DerivedSource",
     "EncodedBatch",
     "FolderSource",
+    "Join",
     "MemorySource",
     "Mixture",
     "ParquetSource",

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Limits, checked
+from curator_dali.errors import SourceError
 from curator_dali.index import KeyList
-from curator_dali.io import fingerprint, is_remote, join
+from curator_dali.io import Written, fingerprint, is_remote, join
 from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, to_numpy
 from curator_dali.sources.base import KINDS
 from curator_dali.sources.open import reopen
@@ -91,7 +92,8 @@ class View(RowSource):
         rows = _read_rows(manifest, choice)
         whole = open_recorded(manifest, data)
         try:
-            table = MappedRows(rows.key, partial(_read_columns, rows.files, rows.columns), rows.columns)
+            make = partial(_read_columns, self.out, rows.files, rows.columns)
+            table = MappedRows(rows.key, make, rows.columns)
             super().__init__(whole, to_slice(rows.indices), table, rows.numbers, rows.types)
         except BaseException:
             if whole is not data:
@@ -172,7 +174,7 @@ class _Rows(NamedTuple):
     Attributes:
         indices: (M,) int64 in the data set.
         numbers: (M,) int64 in the output's rows.
-        files: The output's Parquet files, in order.
+        files: The output's Parquet files, in order, as they were recorded.
         columns: The columns that become metadata.
         types: Their types, as `Source.fields` has them.
         key: A text that changes when any value of these columns does.
@@ -180,7 +182,7 @@ class _Rows(NamedTuple):
 
     indices: NDArray[np.int64]
     numbers: NDArray[np.int64]
-    files: list[str]
+    files: list[Written]
     columns: list[str]
     types: Mapping[str, str]
     key: str
@@ -217,8 +219,9 @@ def _read_rows(manifest: Manifest, choice: _Choice) -> _Rows:
         indices[found : found + len(chosen)] = batch.column("index").to_numpy()[chosen]
         numbers.add(indices, found, chosen + at)
         at, found = at + len(batch), found + len(chosen)
-    urls = [join(manifest.folder, file.name) for file in written]
-    return _Rows(indices[:found], numbers.of(indices)[:found], urls, columns, field_types(files.schema, columns), key)
+    return _Rows(
+        indices[:found], numbers.of(indices)[:found], written, columns, field_types(files.schema, columns), key
+    )
 
 
 class _Numbered:
@@ -229,7 +232,7 @@ class _Numbered:
         self._own: NDArray[np.int64] | None = None
 
     def add(self, indices: NDArray[np.int64], start: int, numbers: NDArray[np.int64]) -> None:
-        """Append numbers of rows; `indices` are those of the samples, up to these of which the first is at `start`."""
+        """Append numbers of rows, the first at place `start`; `indices` are those of all samples up to these."""
         stop = start + len(numbers)
         if self._own is None and (indices[start:stop] != numbers).any():
             self._own = np.empty(self._most, np.int64)
@@ -343,10 +346,13 @@ def _record_list(some: Any) -> Any:
     return list(map(str, some)) if len(some) <= _MOST_RECORDED else _UNKNOWN
 
 
-def _read_columns(files: Sequence[str], columns: Sequence[str]) -> Iterator[Any]:
+def _read_columns(out: str, files: Sequence[Written], columns: Sequence[str]) -> Iterator[Any]:
     """Iterate over the rows of Parquet files of an output, as `pyarrow.RecordBatch`es of some columns."""
-    for url in files:
-        yield from RowFiles(url).batches(columns)
+    there = {file for part in Manifest.load(out).parts() for file in part.files}
+    if changed := [file.name for file in files if file not in there]:
+        raise SourceError(f"{join(out, changed[0])} was written anew since the view was opened: open it again")
+    for file in files:
+        yield from RowFiles(join(out, file.name)).batches(columns)
 
 
 KINDS["view"] = View

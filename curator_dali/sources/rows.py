@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import pairwise
 from typing import IO, Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.io import AtomicFile, cache_path, one_line
-from curator_dali.sources.base import EncodedBatch, Source, add_sidecars, merge_schemas
+from curator_dali.sources.base import EncodedBatch, Source, add_sidecars
+from curator_dali.sources.row_groups import holds_binary
 from curator_dali.sources.subset import Subset
 
 logger = logging.getLogger(__name__)
@@ -66,36 +67,65 @@ class MappedRows:
         self._chunks: dict[int, list[tuple[str, Any]]] = {}  # of columns, which are views of the mapped file
 
     def _read_chunk(self, chunk: int) -> list[tuple[str, Any]]:
+        batch = self._open_reader().get_batch(chunk)
+        found = self._chunks[chunk] = [(name, batch.column(name)) for name in self.columns]
+        return found
+
+    def take(self, name: str, rows: NDArray[np.int64]) -> Any:
+        """Take (n,) values of a column, a `pyarrow.Array`; fast where `rows` ascend."""
+        import pyarrow as pa
+
+        chunks, parts = rows // _CHUNK_ROWS, []
+        starts = np.flatnonzero(np.diff(chunks, prepend=-1))  # where another chunk begins
+        for start, stop in pairwise([*starts.tolist(), len(rows)]):
+            chunk = int(chunks[start])
+            column = self._open_reader().get_batch(chunk).column(name)
+            parts.append(column.take(pa.array(rows[start:stop] - chunk * _CHUNK_ROWS)))
+        return pa.concat_arrays(parts) if parts else pa.array([], pa.large_string())
+
+    def blocks(self, name: str) -> Iterator[Any]:
+        """Iterate over the values of a column, a `pyarrow.Array` for each chunk."""
+        reader = self._open_reader()
+        for chunk in range(reader.num_record_batches):
+            yield reader.get_batch(chunk).column(name)
+
+    def count(self) -> int:
+        """Number of rows."""
+        reader = self._open_reader()
+        chunks = int(reader.num_record_batches)
+        return (chunks - 1) * _CHUNK_ROWS + len(reader.get_batch(chunks - 1)) if chunks else 0
+
+    def _open_reader(self) -> Any:
         with self._lock:
             if self._reader is None:
                 self._reader = self._open()
-            batch = self._reader.get_batch(chunk)
-            found = self._chunks[chunk] = [(name, batch.column(name)) for name in self.columns]
-        return found
+        return self._reader
 
     def _open(self) -> Any:
-        """Map the file, made anew where it is needed; a temporary one where the cache folder cannot be written to."""
-        path = cache_path("rows", self.key, ".arrow")
-        with contextlib.suppress(OSError, ValueError):  # missing, or damaged
-            return _map_file(path)
+        """Map the file, made anew where it is missing or damaged."""
+        path = keep_file(self.key, ".arrow", self._write)
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with AtomicFile(path, sync=False) as file:
-                write_chunks(file, self._make())
             return _map_file(path)
-        except OSError as error:
-            logger.warning("cannot keep rows in %s (%s): they are gathered again each time", path, one_line(error))
-        with tempfile.TemporaryFile(prefix="curator-dali-") as scratch:  # has no name, and lives as long as its map
-            write_chunks(scratch, self._make())
-            scratch.flush()
-            return _map_file(f"/proc/self/fd/{scratch.fileno()}")
+        except (OSError, ValueError):  # damaged
+            self._write(path)
+            return _map_file(path)
+
+    def _write(self, path: str) -> None:
+        with AtomicFile(path, sync=False) as file:
+            write_chunks(file, self._make())
 
 
 class HeldRows(MappedRows):
-    """Rows of a `pyarrow.Table` in memory, which pickle with the table."""
+    """Rows of record batches in memory, which pickle with these.
 
-    def __init__(self, table: Any, columns: Sequence[str]) -> None:
-        super().__init__("", partial(_batches_of, table), columns)
+    Args:
+        key: See `MappedRows`.
+        batches: The `pyarrow.RecordBatch`es.
+        columns: The columns' names.
+    """
+
+    def __init__(self, key: str, batches: Sequence[Any], columns: Sequence[str]) -> None:
+        super().__init__(key, partial(iter, batches), columns)
 
     def _open(self) -> Any:
         return _Batches(list(chunk_rows(self._make())))
@@ -104,13 +134,43 @@ class HeldRows(MappedRows):
 class _Batches(list[Any]):
     """Record batches with the method by which a file is asked for one."""
 
+    @property
+    def num_record_batches(self) -> int:
+        return len(self)
+
     def get_batch(self, number: int) -> Any:
         return self[number]
 
 
-def _batches_of(table: Any) -> list[Any]:
-    found: list[Any] = table.to_batches()
-    return found
+def keep_file(key: str, ending: str, write: Callable[[str], object]) -> str:
+    """Find a file in the cache folder, or write it; where it has no room, into a folder that ends with the process.
+
+    Args:
+        key: A text that no other file of the ending has.
+        ending: The end of its name.
+        write: A function that writes a file of a path, whole or not at all.
+
+    Returns:
+        The file's path.
+    """
+    path = cache_path("rows", key, ending)
+    if os.path.exists(path):
+        return path
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write(path)
+        return path
+    except OSError as error:
+        logger.warning("cannot keep rows in %s (%s): they are gathered again each time", path, one_line(error))
+    path = os.path.join(_make_scratch().name, os.path.basename(path))
+    if not os.path.exists(path):
+        write(path)
+    return path
+
+
+@cache
+def _make_scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="curator-dali-")
 
 
 def _map_file(path: str) -> Any:
@@ -204,8 +264,7 @@ class RowSource(Subset):
         """Read samples; see `Source.read`. Rows are looked up when somebody reads the metadata."""
         batch = super().read(indices, members=members)
         merge, table = self._merge, self._table
-        numbers = self._numbers
-        found = numbers.start + batch.indices if isinstance(numbers, range) else numbers[batch.indices]
+        found = self._find_rows(batch.indices)
         # a sample may be an object of its source, so another one gets the further fields
         objects = [
             _with_metadata(item, partial(merge, item.__dict__["_metadata"], table, number)) if number >= 0 else item
@@ -221,6 +280,11 @@ class RowSource(Subset):
         """Close the whole, and let the mapped rows go. A later read opens both again."""
         super().close()
         self._table.close()
+
+    def _find_rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) numbers of samples' rows, -1 where a sample has none."""
+        numbers = self._numbers
+        return numbers.start + indices if isinstance(numbers, range) else numbers[indices]
 
     @staticmethod
     def _merge(metadata: Any, rows: MappedRows, number: int) -> dict[str, Any]:
@@ -255,4 +319,4 @@ def field_types(schema: Any, columns: Iterable[str]) -> dict[str, str]:
         return "float64" if kinds.is_floating(arrow) or kinds.is_decimal(arrow) else "string"
 
     found = [schema.field(name) for name in columns]
-    return merge_schemas([{f.name: kind(f.type)} for f in found if not kinds.is_null(f.type)])
+    return {f.name: kind(f.type) for f in found if not (kinds.is_null(f.type) or holds_binary(f.type))}
