@@ -144,8 +144,8 @@ class View(RowSource):
         own = metadata() if callable(metadata) else metadata
         columns = rows.row(number)
         merged = {**own, **columns}
-        for name in own.keys() & columns.keys():
-            if own[name] != columns[name]:
+        for name in own:
+            if name in columns and own[name] != columns[name]:
                 merged.setdefault(f"source_{name}", own[name])
         return merged
 
