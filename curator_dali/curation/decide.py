@@ -122,7 +122,7 @@ def _find_stages(files: RowFiles, plan: Plan, anew: bool) -> NDArray[np.int16]:
 
 def _judge(files: RowFiles, selector: Selector, rows: NDArray[np.int64]) -> NDArray[np.object_]:
     """Reasons of a selector, which is given batches without pixels."""
-    names = sorted({*selector.reads, "image_id", "image_path", "index"} - {"embeddings"})
+    names = sorted({*selector.needs, "image_id", "image_path", "index"} - {"embeddings"})
     columns = {name: values[rows] for name, values in files.columns(names).items()}
     reasons = missing(len(rows), "string")
     for start in range(0, len(rows), _BLOCK_ROWS):

@@ -193,10 +193,7 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
 
 def _check_reads(stage: Selector | GlobalSelector, columns: Mapping[str, str], files: RowFiles, run: Any) -> None:
     """Refuse a stage that needs what the output does not store."""
-    if isinstance(stage, GlobalSelector):
-        needs = stage.needs
-    else:
-        needs = (*sorted(stage.reads), *(["views"] if stage.views else []))
+    needs = stage.needs
     stored = {*columns, *(["embeddings"] if files.embedding_dim else [])}
     if lacking := [name for name in needs if name not in stored]:
         named = ", ".join(name for name in lacking if name != "views") or "the images"
@@ -230,7 +227,7 @@ def stages_of(out: str | os.PathLike[str]) -> list[Stage]:
     found: list[Stage] = []
     scorers = [name for name, kind in STAGES.items() if not issubclass(kind, (Selector, GlobalSelector))]
     for settings in Manifest.load(os.fspath(out)).run["settings"].get("stages", []):
-        if settings["type"] not in ("Filter", "Deduplicate"):
+        if settings["type"] not in ("Filter", "Deduplicate", "Exclude", "Include"):
             if settings["type"] in scorers:
                 continue
             raise StageError(f"{settings['type']}, which decided in {out}, cannot be made again: name all stages anew")
@@ -239,5 +236,7 @@ def stages_of(out: str | os.PathLike[str]) -> list[Stage]:
                 f"Filter({settings['field']!r}, where=...) of {out} cannot be made again from its name "
                 f"({settings['where']}): name all stages anew"
             )
+        if isinstance(settings.get("entries"), Mapping):
+            raise StageError(f"the list of {settings['type']} in {out} was in memory: name all stages anew")
         found.append(make_stage(settings, f"{out}: a stage"))
     return found
