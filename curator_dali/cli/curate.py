@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from curator_dali.stages import Stage
 
 _EPILOG = """\
-stages run in this order: --min-size, --embed, --aesthetic, --nsfw, --quality, --min and --max, --dedup;
-those of a --config come first. A run that was interrupted goes on with the same command.
+stages run in this order: --min-size, --exclude, --include, --info, --embed, --aesthetic, --nsfw, --quality,
+--min and --max, --dedup; those of a --config come first. A run that was interrupted goes on with the same command.
 """
 
 
@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_argument("--nsfw", metavar="MODEL", help="score with open-nsfw, or with LAION's head in this folder")
     stages.add_argument("--nsfw-max", type=float, metavar="X", help="score, and drop what is above X (0 to 1)")
     stages.add_argument("--quality", action="store_true", help="score sharpness, brightness, contrast, entropy, shape")
+    stages.add_argument(
+        "--info",
+        metavar="COLUMN,...",
+        help="write facts of the file: sha256, md5, format, color_profile, taken_at, ...",
+    )
+    common.add_lists(stages)
     common.add_limits(stages)
     common.add_deduplicate(parser.add_argument_group("deduplication, after all other stages"))
 
@@ -103,11 +109,14 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stages(arguments: argparse.Namespace) -> list[Stage]:
-    from curator_dali.stages import NSFW, Aesthetic, Embed, Filter, Quality
+    from curator_dali.stages import NSFW, Aesthetic, Embed, FileInfo, Filter, Quality
 
     stages: list[Stage] = []
     if arguments.min_size:
         stages += [Filter(side, min=arguments.min_size) for side in ("width", "height")]
+    stages += common.lists_of(arguments)
+    if arguments.info:
+        stages.append(FileInfo(tuple(name.strip() for name in arguments.info.split(","))))
     if arguments.embed:
         stages.append(Embed(arguments.embed))
     if arguments.aesthetic or arguments.aesthetic_min is not None:

@@ -31,7 +31,8 @@ _MOST_KINDS = 64  # of a stage; a stage of one's own may have a new reason for e
 _MOST_VALUES = 200  # different texts of a column that are told apart; one with more is no class but a name
 _ABOUT_COLUMNS = ("image_id", "image_path", "index", "status", "stage", "reason", "reason_kind", "tar", "key")
 _HASH_COLUMNS = ("duplicate_group", "duplicate_of", "content_hash", "pixel_hash", "phash", "dhash")
-_NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS, "embedding"])
+_DIGESTS = ("sha256", "md5")
+_NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS, *_DIGESTS, "embedding"])
 
 _QUANTILE_ROWS = 1_000_000  # of which the range of a histogram is found
 _TAIL = 0.005  # of the values at either end may be gathered in the outermost bar

@@ -77,6 +77,26 @@ def test_a_file_with_flags_over_it(shards: list[Path], tmp_path: Path, capsys: p
     assert not [name for name in content(tmp_path / "two") if name.endswith(".tar")]
 
 
+def test_lists_and_facts(shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_json(capsys, shards[0], tmp_path / "all", "--info", "sha256, format")
+    rows = read_rows(tmp_path / "all")
+    (tmp_path / "ids.txt").write_text(f"{rows[3]['image_id']}\n")
+    (tmp_path / "taken=down.csv").write_text(f"n,sha256\n1,{rows[5]['sha256']}\n")
+    (tmp_path / "near.txt").write_text("0123456789abcdef\n")
+    flags = ["--exclude", tmp_path / "ids.txt", "--exclude", f"sha256={tmp_path / 'taken=down.csv'}"]
+    report = run_json(capsys, shards[0], tmp_path / "few", *flags, "--exclude", f"phash:2={tmp_path / 'near.txt'}")
+    assert report["dropped"] == {
+        "Exclude(image_id)": {"image_id is in ids.txt": 1},
+        "Exclude(sha256)": {"sha256 is in taken=down.csv": 1},
+    }
+    assert main(["rethreshold", str(tmp_path / "all"), str(tmp_path / "new"), *map(str, flags), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == report["dropped"]
+    report = run_json(capsys, shards[0], tmp_path / "one", "--include", tmp_path / "ids.txt")
+    assert report["kept"] == 1
+    assert main(["curate", str(shards[0]), str(tmp_path / "bad"), "--exclude", "phash:x=list.txt", *CPU]) == 2
+    assert "'x' is no number of bits; write it as phash:4=list.txt" in capsys.readouterr().err
+
+
 def test_limit_takes_the_first_samples(shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_json(capsys, *shards, tmp_path / "out", "--limit", 7)["samples"] == 7
     assert [row["index"] for row in read_rows(tmp_path / "out")] == list(range(7))
