@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # each name twice: that is how type checkers know that it is 
     from curator_dali.sources import Source as Source
     from curator_dali.sources import Subset as Subset
     from curator_dali.sources import TarSource as TarSource
+    from curator_dali.sources import View as View
     from curator_dali.sources import open_source as open_source
     from curator_dali.stages import NSFW as NSFW
     from curator_dali.stages import Aesthetic as Aesthetic
@@ -95,6 +96,7 @@ _NAMES = {
         "Source",
         "Subset",
         "TarSource",
+        "View",
         "open_source",
     ),
     "stages": (

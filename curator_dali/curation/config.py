@@ -34,7 +34,7 @@ from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.io import DEEP, check_depth, is_remote, read_regular
 from curator_dali.outputs import part_name
-from curator_dali.sources import Mixture, Source, Subset, expand_braces
+from curator_dali.sources import DerivedSource, Mixture, Source, expand_braces
 from curator_dali.stages import STAGES, Stage
 
 FIELD_TYPES = ("bool", "int64", "float64", "string")
@@ -180,12 +180,16 @@ def _find_specs(source: Source | None, origin: Mapping[str, Any] | None = None) 
         for part in source.sources.values():
             yield from _find_specs(part)
         return
-    if isinstance(source, Subset):
+    if isinstance(source, DerivedSource):
         yield from _find_specs(source.source)
         return
     origin = origin if source is None else source.origin
-    while origin is not None and "of" in origin:
-        origin = origin["of"]
+    if source is None and origin is not None:
+        inner = [*(origin.get("mixture") or {}).values(), origin.get("of"), (origin.get("view") or {}).get("data")]
+        for part in filter(None, inner):
+            yield from _find_specs(None, part)
+        if "view" in origin:
+            yield origin["view"]["out"]
     for spec in (origin or {}).get("spec", ()):
         yield from [spec] if not is_remote(spec) and os.path.exists(spec) else expand_braces(spec)
 

@@ -22,7 +22,7 @@ from curator_dali.errors import OutputError, StageError
 from curator_dali.io import join, store
 from curator_dali.outputs import Manifest, Part, RowFiles, RowSchema
 from curator_dali.report import Report, count_parts, leave_report
-from curator_dali.sources import Source, open_source
+from curator_dali.sources import Source, open_source, record_shards
 from curator_dali.stages import STAGES, Plan, Stage, make_plan
 from curator_dali.threads import ignore
 
@@ -113,6 +113,7 @@ class Curation:
         """
         began = time.perf_counter()
         with self._manifest(self.out) as manifest:
+            record_shards(manifest, self.source.shards)
             earlier = sum(stop - start for start, stop in manifest.ranges())
             try:
                 if self.plan.is_global:

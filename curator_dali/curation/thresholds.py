@@ -26,8 +26,8 @@ from curator_dali.outputs import (
     labels_of,
     spell_former,
 )
-from curator_dali.report import Report, count_parts, leave_report, reopen_source
-from curator_dali.sources import Source
+from curator_dali.report import Report, count_parts, leave_report
+from curator_dali.sources import Source, open_recorded, read_shards, record_shards
 from curator_dali.stages import STAGES, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
 from curator_dali.threads import ignore
 
@@ -89,11 +89,12 @@ def rethreshold(
     files = RowFiles(out) if old.samples else None
     plan = _plan(stages, files, old.run)
     dim, dtype = _embeddings(files, embeddings)
-    data = reopen_source(old, source) if tars else None
+    data = open_recorded(old, source, argument="source") if tars else None
     try:
         check_out(new, data, origin=old.run.get("origin"), folders=[out])
         schema = RowSchema(plan.made, embedding_dim=dim, embedding_dtype=dtype)
         with _open_new(new, old, plan, settings, schema, data) as manifest:
+            record_shards(manifest, read_shards(out) if data is None else data.shards)
             output, present = open_output(manifest, schema, settings), set(manifest.ranges())
             parts = [part for part in old.ranges() if part not in present]
             if parts and files is not None:

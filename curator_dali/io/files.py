@@ -220,6 +220,21 @@ def write_file(url: str | os.PathLike[str], *parts: bytes, sync: bool = True) ->
         file.writev(parts)
 
 
+def cache_path(kind: str, key: str, ending: str) -> str:
+    """Where a file is kept that can be made again: in $CURATOR_DALI_CACHE, else below $XDG_CACHE_HOME or ~/.cache.
+
+    Args:
+        kind: A folder for files of one kind.
+        key: A text that no other file of the kind has.
+        ending: The end of the file's name.
+    """
+    folder = os.environ.get("CURATOR_DALI_CACHE")
+    if not folder:
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "curator_dali")
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return os.path.join(folder, kind, digest[:2], f"{digest}{ending}")  # folders of thousands, not of millions
+
+
 def make_folder(url: str) -> None:
     """Make a folder (and those above it) and make sure that files can be written to it.
 

@@ -3,6 +3,7 @@
     out/_manifest/run.json                                 the data set, the settings and the lineage
     out/_manifest/parts/000000000000-000000010000.json     samples 0 to 9,999 are finished: files, sizes, hashes, counts
     out/_manifest/parts.jsonl                              such records packed, once there are very many
+    out/_manifest/sources.jsonl                            the data set's files, by which these are found again
     out/_manifest/lock                                     locked by the run that works on the folder
 
 A part's files appear first, then its record: what has no record is not finished, whatever files lie there.

@@ -6,7 +6,6 @@ from curator_dali.report.matches import DuplicateGroup, Found, Leak, duplicate_g
 from curator_dali.report.page import leave_report, write_report
 from curator_dali.report.report import Report, count_parts
 from curator_dali.report.scan import find_kinds
-from curator_dali.report.selection import reopen_source
 
 __all__ = [
     "DuplicateGroup",
@@ -18,7 +17,6 @@ __all__ = [
     "find_kinds",
     "leaks",
     "leave_report",
-    "reopen_source",
     "search",
     "write_report",
 ]

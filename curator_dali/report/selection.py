@@ -17,7 +17,7 @@ from curator_dali.io import printable
 from curator_dali.loader import ImageLoader
 from curator_dali.outputs import Manifest, RowFiles, to_numpy
 from curator_dali.report.scan import Row, find_kinds, kind_columns, priority, thresholds
-from curator_dali.sources import Source, Subset, open_source, reopen
+from curator_dali.sources import Subset, open_recorded
 from curator_dali.view import Sheet, html, make_card, make_sheet, make_thumbnails
 
 if TYPE_CHECKING:
@@ -261,38 +261,6 @@ def _is_of(stage: str, which: str) -> bool:
     return which in (stage, name) or name.endswith(f"({which})")
 
 
-def reopen_source(manifest: Manifest, source: Any = None) -> Source:
-    """Open the data set of an output again.
-
-    Args:
-        manifest: The output's.
-        source: The data set, where it is known better than recorded.
-
-    Raises:
-        SourceError: It is not recorded how to open it, it is gone, or it is another one by now.
-    """
-    origin = manifest.run.get("origin")
-    if source is None and origin is None:
-        raise SourceError(
-            f"{manifest.folder} does not say how its data set is opened again (it was given as an object): give source="
-        )
-    try:
-        opened = reopen(origin) if source is None and origin is not None else open_source(source)
-    except SourceError as error:
-        hint = "" if source is not None else " If it has moved, give source="
-        raise SourceError(f"the data set of {manifest.folder} cannot be opened again: {error}.{hint}") from error
-    if opened.fingerprint != manifest.run["source"]:
-        name, samples = opened.name, len(opened)
-        if opened is not source:
-            opened.close()
-        raise SourceError(
-            f"{name!r} ({samples:,} samples) is not the data set that {manifest.folder} ({manifest.samples:,} samples) "
-            "was made of, was changed, or was curated by an earlier version, whose fingerprints are others: give the "
-            "same data set as source=, or curate again"
-        )
-    return opened
-
-
 def load_samples(known: ImageBatch, indices: NDArray[np.int64], source: Any = None, **options: Any) -> ImageBatch:
     """Load samples of an output from its data set as one batch. Unreadable samples are left out.
 
@@ -320,7 +288,7 @@ def _read_samples(
     manifest: Manifest, indices: NDArray[np.int64], source: Any, **options: Any
 ) -> Iterator[tuple[NDArray[np.int64], ImageBatch]]:
     """Decode samples of an output: yield batches, and the places of their images in `indices`."""
-    opened = reopen_source(manifest, source)
+    opened = open_recorded(manifest, source, argument="source")
     try:
         with ImageLoader(Subset(opened, indices), **options) as loader:
             for decoded, batch in loader.steps():

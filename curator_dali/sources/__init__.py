@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, merge_types, to_text
+from curator_dali.sources.curated import View
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
+from curator_dali.sources.recorded import open_recorded, read_shards, record_shards
 from curator_dali.sources.row_groups import read_bytes
-from curator_dali.sources.subset import Subset, Without
+from curator_dali.sources.subset import DerivedSource, Subset, Without
 from curator_dali.sources.tar import TarSource
 
 __all__ = [
     "HEADER_DTYPE",
+    "DerivedSource",
     "EncodedBatch",
     "FolderSource",
     "MemorySource",
@@ -23,12 +26,16 @@ __all__ = [
     "Source",
     "Subset",
     "TarSource",
+    "View",
     "Without",
     "expand_braces",
     "image_member",
     "merge_types",
+    "open_recorded",
     "open_source",
     "read_bytes",
+    "read_shards",
+    "record_shards",
     "reopen",
     "to_text",
 ]

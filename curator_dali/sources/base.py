@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.io import IMAGE_EXTENSIONS, parse_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), ("orientation", "u1")])
 """What a header says of one image: pixels as stored, which decoder takes it, and which way up it is.
@@ -27,7 +30,14 @@ or 0 where only decoding tells. `curator_dali.decoding.upright_sizes` applies it
 SIDECARS = ("json", "txt", "cls")
 """Extensions of the members that become metadata, in the order that `parse_metadata` takes them."""
 
+KINDS: dict[str, Any] = {}
+"""Classes of sources that are made of others, by the key that their `origin` has: "join", "mixture", "view".
+
+Each file enters its own class, which has a method `reopen(origin, data)`. The files below thus need not import it.
+"""
+
 _LONGEST_NAME = 200  # characters of a name in a message
+_IDS_AT_ONCE = 256  # samples that are read for nothing but their ids
 
 _MAGIC_BYTES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8", "jpg"),
@@ -52,6 +62,24 @@ _MAGIC_BYTES: tuple[tuple[int, bytes, str], ...] = (
         for space in b" \t\n\r#"
     ),
 )
+
+
+class ShardRecord(NamedTuple):
+    """The facts by which a file of a data set is found again after it was moved or renamed.
+
+    Attributes:
+        name: Its name, without folders and queries.
+        size: Bytes.
+        content: The content hash that its store tells, such as an ETag; "" where there is none.
+        samples: How many samples lie in it.
+        digest: A number that is made of its structure, so that other samples have another one.
+    """
+
+    name: str
+    size: int
+    content: str
+    samples: int
+    digest: int
 
 
 class Source(ABC):
@@ -107,6 +135,74 @@ class Source(ABC):
     def shard_sizes(self) -> NDArray[np.int64]:
         """(S,) int64: samples a shard, in order. A sequential shuffle permutes these."""
         return np.array([len(self)], dtype=np.int64)
+
+    @property
+    def shards(self) -> Sequence[ShardRecord]:
+        """The files that the samples lie in, in order; none where the source is not made of shards."""
+        return ()
+
+    def select_shards(self, numbers: Sequence[int], known: Sequence[ShardRecord]) -> Source:
+        """Make a source of some of the `shards`, in the order given.
+
+        Args:
+            numbers: Their M numbers.
+            known: M records of the same files at another place or under other names, which the fingerprint goes by.
+        """
+        raise NotImplementedError(f"{self!r} has no shards")
+
+    def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        """Read the `image_id`s of samples.
+
+        Tars, Parquet files, folders and memory tell ids without reading an image. The base class reads the samples.
+
+        Args:
+            indices: (N,) int64 in [0, len(self)), in the order wanted.
+
+        Returns:
+            (N,) texts.
+
+        Example:
+            >>> cd.MemorySource({"a": data, "b": data}).read_ids(np.arange(2)).to_pylist()
+            ['a', 'b']
+        """
+        import pyarrow as pa
+
+        ids: list[str] = []
+        for start in range(0, len(indices), _IDS_AT_ONCE):
+            ids += [item.image_id for item in self.read(indices[start : start + _IDS_AT_ONCE]).objects]
+        return pa.array(ids, pa.large_string())
+
+    def join(
+        self,
+        table: Any,
+        on: str | tuple[str, str] = "image_id",
+        columns: Sequence[str] | None = None,
+        *,
+        missing: Literal["keep", "drop", "refuse"] = "keep",
+        repeated: Literal["first", "drop", "refuse"] = "first",
+    ) -> Source:
+        """Add the columns of a table to the samples' metadata; nothing is written anew.
+
+        Args:
+            table: A path, URL or glob of Parquet, CSV, JSON lines or Arrow files, or a list of these; a
+                `pyarrow.Table`, or a frame of pandas or polars.
+            on: The column whose values are the samples' `image_id`s. For another pair: (field, column), where the
+                field is "image_path" or one of the metadata; each sample is then read once to learn it.
+            columns: Columns to add; by default all but the one of `on`. They go over fields of the same name.
+            missing: What becomes of a sample without a row: "keep" it without the columns, "drop" it, or "refuse".
+            repeated: What becomes of a sample with several rows: the "first" row counts, "drop" it, or "refuse".
+
+        Returns:
+            A source whose attributes count what has no row, and what has several; see `Join`.
+
+        Raises:
+            SourceError: The table cannot be read, lacks a column, or has what is to be refused.
+
+        Example:
+            >>> cd.open_source("shards/").join("captions.parquet", on="key", missing="drop")
+        """
+        joined: Source = KINDS["join"](self, table, on, columns, missing=missing, repeated=repeated)
+        return joined
 
     @abstractmethod
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
@@ -245,6 +341,19 @@ def split_by_shard(
         rows = order[begin:end]
         number = int(shard[rows[0]])
         yield number, rows, indices[rows] - starts[number]
+
+
+def order_ids(parts: Sequence[tuple[NDArray[np.int64], Any]]) -> pa.LargeStringArray:
+    """Join ids that were read shard by shard: (m,) places and (m,) texts of each, M in all, in the places' order."""
+    import pyarrow as pa
+
+    if not parts:
+        return pa.array([], pa.large_string())
+    places = np.concatenate([rows for rows, _ in parts])
+    ids = pa.concat_arrays([texts for _, texts in parts])
+    order = np.empty(len(places), np.int64)  # (M,) where the id of each place stands among `ids`
+    order[places] = np.arange(len(places))
+    return ids if len(parts) == 1 and (order == places).all() else ids.take(pa.array(order))
 
 
 def merge_types(types: Iterable[str]) -> str:

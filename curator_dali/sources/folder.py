@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,9 @@ from curator_dali.sources.listing import (
     warn_passed_over,
 )
 from curator_dali.sources.row_groups import is_unread, read_bytes, read_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -200,10 +203,9 @@ class FolderSource(LearningSource):
             elif len(result) == 0:
                 batch.errors[row] = "the image has no bytes"
             batch.images.append(result)
-            name = self._unsign(path) if self._signed else path
-            key = name if self._repeated[number] else stem_of(name)
             metadata = self._metadata(number, sidecars[row], fetched)
-            batch.objects.append(ImageObject(f"{self._root}/{printable(path)}", printable(key), metadata))
+            key = self._make_id(path, number)
+            batch.objects.append(ImageObject(f"{self._root}/{printable(path)}", key, metadata))
         if members:
             batch.members = [
                 self._members(batch, row, path, number, sidecars[row], fetched)
@@ -211,9 +213,21 @@ class FolderSource(LearningSource):
             ]
         return batch
 
+    def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        """Make ids of paths; see `Source.read_ids`."""
+        import pyarrow as pa
+
+        numbers = np.asarray(indices, np.int64).tolist()
+        return pa.array([self._make_id(os.fsdecode(self._files[n]), n) for n in numbers], pa.large_string())
+
     def close(self) -> None:
         """Close threads. A later read opens them again."""
         self._storage.close()
+
+    def _make_id(self, path: str, number: int) -> str:
+        """The id of an image: its path below the root, without the extension where no other image has that id."""
+        name = self._unsign(path) if self._signed else path
+        return printable(name if self._repeated[number] else stem_of(name))
 
     def _metadata(self, number: int, sidecars: Mapping[str, str], fetched: Mapping[str, bytes | BaseException]) -> Any:
         """A sample's metadata, or a function that makes it."""

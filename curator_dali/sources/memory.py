@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.io import fingerprint
 from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource, make_sidecars, sniff_extension
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Encoded = bytes | bytearray | memoryview | NDArray[np.uint8]
 
@@ -91,6 +94,12 @@ class MemorySource(LearningSource):
             errors={row: "the image has no bytes" for row, image in enumerate(data) if not image},
             members=[self._members(number) for number in numbers] if members else None,
         )
+
+    def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        """The keys; see `Source.read_ids`."""
+        import pyarrow as pa
+
+        return pa.array([self._keys[number] for number in np.asarray(indices, np.int64).tolist()], pa.large_string())
 
     def _members(self, number: int) -> dict[str, memoryview]:
         image, metadata = self._images[number], self._metadata[number]

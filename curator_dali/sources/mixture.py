@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.batch import ImageObject, clone
+from curator_dali.errors import SourceError
 from curator_dali.io import fingerprint
 from curator_dali.sources.base import (
     HEADER_DTYPE,
+    KINDS,
     EncodedBatch,
     Source,
     add_sidecars,
     make_batch,
     merge_schemas,
+    order_ids,
     split_by_shard,
 )
-from curator_dali.sources.open import open_source
+from curator_dali.sources.open import open_source, reopen
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _BY_NAME = 'sources by name, as {"a": "a/*.tar", "b": source_b}'
 
@@ -70,8 +76,25 @@ class Mixture(Source):
             if not len(source):
                 raise ValueError(f"the source {key!r} is empty: leave it out of the mixture")
         self.weights = None if weights is None else {key: weights[key] for key in self.sources}
+        origins = {key: source.origin for key, source in self.sources.items()}
+        if None not in origins.values():
+            self.origin = {"mixture": origins, "weights": self.weights, "samples": samples, "name": name}
         self.samples = samples or int(self._starts[-1])
         self.read_ahead = max(source.read_ahead for source in self.sources.values())
+
+    @classmethod
+    def reopen(cls, origin: Mapping[str, Any], data: Any = None) -> Mixture:
+        """Open a mixture again; where the files of its sources have moved, `data` is a mapping with the same names."""
+        origins = origin["mixture"]
+        if data is not None and not (isinstance(data, Mapping) and set(data) == set(origins)):
+            raise SourceError(
+                f"the data set is a mixture of {', '.join(origins)}, which {data!r:.80} is not: give the Mixture, or "
+                "{name: source} for each of these"
+            )
+        sources = {key: reopen(part, None if data is None else data[key]) for key, part in origins.items()}
+        mixture = cls(sources, origin["weights"], samples=origin["samples"], name=origin["name"])
+        mixture._owned = list(sources.values())
+        return mixture
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -129,6 +152,11 @@ class Mixture(Source):
         batch.members = found if members else None
         return batch
 
+    def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        """Ids of samples; see `Source.read_ids`."""
+        parts = [(rows, source.read_ids(own)) for _, source, rows, own in self._split(indices)]
+        return order_ids(parts)
+
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples."""
         headers = np.zeros(len(indices), HEADER_DTYPE)
@@ -162,3 +190,6 @@ class Mixture(Source):
 
 def _with_source(item: ImageObject, source: str) -> dict[str, Any]:
     return {"source": source, **item.metadata}
+
+
+KINDS["mixture"] = Mixture

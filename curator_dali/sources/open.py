@@ -14,8 +14,8 @@ import numpy as np
 
 from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError
-from curator_dali.io import Storage, ask_listing, filesystem, is_http, is_remote, one_line, strip_query
-from curator_dali.sources.base import Source, is_image, sniff_extension
+from curator_dali.io import Storage, ask_listing, filesystem, is_http, is_remote, join, one_line, store, strip_query
+from curator_dali.sources.base import KINDS, Source, is_image, sniff_extension
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.listing import (
     COMPRESSED,
@@ -41,6 +41,7 @@ from curator_dali.sources.listing import (
 )
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.parquet import ParquetSource
+from curator_dali.sources.parquet_columns import has_images
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
 
@@ -67,6 +68,7 @@ def open_source(
     index: Literal["cache", "beside", "none"] = "cache",
     name: str | None = None,
     allow_outside: bool = False,
+    view: bool = False,
 ) -> Source:
     """Open whatever holds encoded images.
 
@@ -78,18 +80,28 @@ def open_source(
             list, are class folders of the folder that holds them. A glob passes over files that are no samples, and a
             folder with shards right in it over all others in it, with a warning; a local glob also over outputs of
             curations below its fixed part, unless all that it matches are such. An image file that is named itself may
-            have any ending.
+            have any ending. The output of a curation that wrote no tars, named itself, is a `View`.
         label_from_folder: For folders of images: see `FolderSource`.
         image_column: For Parquet: see `ParquetSource`.
         index: For tars: see `TarSource`.
         name: The data set's name, instead of one made of the files' names.
         allow_outside: For Parquet: see `ParquetSource`.
+        view: Whether an output of a curation is a `View` also where it has tars.
 
     Raises:
-        SourceError: There is nothing of that name, or it is nothing that can be read.
+        SourceError: There is nothing of that name, or it is nothing that can be read; with `view`, it is no output.
     """
     if isinstance(spec, Source):
         return spec
+    if isinstance(spec, (str, os.PathLike)) and (view or _is_output_without_data(os.fspath(spec))):
+        if view and not _has_manifest(os.fspath(spec)):
+            raise SourceError(
+                f"{os.fspath(spec)!r} is no output of a curation, which view=True asks for: it has no {OUTPUT}/"
+            )
+        source: Source = KINDS["view"](os.path.expanduser(spec), name=name)
+        return source
+    if view:
+        raise SourceError(f"view=True is for the folder of one output, not {spec!r:.80}: combine several by a Mixture")
     if hasattr(spec, "dtype") and spec.dtype != np.uint8:  # an array, or a column of pandas, of paths
         spec = spec.tolist()
     options: dict[str, Any] = {"label_from_folder": label_from_folder, "image_column": image_column}
@@ -103,17 +115,45 @@ def open_source(
     return source
 
 
-def reopen(origin: Mapping[str, Any]) -> Source:
+def reopen(origin: Mapping[str, Any], data: Any = None) -> Source:
     """Open a source again from its `origin`.
+
+    Args:
+        origin: The origin.
+        data: The files that the samples lie in, or a source of these, where they have moved.
 
     Raises:
         SourceError: It is no longer there.
     """
     if "rows" in origin:
-        return Subset(reopen(origin["of"]), slice(*origin["rows"]))
+        return Subset(reopen(origin["of"], data), slice(*origin["rows"]))
+    for name, kind in KINDS.items():
+        if name in origin:
+            source: Source = kind.reopen(origin, data)
+            return source
     options = {name: value for name, value in origin.items() if name != "spec"}
     spec = origin["spec"]
-    return open_source(spec[0] if len(spec) == 1 else spec, **options)
+    return open_source((spec[0] if len(spec) == 1 else spec) if data is None else data, **options)
+
+
+def _has_manifest(url: str) -> bool:
+    """Whether a path or URL is the folder of an output."""
+    return store.read(join(os.path.expanduser(url), f"{OUTPUT}/run.json")) is not None
+
+
+def _is_output_without_data(url: str) -> bool:
+    """Whether a path or URL is the folder of an output that holds no tars, and no Parquet files with images."""
+    path = os.path.expanduser(url)
+    if is_remote(url):
+        if is_http(url) or any(letter in url for letter in "*?{[") or _kind(url) != _OTHER or not _is_folder(url):
+            return False
+    elif not os.path.isdir(f"{path}/{OUTPUT}"):
+        return False
+    files, _, is_output = _look_into(path)
+    if not is_output or any(file.lower().endswith((".tar", ".tar.gz")) or is_image(file) for file in files):
+        return False
+    tables = [file for file in files if _is_parquet(file)]
+    return _has_manifest(path) and not (tables and has_images(tables[0]))
 
 
 def _absolute(url: str) -> str:

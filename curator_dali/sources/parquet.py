@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,31 +38,41 @@ from curator_dali.sources.annotations import ClassNames, add_class_names, partit
 from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
+    ShardRecord,
     Source,
     make_batch,
     make_sidecars,
     merge_schemas,
+    order_ids,
     sniff_extension,
     split_by_shard,
 )
 from curator_dali.sources.listing import common_folder
+from curator_dali.sources.parquet_columns import (
+    ID_COLUMNS,
+    decode_cell,
+    find_image_column,
+    is_image_type,
+    name_rows,
+    read_names,
+)
 from curator_dali.sources.row_groups import (
     NamedFiles,
     RowGroupTooLarge,
     check_sizes,
     combine,
     holds_binary,
-    is_binary,
     read_named,
     read_row_group,
 )
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 logger = logging.getLogger(__name__)
 
 _GROUP_MEMORY = 1 << 30  # bytes of row groups kept decoded
-_IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes", "content", "data")  # beside the names of image extensions
 _IMAGE_PARTS = ("bytes", "path")  # of a struct
-_ID_COLUMNS = ("key", "__key__", "image_id", "id")
 
 
 class ParquetSource(Source):
@@ -89,6 +100,8 @@ class ParquetSource(Source):
         SourceError: A file cannot be read, or the column is missing or not clear.
     """
 
+    _known: Sequence[ShardRecord] = ()  # records of the files at an earlier place
+
     @checked
     def __init__(
         self,
@@ -114,11 +127,11 @@ class ParquetSource(Source):
                 "Repair these or leave them out"
             )
         schemas = [footer.schema for footer in footers]
-        self._column = image_column or (_find_image_column(schemas[0], self._urls[0]) if schemas else "")
+        self._column = image_column or (find_image_column(schemas[0], self._urls[0]) if schemas else "")
         for url, schema in zip(self._urls, schemas, strict=True):
             if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
                 raise SourceError(f"{url} has several columns of the name {repeated[0]!r}: give each a name of its own")
-            if self._column not in schema.names or not _is_image_type(schema.field(self._column).type):
+            if self._column not in schema.names or not is_image_type(schema.field(self._column).type):
                 raise SourceError(
                     f"{url} has no image column {self._column!r} (binary, or a struct with binary 'bytes'); it "
                     f"has {', '.join(schema.names)}: name the right one with image_column="
@@ -182,7 +195,12 @@ class ParquetSource(Source):
         Names are without folders and queries, so that a data set may move and its URLs may be signed anew.
         """
         names = (strip_query(url).rpartition("/")[2] for url in self._urls)
-        return fingerprint("parquet", [self._column, *names, *self._sizes.tolist(), *self._bytes, *self._partitions])
+        known: Sequence[tuple[Any, ...]] = self._bytes
+        if self._known:
+            names = (record.name for record in self._known)
+            pairs = zip(self._known, known, strict=True)
+            known = [(record.size, record.content, *groups) for record, (_, _, *groups) in pairs]
+        return fingerprint("parquet", [self._column, *names, *self._sizes.tolist(), *known, *self._partitions])
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples into one new buffer, row groups that are not in memory first; see `Source.read`."""
@@ -207,8 +225,8 @@ class ParquetSource(Source):
                 path, key = f"{url}#row={in_file}", f"{stem}-{in_file}"
                 metadata: Any = {}
                 if group is not None:
-                    file_path = _text(group.paths[at]) if group.paths is not None else None
-                    given = _text(group.ids[at]) if group.ids is not None else None
+                    file_path = decode_cell(group.paths[at]) if group.paths is not None else None
+                    given = decode_cell(group.ids[at]) if group.ids is not None else None
                     if given is not None:
                         key = given
                     elif file_path:
@@ -237,6 +255,49 @@ class ParquetSource(Source):
         if members:
             batch.members = [self._members(image, item) for image, item in zip(images, batch.objects, strict=True)]
         return batch
+
+    @property
+    def shards(self) -> Sequence[ShardRecord]:
+        """The files; see `Source.shards`."""
+        if self._known:
+            return self._known
+        found = []
+        rows_of: list[list[int]] = [[] for _ in self._urls]
+        for (file, _), rows in zip(self._groups, self._sizes.tolist(), strict=True):
+            rows_of[file].append(rows)
+        for file, (url, (size, content, *groups)) in enumerate(zip(self._urls, self._bytes, strict=True)):
+            rows = rows_of[file]
+            digest = zlib.crc32(repr([self._column, rows, groups, self._partitions[file]]).encode())
+            found.append(ShardRecord(strip_query(url).rpartition("/")[2], size, content, sum(rows), digest))
+        return found
+
+    def select_shards(self, numbers: Sequence[int], known: Sequence[ShardRecord]) -> ParquetSource:
+        """Make a source of some of the files; see `Source.select_shards`. Ids that come of names are the known ones."""
+        urls = [self._urls[number] for number in numbers]
+        outside = any(files.allow_outside for files in self._named)
+        source = ParquetSource(urls, image_column=self._column, name=self.name, allow_outside=outside)
+        source._known = tuple(known)
+        stems = [record.name.rpartition(".")[0] for record in known]
+        source._stems = stems if len(set(stems)) == len(stems) else source._stems
+        return source
+
+    def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        """Read the column of ids, and nothing else; see `Source.read_ids`.
+
+        A row group that is damaged elsewhere, or too large to be read, has the ids of its column here.
+        """
+        parts: list[tuple[NDArray[np.int64], Any]] = []
+        for number, rows, samples in split_by_shard(indices, self._starts):
+            file = self._groups[number][0]
+            in_file = samples + (self._starts[number] - self._file_starts[file])
+            names = [f"{self._stems[file]}-{row}" for row in in_file.tolist()]
+            try:
+                ids, paths = self._read_names(number, samples)
+            except Exception as error:  # as `_load`; `read` names such samples by their rows
+                logger.info("%s: %s", self._urls[file], one_line(error))
+                ids, paths = None, None
+            parts.append((rows, name_rows(ids, paths, names)))
+        return order_ids(parts)
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples."""
@@ -334,13 +395,27 @@ class ParquetSource(Source):
         def read() -> Any:
             reader, _ = self._open(self._urls[file], self._stats[file])
             try:
-                return read_row_group(reader, group, (self._column, *_ID_COLUMNS))
+                return read_row_group(reader, group, (self._column, *ID_COLUMNS))
             finally:
                 reader.close(force=True)
 
         url = self._urls[file]
         final = (pa.ArrowException, ValueError, LookupError, TypeError, RowGroupTooLarge)
         return ask(url, read, final) if is_remote(url) else read()
+
+    def _read_names(self, number: int, samples: NDArray[np.int64]) -> tuple[Any, Any]:
+        """(n,) ids and (n,) paths of rows of a row group, as `_RowGroup` has these; each None where there is none."""
+        file, group = self._groups[number]
+        url = self._urls[file]
+
+        def read() -> tuple[Any, Any]:
+            reader, _ = self._open(url, self._stats[file])
+            try:
+                return read_names(reader, group, self._column, samples)
+            finally:
+                reader.close(force=True)
+
+        return ask(url, read, (ValueError, LookupError)) if is_remote(url) else read()
 
     def _load(self, number: int) -> _RowGroup:
         import pyarrow as pa
@@ -364,7 +439,7 @@ class ParquetSource(Source):
         _, offsets, data = column.buffers()
         bounds = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
         names = [name for name in table.column_names if name != self._column]
-        ids = next((table.column(name).combine_chunks() for name in _ID_COLUMNS if name in names), None)
+        ids = next((table.column(name).combine_chunks() for name in ID_COLUMNS if name in names), None)
         rest = combine(table.select([name for name in names if not holds_binary(table.schema.field(name).type)]))
         return _RowGroup(
             data=np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8),
@@ -420,19 +495,6 @@ class _Changed(PermanentError):
     """A file is not the one that was opened."""
 
 
-def _text(value: Any) -> str | None:
-    r"""An Arrow scalar as a text; bytes that are not UTF-8 show as `\xNN`. Arrow checks no text that it reads."""
-    try:
-        found = value.as_py()
-    except UnicodeDecodeError:
-        found = value.as_buffer().to_pybytes()
-    except Exception:  # Python has no value for some dates
-        return str(value.cast("string").as_py())
-    if found is None:
-        return None
-    return found.decode("utf-8", "backslashreplace") if isinstance(found, bytes) else str(found)
-
-
 def _rows(table: Any, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Rows as dicts, all at once: a cell at a time takes much longer."""
     try:
@@ -470,7 +532,7 @@ def _warn_of_binary(schemas: Sequence[Any], image_column: str, name: str) -> Non
                 found |= {field.name: None} if holds_binary(field.type) else {}
             elif pa.types.is_struct(field.type):
                 found |= {f"{field.name}.{inner.name}": None for inner in field.type if inner.name not in _IMAGE_PARTS}
-    found = {column: None for column in found if column not in _ID_COLUMNS}
+    found = {column: None for column in found if column not in ID_COLUMNS}
     if found:
         logger.warning(
             "columns of %s that are no metadata, as they hold bytes or lie in the image's: %s", name, ", ".join(found)
@@ -517,21 +579,3 @@ def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
 
     beside = [field for field in schema if field.name != image_column and not holds_binary(field.type)]
     return {field.name: kind(field.type) for field in beside if not pa.types.is_null(field.type)}
-
-
-def _is_image_type(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and is_binary(field.type) for field in kind)
-    return is_binary(kind)
-
-
-def _find_image_column(schema: Any, url: str) -> str:
-    """The column with images: the only one that can be, or the one with the most usual name."""
-    found = [field.name for field in schema if _is_image_type(field.type)]
-    usual = [name for name in (*_IMAGE_COLUMNS, *sorted(IMAGE_EXTENSIONS)) if name in found]
-    if len(found) == 1 or usual:
-        return found[0] if len(found) == 1 else usual[0]
-    has = f"binary columns {', '.join(found)}" if found else f"no binary column, only {', '.join(schema.names)}"
-    raise SourceError(f"{url} has {has}: name the one that holds the images with image_column=")

@@ -174,7 +174,7 @@ class NamedFiles:
         self._args = url, allow_outside
         self._url = _strip_local(url)
         self._remote = is_remote(self._url)
-        self._allow_outside = allow_outside
+        self.allow_outside = allow_outside
 
     def __reduce__(self) -> tuple[type[NamedFiles], tuple[str, bool]]:
         return NamedFiles, self._args  # links may lead elsewhere on another machine
@@ -182,7 +182,7 @@ class NamedFiles:
     @cached_property
     def inside(self) -> Sequence[str]:
         """Real paths of the folders that a local file must lie in; none where a file may lie anywhere."""
-        if self._remote or self._allow_outside:
+        if self._remote or self.allow_outside:
             return ()
         folders = os.path.dirname(self._url), os.path.dirname(os.path.realpath(self._url))
         return tuple(dict.fromkeys(map(os.path.realpath, folders)))
@@ -194,7 +194,7 @@ class NamedFiles:
             OutsideError: The file lies elsewhere, and must not be read.
         """
         plain = _strip_local(name)
-        if self._allow_outside:
+        if self.allow_outside:
             return plain if is_remote(plain) or plain.startswith("/") else self._below(plain)
         path = self._resolve_remote(name) if self._remote else self._resolve_local(plain)
         if path is None:

@@ -6,16 +6,19 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.io import fingerprint
-from curator_dali.sources.base import EncodedBatch, Source, check_indices
+from curator_dali.sources.base import EncodedBatch, ShardRecord, Source, check_indices
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
-class _View(Source):
+class DerivedSource(Source):
     """A source whose samples lie in a whole; what is learnt of headers goes to the whole, and closing closes it.
 
     A `Mixture` is none: it forwards to several sources, to each the rows of a batch that are its own.
@@ -25,18 +28,32 @@ class _View(Source):
 
     @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
+        """The whole's."""
         return self.source.class_lists
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
+        """Known headers of samples."""
         return self.source.headers(self._whole(indices))
 
     def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Encoded bytes of samples' images; see `Source.image_sizes`."""
         return self.source.image_sizes(self._whole(indices))
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Let the whole keep what was learnt."""
         self.source.learn(self._whole(indices), headers)
 
+    @property
+    def shards(self) -> Sequence[ShardRecord]:
+        """The whole's."""
+        return self.source.shards
+
+    def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        """Read ids of samples; see `Source.read_ids`."""
+        return self.source.read_ids(self._whole(indices))
+
     def close(self) -> None:
+        """Close the whole."""
         self.source.close()
 
     def _whole(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -44,7 +61,7 @@ class _View(Source):
         return indices
 
 
-class Subset(_View):
+class Subset(DerivedSource):
     """Some samples of a source: their index here is their place among those chosen.
 
     What is learnt of headers goes to the whole source. Closing a subset closes the whole.
@@ -127,7 +144,7 @@ def _number_rows(rows: Iterable[int] | NDArray[Any], n: int) -> NDArray[np.int64
     return found.astype(np.int64)
 
 
-class Without(_View):
+class Without(DerivedSource):
     """The same samples in the same order, some of which fail for a known reason before anybody decodes them.
 
     Args:

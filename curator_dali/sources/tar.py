@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,21 @@ from curator_dali.io import (
     read_regular,
     strip_query,
 )
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_batch, parse_metadata, split_by_shard
+from curator_dali.sources.base import (
+    HEADER_DTYPE,
+    EncodedBatch,
+    ShardRecord,
+    Source,
+    make_batch,
+    order_ids,
+    parse_metadata,
+    split_by_shard,
+)
 from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, TarIndex
 from curator_dali.sources.tar_shards import Shard, Shards
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +74,8 @@ class TarSource(Source):
     Raises:
         SourceError: A tar is missing, unreadable or no tar; all of these are named.
     """
+
+    _known: Sequence[ShardRecord] = ()  # records of the tars at an earlier place
 
     @checked
     def __init__(
@@ -102,10 +116,8 @@ class TarSource(Source):
         Folders and signatures of URLs are left out, so that a data set may move. The content hash of a remote tar goes
         in, where its store tells one.
         """
-        shards = self._shards
-        names = (strip_query(url).rpartition("/")[2] for url in shards.urls)
-        contents = ((stat.size, stat.content) for stat in shards.stats)
-        return fingerprint("tar", zip(names, shards.sizes.tolist(), shards.digests.tolist(), contents, strict=True))
+        facts = ((tar.name, tar.samples, tar.digest, (tar.size, tar.content)) for tar in self.shards)
+        return fingerprint("tar", facts)
 
     @cached_property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
@@ -180,6 +192,36 @@ class TarSource(Source):
         if members:
             batch.members = _member_views(count, items, extensions, arena, position, lost)
         return batch
+
+    @property
+    def shards(self) -> Sequence[ShardRecord]:
+        """The tars; see `Source.shards`."""
+        shards = self._shards
+        return self._known or [
+            ShardRecord(strip_query(url).rpartition("/")[2], stat.size, stat.content, samples, digest)
+            for url, stat, samples, digest in zip(
+                shards.urls, shards.stats, shards.sizes.tolist(), shards.digests.tolist(), strict=True
+            )
+        ]
+
+    def select_shards(self, numbers: Sequence[int], known: Sequence[ShardRecord]) -> TarSource:
+        """Make a source of some of the tars; see `Source.select_shards`."""
+        source = TarSource([self._shards.urls[number] for number in numbers], name=self.name, index=self._shards.keep)
+        source._known = tuple(known)
+        return source
+
+    def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
+        """Take keys from the indexes; see `Source.read_ids`."""
+        import pyarrow as pa
+
+        parts: list[tuple[NDArray[np.int64], Any]] = []
+        for number, rows, samples in split_by_shard(indices, self._starts):
+            try:
+                ids = self._shards[number].index.read_keys(samples)
+            except (OSError, SourceError):  # as `read` names samples of which only the place is known
+                ids = pa.array([f"#{sample}" for sample in samples.tolist()], pa.large_string())
+            parts.append((rows, ids))
+        return order_ids(parts)
 
     def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N,) int64: bytes in each sample's image as the index has them, without reading it.

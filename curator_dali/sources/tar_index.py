@@ -7,7 +7,6 @@ follow it, as JSON.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -17,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from curator_dali.io import (
     IMAGE_EXTENSIONS,
     Stat,
+    cache_path,
     is_remote,
     open_regular,
     parse_json,
@@ -34,6 +34,9 @@ from curator_dali.io import (
 )
 from curator_dali.sources.base import HEADER_DTYPE, SIDECARS, quote
 from curator_dali.sources.tar_headers import DAMAGED, Scan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,25 @@ class TarIndex:
         """(N,) int64: bytes in the images of some samples; 0 where there is none."""
         sizes: NDArray[np.int64] = np.maximum(self.table[samples, 1].astype(np.int64) - 1, 0)
         return sizes
+
+    def read_keys(self, samples: NDArray[np.int64]) -> pa.LargeStringArray:
+        """(N,) keys of some samples, which are their ids."""
+        import pyarrow as pa
+
+        entries = self.table[samples].astype(np.int64, copy=False).view(ENTRY)[:, 0]  # (N,)
+        begins, characters = entries["name_start"], entries["key_length"]
+        blob = np.frombuffer(self.names, np.uint8)
+        if self.names.isascii():
+            lengths = characters
+        else:
+            heads = np.flatnonzero((blob & 0xC0) != 0x80)  # (C,) the byte that each character of the blob begins at
+            after = np.searchsorted(heads, begins) + characters  # (N,) the character behind each key
+            lengths = np.append(heads, len(blob))[after] - begins
+        offsets = np.zeros(len(samples) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        # (B,) the byte of the blob that each byte of the keys is, when these are laid end to end
+        places = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)
+        return pa.LargeStringArray.from_buffers(len(samples), pa.py_buffer(offsets), pa.py_buffer(blob[places]))
 
     @classmethod
     def from_scan(cls, scan: Scan, size: int) -> TarIndex:
@@ -376,11 +398,7 @@ def index_path(url: str, keep: str) -> Path | None:
         return None
     if keep == "beside" and not is_remote(url):
         return Path(f"{url}.cdindex")
-    folder = os.environ.get("CURATOR_DALI_CACHE")
-    if not folder:
-        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "curator_dali")
-    digest = hashlib.blake2b(strip_signature(url).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return Path(folder, "tar", digest[:2], f"{digest}.cdindex")  # folders of thousands, not of millions
+    return Path(cache_path("tar", strip_signature(url), ".cdindex"))
 
 
 def save_index(path: Path | None, stat: Stat, index: TarIndex) -> None:

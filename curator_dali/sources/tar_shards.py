@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class Shards:
         SourceError: Tars are missing, unreadable or no tars; all are named.
     """
 
-    def __init__(self, urls: Sequence[str], storage: Storage, keep: str) -> None:
+    def __init__(self, urls: Sequence[str], storage: Storage, keep: Literal["cache", "beside", "none"]) -> None:
         self.urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
         self.remote = any(map(is_remote, self.urls))
         self.stats = [Stat(0, 0)] * len(self.urls)
@@ -71,6 +71,11 @@ class Shards:
             SourceError: It changed after it was opened.
         """
         return self._loaded.get(number, lambda: self._load(number))
+
+    @property
+    def keep(self) -> Literal["cache", "beside", "none"]:
+        """Where indexes are kept; see `tar_index.index_path`."""
+        return self._keep
 
     def learn(self, shard: Shard, samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers of a shard's samples in memory; `close` writes them down."""

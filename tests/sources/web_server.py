@@ -25,6 +25,7 @@ class Server(ThreadingHTTPServer):
         status: The status of all answers, if it is not 0.
         headers: Headers of every answer.
         etag: The ETag of every file; "" for none.
+        etags: Path -> the ETag of a file that has its own.
         shift: How many bytes further a range is than it was asked for.
         short: How many bytes less of a range are sent than its header says.
         silent: Methods that are never answered.
@@ -46,6 +47,7 @@ class Server(ThreadingHTTPServer):
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.etag = ""
+        self.etags: dict[str, str] = {}
         self.shift = 0
         self.short = 0
         self.silent: set[str] = set()
@@ -119,8 +121,8 @@ class Handler(BaseHTTPRequestHandler):
                     self.wfile.write(b"%x\r\n%s\r\n" % (1 << 16, bytes(1 << 16)))
             return
         self.send_header("Content-Length", str(len(data)))
-        if server.etag:
-            self.send_header("ETag", server.etag)
+        if etag := server.etags.get(self.path, server.etag):
+            self.send_header("ETag", etag)
         for name, value in server.headers.items():
             self.send_header(name, value)
         self.end_headers()

@@ -1,0 +1,128 @@
+"""The columns of a Parquet file that hold images, and ids: of a column, of images' paths, or of the rows' places."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.errors import SourceError
+from curator_dali.io import IMAGE_EXTENSIONS, filesystem, is_remote, one_line, open_regular
+from curator_dali.sources.row_groups import is_binary
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+ID_COLUMNS = ("key", "__key__", "image_id", "id")
+"""Columns that hold ids; the first that a file has counts."""
+
+_IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes", "content", "data")  # beside the names of image extensions
+
+
+def read_names(reader: Any, group: int, image_column: str, samples: NDArray[np.int64]) -> tuple[Any, Any]:
+    """Read the ids and the images' paths of rows of a row group, and no other column.
+
+    Args:
+        reader: The `pyarrow.parquet.ParquetFile`.
+        group: The number of the row group.
+        image_column: The column with the images.
+        samples: (n,) rows of the row group.
+
+    Returns:
+        (n,) ids and (n,) paths; None where the file has no such column.
+    """
+    import pyarrow as pa
+
+    schema = reader.schema_arrow
+    name = next((name for name in ID_COLUMNS if name in schema.names and name != image_column), None)
+    kind = schema.field(image_column).type
+    has_path = pa.types.is_struct(kind) and "path" in [field.name for field in kind]
+    wanted = [*([name] if name else []), *([f"{image_column}.path"] if has_path else [])]
+    if not wanted:
+        return None, None
+    table = reader.read_row_group(group, columns=wanted, use_threads=False)
+    if len(samples) != len(table) or (samples != np.arange(len(table))).any():
+        table = table.take(pa.array(samples))
+    ids = table.column(name).combine_chunks() if name else None
+    paths = table.column(image_column).combine_chunks().flatten()[0] if has_path else None
+    return ids, paths
+
+
+def name_rows(ids: Any, paths: Any, names: Sequence[str]) -> pa.LargeStringArray:
+    """Make the `image_id`s of rows.
+
+    Args:
+        ids: (n,) values of the column of ids, or None where there is no such column.
+        paths: (n,) values of the images' paths, or None.
+        names: n names for rows without either.
+    """
+    import pyarrow as pa
+    import pyarrow.types as kinds
+
+    if ids is not None and not ids.null_count:
+        text = kinds.is_string(ids.type) or kinds.is_large_string(ids.type)
+        if text or kinds.is_integer(ids.type):
+            try:
+                found = ids.cast(pa.large_string())
+                found.validate(full=True)  # Arrow checks no text that it reads
+                return found
+            except pa.ArrowInvalid:
+                pass
+    given = [decode_cell(value) for value in ids] if ids is not None else [None] * len(names)
+    if paths is not None:
+        stems = ((path.rpartition(".")[0] or path) if path else None for path in map(decode_cell, paths))
+        given = [stem if text is None else text for text, stem in zip(given, stems, strict=True)]
+    return pa.array(
+        [name if text is None else text for text, name in zip(given, names, strict=True)], pa.large_string()
+    )
+
+
+def decode_cell(value: Any) -> str | None:
+    r"""An Arrow scalar as a text; bytes that are not UTF-8 show as `\xNN`. Arrow checks no text that it reads."""
+    try:
+        found = value.as_py()
+    except UnicodeDecodeError:
+        found = value.as_buffer().to_pybytes()
+    except Exception:  # Python has no value for some dates
+        return str(value.cast("string").as_py())
+    if found is None:
+        return None
+    return found.decode("utf-8", "backslashreplace") if isinstance(found, bytes) else str(found)
+
+
+def has_images(url: str) -> bool:
+    """Whether a Parquet file can be read and has a column that may hold images."""
+    import pyarrow.parquet as pq
+
+    try:
+        fs, path = filesystem(url) if is_remote(url) else (None, url)
+        with fs.open(path, "rb") if fs is not None else os.fdopen(open_regular(path), "rb") as file:
+            return any(is_image_type(field.type) for field in pq.read_schema(file))
+    except Exception as error:  # OSError, ArrowInvalid, and whatever a remote filesystem raises
+        logger.info("%s: %s", url, one_line(error))
+        return False
+
+
+def is_image_type(kind: Any) -> bool:
+    """Whether a type is one of bytes, or a struct with such `bytes`."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and is_binary(field.type) for field in kind)
+    return is_binary(kind)
+
+
+def find_image_column(schema: Any, url: str) -> str:
+    """The column with images: the only one that can be, or the one with the most usual name."""
+    found = [field.name for field in schema if is_image_type(field.type)]
+    usual = [name for name in (*_IMAGE_COLUMNS, *sorted(IMAGE_EXTENSIONS)) if name in found]
+    if len(found) == 1 or usual:
+        return found[0] if len(found) == 1 else usual[0]
+    has = f"binary columns {', '.join(found)}" if found else f"no binary column, only {', '.join(schema.names)}"
+    raise SourceError(f"{url} has {has}: name the one that holds the images with image_column=")

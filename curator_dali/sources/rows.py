@@ -1,0 +1,258 @@
+"""Further fields of samples: rows of an Arrow file that is mapped, looked up when somebody reads the metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.batch import ImageObject
+from curator_dali.io import AtomicFile, cache_path, one_line
+from curator_dali.sources.base import EncodedBatch, Source, add_sidecars, merge_schemas
+from curator_dali.sources.subset import Subset
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_ROWS = 65_536  # of a record batch: of every one but the last, so that a row's number tells where it lies
+
+
+class MappedRows:
+    """Rows of columns, in an Arrow file in the cache folder that is mapped into memory.
+
+    The file is made when a row is first read, and again where it is missing or damaged. Instances pickle without it.
+
+    Args:
+        key: A text that no other rows have; the file is found by it.
+        make: A function that yields `pyarrow.RecordBatch`es of one schema, in order. It must pickle.
+        columns: The columns' names; others are not read.
+    """
+
+    def __init__(self, key: str, make: Callable[[], Iterable[Any]], columns: Sequence[str]) -> None:
+        self.key, self._make, self.columns = key, make, list(columns)
+        self._start()
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The fields of a row. A value that Python cannot hold, such as a date in the year 29349, is a text."""
+        chunk, at = divmod(number, _CHUNK_ROWS)
+        values = self._chunks.get(chunk) or self._read_chunk(chunk)
+        try:
+            return {name: column[at].as_py() for name, column in values}
+        except (ValueError, OverflowError):
+            return {name: _to_python(column[at]) for name, column in values}
+
+    def close(self) -> None:
+        """Let the mapped file go. A later look opens it again."""
+        self._start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"key": self.key, "_make": self._make, "columns": self.columns}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._reader: Any = None
+        self._chunks: dict[int, list[tuple[str, Any]]] = {}  # of columns, which are views of the mapped file
+
+    def _read_chunk(self, chunk: int) -> list[tuple[str, Any]]:
+        with self._lock:
+            if self._reader is None:
+                self._reader = self._open()
+            batch = self._reader.get_batch(chunk)
+            found = self._chunks[chunk] = [(name, batch.column(name)) for name in self.columns]
+        return found
+
+    def _open(self) -> Any:
+        """Map the file, made anew where it is needed; a temporary one where the cache folder cannot be written to."""
+        path = cache_path("rows", self.key, ".arrow")
+        with contextlib.suppress(OSError, ValueError):  # missing, or damaged
+            return _map_file(path)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with AtomicFile(path, sync=False) as file:
+                write_chunks(file, self._make())
+            return _map_file(path)
+        except OSError as error:
+            logger.warning("cannot keep rows in %s (%s): they are gathered again each time", path, one_line(error))
+        with tempfile.TemporaryFile(prefix="curator-dali-") as scratch:  # has no name, and lives as long as its map
+            write_chunks(scratch, self._make())
+            scratch.flush()
+            return _map_file(f"/proc/self/fd/{scratch.fileno()}")
+
+
+class HeldRows(MappedRows):
+    """Rows of a `pyarrow.Table` in memory, which pickle with the table."""
+
+    def __init__(self, table: Any, columns: Sequence[str]) -> None:
+        super().__init__("", partial(_batches_of, table), columns)
+
+    def _open(self) -> Any:
+        return _Batches(list(chunk_rows(self._make())))
+
+
+class _Batches(list[Any]):
+    """Record batches with the method by which a file is asked for one."""
+
+    def get_batch(self, number: int) -> Any:
+        return self[number]
+
+
+def _batches_of(table: Any) -> list[Any]:
+    found: list[Any] = table.to_batches()
+    return found
+
+
+def _map_file(path: str) -> Any:
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(path))
+
+
+def write_chunks(file: IO[bytes] | AtomicFile, batches: Iterable[Any]) -> None:
+    """Write record batches as an Arrow file of chunks of equal numbers of rows; in memory is one at a time."""
+    import pyarrow as pa
+
+    writer = None
+    for chunk in chunk_rows(batches):
+        if writer is None:
+            writer = pa.ipc.new_file(file, chunk.schema)
+        writer.write_batch(chunk)
+    if writer is None:
+        writer = pa.ipc.new_file(file, pa.schema([]))
+    writer.close()
+
+
+def chunk_rows(batches: Iterable[Any]) -> Iterator[Any]:
+    """Cut record batches anew: yield such of 65,536 rows, and at the end one of those that are left."""
+    import pyarrow as pa
+
+    held: list[Any] = []
+    rows = 0
+    for batch in batches:
+        held.append(batch)
+        rows += len(batch)
+        while rows >= _CHUNK_ROWS:
+            table = pa.Table.from_batches(held)
+            yield _join_batches(table.slice(0, _CHUNK_ROWS))
+            held, rows = table.slice(_CHUNK_ROWS).to_batches(), rows - _CHUNK_ROWS
+    if rows:
+        yield _join_batches(pa.Table.from_batches(held))
+
+
+def _join_batches(table: Any) -> Any:
+    """A table's rows as one record batch."""
+    import pyarrow as pa
+
+    (batch,) = table.combine_chunks().to_batches() if len(table) else (pa.RecordBatch.from_pylist([], table.schema),)
+    return batch
+
+
+def _to_python(value: Any) -> Any:
+    """The value of an Arrow scalar, or its text where Python has no such value."""
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):
+        try:
+            return str(value.cast("string").as_py())
+        except Exception:  # text that is not UTF-8, among others
+            buffer = getattr(value, "as_buffer", lambda: None)()
+            return None if buffer is None else buffer.to_pybytes().decode("utf-8", "backslashreplace")
+
+
+class RowSource(Subset):
+    """Samples of a source, some or all of them, with the fields of rows among their metadata.
+
+    Args:
+        source: The whole.
+        chosen: Which samples; see `Subset`.
+        rows: The rows.
+        numbers: (len(self),) the number of each sample's row, -1 where a sample has none.
+        types: Types of the rows' columns, as `Source.fields` has them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        chosen: slice | NDArray[Any],
+        rows: MappedRows,
+        numbers: NDArray[np.int64],
+        types: Mapping[str, str],
+    ) -> None:
+        super().__init__(source, chosen)
+        run = to_slice(numbers)
+        self._numbers = range(len(self) + run.start)[run] if isinstance(run, slice) else numbers
+        self._table, self._types = rows, dict(types)
+
+    @property
+    def fields(self) -> Mapping[str, str] | None:
+        """The whole's and the columns', where the whole has a schema; a column goes over a field of its name."""
+        known = self.source.fields
+        return None if known is None else {**known, **self._types}
+
+    def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
+        """Read samples; see `Source.read`. Rows are looked up when somebody reads the metadata."""
+        batch = super().read(indices, members=members)
+        merge, table = self._merge, self._table
+        numbers = self._numbers
+        found = numbers.start + batch.indices if isinstance(numbers, range) else numbers[batch.indices]
+        # a sample may be an object of its source, so another one gets the further fields
+        objects = [
+            _with_metadata(item, partial(merge, item.__dict__["_metadata"], table, number)) if number >= 0 else item
+            for item, number in zip(batch.objects, found.tolist(), strict=True)
+        ]
+        given = batch.members
+        if given is not None:
+            pairs = zip(given, objects, strict=True)
+            given = [add_sidecars(mine, item.metadata) if mine else mine for mine, item in pairs]
+        return replace(batch, objects=objects, members=given)
+
+    def close(self) -> None:
+        """Close the whole, and let the mapped rows go. A later read opens both again."""
+        super().close()
+        self._table.close()
+
+    @staticmethod
+    def _merge(metadata: Any, rows: MappedRows, number: int) -> dict[str, Any]:
+        """Put the fields of a row over a sample's own; `metadata` is a dict, or a function that makes it."""
+        return {**(metadata() if callable(metadata) else metadata), **rows.row(number)}
+
+
+def to_slice(numbers: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Numbers as a slice, which takes no memory, where they are one run of at least 1; else as they are."""
+    if len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return numbers
+
+
+def _with_metadata(item: ImageObject, metadata: Callable[[], dict[str, Any]]) -> ImageObject:
+    """A copy of an image with other metadata; faster than `batch.clone`, as this is done for every image."""
+    new = object.__new__(type(item))
+    new.__dict__ = {**item.__dict__, "_metadata": metadata}
+    return new
+
+
+def field_types(schema: Any, columns: Iterable[str]) -> dict[str, str]:
+    """Types of columns of a `pyarrow.Schema`, as `Source.fields` has them; none of bytes and of nothing but null."""
+    import pyarrow as pa
+    import pyarrow.types as kinds
+
+    def kind(arrow: pa.DataType) -> str:
+        if kinds.is_boolean(arrow):
+            return "bool"
+        if kinds.is_integer(arrow):
+            return "float64" if kinds.is_uint64(arrow) else "int64"
+        return "float64" if kinds.is_floating(arrow) or kinds.is_decimal(arrow) else "string"
+
+    found = [schema.field(name) for name in columns]
+    return merge_schemas([{f.name: kind(f.type)} for f in found if not kinds.is_null(f.type)])
