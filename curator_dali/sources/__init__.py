@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, merge_types, to_text
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, merge_types
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
@@ -10,10 +10,12 @@ from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.row_groups import read_bytes
+from curator_dali.sources.sidecars import ABSENT, dump_fields, is_same, restore_types, to_text
 from curator_dali.sources.subset import Subset, Without
 from curator_dali.sources.tar import TarSource
 
 __all__ = [
+    "ABSENT",
     "HEADER_DTYPE",
     "EncodedBatch",
     "FolderSource",
@@ -24,11 +26,14 @@ __all__ = [
     "Subset",
     "TarSource",
     "Without",
+    "dump_fields",
     "expand_braces",
     "image_member",
+    "is_same",
     "merge_types",
     "open_source",
     "read_bytes",
     "reopen",
+    "restore_types",
     "to_text",
 ]

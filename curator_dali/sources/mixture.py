@@ -16,12 +16,12 @@ from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
     Source,
-    add_sidecars,
     make_batch,
     merge_schemas,
     split_by_shard,
 )
 from curator_dali.sources.open import open_source
+from curator_dali.sources.sidecars import add_sidecars
 
 _BY_NAME = 'sources by name, as {"a": "a/*.tar", "b": source_b}'
 

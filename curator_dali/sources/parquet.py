@@ -39,7 +39,6 @@ from curator_dali.sources.base import (
     EncodedBatch,
     Source,
     make_batch,
-    make_sidecars,
     merge_schemas,
     sniff_extension,
     split_by_shard,
@@ -55,6 +54,7 @@ from curator_dali.sources.row_groups import (
     read_named,
     read_row_group,
 )
+from curator_dali.sources.sidecars import make_sidecars
 
 logger = logging.getLogger(__name__)
 
