@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, merge_types
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, kind_of_type, merge_types
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
@@ -10,7 +10,7 @@ from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.row_groups import read_bytes
-from curator_dali.sources.sidecars import ABSENT, dump_fields, is_same, restore_types, to_text
+from curator_dali.sources.sidecars import ABSENT, dump_fields, is_same, merge_rest, restore_types, to_text
 from curator_dali.sources.subset import Subset, Without
 from curator_dali.sources.tar import TarSource
 
@@ -30,6 +30,8 @@ __all__ = [
     "expand_braces",
     "image_member",
     "is_same",
+    "kind_of_type",
+    "merge_rest",
     "merge_types",
     "open_source",
     "read_bytes",

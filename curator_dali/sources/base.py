@@ -94,6 +94,11 @@ class Source(ABC):
         return None
 
     @property
+    def arrow_fields(self) -> Mapping[str, Any] | None:
+        """Fields of the metadata and their types, `pyarrow.DataType`s; None without a schema."""
+        return None
+
+    @property
     def locations(self) -> Sequence[str]:
         """Paths or URLs of the files that the samples lie in, and of folders, which end in "/"."""
         return ()
@@ -250,6 +255,17 @@ def merge_types(types: Iterable[str]) -> str:
     return "float64" if found and found <= {"int64", "float64"} else "string"
 
 
+def kind_of_type(arrow: Any) -> str:
+    """The type "bool", "int64", "float64" or "string" in which a stage reads values of an Arrow type."""
+    import pyarrow as pa
+
+    if pa.types.is_boolean(arrow):
+        return "bool"
+    if pa.types.is_integer(arrow):
+        return "float64" if pa.types.is_uint64(arrow) else "int64"
+    return "float64" if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) else "string"
+
+
 def merge_schemas(schemas: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """The fields of several data sets, each with the type that its values have in all of them."""
     found: dict[str, set[str]] = {}
@@ -257,6 +273,21 @@ def merge_schemas(schemas: Iterable[Mapping[str, str]]) -> dict[str, str]:
         for name, kind in schema.items():
             found.setdefault(name, set()).add(kind)
     return {name: merge_types(kinds) for name, kinds in found.items()}
+
+
+def merge_arrow_types(schemas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of several data sets, each with an Arrow type for its values in all of them, where there is one."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for name in {name: None for schema in schemas for name in schema}:
+        kinds = list(dict.fromkeys(schema[name] for schema in schemas if name in schema))
+        try:
+            columns = [pa.schema([pa.field(name, kind)]) for kind in kinds]
+            found[name] = pa.unify_schemas(columns, promote_options="permissive").field(0).type
+        except pa.ArrowException:
+            continue
+    return found
 
 
 def is_image(name: str) -> bool:

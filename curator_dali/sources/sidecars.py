@@ -168,6 +168,14 @@ def restore_types(document: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def merge_rest(fields: dict[str, Any], rest: str | None) -> dict[str, Any]:
+    """Merge fields that columns hold with others, a text of `dump_fields`, which go first. None holds no others."""
+    if rest is None:
+        return fields
+    merged = fields | restore_types(parse_json(rest))
+    return {name: value for name, value in merged.items() if value is not ABSENT}
+
+
 def is_same(value: Any, other: Any, exact: bool = True) -> bool:
     """Whether two values are equal, also within lists and mappings; NaN equals NaN.
 
@@ -286,9 +294,11 @@ def _decode(kind: Any, plain: Any) -> Any:
     if name == "tuple" and isinstance(plain, list):
         return tuple(plain)
     if name == "numpy.datetime64":
-        return np.datetime64(plain, parameter)
+        made: Any = np.datetime64  # whose units are a list of texts to type checkers
+        return made(plain, parameter)
     if name == "numpy.timedelta64":
-        return np.timedelta64(_parse_timedelta(plain) if isinstance(plain, str) else plain, parameter)  # type: ignore[call-overload]
+        made = np.timedelta64
+        return made(_parse_timedelta(plain) if isinstance(plain, str) else plain, parameter)
     if not isinstance(plain, str):
         raise ValueError(f"{plain!r} is no {name}")
     if name == "datetime" and parameter:
