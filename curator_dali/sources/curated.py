@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from curator_dali.arguments import Limits, checked
 from curator_dali.index import KeyList
 from curator_dali.io import fingerprint, is_remote, join
-from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, to_numpy
+from curator_dali.outputs import EMBEDDING, METADATA, Manifest, RowFiles, to_numpy
 from curator_dali.sources.base import KINDS
 from curator_dali.sources.open import reopen
 from curator_dali.sources.recorded import open_recorded
-from curator_dali.sources.rows import MappedRows, RowSource, field_types, to_slice
+from curator_dali.sources.rows import MappedRows, RowSource, to_slice
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class _Rows(NamedTuple):
         numbers: (M,) int64 in the output's rows.
         files: The output's Parquet files, in order.
         columns: The columns that become metadata.
-        types: Their types, as `Source.fields` has them.
+        types: Their types, as `Source.arrow_fields` has them.
         key: A text that changes when any value of these columns does.
     """
 
@@ -182,7 +182,7 @@ class _Rows(NamedTuple):
     numbers: NDArray[np.int64]
     files: list[str]
     columns: list[str]
-    types: Mapping[str, str]
+    types: Mapping[str, Any]
     key: str
 
 
@@ -206,7 +206,9 @@ def _read_rows(manifest: Manifest, choice: _Choice) -> _Rows:
     lists = [
         KeyList(some) if not isinstance(some, KeyList | None) else some for some in (choice.exclude, choice.include)
     ]
-    columns = [name for name in files.schema.names if name not in _NO_FIELDS]
+    # the data set itself has the fields that no column holds
+    kept_as_json = [METADATA] if files.fields.rest else []
+    columns = [name for name in files.schema.names if name not in (*_NO_FIELDS, *kept_as_json)]
     key = fingerprint("rows", [columns, *((file.name, file.size, file.blake2b) for file in written)])
     most = sum(part.counts[status] for part in parts for status in _statuses_of(choice))
     # (M,) of the samples chosen so far, in one piece of memory from the beginning
@@ -218,7 +220,8 @@ def _read_rows(manifest: Manifest, choice: _Choice) -> _Rows:
         numbers.add(indices, found, chosen + at)
         at, found = at + len(batch), found + len(chosen)
     urls = [join(manifest.folder, file.name) for file in written]
-    return _Rows(indices[:found], numbers.of(indices)[:found], urls, columns, field_types(files.schema, columns), key)
+    types = {name: files.schema.field(name).type for name in columns}
+    return _Rows(indices[:found], numbers.of(indices)[:found], urls, columns, types, key)
 
 
 class _Numbered:
