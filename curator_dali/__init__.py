@@ -64,7 +64,10 @@ if TYPE_CHECKING:  # each name twice: that is how type checkers know that it is 
     from curator_dali.stages import CLIPScore as CLIPScore
     from curator_dali.stages import Deduplicate as Deduplicate
     from curator_dali.stages import Embed as Embed
+    from curator_dali.stages import Exclude as Exclude
+    from curator_dali.stages import FileInfo as FileInfo
     from curator_dali.stages import Filter as Filter
+    from curator_dali.stages import Include as Include
     from curator_dali.stages import Quality as Quality
     from curator_dali.stages import Stage as Stage
     from curator_dali.stages import ZeroShotTags as ZeroShotTags
@@ -96,7 +99,20 @@ _NAMES = {
         "View",
         "open_source",
     ),
-    "stages": ("Aesthetic", "CLIPScore", "Deduplicate", "Embed", "Filter", "NSFW", "Quality", "Stage", "ZeroShotTags"),
+    "stages": (
+        "Aesthetic",
+        "CLIPScore",
+        "Deduplicate",
+        "Embed",
+        "Exclude",
+        "FileInfo",
+        "Filter",
+        "Include",
+        "NSFW",
+        "Quality",
+        "Stage",
+        "ZeroShotTags",
+    ),
 }
 _HOME = {name: home for home, names in _NAMES.items() for name in names}
 # Modules of version 0.1.0 and of those before: their names are in what these versions have pickled.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import fields
@@ -118,6 +119,36 @@ def _limit(text: str) -> tuple[str, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{limit!r} in {text!r} is no number") from None
     return field, int(number) if number.is_integer() else number
+
+
+def add_lists(parser: Any) -> None:
+    """Add --exclude and --include."""
+    for name, verb in (("exclude", "drop"), ("include", "keep only")):
+        parser.add_argument(
+            f"--{name}", action="append", default=[], metavar="[BY=]FILE",
+            help=f"{verb} the images that a list names, one a line, by image_id or by BY: sha256, md5, url or another "
+            "field; phash:N within N bits",
+        )  # fmt: skip
+
+
+def lists_of(arguments: argparse.Namespace) -> list[Stage]:
+    """The `Exclude` and `Include` stages that the flags ask for."""
+    from curator_dali.io import is_table
+    from curator_dali.stages import Exclude, Include
+
+    stages: list[Stage] = []
+    for kind, texts in ((Exclude, arguments.exclude), (Include, arguments.include)):
+        for text in texts:
+            by, equals, path = text.partition("=")
+            if not equals or os.path.exists(text):
+                by, path = "image_id", text
+            by, _, bits = by.partition(":")
+            if bits and not bits.isdigit():
+                raise ValueError(f"{text!r}: {bits!r} is no number of bits; write it as phash:4=list.txt")
+            # a table has a column of the field's name
+            column = by if is_table(path) else None
+            stages.append(kind(path, by, column, int(bits or 0)))
+    return stages
 
 
 def deduplicate_of(arguments: argparse.Namespace) -> list[Stage]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from curator_dali.stages import Stage
 
 _EPILOG = """\
-stages run in this order: --min-size, --embed, --aesthetic, --nsfw, --quality, --min and --max, --dedup;
-those of a --config come first. A run that was interrupted goes on with the same command.
+stages run in this order: --min-size, --exclude, --include, --info, --embed, --aesthetic, --nsfw, --quality,
+--min and --max, --dedup; those of a --config come first. A run that was interrupted goes on with the same command.
 """
 
 
@@ -36,11 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_argument("--nsfw", metavar="MODEL", help="score with open-nsfw, or with LAION's head in this folder")
     stages.add_argument("--nsfw-max", type=float, metavar="X", help="score, and drop what is above X (0 to 1)")
     stages.add_argument("--quality", action="store_true", help="score sharpness, brightness, contrast, entropy, shape")
+    stages.add_argument(
+        "--info",
+        metavar="COLUMN,...",
+        help="write facts of the file: sha256, md5, format, color_profile, taken_at, ...",
+    )
+    common.add_lists(stages)
     common.add_limits(stages)
     common.add_deduplicate(parser.add_argument_group("deduplication, after all other stages"))
 
     output = parser.add_argument_group("output")
     common.add_output(output, embeddings="store them")
+    output.add_argument(
+        "--metadata", type=_fields, metavar="FIELDS",
+        help="fields of the metadata that are columns: all, or names as caption,label; NAME=TYPE says a type",
+    )  # fmt: skip
     output.add_argument("--part-size", type=common.positive, metavar="N", help="samples done as a whole (default 8192)")
 
     running = parser.add_argument_group("running")
@@ -50,6 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_executor(running)
     running.add_argument("--limit", type=common.positive, metavar="N", help="only the first N samples")
     running.add_argument("--max-error-rate", type=float, metavar="X", help="end if this share (0 to 1) is broken")
+
+
+def _fields(text: str) -> Any:
+    """The argument `metadata` of `curate`, for argparse: all; names; or names with types."""
+    if text == "all":
+        return True
+    pairs = [item.partition("=") for item in text.split(",")]
+    if not all(name for name, _, _ in pairs) or len({equals for _, equals, _ in pairs}) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} are no fields; write all, caption,label or score=float64")
+    return {name: kind for name, _, kind in pairs} if pairs[0][1] else [name for name, _, _ in pairs]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -103,11 +123,14 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stages(arguments: argparse.Namespace) -> list[Stage]:
-    from curator_dali.stages import NSFW, Aesthetic, Embed, Filter, Quality
+    from curator_dali.stages import NSFW, Aesthetic, Embed, FileInfo, Filter, Quality
 
     stages: list[Stage] = []
     if arguments.min_size:
         stages += [Filter(side, min=arguments.min_size) for side in ("width", "height")]
+    stages += common.lists_of(arguments)
+    if arguments.info:
+        stages.append(FileInfo(tuple(name.strip() for name in arguments.info.split(","))))
     if arguments.embed:
         stages.append(Embed(arguments.embed))
     if arguments.aesthetic or arguments.aesthetic_min is not None:

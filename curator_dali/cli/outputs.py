@@ -61,13 +61,14 @@ def add_rethreshold(parser: argparse.ArgumentParser) -> None:
     """Add what `rethreshold` takes."""
     parser.epilog = (
         "The filters and the deduplication of OUT stay, unless a --config has stages; --min and --max replace those of "
-        "the same field, the flags of deduplication replace the deduplication."
+        "the same field, the flags of deduplication replace the deduplication; --exclude and --include come first."
     )
     parser.add_argument("out", metavar="OUT", help="the finished output of a curation")
     parser.add_argument("new", metavar="NEW", help="the folder to write to")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a .toml or .yaml file with rethreshold()'s arguments"
     )
+    common.add_lists(parser)
     common.add_limits(parser)
     common.add_deduplicate(parser)
     common.add_executor(parser)
@@ -105,10 +106,10 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _changed(stages: list[Stage], arguments: argparse.Namespace) -> list[Stage]:
-    """Stages with the limits and the deduplication of the command line."""
+    """Stages with the lists, the limits and the deduplication of the command line."""
     from curator_dali.stages import Deduplicate, Filter
 
-    stages = list(stages)
+    stages = [*common.lists_of(arguments), *stages]
     for name in ("min", "max"):
         for field, limit in getattr(arguments, name):
             places = [

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from curator_dali.arrays import missing, objects
 from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.curation.rows import Account, Output, Rows, add_misfits, write_rows
+from curator_dali.curation.fields import add_misfits, to_column
+from curator_dali.curation.rows import Account, Output, Rows, write_rows
 from curator_dali.curation.worker import Finished, Progress
 from curator_dali.errors import StageError
 from curator_dali.io import join
 from curator_dali.outputs import DECIDED, EMBEDDING, Manifest, RowFiles, RowSubset, part_name, to_numpy
 from curator_dali.report import find_kinds
 from curator_dali.sampling import Range
-from curator_dali.sources import Source
+from curator_dali.sources import Source, kind_of_type
 from curator_dali.stages import GlobalSelector, Plan, Selector, Workers
 from curator_dali.threads import ignore, run_ahead
 
@@ -122,8 +123,10 @@ def _find_stages(files: RowFiles, plan: Plan, anew: bool) -> NDArray[np.int16]:
 
 def _judge(files: RowFiles, selector: Selector, rows: NDArray[np.int64]) -> NDArray[np.object_]:
     """Reasons of a selector, which is given batches without pixels."""
-    names = sorted({*selector.reads, "image_id", "image_path", "index"} - {"embeddings"})
+    names = sorted({*selector.needs, "image_id", "image_path", "index"} - {"embeddings"})
     columns = {name: values[rows] for name, values in files.columns(names).items()}
+    for name in columns.keys() & files.fields.types.keys():  # as a stage of a run reads the field
+        columns[name], _ = to_column(columns[name].astype(object), kind_of_type(files.fields.types[name]))
     reasons = missing(len(rows), "string")
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = {name: values[start : start + _BLOCK_ROWS] for name, values in columns.items()}
@@ -196,7 +199,8 @@ def write_decided(
             account.seconds[label] = account.seconds.get(label, 0.0) + spent
         with output.open(part) as writer:
             began = time.perf_counter()
-            for chunk in _with_bytes(source, rows, output.settings.tars):
+            fields = _read_fields(scored.folder, part, output.schema.fields.names)
+            for chunk in _with_bytes(source, rows, fields, output.settings.tars):
                 write_rows(writer, chunk)
                 account.add(chunk, time.perf_counter() - began)
                 progress(len(chunk))
@@ -209,8 +213,8 @@ def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) ->
     import pyarrow as pa
 
     files = RowFiles(join(folder, f"{part_name(*part)}.parquet"))
-    table = pa.Table.from_batches(files.batches(), files.schema)
-    names = [name for name in [*plan.columns, *DECIDED] if name in table.column_names]
+    names = [name for name in [*plan.columns, *DECIDED] if name in files.schema.names]
+    table = pa.Table.from_batches(files.batches(names), pa.schema(map(files.schema.field, names)))
     columns: dict[str, NDArray[Any]] = {name: to_numpy(table.column(name)) for name in names}
     # floats have NaN, anything else is of objects: as when the rows were made
     rows = Rows({name: v if v.dtype.kind == "f" else v.astype(object) for name, v in columns.items()})
@@ -223,6 +227,23 @@ def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) ->
         for at, block in files.embeddings():
             rows.embeddings[at], rows.embedded[at] = block, True
     return rows
+
+
+def _read_fields(folder: str, part: Range, names: Sequence[str]) -> Iterator[Any]:
+    """`pyarrow.Table`s of the fields of a scored part, as many rows each as are written at once."""
+    import pyarrow as pa
+
+    if not names:
+        return
+    files = RowFiles(join(folder, f"{part_name(*part)}.parquet"))
+    held = pa.schema(map(files.schema.field, names)).empty_table()
+    for batch in files.batches(names, rows=_CHUNK_SAMPLES):
+        held = pa.concat_tables([held, pa.Table.from_batches([batch])])
+        while len(held) >= _CHUNK_SAMPLES:
+            yield held.slice(0, _CHUNK_SAMPLES)
+            held = held.slice(_CHUNK_SAMPLES)
+    if len(held):
+        yield held
 
 
 def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:
@@ -242,8 +263,8 @@ def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) 
         rows.decide(at, "dropped", plan.labels[number], reasons, [stage.kind(reason) for reason in reasons])
 
 
-def _with_bytes(source: Source | None, rows: Rows, tars: bool) -> Iterator[Rows]:
-    """Pieces of rows, with the bytes of what is kept; several are read at once where the source is far."""
+def _with_bytes(source: Source | None, rows: Rows, fields: Iterator[Any], tars: bool) -> Iterator[Rows]:
+    """Pieces of rows, with their fields and the bytes of what is kept; several are read at once of a far source."""
 
     def read(piece: Rows) -> Rows:
         kept = np.flatnonzero(piece.columns["status"] == "kept")
@@ -256,6 +277,13 @@ def _with_bytes(source: Source | None, rows: Rows, tars: bool) -> Iterator[Rows]
         return piece
 
     workers = 1 if source is None else max(1, source.read_ahead)
-    pieces = (rows[start : start + _CHUNK_SAMPLES] for start in range(0, len(rows), _CHUNK_SAMPLES))
+
+    def cut(start: int) -> Rows:
+        piece = rows[start : start + _CHUNK_SAMPLES]
+        table = next(fields, None)
+        piece.fields = None if table is None else table.combine_chunks().to_batches()[0]
+        return piece
+
+    pieces = map(cut, range(0, len(rows), _CHUNK_SAMPLES))
     with ThreadPoolExecutor(workers, thread_name_prefix="curator-dali-read") as pool:
         yield from run_ahead(pool, read, pieces, workers - 1)

@@ -20,6 +20,7 @@ from curator_dali.outputs import (
     EMBEDDING,
     FIXED_COLUMNS,
     LOADED,
+    FieldColumns,
     Manifest,
     RowFiles,
     RowSchema,
@@ -27,7 +28,7 @@ from curator_dali.outputs import (
     spell_former,
 )
 from curator_dali.report import Report, count_parts, leave_report
-from curator_dali.sources import Source, open_recorded, read_shards, record_shards
+from curator_dali.sources import Source, kind_of_type, open_recorded, read_shards, record_shards
 from curator_dali.stages import STAGES, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
 from curator_dali.threads import ignore
 
@@ -92,7 +93,8 @@ def rethreshold(
     data = open_recorded(old, source, argument="source") if tars else None
     try:
         check_out(new, data, origin=old.run.get("origin"), folders=[out])
-        schema = RowSchema(plan.made, embedding_dim=dim, embedding_dtype=dtype)
+        fields = FieldColumns() if files is None else files.fields
+        schema = RowSchema(plan.made, embedding_dim=dim, embedding_dtype=dtype, fields=fields)
         with _open_new(new, old, plan, settings, schema, data) as manifest:
             record_shards(manifest, read_shards(out) if data is None else data.shards)
             output, present = open_output(manifest, schema, settings), set(manifest.ranges())
@@ -164,8 +166,9 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
     stored = {
         field.name: _ARROW_DTYPES.get(str(field.type), str(field.type))
         for field in (files.schema if files is not None else ())
-        if field.name not in FIXED_COLUMNS
+        if field.name not in FIXED_COLUMNS and files is not None and field.name not in files.fields.names
     }
+    kept = {} if files is None else {name: kind_of_type(kind) for name, kind in files.fields.types.items()}
     columns = {**LOADED, **{name: kind for name, kind in stored.items() if name not in _DECIDED_COLUMNS}}
     scored = _find_scored(run)
     deciding: list[Stage] = []
@@ -182,7 +185,7 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
                 )
             continue
         if files is not None:
-            _check_reads(stage, columns, files, run)
+            _check_reads(stage, {**columns, **kept}, files, run)
         stage.setup("cpu")
         if isinstance(stage, GlobalSelector):
             columns |= dict(stage.decides)
@@ -194,10 +197,7 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
 
 def _check_reads(stage: Selector | GlobalSelector, columns: Mapping[str, str], files: RowFiles, run: Any) -> None:
     """Refuse a stage that needs what the output does not store."""
-    if isinstance(stage, GlobalSelector):
-        needs = stage.needs
-    else:
-        needs = (*sorted(stage.reads), *(["views"] if stage.views else []))
+    needs = stage.needs
     stored = {*columns, *(["embeddings"] if files.embedding_dim else [])}
     if lacking := [name for name in needs if name not in stored]:
         named = ", ".join(name for name in lacking if name != "views") or "the images"
@@ -231,7 +231,7 @@ def stages_of(out: str | os.PathLike[str]) -> list[Stage]:
     found: list[Stage] = []
     scorers = [name for name, kind in STAGES.items() if not issubclass(kind, (Selector, GlobalSelector))]
     for settings in Manifest.load(os.fspath(out)).run["settings"].get("stages", []):
-        if settings["type"] not in ("Filter", "Deduplicate"):
+        if settings["type"] not in ("Filter", "Deduplicate", "Exclude", "Include"):
             if settings["type"] in scorers:
                 continue
             raise StageError(f"{settings['type']}, which decided in {out}, cannot be made again: name all stages anew")
@@ -240,5 +240,7 @@ def stages_of(out: str | os.PathLike[str]) -> list[Stage]:
                 f"Filter({settings['field']!r}, where=...) of {out} cannot be made again from its name "
                 f"({settings['where']}): name all stages anew"
             )
+        if isinstance(settings.get("entries"), Mapping):
+            raise StageError(f"the list of {settings['type']} in {out} was in memory: name all stages anew")
         found.append(make_stage(settings, f"{out}: a stage"))
     return found

@@ -9,9 +9,11 @@ from __future__ import annotations
 from curator_dali.index.earlier import Comparison, Matches, check_earlier, embedder_lineage, match_earlier
 from curator_dali.index.index import Index, open_index, write_index
 from curator_dali.index.keys import KeyIndex, KeyList, hash_texts
+from curator_dali.index.lookup import HashIndex
 
 __all__ = [
     "Comparison",
+    "HashIndex",
     "Index",
     "KeyIndex",
     "KeyList",

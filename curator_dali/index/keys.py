@@ -276,6 +276,13 @@ class KeyList:
         found, _ = self._index.match(wanted, lambda rows: self._texts.take(pa.array(rows)))
         return np.where(found < 0, 0, self._rows[found] + 1 if len(self._rows) else 0)
 
+    @property
+    def digest(self) -> str:
+        """A digest of the texts and their lines, by which a list that was changed is another one."""
+        found = hashlib.blake2b(self._rows.data, digest_size=8)
+        found.update(hash_texts(self._texts).data)
+        return found.hexdigest()
+
     def describe(self, line: int) -> str:
         """Name a line in a reason, as "takedown.txt, line 17"."""
         return f"{self.name}, {self._unit} {line}"

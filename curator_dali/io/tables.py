@@ -136,6 +136,11 @@ def open_table(table: Any, *, text: bool = False) -> Table:
     return Table(name, schema, "line" if kind == "text" else "row", version, identity, read)
 
 
+def is_table(path: str) -> bool:
+    """Whether a path or URL has an ending of a table, and not of plain text."""
+    return _ending(path) in _KINDS
+
+
 def _find(path: str) -> list[str]:
     """Find the files of a path, URL or glob."""
     has_wildcard = any(letter in path for letter in "*?[")
@@ -153,10 +158,14 @@ def _find(path: str) -> list[str]:
 
 
 def _kind(url: str, text: bool) -> str:
-    ending = os.path.splitext(strip_query(url).lower())[1]
+    ending = _ending(url)
     if ending not in _KINDS and not text:
         raise SourceError(f"cannot tell what {url!r} is by its ending: a table is {_ACCEPTED}")
     return _KINDS.get(ending, "text")
+
+
+def _ending(url: str) -> str:
+    return os.path.splitext(strip_query(url).lower())[1]
 
 
 class _File:

@@ -31,7 +31,8 @@ _MOST_KINDS = 64  # of a stage; a stage of one's own may have a new reason for e
 _MOST_VALUES = 200  # different texts of a column that are told apart; one with more is no class but a name
 _ABOUT_COLUMNS = ("image_id", "image_path", "index", "status", "stage", "reason", "reason_kind", "tar", "key")
 _HASH_COLUMNS = ("duplicate_group", "duplicate_of", "content_hash", "pixel_hash", "phash", "dhash")
-_NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS, "embedding"])
+_DIGESTS = ("sha256", "md5")
+_NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS, *_DIGESTS, "embedding"])
 
 _QUANTILE_ROWS = 1_000_000  # of which the range of a histogram is found
 _TAIL = 0.005  # of the values at either end may be gathered in the outermost bar
@@ -105,7 +106,7 @@ def scan(
         members: Rows to pick of a group.
         seed: Of what is picked.
     """
-    names = [name for name in files.schema.names if name != "embedding"]
+    names = [name for name in files.schema.names if name not in ("embedding", *files.fields.names)]
     scores, classes = _columns(files)
     found = Scan(scores=_lay_out_histograms(files, total, scores, limits or {}))
     counts: dict[str, Counter[str]] = {name: Counter() for name in classes}
@@ -181,7 +182,8 @@ def _columns(files: RowFiles) -> tuple[list[str], list[str]]:
     """The names of columns with numbers, and with classes."""
     import pyarrow as pa
 
-    kinds = {field.name: field.type for field in files.schema if field.name not in _NO_SCORES}
+    passed_over = _NO_SCORES.union(files.fields.names)
+    kinds = {field.name: field.type for field in files.schema if field.name not in passed_over}
     scores = [name for name, kind in kinds.items() if pa.types.is_floating(kind) or pa.types.is_integer(kind)]
     return scores, [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_boolean(kind)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, merge_types, to_text
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, kind_of_type, merge_types
 from curator_dali.sources.curated import View
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.join import Join
@@ -13,10 +13,12 @@ from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.recorded import open_recorded, read_shards, record_shards
 from curator_dali.sources.row_groups import read_bytes
+from curator_dali.sources.sidecars import ABSENT, dump_fields, is_same, merge_rest, restore_types, to_text
 from curator_dali.sources.subset import DerivedSource, Subset, Without
 from curator_dali.sources.tar import TarSource
 
 __all__ = [
+    "ABSENT",
     "HEADER_DTYPE",
     "DerivedSource",
     "EncodedBatch",
@@ -30,8 +32,12 @@ __all__ = [
     "TarSource",
     "View",
     "Without",
+    "dump_fields",
     "expand_braces",
     "image_member",
+    "is_same",
+    "kind_of_type",
+    "merge_rest",
     "merge_types",
     "open_recorded",
     "open_source",
@@ -39,5 +45,6 @@ __all__ = [
     "read_shards",
     "record_shards",
     "reopen",
+    "restore_types",
     "to_text",
 ]

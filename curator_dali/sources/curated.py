@@ -15,28 +15,27 @@ from curator_dali.arguments import Limits, checked
 from curator_dali.errors import SourceError
 from curator_dali.index import KeyList
 from curator_dali.io import Written, fingerprint, is_remote, join
-from curator_dali.outputs import EMBEDDING, Manifest, RowFiles, to_numpy
+from curator_dali.outputs import EMBEDDING, METADATA, Manifest, RowFiles, to_numpy
 from curator_dali.sources.base import KINDS
 from curator_dali.sources.open import reopen
 from curator_dali.sources.recorded import open_recorded
-from curator_dali.sources.rows import MappedRows, RowSource, field_types, to_slice
+from curator_dali.sources.rows import MappedRows, RowSource, to_slice
 
 logger = logging.getLogger(__name__)
 
 _NO_FIELDS = ("index", "image_id", "image_path", EMBEDDING)  # columns that samples have in other places, or not
 _MOST_RECORDED = 10_000  # ids of a list that was given as such, and is part of an origin
 
-_BY_COLUMN = 'a mapping from column to value, as {"aesthetic_score": 5.5}'
-_Numbers = Annotated[Mapping[str, float], Limits('a mapping from column to number, as {"aesthetic_score": 5.5}')]
-_Values = Annotated[Mapping[str, Any], Limits(_BY_COLUMN)]
+_Numbers = Annotated[Mapping[str, float], Limits('numbers by column, as {"aesthetic_score": 5.5}')]
+_Values = Annotated[Mapping[str, Any], Limits('values by column, as {"label_name": "cat"}')]
 
 
 class View(RowSource):
     """The samples that a curation kept, read from the original data set: nothing is written for it.
 
-    The ids, images and metadata are those of the data set. Every column of the output's Parquet files but `index` and
-    the embedding is among the metadata, too: scores, `status`, `tar`, and so on. Where a sample has another value under
-    the name of a column, that value is the field `source_NAME`. The order is that of the output. An output that is not
+    The ids, images and metadata are those of the data set. Every other column of the output's Parquet files but `index`
+    and the embedding is among the metadata, too: scores, `status`, `tar`, and so on. Where a sample has another value
+    under the name of a column, that value is the field `source_NAME`. The order is that of the output. An output that is not
     finished is its finished parts, with a warning.
 
     The original is opened as the output says. Its files may have moved: give `data`, in which they may have other names
@@ -145,7 +144,9 @@ class View(RowSource):
         columns = rows.row(number)
         merged = {**own, **columns}
         for name in own:
-            if name in columns and own[name] != columns[name]:
+            if name in columns and own[name] == columns[name]:
+                merged[name] = own[name]  # 7 is no 7.0
+            elif name in columns:
                 merged.setdefault(f"source_{name}", own[name])
         return merged
 
@@ -176,7 +177,7 @@ class _Rows(NamedTuple):
         numbers: (M,) int64 in the output's rows.
         files: The output's Parquet files, in order, as they were recorded.
         columns: The columns that become metadata.
-        types: Their types, as `Source.fields` has them.
+        types: Their types, as `Source.arrow_fields` has them.
         key: A text that changes when any value of these columns does.
     """
 
@@ -184,7 +185,7 @@ class _Rows(NamedTuple):
     numbers: NDArray[np.int64]
     files: list[Written]
     columns: list[str]
-    types: Mapping[str, str]
+    types: Mapping[str, Any]
     key: str
 
 
@@ -208,7 +209,9 @@ def _read_rows(manifest: Manifest, choice: _Choice) -> _Rows:
     lists = [
         KeyList(some) if not isinstance(some, KeyList | None) else some for some in (choice.exclude, choice.include)
     ]
-    columns = [name for name in files.schema.names if name not in _NO_FIELDS]
+    # the data set itself has the fields of the metadata, of which columns hold copies
+    copies = {*files.fields.types, *files.fields.read, *([METADATA] if files.fields.rest else [])}
+    columns = [name for name in files.schema.names if name not in _NO_FIELDS and name not in copies]
     key = fingerprint("rows", [columns, *((file.name, file.size, file.blake2b) for file in written)])
     most = sum(part.counts[status] for part in parts for status in _statuses_of(choice))
     # (M,) of the samples chosen so far, in one piece of memory from the beginning
@@ -219,9 +222,8 @@ def _read_rows(manifest: Manifest, choice: _Choice) -> _Rows:
         indices[found : found + len(chosen)] = batch.column("index").to_numpy()[chosen]
         numbers.add(indices, found, chosen + at)
         at, found = at + len(batch), found + len(chosen)
-    return _Rows(
-        indices[:found], numbers.of(indices)[:found], written, columns, field_types(files.schema, columns), key
-    )
+    types = {name: files.schema.field(name).type for name in columns}
+    return _Rows(indices[:found], numbers.of(indices)[:found], written, columns, types, key)
 
 
 class _Numbered:

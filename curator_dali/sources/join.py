@@ -17,9 +17,10 @@ from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError, count
 from curator_dali.index import KeyIndex, hash_texts
 from curator_dali.io import AtomicFile, Table, fingerprint, is_remote, open_table
-from curator_dali.sources.base import KINDS, Source, quote, to_text
+from curator_dali.sources.base import KINDS, Source, quote
 from curator_dali.sources.open import reopen
-from curator_dali.sources.rows import HeldRows, MappedRows, RowSource, field_types, keep_file, to_slice
+from curator_dali.sources.rows import HeldRows, MappedRows, RowSource, keep_file, to_slice
+from curator_dali.sources.sidecars import to_text
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Join(RowSource):
             setattr(self, name, number)
         self._matches = matches
         self._check(opened, len(source), missing, repeated)
-        types = field_types(opened.schema, chosen)
+        types = {name: opened.schema.field(name).type for name in chosen}
         super().__init__(source, self._choose(matches, missing, repeated), rows, np.empty(0, np.int64), types)
         self._log_counts(opened, missing, repeated)
         self._choices = {"on": [field, key], "columns": chosen, "missing": missing, "repeated": repeated}

@@ -18,13 +18,14 @@ from curator_dali.sources.base import (
     KINDS,
     EncodedBatch,
     Source,
-    add_sidecars,
     make_batch,
+    merge_arrow_types,
     merge_schemas,
     order_ids,
     split_by_shard,
 )
 from curator_dali.sources.open import open_source, reopen
+from curator_dali.sources.sidecars import add_sidecars
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,6 +123,14 @@ class Mixture(Source):
         """Fields of all sources, where all have a schema."""
         schemas = [source.fields for source in self.sources.values()]
         return {"source": "string"} | merge_schemas(filter(None, schemas)) if None not in schemas else None
+
+    @property
+    def arrow_fields(self) -> Mapping[str, Any] | None:
+        """Fields of all sources, where all have a schema."""
+        import pyarrow as pa
+
+        schemas = [source.arrow_fields for source in self.sources.values()]
+        return None if None in schemas else merge_arrow_types([{"source": pa.string()}, *filter(None, schemas)])
 
     @property
     def locations(self) -> Sequence[str]:

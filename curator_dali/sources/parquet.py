@@ -40,14 +40,14 @@ from curator_dali.sources.base import (
     EncodedBatch,
     ShardRecord,
     Source,
+    kind_of_type,
     make_batch,
-    make_sidecars,
+    merge_arrow_types,
     merge_schemas,
     order_ids,
     sniff_extension,
     split_by_shard,
 )
-from curator_dali.sources.listing import common_folder
 from curator_dali.sources.parquet_columns import (
     ID_COLUMNS,
     decode_cell,
@@ -55,6 +55,7 @@ from curator_dali.sources.parquet_columns import (
     is_image_type,
     name_rows,
     read_names,
+    unique_stems,
 )
 from curator_dali.sources.row_groups import (
     NamedFiles,
@@ -65,6 +66,7 @@ from curator_dali.sources.row_groups import (
     read_named,
     read_row_group,
 )
+from curator_dali.sources.sidecars import make_sidecars
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -154,7 +156,20 @@ class ParquetSource(Source):
             }
             for schema, partition, classes in zip(schemas, self._partitions, self._classes, strict=True)
         )
-        self._stems = _unique_stems(self._urls)
+        self._arrow_fields: Mapping[str, Any] | None = merge_arrow_types(
+            [
+                {
+                    **_arrow_types_of(partition, classes),
+                    **{
+                        field.name: field.type
+                        for field in schema
+                        if field.name != self._column and not holds_binary(field.type)
+                    },
+                }
+                for schema, partition, classes in zip(schemas, self._partitions, self._classes, strict=True)
+            ]
+        )
+        self._stems = unique_stems(self._urls)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
         files = np.array([file for file, _ in self._groups], np.int64)
         self._file_starts = self._starts[np.searchsorted(files, np.arange(len(self._urls)))] if self._groups else files
@@ -172,6 +187,11 @@ class ParquetSource(Source):
     def fields(self) -> Mapping[str, str]:
         """The columns and partitions' fields that become metadata; types as `merge_types` has them for all files."""
         return self._fields
+
+    @property
+    def arrow_fields(self) -> Mapping[str, Any] | None:
+        """The columns and partitions' fields that become metadata, with types for all files."""
+        return self._arrow_fields
 
     @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
@@ -327,7 +347,7 @@ class ParquetSource(Source):
         return {**state, "_stats": [stat if is_remote(url) else stat[:1] for url, stat in stats]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update({"_arrow_fields": None, **state})  # an earlier version knew no types of Arrow
         self._start()
 
     def _start(self) -> None:
@@ -539,18 +559,6 @@ def _warn_of_binary(schemas: Sequence[Any], image_column: str, name: str) -> Non
         )
 
 
-def _unique_stems(urls: Sequence[str]) -> list[str]:
-    """Make the beginnings of ids: the files' stems or, if these repeat, their paths below the common folder."""
-    paths = [strip_query(url) for url in urls]
-    stems = [path.rpartition("/")[2].rpartition(".")[0] for path in paths]
-    if len(set(stems)) == len(stems):
-        return stems
-    root = common_folder(paths)
-    names = [path[len(root) :].lstrip("/") for path in paths]
-    stems = [name.rpartition(".")[0] for name in names]
-    return stems if len(set(stems)) == len(stems) else names
-
-
 def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
     """The `Stat` of an open file."""
     if not is_remote(url):
@@ -566,16 +574,17 @@ def _types_of(partition: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _arrow_types_of(partition: Mapping[str, Any], classes: ClassNames) -> dict[str, Any]:
+    """Arrow types of the fields that are in no column: those of a partition, and names of classes."""
+    import pyarrow as pa
+
+    kinds = {name: pa.int64() if isinstance(value, int) else pa.string() for name, value in partition.items()}
+    return {**{f"{column}_name": pa.string() for column in classes}, **kinds}
+
+
 def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
     """Columns of a schema besides the images, as `Source.fields` has them."""
     import pyarrow as pa
 
-    def kind(arrow: Any) -> str:
-        if pa.types.is_boolean(arrow):
-            return "bool"
-        if pa.types.is_integer(arrow):
-            return "float64" if pa.types.is_uint64(arrow) else "int64"
-        return "float64" if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) else "string"
-
     beside = [field for field in schema if field.name != image_column and not holds_binary(field.type)]
-    return {field.name: kind(field.type) for field in beside if not pa.types.is_null(field.type)}
+    return {field.name: kind_of_type(field.type) for field in beside if not pa.types.is_null(field.type)}

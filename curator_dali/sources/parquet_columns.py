@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io import IMAGE_EXTENSIONS, filesystem, is_remote, one_line, open_regular
+from curator_dali.io import IMAGE_EXTENSIONS, filesystem, is_remote, one_line, open_regular, strip_query
+from curator_dali.sources.listing import common_folder
 from curator_dali.sources.row_groups import is_binary
 
 if TYPE_CHECKING:
@@ -81,6 +82,18 @@ def name_rows(ids: Any, paths: Any, names: Sequence[str]) -> pa.LargeStringArray
     return pa.array(
         [name if text is None else text for text, name in zip(given, names, strict=True)], pa.large_string()
     )
+
+
+def unique_stems(urls: Sequence[str]) -> list[str]:
+    """Make the beginnings of ids: the files' stems or, if these repeat, their paths below the common folder."""
+    paths = [strip_query(url) for url in urls]
+    stems = [path.rpartition("/")[2].rpartition(".")[0] for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    root = common_folder(paths)
+    names = [path[len(root) :].lstrip("/") for path in paths]
+    stems = [name.rpartition(".")[0] for name in names]
+    return stems if len(set(stems)) == len(stems) else names
 
 
 def decode_cell(value: Any) -> str | None:

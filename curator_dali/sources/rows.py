@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.io import AtomicFile, cache_path, one_line
-from curator_dali.sources.base import EncodedBatch, Source, add_sidecars
-from curator_dali.sources.row_groups import holds_binary
+from curator_dali.sources.base import EncodedBatch, Source, kind_of_type
+from curator_dali.sources.sidecars import add_sidecars
 from curator_dali.sources.subset import Subset
 
 logger = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ class RowSource(Subset):
         chosen: Which samples; see `Subset`.
         rows: The rows.
         numbers: (len(self),) the number of each sample's row, -1 where a sample has none.
-        types: Types of the rows' columns, as `Source.fields` has them.
+        types: Types of the rows' columns, as `Source.arrow_fields` has them.
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class RowSource(Subset):
         chosen: slice | NDArray[Any],
         rows: MappedRows,
         numbers: NDArray[np.int64],
-        types: Mapping[str, str],
+        types: Mapping[str, Any],
     ) -> None:
         super().__init__(source, chosen)
         run = to_slice(numbers)
@@ -287,6 +287,13 @@ class RowSource(Subset):
     def fields(self) -> Mapping[str, str] | None:
         """The whole's and the columns', where the whole has a schema; a column goes over a field of its name."""
         known = self.source.fields
+        kinds = {name: kind_of_type(kind) for name, kind in self._types.items()}
+        return None if known is None else {**known, **kinds}
+
+    @property
+    def arrow_fields(self) -> Mapping[str, Any] | None:
+        """The whole's and the columns', where the whole has a schema."""
+        known = self.source.arrow_fields
         return None if known is None else {**known, **self._types}
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
@@ -333,19 +340,3 @@ def _with_metadata(item: ImageObject, metadata: Callable[[], dict[str, Any]]) ->
     new = object.__new__(type(item))
     new.__dict__ = {**item.__dict__, "_metadata": metadata}
     return new
-
-
-def field_types(schema: Any, columns: Iterable[str]) -> dict[str, str]:
-    """Types of columns of a `pyarrow.Schema`, as `Source.fields` has them; none of bytes and of nothing but null."""
-    import pyarrow as pa
-    import pyarrow.types as kinds
-
-    def kind(arrow: pa.DataType) -> str:
-        if kinds.is_boolean(arrow):
-            return "bool"
-        if kinds.is_integer(arrow):
-            return "float64" if kinds.is_uint64(arrow) else "int64"
-        return "float64" if kinds.is_floating(arrow) or kinds.is_decimal(arrow) else "string"
-
-    found = [schema.field(name) for name in columns]
-    return {f.name: kind(f.type) for f in found if not (kinds.is_null(f.type) or holds_binary(f.type))}

@@ -31,6 +31,11 @@ class DerivedSource(Source):
         """The whole's."""
         return self.source.class_lists
 
+    @property
+    def arrow_fields(self) -> Mapping[str, Any] | None:
+        """The whole's."""
+        return self.source.arrow_fields
+
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples."""
         return self.source.headers(self._whole(indices))

@@ -35,9 +35,9 @@ from curator_dali.sources.base import (
     Source,
     make_batch,
     order_ids,
-    parse_metadata,
     split_by_shard,
 )
+from curator_dali.sources.sidecars import parse_metadata
 from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, TarIndex
 from curator_dali.sources.tar_shards import Shard, Shards
 

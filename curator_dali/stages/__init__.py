@@ -5,7 +5,9 @@ from __future__ import annotations
 from curator_dali.stages.base import GlobalSelector, Reason, ScoredRows, Selector, Stage, Workers
 from curator_dali.stages.deduplicate import Deduplicate, embeddings_of
 from curator_dali.stages.embed import NSFW, Aesthetic, CLIPScore, Embed, ZeroShotTags
+from curator_dali.stages.file_info import FileInfo
 from curator_dali.stages.filter import Filter
+from curator_dali.stages.lists import Exclude, Include
 from curator_dali.stages.plan import Plan, check_type, make_plan, written
 from curator_dali.stages.quality import Quality
 
@@ -16,8 +18,11 @@ __all__ = [
     "CLIPScore",
     "Deduplicate",
     "Embed",
+    "Exclude",
+    "FileInfo",
     "Filter",
     "GlobalSelector",
+    "Include",
     "Plan",
     "Quality",
     "Reason",
@@ -37,6 +42,19 @@ Scored = ScoredRows
 """The earlier name of `ScoredRows`."""
 
 STAGES: dict[str, type[Stage]] = {
-    kind.__name__: kind for kind in (Embed, Aesthetic, NSFW, CLIPScore, ZeroShotTags, Quality, Filter, Deduplicate)
+    kind.__name__: kind
+    for kind in (
+        Embed,
+        Aesthetic,
+        NSFW,
+        CLIPScore,
+        ZeroShotTags,
+        Quality,
+        FileInfo,
+        Filter,
+        Exclude,
+        Include,
+        Deduplicate,
+    )
 }
 """Name -> kind of stage, as configuration files have them."""

@@ -157,6 +157,14 @@ class Stage(ABC):
 class Selector(Stage):
     """A stage that decides, batch by batch, which images stay, and changes nothing else."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields that `judge` looks at, to decide from a stored output alone.
+
+        By default what the stage reads, and "views" if it looks at any, which no output stores.
+        """
+        return (*sorted(self.reads), *(["views"] if self.views else []))
+
     @abstractmethod
     def judge(self, batch: ImageBatch) -> NDArray[np.object_]:
         """(N,) objects: None for an image that stays, else the reason in one line, as a `Reason` or any `str`."""

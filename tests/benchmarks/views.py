@@ -3,7 +3,8 @@
     python -m tests.benchmarks.views [--rows 1000000] [--images 20000] [--rounds 7] [--work DIR]
 
 Opening is measured in a process of its own, without the time and memory of the source's own opening and of importing
-Arrow. Loading is 64 x 64 images in random order through `ImageLoader`, in turn in one process.
+Arrow. Loading is 64 x 64 images in random order through `ImageLoader`, in turn in one process: seconds, and seconds of
+CPU on all threads, which other processes of the machine change less.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def measure_opening(kind: str, work: str, count: int) -> dict[str, float]:
 
 
 def measure_loading(shards: list[str], work: Path, rounds: int) -> Iterator[tuple[str, list[float]]]:
-    """Yield what is compared, and its rate over that of the plain source in every round."""
+    """Yield what is compared, and its speed over that of the plain source in every round."""
     plain = cd.open_source(shards)
     write_output(work / "loaded", plain)
     write_table(work / "loaded.parquet", len(plain))
@@ -131,23 +132,25 @@ def measure_loading(shards: list[str], work: Path, rounds: int) -> Iterator[tupl
         "plain again": plain,
     }
     loaders = {name: cd.ImageLoader(some, batch_size=64, shuffle=1, device="cpu") for name, some in sources.items()}
-    rates: dict[str, list[float]] = {name: [] for name in sources}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
     for turn in range(-1, rounds):
         names = list(sources)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             loader = loaders[name]
             loader.set_epoch(turn + 1)
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             for batch in loader:
                 if "metadata" in name:
                     for item in batch.data:
                         assert item.metadata
             if turn >= 0:
-                rates[name].append(len(plain) / (time.perf_counter() - began))
-    for name in rates:
+                spent[name].append((time.perf_counter() - began, time.process_time() - used))
+    for name in spent:
         base = "plain, metadata read" if "metadata" in name else "plain"
-        yield name, [a / b for a, b in zip(rates[name], rates[base], strict=True)]
-    yield "images/s of the plain source", rates["plain"]
+        for place, unit in enumerate(("by the clock", "by CPU")):
+            yield f"{name}, {unit}", [b[place] / a[place] for a, b in zip(spent[name], spent[base], strict=True)]
+    for place, unit in enumerate(("of time", "of CPU")):
+        yield f"us {unit} an image of the plain source", [1e6 * some[place] / len(plain) for some in spent["plain"]]
 
 
 def main() -> None:

@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from curator_dali.cli import main
+from curator_dali.outputs import Manifest
+from tests import helpers
 from tests.curation.helpers import content, read_rows
 
 CPU = ["--device", "cpu"]
@@ -75,6 +78,26 @@ def test_a_file_with_flags_over_it(shards: list[Path], tmp_path: Path, capsys: p
     assert (two["parts"], two["dropped"].keys()) == (4, {"Filter(width)"})
     assert "sharpness" in read_rows(tmp_path / "two")[0]
     assert not [name for name in content(tmp_path / "two") if name.endswith(".tar")]
+
+
+def test_lists_and_facts(shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_json(capsys, shards[0], tmp_path / "all", "--info", "sha256, format")
+    rows = read_rows(tmp_path / "all")
+    (tmp_path / "ids.txt").write_text(f"{rows[3]['image_id']}\n")
+    (tmp_path / "taken=down.csv").write_text(f"n,sha256\n1,{rows[5]['sha256']}\n")
+    (tmp_path / "near.txt").write_text("0123456789abcdef\n")
+    flags = ["--exclude", tmp_path / "ids.txt", "--exclude", f"sha256={tmp_path / 'taken=down.csv'}"]
+    report = run_json(capsys, shards[0], tmp_path / "few", *flags, "--exclude", f"phash:2={tmp_path / 'near.txt'}")
+    assert report["dropped"] == {
+        "Exclude(image_id)": {"image_id is in ids.txt": 1},
+        "Exclude(sha256)": {"sha256 is in taken=down.csv": 1},
+    }
+    assert main(["rethreshold", str(tmp_path / "all"), str(tmp_path / "new"), *map(str, flags), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == report["dropped"]
+    report = run_json(capsys, shards[0], tmp_path / "one", "--include", tmp_path / "ids.txt")
+    assert report["kept"] == 1
+    assert main(["curate", str(shards[0]), str(tmp_path / "bad"), "--exclude", "phash:x=list.txt", *CPU]) == 2
+    assert "'x' is no number of bits; write it as phash:4=list.txt" in capsys.readouterr().err
 
 
 def test_limit_takes_the_first_samples(shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,3 +173,26 @@ def test_sizes() -> None:
 
     texts = {"1GB": 10**9, "64 MB": 64 * 10**6, "500": 500, "1.5k": 1500, "2MiB": 2 * 2**20}
     assert {text: size_in_bytes(text) for text in texts} == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("all", True), ("photo,number", ["number", "photo"]), ("number=int64", {"number": "int64"})],
+)
+def test_fields_of_the_metadata_are_columns(text: str, meant: Any, tmp_path: Path) -> None:
+    samples = helpers.photo_samples(helpers.load_photos(), 3)
+    helpers.write_shards(tmp_path / "in", samples, 3)
+    out = tmp_path / "out"
+    main(["curate", str(tmp_path / "in"), str(out), "--device", "cpu", "--no-tars", "--metadata", text])
+    assert Manifest.load(str(out)).run["settings"]["metadata"] == meant
+    table = pq.read_table(next(out.glob("*.parquet")))
+    assert table["number"].to_pylist() == [0, 1, 2]
+    assert ("photo" in table.column_names) == (text != "number=int64")
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["", "a,", "a=float64,b", "=string"])
+def test_fields_that_are_none(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["curate", str(tmp_path), str(tmp_path / "out"), "--metadata", text])
+    assert "are no fields; write all, caption,label or score=float64" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_every_argument_of_curate_is_allowed() -> None:
     assert defaults == {name: (arguments[name].annotation, arguments[name].default) for name in defaults}
     flags = argparse.ArgumentParser()
     add_arguments(flags)
-    without_flag = {"prefetch", "max_pixels", "metadata"}
+    without_flag = {"prefetch", "max_pixels"}
     assert {*defaults} - {action.dest for action in flags._actions} == without_flag
     assert set(STAGES) >= {"Embed", "Aesthetic", "NSFW", "CLIPScore", "ZeroShotTags", "Quality", "Filter"}
 

@@ -344,7 +344,7 @@ def test_what_the_whole_knows_is_forwarded(tars: Source, tmp_path: Path) -> None
     pq.write_table(pa.table({"jpg": [IMAGE], "key": ["a"], "n": [1.5]}), tmp_path / "data.parquet")
     parquet = cd.open_source(tmp_path / "data.parquet")
     added = pa.table({"key": ["a"], "n": ["text"], "flag": [True], "raw": [b"a"]})
-    assert parquet.join(added, on="key").fields == {"key": "string", "n": "string", "flag": "bool"}
+    assert parquet.join(added, on="key").fields == {"key": "string", "n": "string", "flag": "bool", "raw": "string"}
 
 
 def test_labels_of_a_table_have_no_class_names(tmp_path: Path) -> None:

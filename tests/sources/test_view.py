@@ -165,7 +165,7 @@ def test_a_list_in_a_file(out: Path, tmp_path: Path) -> None:
         ({"equals": {"width": "wide"}}, "equals.'width'. is 'wide', and its values are int32"),
         ({"where": {"width": 3}}, "where.'width'. is 3; give a function"),
         ({"where": {"width": lambda values: values[:1]}}, "where.'width'. gave int"),
-        ({"min": 3}, "^min is 3; allowed: a mapping from column to number"),
+        ({"min": 3}, "^min is 3; allowed: numbers by column"),
         ({"status": "failed"}, '^status is \'failed\'; allowed: "kept", "dropped", None'),
         ({"exclude": "nowhere.txt"}, "nowhere.txt"),
     ],
