@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,17 @@ from numpy.typing import NDArray
 
 from curator_dali.arrays import missing, objects
 from curator_dali.batch import ImageBatch, ImageObject
+from curator_dali.curation.config import Settings
 from curator_dali.curation.rows import Account, Output, Rows, add_misfits, write_rows
-from curator_dali.curation.worker import Finished, Progress
-from curator_dali.errors import StageError
+from curator_dali.curation.worker import Finished, Progress, encode_rows, make_encoder
+from curator_dali.curation.write import Encoder
+from curator_dali.errors import StageError, kind_of_failure
 from curator_dali.io import join
-from curator_dali.outputs import DECIDED, EMBEDDING, Manifest, RowFiles, RowSubset, part_name, to_numpy
+from curator_dali.loader import ImageLoader
+from curator_dali.outputs import DECIDED, DECODE, EMBEDDING, Manifest, RowFiles, RowSubset, part_name, to_numpy
 from curator_dali.report import find_kinds
 from curator_dali.sampling import Range
-from curator_dali.sources import Source
+from curator_dali.sources import Source, Subset
 from curator_dali.stages import GlobalSelector, Plan, Selector, Workers
 from curator_dali.threads import ignore, run_ahead
 
@@ -166,8 +171,11 @@ def write_decided(
     parts: Sequence[Range],
     finished: Finished = ignore,
     progress: Progress = ignore,
+    device: str = "cpu",
 ) -> None:
-    """Write parts of a scored output as it was decided, with the original bytes of what is kept; nothing is decoded.
+    """Write parts of a scored output as it was decided, with the bytes of what is kept.
+
+    Images are decoded only where the settings say how to encode them.
 
     Args:
         source: Where the bytes are; None where no tars are written.
@@ -178,30 +186,32 @@ def write_decided(
         parts: Which of the scored parts to write.
         finished: See `Finished`.
         progress: See `Progress`.
+        device: Where images are decoded.
 
     Raises:
         SourceError: The bytes of a sample that is kept can no longer be read.
     """
     scoring = {(part.start, part.stop): part.info for part in scored.parts()}
-    for part in parts:
-        rows = _read_rows(scored.folder, part, plan, scoring[part])
-        _apply_decisions(rows, decisions, part, plan)
-        if not output.schema.embedding_dim:
-            rows.embeddings = rows.embedded = None
-        account = Account()
-        if not decisions.anew:  # the part's record sums up both phases
-            account.seconds.update(scoring[part]["seconds"])
-            add_misfits(account.misfits, scoring[part].get("misfits", {}))
-        for label, spent in decisions.take_seconds().items():
-            account.seconds[label] = account.seconds.get(label, 0.0) + spent
-        with output.open(part) as writer:
-            began = time.perf_counter()
-            for chunk in _with_bytes(source, rows, output.settings.tars):
-                write_rows(writer, chunk)
-                account.add(chunk, time.perf_counter() - began)
-                progress(len(chunk))
+    with _open_reader(source, output.settings, device) as read:
+        for part in parts:
+            rows = _read_rows(scored.folder, part, plan, scoring[part])
+            _apply_decisions(rows, decisions, part, plan)
+            if not output.schema.embedding_dim:
+                rows.embeddings = rows.embedded = None
+            account = Account()
+            if not decisions.anew:  # the part's record sums up both phases
+                account.seconds.update(scoring[part]["seconds"])
+                add_misfits(account.misfits, scoring[part].get("misfits", {}))
+            for label, spent in decisions.take_seconds().items():
+                account.seconds[label] = account.seconds.get(label, 0.0) + spent
+            with output.open(part) as writer:
                 began = time.perf_counter()
-            finished(writer.commit(account.info()))
+                for piece in read(rows):
+                    write_rows(writer, piece)
+                    account.add(piece, time.perf_counter() - began)
+                    progress(len(piece))
+                    began = time.perf_counter()
+                finished(writer.commit(account.info()))
 
 
 def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) -> Rows:
@@ -242,7 +252,66 @@ def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) 
         rows.decide(at, "dropped", plan.labels[number], reasons, [stage.kind(reason) for reason in reasons])
 
 
-def _with_bytes(source: Source | None, rows: Rows, tars: bool) -> Iterator[Rows]:
+@contextmanager
+def _open_reader(source: Source | None, settings: Settings, device: str) -> Iterator[Callable[[Rows], Iterator[Rows]]]:
+    """Have a function that yields pieces of a part's rows, with the bytes that are to be written of what is kept."""
+    encoding = settings.encoding
+    if encoding is None or source is None:
+        yield partial(_with_bytes, source, settings.tars)
+        return
+    loader = ImageLoader(
+        source,
+        batch_size=settings.batch_size,
+        device=device,
+        transforms=None,
+        views=(encoding.view,),
+        num_threads=settings.num_threads,
+        keep_encoded=True,
+        max_pixels=settings.max_pixels,
+    )
+    loader.max_errors = 0  # the rows have them
+    with loader, closing(make_encoder(settings, device)) as encoder:
+        yield lambda rows: _delay(_with_encoded(loader, encoder, settings, rows))
+
+
+def _with_encoded(loader: ImageLoader, encoder: Encoder, settings: Settings, rows: Rows) -> Iterator[Rows]:
+    """Pieces of rows, whose kept images are decoded once more and are being encoded."""
+    assert settings.encoding is not None
+    for name, kind in settings.add_written({}).items():
+        rows.columns.setdefault(name, missing(len(rows), kind))
+    kept = np.flatnonzero(rows.columns["status"] == "kept")
+    chosen = Subset(loader.source, rows.columns["index"][kept])
+    begin = 0
+    # a sample that cannot be read now must not count as a bad image for good
+    with closing(loader.over([(0, len(kept))] if len(kept) else [], chosen, refuse_unread=True)) as steps:
+        for decoded, batch in steps:
+            at = kept[decoded.encoded.indices] - begin  # (n,) rows of this piece
+            piece = rows[begin : begin + at[-1] + 1]
+            for row, reason in decoded.errors.items():
+                piece.decide([at[row]], "failed", DECODE, [reason], [kind_of_failure(reason)])
+            if batch is not None:
+                piece.keep(at[decoded.rows], batch.encoded)
+                encode_rows(
+                    encoder, piece, at[decoded.rows], decoded, decoded.rows, batch.views[settings.encoding.view]
+                )
+            begin += len(piece)
+            yield piece
+    if begin < len(rows):
+        yield rows[begin:]
+
+
+def _delay(pieces: Iterator[Rows]) -> Iterator[Rows]:
+    """Yield each piece once the next one is under way, so that images are decoded while others are written."""
+    before = None
+    for piece in pieces:
+        if before is not None:
+            yield before
+        before = piece
+    if before is not None:
+        yield before
+
+
+def _with_bytes(source: Source | None, tars: bool, rows: Rows) -> Iterator[Rows]:
     """Pieces of rows, with the bytes of what is kept; several are read at once where the source is far."""
 
     def read(piece: Rows) -> Rows:

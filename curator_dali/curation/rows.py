@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from numbers import Real
@@ -18,6 +19,7 @@ from curator_dali import arrays
 from curator_dali.arrays import missing, objects
 from curator_dali.batch import ImageBatch
 from curator_dali.curation.config import Settings
+from curator_dali.curation.write import STAGE, WrittenSample
 from curator_dali.decoding import Codec, Decoded, upright_sizes
 from curator_dali.errors import OutputError, StageError, kind_of_failure
 from curator_dali.io import join, printable
@@ -47,6 +49,7 @@ class Rows:
         embeddings: None or (N, D) on the host; only the rows of `embedded` count.
         embedded: (N,) which rows have an embedding.
         members: None or a sample's members' original bytes, None for a sample that is not kept.
+        encoding: None or, of each kept sample, its row and what is written instead of the original bytes.
         seconds: Stage -> seconds that it took.
         misfits: Values of the metadata that do not fit their columns.
     """
@@ -54,7 +57,8 @@ class Rows:
     columns: dict[str, NDArray[Any]]
     embeddings: NDArray[Any] | None = None
     embedded: NDArray[np.bool_] | None = None
-    members: list[Mapping[str, memoryview] | None] | None = None
+    members: list[Mapping[str, Any] | None] | None = None
+    encoding: list[tuple[int, Future[WrittenSample]]] | None = None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     misfits: Misfits = field(default_factory=dict)
 
@@ -135,6 +139,21 @@ class Rows:
             self.members = [None] * len(self)
             for row, found in zip(at.tolist(), members, strict=True):
                 self.members[row] = found
+
+    def take_encoded(self) -> None:
+        """Wait for the images that are encoded, and let the rows say what is written; some turn out to be dropped."""
+        encoding, self.encoding = self.encoding or [], None
+        for row, future in encoding:
+            sample = future.result()
+            assert self.members is not None
+            if sample.problem is not None:
+                self.decide([row], "dropped", STAGE, [sample.problem], [sample.problem.kind])
+                self.members[row] = None
+                continue
+            self.members[row] = sample.members
+            for name, value in sample.columns.items():
+                if self.columns[name][row] is None:  # else a stage or an earlier run knows it
+                    self.columns[name][row] = value
 
 
 def field_types(source: Source, stages: Sequence[Stage]) -> dict[str, str]:
@@ -418,6 +437,7 @@ class Writing:
 
 def write_rows(writer: PartWriter, rows: Rows) -> None:
     """Write rows, and the samples of those that are kept."""
+    rows.take_encoded()
     kept = np.flatnonzero(rows.columns["status"] == "kept").tolist()
     curation: list[dict[str, Any] | None] | None = None
     if rows.members is not None:

@@ -15,8 +15,10 @@ from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.arrays import resolve_device
 from curator_dali.curation.config import SCORED, FieldTypes, Settings, check_out
 from curator_dali.curation.decide import WORK_FOLDER, decide, write_decided
+from curator_dali.curation.encoding import WRITTEN
 from curator_dali.curation.rows import LOOKED_AT, Output, field_types, open_output
 from curator_dali.curation.worker import Executor, LocalExecutor, Progress, Worker
+from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import join, store
@@ -65,6 +67,11 @@ class Curation:
         try:
             check_out(self.out, self.source)
             self.plan, self._types = _plan(stages, self.source, self._settings.metadata or {})
+            if self._settings.encoding is not None and (taken := WRITTEN.keys() & self.plan.columns.keys()):
+                raise StageError(
+                    f"write= makes the column {min(taken)!r}, which a stage makes too, or reads of the metadata: leave "
+                    "one of them out"
+                )
             self.plan.setup(self.device)
             self._dim = next((stage.dim for stage in reversed(stages) if "embeddings" in stage.writes), 0)
             if self._settings.embeddings and not self._dim:
@@ -171,8 +178,10 @@ class Curation:
     def _output(self, manifest: Manifest, scored: bool = False) -> Output:
         """What is written into a folder: what was asked for, or, of what is scored only, what decides."""
         dim = self._dim if self._settings.stored or scored else 0
-        schema = RowSchema(self.plan.made, embedding_dim=dim, embedding_dtype=self._settings.stored or "float32")
-        return open_output(manifest, schema, replace(self._settings, tars=False) if scored else self._settings)
+        settings = replace(self._settings, tars=False, write=None) if scored else self._settings
+        columns = settings.add_written(self.plan.made)
+        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=self._settings.stored or "float32")
+        return open_output(manifest, schema, settings)
 
     def _worker(self, output: Output) -> Worker:
         return Worker(self.source, self.plan, self._types, output, self.device)
@@ -195,7 +204,7 @@ class Curation:
             with self._executor.workers(join(manifest.folder, WORK_FOLDER)) as workers:
                 decisions = decide(RowFiles(scored.folder), self.plan, workers, anew=False)
             output = self._output(manifest)
-            write_decided(self.source, scored, self.plan, decisions, output, parts, _finished, progress)
+            write_decided(self.source, scored, self.plan, decisions, output, parts, _finished, progress, self.device)
         store.remove_folder(folder)
 
 
@@ -219,6 +228,7 @@ def curate(
     max_error_rate: Share | None = None,
     metadata: FieldTypes | None = None,
     html: bool = True,
+    write: Write | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Report:
     """Take a data set through stages, and write what is kept, and what is known of every sample.
@@ -251,6 +261,8 @@ def curate(
             the type that a Parquet schema or at most 256 samples tell, numbers of samples always "float64". A value
             of another type counts as missing, and a warning at the end says how many there are.
         html: Whether to leave `report.html`, with pictures.
+        write: How to write the images that are kept: scaled, encoded, for Hugging Face. None writes their original
+            bytes into tars.
         progress: Called with the number of samples done since the last call.
 
     Raises:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, merge_types, to_text
+from curator_dali.sources.base import (
+    HEADER_DTYPE,
+    EncodedBatch,
+    Source,
+    image_extension,
+    image_member,
+    merge_types,
+    to_text,
+)
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
@@ -25,6 +33,7 @@ __all__ = [
     "TarSource",
     "Without",
     "expand_braces",
+    "image_extension",
     "image_member",
     "merge_types",
     "open_source",
