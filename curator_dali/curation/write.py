@@ -26,7 +26,7 @@ from curator_dali.decoding import Codec
 from curator_dali.io import one_line
 from curator_dali.sources import image_extension
 from curator_dali.stages import Reason, View
-from curator_dali.transforms import Resize
+from curator_dali.transforms import ResizeSide
 
 STAGE = "write"
 """The `stage` of samples that are dropped because they cannot be written."""
@@ -98,7 +98,7 @@ class Write:
     @property
     def view(self) -> View:
         """The transforms from a decoded image to what is encoded."""
-        return () if self.resize is None else (Resize(self.resize, side=self.side, enlarge=self.enlarge),)
+        return () if self.resize is None else (ResizeSide(self.resize, side=self.side, enlarge=self.enlarge),)
 
     @property
     def columns(self) -> dict[str, str]:

@@ -7,13 +7,13 @@ image shrinks, only the outermost two rows of what comes out differ: they alone 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.arguments import Level, Probability, Size, checked
+from curator_dali.arguments import Level, Limits, Probability, Size, checked
 from curator_dali.sampling import Buckets
 from curator_dali.transforms.base import (
     ATTEMPTS,
@@ -50,28 +50,10 @@ class Resize(Transform):
         size: A number makes the shorter side so long and keeps the aspect ratio; the longer side is rounded down,
             as torchvision and transformers do. (height, width) sets both.
         interpolation: "cubic" (default), "linear", "nearest" or "lanczos".
-        side: The side that a number sets: "shortest" or "longest". The other side is rounded down, to at least 1.
-        enlarge: Whether a number enlarges images that are smaller. False leaves these as they are, bit for bit.
-
-    Raises:
-        ValueError: `side` or `enlarge` is given with a (height, width).
     """
 
     size: Size
     interpolation: Interpolation = "cubic"
-    side: Literal["shortest", "longest"] = field(default="shortest", kw_only=True)
-    enlarge: bool = field(default=True, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.size, int) and (self.side != "shortest" or not self.enlarge):
-            raise ValueError(
-                f"Resize.size is {self.size}, which sets both sides; side= and enlarge= are for a size of one number"
-            )
-
-    def __repr__(self) -> str:  # outputs record it, so that what has the defaults is spelt as before there were any
-        side = "" if self.side == "shortest" else f", side={self.side!r}"
-        enlarge = "" if self.enlarge else ", enlarge=False"
-        return f"Resize(size={self.size!r}, interpolation={self.interpolation!r}{side}{enlarge})"
 
     def lower(self, images: Any) -> Any:  # noqa: D102
         return _lower_resize(images, *self._lower_size(images), self.interpolation)
@@ -123,25 +105,55 @@ class Resize(Transform):
             return self.size
         shape = images.shape(dtype=types.INT64)
         height, width = shape[0], shape[1]
-        if self.side == "shortest":
-            before = math.min(height, width)
-            after = self.size if self.enlarge else math.min(before, self.size)
-            return after * height // before, after * width // before
-        before = math.max(height, width)
+        shorter = math.min(height, width)
+        return self.size * height // shorter, self.size * width // shorter
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
+        if isinstance(self.size, int):
+            return size and (self.size * size[0] // min(size), self.size * size[1] // min(size))
+        return self.size
+
+    def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: D102
+        if isinstance(self.size, int):
+            shorter: NDArray[np.int64] = sizes.min(axis=1, keepdims=True)
+            return self.size * sizes // shorter
+        return super().output_sizes(sizes)
+
+
+@checked
+@dataclass(frozen=True)
+class ResizeSide(Resize):
+    """Scale so that the shortest or the longest side has a length, as `Resize` does; small images may stay as they are.
+
+        transforms.ResizeSide(512, side="longest")  # 1024 x 768 becomes 512 x 384, and 300 x 200 stays
+
+    Args:
+        size: Pixels of the side. The other one is rounded down, to at least 1.
+        interpolation: "cubic" (default), "linear", "nearest" or "lanczos".
+        side: "shortest" or "longest".
+        enlarge: Whether smaller images are enlarged. False leaves these as they are, bit for bit.
+    """
+
+    size: Annotated[int, Limits("one positive number of pixels (int)", 1)]
+    side: Literal["shortest", "longest"] = "shortest"
+    enlarge: bool = False
+
+    def _lower_size(self, images: Any) -> tuple[Any, Any]:
+        from nvidia.dali import math, types
+
+        shape = images.shape(dtype=types.INT64)
+        height, width = shape[0], shape[1]
+        before = (math.min if self.side == "shortest" else math.max)(height, width)
         after = self.size if self.enlarge else math.min(before, self.size)
         return math.max(after * height // before, 1), math.max(after * width // before, 1)
 
     def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
-        if not isinstance(self.size, int):
-            return self.size
         if size is None:
             return None
         ((height, width),) = self.output_sizes(np.array([size], np.int64)).tolist()
         return height, width
 
     def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: D102
-        if not isinstance(self.size, int):
-            return super().output_sizes(sizes)
         # before, after: (N, 1), the length of the side that is set
         before: NDArray[np.int64] = (sizes.min if self.side == "shortest" else sizes.max)(axis=1, keepdims=True)
         after = self.size if self.enlarge else np.minimum(before, self.size)

@@ -81,7 +81,7 @@ def test_images_are_scaled_and_encoded_from_the_decoded_pixels(
     write = cd.Write(resize=128, side=side, format=format, quality=88)
     rows, members = curated(MemorySource(given), tmp_path / "out", write)
     name = {"jpeg": "jpg"}.get(format, format)
-    small = transforms.apply(pixels, transforms.Resize(128, side=side, enlarge=False))
+    small = transforms.apply(pixels, transforms.ResizeSide(128, side=side))
     options = {"compress_level": 6} if format == "png" else {"quality": 88}
     for number, (row, found, scaled) in enumerate(zip(rows, members, small, strict=True)):
         kept = format == "png" and scaled.shape == pixels[number].shape
