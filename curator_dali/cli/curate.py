@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     output = parser.add_argument_group("output")
     common.add_output(output, embeddings="store them")
+    output.add_argument(
+        "--metadata", type=_fields, metavar="FIELDS",
+        help="fields of the metadata that are columns: all, or names as caption,label; NAME=TYPE says a type",
+    )  # fmt: skip
     output.add_argument("--part-size", type=common.positive, metavar="N", help="samples done as a whole (default 8192)")
 
     running = parser.add_argument_group("running")
@@ -50,6 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_executor(running)
     running.add_argument("--limit", type=common.positive, metavar="N", help="only the first N samples")
     running.add_argument("--max-error-rate", type=float, metavar="X", help="end if this share (0 to 1) is broken")
+
+
+def _fields(text: str) -> Any:
+    """The argument `metadata` of `curate`, for argparse: all; names; or names with types."""
+    if text == "all":
+        return True
+    pairs = [item.partition("=") for item in text.split(",")]
+    if not all(name for name, _, _ in pairs) or len({equals for _, equals, _ in pairs}) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} are no fields; write all, caption,label or score=float64")
+    return {name: kind for name, _, kind in pairs} if pairs[0][1] else [name for name, _, _ in pairs]
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from curator_dali.curation.config import Settings, check_file, read_config
-from curator_dali.curation.rows import add_columns
+from curator_dali.curation.fields import add_columns, read_fields
 from curator_dali.curation.run import Curation, curate
 from curator_dali.curation.thresholds import rethreshold, stages_of
 from curator_dali.curation.worker import DECODE_CHECK_VIEW
@@ -25,6 +25,7 @@ __all__ = [
     "curate",
     "find_killers",
     "read_config",
+    "read_fields",
     "rethreshold",
     "stages_of",
 ]

@@ -41,7 +41,10 @@ from curator_dali.stages import STAGES, Stage
 FIELD_TYPES = ("bool", "int64", "float64", "string")
 """Types of the columns that fields of the metadata become."""
 
-FieldTypes = Annotated[Mapping[str, str], Limits("fields with their types, as {'score': 'float64'}")]
+Fields = Annotated[
+    bool | Sequence[str] | Mapping[str, str],
+    Limits("fields to keep: True (all), names, as ['caption'], or names with types, as {'score': 'float64'}"),
+]
 
 _Place = tuple[str, ...]
 """The protocol ("" on this machine) and the names from the root down to a file or folder, links followed."""
@@ -81,7 +84,7 @@ class Settings:
     prefetch: Count = 2
     max_pixels: Count = MAX_PIXELS
     max_error_rate: Share | None = None
-    metadata: FieldTypes | None = None
+    metadata: Fields | None = None
     html: bool = True
     write: Write | None = None
 
@@ -92,9 +95,22 @@ class Settings:
             )
         if self.write == Write():  # as without
             object.__setattr__(self, "write", None)
-        for name, kind in (self.metadata or {}).items():
+        for name, kind in self.field_types.items():
             if kind not in FIELD_TYPES:
                 raise ValueError(f"metadata[{name!r}] is {kind!r}; allowed: {', '.join(FIELD_TYPES)}")
+        for name in () if isinstance(self.metadata, (bool, type(None))) else self.metadata:
+            if not isinstance(name, str):
+                raise ValueError(f"metadata names {name!r}; allowed: names of fields, which are texts")
+
+    @property
+    def field_types(self) -> Mapping[str, str]:
+        """Types that are given for fields of the metadata."""
+        return self.metadata if isinstance(self.metadata, Mapping) else {}
+
+    @property
+    def field_names(self) -> frozenset[str] | None:
+        """The fields of the metadata that are kept as columns; None for all."""
+        return None if self.metadata is True else frozenset(self.metadata or ())
 
     @property
     def stored(self) -> Literal["float32", "float16"] | None:
@@ -120,9 +136,14 @@ class Settings:
             "max_bytes": self.shard_bytes,
             "embeddings": self.stored,
             "max_pixels": self.max_pixels,
-            **({"metadata": dict(self.metadata)} if self.metadata else {}),
+            **({"metadata": _record_fields(self.metadata)} if self.metadata else {}),
             **({"write": self.write.recorded} if self.write is not None else {}),
         }
+
+
+def _record_fields(fields: bool | Sequence[str] | Mapping[str, str]) -> Any:
+    """The fields that are kept, in JSON's types; in what order they were named does not matter."""
+    return fields if fields is True else dict(fields) if isinstance(fields, Mapping) else sorted(set(fields))  # type: ignore[arg-type]
 
 
 def check_out(

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from curator_dali.arrays import missing, objects
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.curation.config import Settings
-from curator_dali.curation.rows import Account, Output, Rows, add_misfits, write_rows
+from curator_dali.curation.fields import add_misfits, to_column
+from curator_dali.curation.rows import Account, Output, Rows, write_rows
 from curator_dali.curation.worker import Finished, Progress, encode_rows, make_encoder
 from curator_dali.curation.write import Encoder
 from curator_dali.errors import StageError, kind_of_failure
@@ -26,7 +27,7 @@ from curator_dali.loader import ImageLoader
 from curator_dali.outputs import DECIDED, DECODE, EMBEDDING, Manifest, RowFiles, RowSubset, part_name, to_numpy
 from curator_dali.report import find_kinds
 from curator_dali.sampling import Range
-from curator_dali.sources import Source, Subset
+from curator_dali.sources import Source, Subset, kind_of_type
 from curator_dali.stages import GlobalSelector, Plan, Selector, Workers
 from curator_dali.threads import ignore, run_ahead
 
@@ -129,6 +130,8 @@ def _judge(files: RowFiles, selector: Selector, rows: NDArray[np.int64]) -> NDAr
     """Reasons of a selector, which is given batches without pixels."""
     names = sorted({*selector.reads, "image_id", "image_path", "index"} - {"embeddings"})
     columns = {name: values[rows] for name, values in files.columns(names).items()}
+    for name in columns.keys() & files.fields.types.keys():  # as a stage of a run reads the field
+        columns[name], _ = to_column(columns[name].astype(object), kind_of_type(files.fields.types[name]))
     reasons = missing(len(rows), "string")
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = {name: values[start : start + _BLOCK_ROWS] for name, values in columns.items()}
@@ -206,7 +209,7 @@ def write_decided(
                 account.seconds[label] = account.seconds.get(label, 0.0) + spent
             with output.open(part) as writer:
                 began = time.perf_counter()
-                for piece in read(rows):
+                for piece in read(rows, _Fields(scored.folder, part, output.schema.fields.names)):
                     write_rows(writer, piece)
                     account.add(piece, time.perf_counter() - began)
                     progress(len(piece))
@@ -219,8 +222,8 @@ def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) ->
     import pyarrow as pa
 
     files = RowFiles(join(folder, f"{part_name(*part)}.parquet"))
-    table = pa.Table.from_batches(files.batches(), files.schema)
-    names = [name for name in [*plan.columns, *DECIDED] if name in table.column_names]
+    names = [name for name in [*plan.columns, *DECIDED] if name in files.schema.names]
+    table = pa.Table.from_batches(files.batches(names), pa.schema(map(files.schema.field, names)))
     columns: dict[str, NDArray[Any]] = {name: to_numpy(table.column(name)) for name in names}
     # floats have NaN, anything else is of objects: as when the rows were made
     rows = Rows({name: v if v.dtype.kind == "f" else v.astype(object) for name, v in columns.items()})
@@ -233,6 +236,38 @@ def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) ->
         for at, block in files.embeddings():
             rows.embeddings[at], rows.embedded[at] = block, True
     return rows
+
+
+class _Fields:
+    """The fields of a scored part's rows, which are read as they are asked for, front to back.
+
+    Args:
+        folder: The scored output.
+        part: The part.
+        names: The columns; none give None for every piece.
+    """
+
+    def __init__(self, folder: str, part: Range, names: Sequence[str]) -> None:
+        self._held: Any = None
+        self._batches: Iterator[Any] = iter(())
+        if names:
+            import pyarrow as pa
+
+            files = RowFiles(join(folder, f"{part_name(*part)}.parquet"))
+            self._held = pa.schema(map(files.schema.field, names)).empty_table()
+            self._batches = files.batches(names, rows=_CHUNK_SAMPLES)
+
+    def cut(self, rows: Rows, start: int, stop: int) -> Rows:
+        """Cut the next piece out of the part's rows, [start, stop), with its fields."""
+        piece = rows[start:stop]
+        if self._held is not None:
+            import pyarrow as pa
+
+            while len(self._held) < len(piece):
+                self._held = pa.concat_tables([self._held, pa.Table.from_batches([next(self._batches)])])
+            piece.fields = self._held.slice(0, len(piece)).combine_chunks().to_batches()[0]
+            self._held = self._held.slice(len(piece))
+        return piece
 
 
 def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:
@@ -253,8 +288,10 @@ def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) 
 
 
 @contextmanager
-def _open_reader(source: Source | None, settings: Settings, device: str) -> Iterator[Callable[[Rows], Iterator[Rows]]]:
-    """Have a function that yields pieces of a part's rows, with the bytes that are to be written of what is kept."""
+def _open_reader(
+    source: Source | None, settings: Settings, device: str
+) -> Iterator[Callable[[Rows, _Fields], Iterator[Rows]]]:
+    """Have a function that yields pieces of a part's rows, with fields and the bytes to be written of what is kept."""
     encoding = settings.encoding
     if encoding is None or source is None:
         yield partial(_with_bytes, source, settings.tars)
@@ -271,10 +308,12 @@ def _open_reader(source: Source | None, settings: Settings, device: str) -> Iter
     )
     loader.max_errors = 0  # the rows have them
     with loader, closing(make_encoder(settings, device)) as encoder:
-        yield lambda rows: _delay(_with_encoded(loader, encoder, settings, rows))
+        yield lambda rows, fields: _delay(_with_encoded(loader, encoder, settings, rows, fields))
 
 
-def _with_encoded(loader: ImageLoader, encoder: Encoder, settings: Settings, rows: Rows) -> Iterator[Rows]:
+def _with_encoded(
+    loader: ImageLoader, encoder: Encoder, settings: Settings, rows: Rows, fields: _Fields
+) -> Iterator[Rows]:
     """Pieces of rows, whose kept images are decoded once more and are being encoded."""
     assert settings.encoding is not None
     for name, kind in settings.add_written({}).items():
@@ -286,18 +325,17 @@ def _with_encoded(loader: ImageLoader, encoder: Encoder, settings: Settings, row
     with closing(loader.over([(0, len(kept))] if len(kept) else [], chosen, refuse_unread=True)) as steps:
         for decoded, batch in steps:
             at = kept[decoded.encoded.indices] - begin  # (n,) rows of this piece
-            piece = rows[begin : begin + at[-1] + 1]
+            piece = fields.cut(rows, begin, begin + int(at[-1]) + 1)
             for row, reason in decoded.errors.items():
                 piece.decide([at[row]], "failed", DECODE, [reason], [kind_of_failure(reason)])
             if batch is not None:
-                piece.keep(at[decoded.rows], batch.encoded)
-                encode_rows(
-                    encoder, piece, at[decoded.rows], decoded, decoded.rows, batch.views[settings.encoding.view]
-                )
+                pixels, good = batch.views[settings.encoding.view], decoded.rows
+                piece.keep(at[good], batch.encoded)
+                encode_rows(encoder, piece, at[good], decoded, good, pixels)
             begin += len(piece)
             yield piece
     if begin < len(rows):
-        yield rows[begin:]
+        yield fields.cut(rows, begin, len(rows))
 
 
 def _delay(pieces: Iterator[Rows]) -> Iterator[Rows]:
@@ -311,8 +349,8 @@ def _delay(pieces: Iterator[Rows]) -> Iterator[Rows]:
         yield before
 
 
-def _with_bytes(source: Source | None, tars: bool, rows: Rows) -> Iterator[Rows]:
-    """Pieces of rows, with the bytes of what is kept; several are read at once where the source is far."""
+def _with_bytes(source: Source | None, tars: bool, rows: Rows, fields: _Fields) -> Iterator[Rows]:
+    """Pieces of rows, with their fields and the bytes of what is kept; several are read at once of a far source."""
 
     def read(piece: Rows) -> Rows:
         kept = np.flatnonzero(piece.columns["status"] == "kept")
@@ -325,6 +363,7 @@ def _with_bytes(source: Source | None, tars: bool, rows: Rows) -> Iterator[Rows]
         return piece
 
     workers = 1 if source is None else max(1, source.read_ahead)
-    pieces = (rows[start : start + _CHUNK_SAMPLES] for start in range(0, len(rows), _CHUNK_SAMPLES))
+    starts = range(0, len(rows), _CHUNK_SAMPLES)
+    pieces = (fields.cut(rows, start, min(start + _CHUNK_SAMPLES, len(rows))) for start in starts)
     with ThreadPoolExecutor(workers, thread_name_prefix="curator-dali-read") as pool:
         yield from run_ahead(pool, read, pieces, workers - 1)

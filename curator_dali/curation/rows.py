@@ -1,14 +1,12 @@
-"""`Rows`: a row a sample, filled in by the stages; columns of metadata; the thread that writes."""
+"""`Rows`: a row a sample, filled in by the stages; the thread that writes."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
-from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali import arrays
-from curator_dali.arrays import missing, objects
+from curator_dali.arrays import missing
 from curator_dali.batch import ImageBatch
 from curator_dali.curation.config import Settings
+from curator_dali.curation.fields import Misfits, add_misfits
 from curator_dali.curation.write import STAGE, WrittenSample
 from curator_dali.decoding import Codec, Decoded, upright_sizes
-from curator_dali.errors import OutputError, StageError, kind_of_failure
+from curator_dali.errors import OutputError, kind_of_failure
 from curator_dali.io import join, printable
-from curator_dali.outputs import DECIDED, DECODE, LOADED, Manifest, Part, PartWriter, RowSchema, part_name, read_types
+from curator_dali.outputs import DECIDED, DECODE, METADATA, Manifest, Part, PartWriter, RowSchema, part_name, read_types
 from curator_dali.sampling import Range
-from curator_dali.sources import Source, merge_types, to_text
-from curator_dali.stages import Stage, written
 from curator_dali.threads import Background, HandOver
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Misfits = dict[str, tuple[int, str]]
-"""Field -> how many values do not fit its column's type, and the first of these."""
-
-LOOKED_AT = 256  # samples whose metadata says what type a field has
-_READ_AT_ONCE = 32  # of these, whose images are in memory at once
 _MOST_WAITING = 4  # batches that wait for the writer, with the bytes of their kept samples
 
 
@@ -52,6 +44,7 @@ class Rows:
         encoding: None or, of each kept sample, its row and what is written instead of the original bytes.
         seconds: Stage -> seconds that it took.
         misfits: Values of the metadata that do not fit their columns.
+        fields: A `pyarrow.RecordBatch` of N rows, or None: the columns of `RowSchema.fields`.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -61,6 +54,7 @@ class Rows:
     encoding: list[tuple[int, Future[WrittenSample]]] | None = None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     misfits: Misfits = field(default_factory=dict)
+    fields: Any = None
 
     @classmethod
     def from_step(cls, decoded: Decoded, kinds: Mapping[str, str]) -> Rows:
@@ -93,6 +87,7 @@ class Rows:
             {name: values[rows] for name, values in self.columns.items()},
             None if self.embeddings is None else self.embeddings[rows],
             None if self.embedded is None else self.embedded[rows],
+            fields=None if self.fields is None else self.fields.slice(*_begin_and_length(rows, len(self))),
         )
 
     def record(
@@ -156,139 +151,9 @@ class Rows:
                     self.columns[name][row] = value
 
 
-def field_types(source: Source, stages: Sequence[Stage]) -> dict[str, str]:
-    """The fields of the metadata, each with the type of its column.
-
-    A field is what its data set's schema says. Where there is no schema it is of the type that its values have in the
-    samples looked at, numbers always as "float64". Of a field with values of several types, or with none, the stages'
-    conditions decide, then "string".
-
-    Args:
-        source: At most 256 samples are read: the first ones, and without a schema others spread evenly.
-        stages: What reads the fields.
-
-    Returns:
-        Name -> one of `FIELD_TYPES`.
-
-    Raises:
-        StageError: A stage compares texts with a number.
-        SourceError: A sample cannot be read now.
-    """
-    schema, seen, texts = source.fields, dict[str, set[str]](), dict[str, Any]()
-    rows = _rows_to_look_at(len(source), spread=schema is None)
-    for start in range(0, len(rows), _READ_AT_ONCE):
-        batch = source.read(rows[start : start + _READ_AT_ONCE])
-        batch.check_read()
-        for item in batch.objects:
-            for name, value in item.metadata.items():
-                kinds = seen.setdefault(str(name), set())
-                if value is not None:
-                    kinds.add(_kind(value))
-                    texts.setdefault(str(name), value) if _kind(value) == "string" else None
-    types = {name: merge_types(kinds) if kinds else "" for name, kinds in seen.items()} | dict(schema or {})
-    made = {*LOADED, *(name for stage in stages for name in written(stage))}
-    for stage in stages:
-        for name, kind in stage.expects.items():
-            if name in made:
-                continue
-            if types.get(name) == "" or (types.get(name) == "string" and kind in seen.get(name, ())):
-                types[name] = kind
-            elif types.get(name) == "string" and kind == "float64":
-                example = f", as {texts[name]!r}" if name in texts else ""
-                raise StageError(
-                    f"{stage.name} compares with a number, and {name!r} is a text in the samples looked at{example}: "
-                    f"use equals= with texts or where=; or say metadata={{{name!r}: 'float64'}} if others have numbers"
-                )
-    return {name: kind or "string" for name, kind in types.items()}
-
-
-def _rows_to_look_at(count: int, spread: bool) -> NDArray[np.int64]:
-    """(M,) int64, ascending: the first rows, and as many others spread evenly."""
-    first = np.arange(min(LOOKED_AT // 2 if spread else LOOKED_AT, count), dtype=np.int64)
-    others = np.linspace(0, count - 1, LOOKED_AT // 2 if spread and count else 0).astype(np.int64)
-    return np.union1d(first, others)
-
-
-def add_columns(batch: ImageBatch, fields: Collection[str], types: Mapping[str, str]) -> Misfits:
-    """Turn fields of the metadata into columns of the batch.
-
-    Args:
-        batch: Gets the columns.
-        fields: Names of fields.
-        types: Field -> type, as `field_types` has them.
-
-    Returns:
-        What does not fit, and so counts as missing.
-    """
-    misfits: Misfits = {}
-    for name in fields:
-        found = objects([item.metadata.get(name) for item in batch.data])
-        batch.columns[name], odd = to_column(found, types[name])
-        if len(odd):
-            misfits[name] = (len(odd), _shorten(found[odd[0]]))
-    return misfits
-
-
-def add_misfits(total: Misfits, more: Mapping[str, Sequence[Any]]) -> None:
-    """Add misfits to others; the example of a field stays the first one."""
-    for name, (count, example) in more.items():
-        before, first = total.get(name, (0, example))
-        total[name] = (before + count, first)
-
-
-def to_column(values: NDArray[np.object_], kind: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Values of any type as a column of one. `arrays.with_gaps` takes values that are of one type already.
-
-    Args:
-        values: (N,) objects.
-        kind: One of `FIELD_TYPES`.
-
-    Returns:
-        (N,): float64 with NaN where a value is missing, else objects with None there; and (M,) int64, the rows whose
-        value is not of that type, and so is missing.
-    """
-    column = missing(len(values), kind)
-    odd = []
-    for row, value in enumerate(values.tolist()):
-        if value is None:
-            continue
-        if (converted := _convert(value, kind)) is None:
-            odd.append(row)
-        else:
-            column[row] = converted
-    return column, np.array(odd, np.int64)
-
-
-def _convert(value: Any, kind: str) -> Any:
-    """A value as a column of a type holds it; None where it cannot."""
-    if kind == "string":
-        return to_text(value)
-    found = _kind(value)
-    if kind == "bool":
-        return bool(value) if found == "bool" else None
-    if found != "float64":
-        return None
-    if kind == "int64":
-        return int(value) if value == value // 1 and -(2**63) <= value < 2**63 else None
-    return float(value)
-
-
-def _kind(value: Any) -> str:
-    """The type of a column that a value alone would make."""
-    if isinstance(value, (bool, np.bool_)):
-        return "bool"
-    if not isinstance(value, (Real, Decimal)):
-        return "string"
-    try:
-        float(value)
-    except (OverflowError, ValueError):  # a whole number of more than 308 digits
-        return "string"
-    return "float64"
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _begin_and_length(rows: slice, count: int) -> tuple[int, int]:
+    begin, end, _ = rows.indices(count)
+    return begin, max(0, end - begin)
 
 
 @dataclass(frozen=True)
@@ -312,7 +177,7 @@ class Output:
 
 
 def open_output(manifest: Manifest, schema: RowSchema, settings: Settings) -> Output:
-    """Begin an output, or go on with one; what an earlier version began goes on without `reason_kind`.
+    """Begin an output, or go on with one; what an earlier version began goes on without the columns that are new.
 
     Raises:
         OutputError: The folder holds finished parts with other columns.
@@ -321,7 +186,8 @@ def open_output(manifest: Manifest, schema: RowSchema, settings: Settings) -> Ou
     if not ranges or not manifest.missing():
         return Output(manifest, schema, settings)
     found = read_types(join(manifest.folder, f"{part_name(*ranges[0])}.parquet"))
-    schema = replace(schema, reason_kind="reason_kind" in found)
+    fields = replace(schema.fields, rest=schema.fields.rest and METADATA in found)
+    schema = replace(schema, reason_kind="reason_kind" in found, fields=fields)
     # types and not their texts: the items of a list have another name in a file than in the schema
     wanted = {field.name: field.type for field in schema.to_arrow()}
     if differing := sorted(name for name in {**found, **wanted} if found.get(name) != wanted.get(name)):
@@ -445,7 +311,12 @@ def write_rows(writer: PartWriter, rows: Rows) -> None:
         for row, scores in zip(kept, _scores_of(rows.columns, kept), strict=True):
             curation[row] = scores
     writer.write(
-        rows.columns, embeddings=rows.embeddings, embedded=rows.embedded, members=rows.members, curation=curation
+        rows.columns,
+        embeddings=rows.embeddings,
+        embedded=rows.embedded,
+        members=rows.members,
+        curation=curation,
+        fields=rows.fields,
     )
 
 

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.arrays import resolve_device
-from curator_dali.curation.config import SCORED, FieldTypes, Settings, check_out
+from curator_dali.curation.config import SCORED, Fields, Settings, check_out
 from curator_dali.curation.decide import WORK_FOLDER, decide, write_decided
 from curator_dali.curation.encoding import WRITTEN
-from curator_dali.curation.rows import LOOKED_AT, Output, field_types, open_output
+from curator_dali.curation.fields import LOOKED_AT, field_types, look_at_fields, plan_fields
+from curator_dali.curation.rows import Output, open_output
 from curator_dali.curation.worker import Executor, LocalExecutor, Progress, Worker
 from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import join, store
-from curator_dali.outputs import Manifest, Part, RowFiles, RowSchema
+from curator_dali.outputs import FieldColumns, Manifest, Part, RowFiles, RowSchema
 from curator_dali.report import Report, count_parts, leave_report
 from curator_dali.sources import Source, open_source
 from curator_dali.stages import STAGES, Plan, Stage, make_plan
@@ -47,6 +48,8 @@ class Curation:
         device: "cpu" or "cuda:N".
     """
 
+    _fields = FieldColumns()  # of one that an earlier version pickled
+
     @checked
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Curation:
         self._owns_source = self.source is not source
         try:
             check_out(self.out, self.source)
-            self.plan, self._types = _plan(stages, self.source, self._settings.metadata or {})
+            self.plan, self._types, self._fields = _plan(stages, self.source, self._settings)
             if self._settings.encoding is not None and (taken := WRITTEN.keys() & self.plan.columns.keys()):
                 raise StageError(
                     f"write= makes the column {min(taken)!r}, which a stage makes too, or reads of the metadata: leave "
@@ -179,8 +182,8 @@ class Curation:
         """What is written into a folder: what was asked for, or, of what is scored only, what decides."""
         dim = self._dim if self._settings.stored or scored else 0
         settings = replace(self._settings, tars=False, write=None) if scored else self._settings
-        columns = settings.add_written(self.plan.made)
-        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=self._settings.stored or "float32")
+        columns, dtype = settings.add_written(self.plan.made), self._settings.stored or "float32"
+        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=dtype, fields=self._fields)
         return open_output(manifest, schema, settings)
 
     def _worker(self, output: Output) -> Worker:
@@ -226,7 +229,7 @@ def curate(
     prefetch: Count = 2,
     max_pixels: Count = MAX_PIXELS,
     max_error_rate: Share | None = None,
-    metadata: FieldTypes | None = None,
+    metadata: Fields | None = None,
     html: bool = True,
     write: Write | None = None,
     progress: Callable[[int], object] | None = None,
@@ -257,9 +260,11 @@ def curate(
         prefetch: Batches under way or waiting at once, besides the one in the stages.
         max_pixels: Larger images fail.
         max_error_rate: The share of failed samples, 0 to 1, above which the run ends.
-        metadata: Types of fields of the metadata that stages read: "bool", "int64", "float64" or "string". Others have
-            the type that a Parquet schema or at most 256 samples tell, numbers of samples always "float64". A value
-            of another type counts as missing, and a warning at the end says how many there are.
+        metadata: Fields of the metadata that are columns of the output, also of samples that are dropped or fail: a
+            list of names; True for all; or names with their types: "bool", "int64", "float64" or "string". Others
+            have the type that a Parquet schema or at most 256 samples tell. What a column cannot hold exactly is JSON
+            in the column `metadata`. In the column of a field that a stage reads, numbers of samples are "float64",
+            and a value of another type counts as missing; a warning at the end says how many there are.
         html: Whether to leave `report.html`, with pictures.
         write: How to write the images that are kept: scaled, encoded, for Hugging Face. None writes their original
             bytes into tars.
@@ -276,23 +281,29 @@ def curate(
         return curation.run(progress)
 
 
-def _plan(stages: Sequence[Stage], source: Source, given: Mapping[str, str]) -> tuple[Plan, Mapping[str, str]]:
-    """The plan, and the types of the metadata's fields if a stage reads any."""
+def _plan(stages: Sequence[Stage], source: Source, settings: Settings) -> tuple[Plan, Mapping[str, str], FieldColumns]:
+    """The plan; the types of the metadata's fields if a stage reads any; and columns for fields that are kept."""
+    given = settings.field_types
     known, types = list(STAGES.values()), given
+    looked = None
     try:
         plan = make_plan(stages, given, known)
     except StageError:  # what is missing may be a field of the metadata
         if not all(isinstance(stage, Stage) for stage in stages):
             raise
-        types = {**field_types(source, [stage for stage in stages if not stage.expects.keys() & given]), **given}
+        looked = look_at_fields(source)
+        untyped = [stage for stage in stages if not stage.expects.keys() & given]
+        types = {**field_types(source, untyped, looked), **given}
         hint = (
             f". Of the metadata {min(LOOKED_AT, len(source))} samples were looked at, and none has that field. If it "
             "is rare, say its type, as metadata={'score': 'float64'}"
         )
         plan = make_plan(stages, types, known, hint)
-    if unused := sorted(given.keys() - set(plan.metadata)):
-        raise StageError(f"metadata= names fields that no stage reads: {', '.join(map(repr, unused))}")
-    return plan, types
+    if not settings.metadata:
+        return plan, types, FieldColumns()
+    if looked is None and source.arrow_fields is None and not given:
+        looked = look_at_fields(source)
+    return plan, types, plan_fields(source, plan, settings.metadata, looked or [])
 
 
 def label_facts(source: Source) -> dict[str, Any]:

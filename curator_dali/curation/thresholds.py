@@ -25,6 +25,7 @@ from curator_dali.outputs import (
     EMBEDDING,
     FIXED_COLUMNS,
     LOADED,
+    FieldColumns,
     Manifest,
     RowFiles,
     RowSchema,
@@ -32,7 +33,7 @@ from curator_dali.outputs import (
     spell_former,
 )
 from curator_dali.report import Report, count_parts, leave_report, reopen_source
-from curator_dali.sources import Source
+from curator_dali.sources import Source, kind_of_type
 from curator_dali.stages import STAGES, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
 from curator_dali.threads import ignore
 
@@ -111,7 +112,8 @@ def rethreshold(
     data = reopen_source(old, source) if tars else None
     try:
         check_out(new, data, origin=old.run.get("origin"), folders=[out])
-        schema = RowSchema(settings.add_written(plan.made), embedding_dim=dim, embedding_dtype=dtype)
+        fields = FieldColumns() if files is None else files.fields
+        schema = RowSchema(settings.add_written(plan.made), embedding_dim=dim, embedding_dtype=dtype, fields=fields)
         with _open_new(new, old, plan, settings, schema, data) as manifest:
             output, present = open_output(manifest, schema, settings), set(manifest.ranges())
             parts = [part for part in old.ranges() if part not in present]
@@ -182,8 +184,9 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
     stored = {
         field.name: _ARROW_DTYPES.get(str(field.type), str(field.type))
         for field in (files.schema if files is not None else ())
-        if field.name not in FIXED_COLUMNS
+        if field.name not in FIXED_COLUMNS and files is not None and field.name not in files.fields.names
     }
+    kept = {} if files is None else {name: kind_of_type(kind) for name, kind in files.fields.types.items()}
     columns = {**LOADED, **{name: kind for name, kind in stored.items() if name not in _ANEW_COLUMNS}}
     scored = _find_scored(run)
     deciding: list[Stage] = []
@@ -200,7 +203,7 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
                 )
             continue
         if files is not None:
-            _check_reads(stage, columns, files, run)
+            _check_reads(stage, {**columns, **kept}, files, run)
         stage.setup("cpu")
         if isinstance(stage, GlobalSelector):
             columns |= dict(stage.decides)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from curator_dali import arrays, dali
 from curator_dali.batch import ImageBatch
 from curator_dali.curation.config import Settings
-from curator_dali.curation.rows import Output, Rows, Writing, add_columns
+from curator_dali.curation.fields import add_columns, make_fields
+from curator_dali.curation.rows import Output, Rows, Writing
 from curator_dali.curation.write import STAGE, Encoder
 from curator_dali.decoding import Decoded
 from curator_dali.errors import OutputError
@@ -97,6 +98,11 @@ class Worker:
                             first, last = decoded.encoded.indices[[0, -1]].tolist()
                             logger.error("samples %d to %d of %s could not be curated", first, last, self.source.name)
                             raise
+                    if self.output.schema.fields:
+                        metadata = [item.metadata for item in decoded.encoded.objects]
+                        wanted = self.output.settings.field_names
+                        rows.fields = make_fields(metadata, rows.columns, self.output.schema.fields, wanted)
+                        del metadata
                     writing.put(part, rows)
                     progress(len(rows))
                     del decoded, batch, step, rows  # or they live on while the next one is waited for
@@ -128,11 +134,15 @@ class Worker:
                 num_threads=settings.num_threads,
                 max_error_rate=settings.max_error_rate,
                 # with all members, a sidecar that cannot be read now shows before a stage asks for its fields
-                keep_encoded=settings.tars or self.plan.reads_bytes or bool(self.plan.metadata),
+                keep_encoded=settings.tars or self.plan.reads_bytes or self._reads_metadata,
                 max_pixels=settings.max_pixels,
             )
             self._loader.max_errors = 0  # the rows have them
         return self._loader
+
+    @property
+    def _reads_metadata(self) -> bool:
+        return bool(self.plan.metadata or self.output.schema.fields)
 
     @property
     def _views(self) -> tuple[View, ...]:

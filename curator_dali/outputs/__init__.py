@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from curator_dali.outputs.fields import METADATA, FieldColumns, stored_type
 from curator_dali.outputs.manifest import Function, Manifest, Part, labels_of, lock, part_name, spell_former
 from curator_dali.outputs.parquet import (
     DECIDED,
@@ -28,7 +29,9 @@ __all__ = [
     "EMBEDDING",
     "FIXED_COLUMNS",
     "LOADED",
+    "METADATA",
     "EmbeddingReader",
+    "FieldColumns",
     "Function",
     "Manifest",
     "Part",
@@ -41,5 +44,6 @@ __all__ = [
     "part_name",
     "read_types",
     "spell_former",
+    "stored_type",
     "to_numpy",
 ]

@@ -16,6 +16,7 @@ from curator_dali._version import __version__
 from curator_dali.arrays import objects
 from curator_dali.errors import OutputError
 from curator_dali.io import AtomicFile, Written, explained, is_remote, join, parse_json, printable, store
+from curator_dali.outputs.fields import FieldColumns
 from curator_dali.outputs.manifest import Manifest
 from curator_dali.outputs.tar import FileWriter
 
@@ -67,6 +68,7 @@ class RowSchema:
         embedding_dim: Numbers in the column `embedding`; 0 for no such column.
         embedding_dtype: "float32" or "float16".
         reason_kind: Whether there is that column. False: for further parts of an output that an earlier version began.
+        fields: Columns of fields of the metadata.
 
     Raises:
         ValueError: A name is taken, or a type is none of these.
@@ -76,6 +78,7 @@ class RowSchema:
     embedding_dim: int = 0
     embedding_dtype: str = "float32"
     reason_kind: bool = True
+    fields: FieldColumns = field(default_factory=FieldColumns)
 
     def __post_init__(self) -> None:
         for name, kind in self.columns.items():
@@ -83,6 +86,9 @@ class RowSchema:
                 raise ValueError(f"a column cannot be named {name!r}: every output has one of its own")
             if kind not in DTYPES:
                 raise ValueError(f"column {name!r}: the type must be one of {', '.join(DTYPES)}, not {kind!r}")
+        for name in self.fields.names:
+            if name in FIXED_COLUMNS or name in self.columns or not name:
+                raise ValueError(f"a field of the metadata cannot be the column {name!r}: there is one of that name")
         if self.embedding_dim < 0 or self.embedding_dtype not in ("float16", "float32"):
             raise ValueError(
                 f"embeddings must be float16 or float32 with a positive number of dimensions (0: none), "
@@ -92,11 +98,11 @@ class RowSchema:
     @property
     def names(self) -> list[str]:
         """All columns, in order."""
-        return [*self._plain_columns, *([EMBEDDING] if self.embedding_dim else [])]
+        return [*self._plain_columns, *self.fields.names, *([EMBEDDING] if self.embedding_dim else [])]
 
     @property
     def _plain_columns(self) -> dict[str, str]:
-        """All columns but the embeddings, with their types."""
+        """All columns but the embeddings and those of `fields`, with their types."""
         base = {name: kind for name, kind in _BASE_COLUMNS.items() if self.reason_kind or name != "reason_kind"}
         return base | dict(self.columns)
 
@@ -108,6 +114,7 @@ class RowSchema:
             pa.field(name, getattr(pa, kind if kind != "bool" else "bool_")(), nullable=name not in _REQUIRED_COLUMNS)
             for name, kind in self._plain_columns.items()
         ]
+        fields = [*map(self.fields.mark_read, fields), *self.fields.to_arrow()]
         if self.embedding_dim:
             kind = pa.float16() if self.embedding_dtype == "float16" else pa.float32()
             fields.append(pa.field(EMBEDDING, pa.list_(kind, self.embedding_dim)))
@@ -144,8 +151,9 @@ class ParquetWriter(FileWriter):
         width = 256 + schema.embedding_dim * np.dtype(schema.embedding_dtype).itemsize
         self._group = row_group_rows or min(65_536, max(1024, _ROW_GROUP_BYTES // width))
         self._batches: list[Any] = []
-        self._held = 0
-        texts = [name for name in schema.names if name != EMBEDDING and "string" in str(self._arrow.field(name).type)]
+        self._sizes: list[NDArray[np.int64]] = []  # of the rows of each: bytes of their fields
+        self._held = self._held_bytes = 0
+        texts = [name for name in schema.names if str(self._arrow.field(name).type) == "string"]
         with explained(url):
             self._file = AtomicFile(url, digest=True)
             self._writer = pq.ParquetWriter(
@@ -166,6 +174,7 @@ class ParquetWriter(FileWriter):
         rows: Mapping[str, Any],
         embeddings: NDArray[Any] | None = None,
         embedded: NDArray[np.bool_] | None = None,
+        fields: Any = None,
     ) -> None:
         """Append rows.
 
@@ -175,20 +184,24 @@ class ParquetWriter(FileWriter):
                 the schema lacks is left out.
             embeddings: (n, D), cast to the schema's type; needed only if the schema has embeddings and a row has one.
             embedded: (n,) which rows have an embedding; by default all, if `embeddings` are given.
+            fields: A `pyarrow.RecordBatch` of the n rows' columns of `RowSchema.fields`; None: these are null.
 
         Raises:
             ValueError: A column is missing, unknown, of another length, or has values of another type.
         """
-        batch = self._to_arrow(rows, embeddings, embedded)
+        batch = self._to_arrow(rows, embeddings, embedded, fields)
         self._batches.append(batch)
+        self._sizes.append(_measure_rows([batch.column(name) for name in self.schema.fields.names], len(batch)))
         self._held += len(batch)
+        self._held_bytes += int(self._sizes[-1].sum())
         self.rows += len(batch)
-        if self._held >= self._group:
-            self._flush(self._held - self._held % self._group)
+        while self._held >= self._group or self._held_bytes >= _ROW_GROUP_BYTES:
+            self._flush()
 
     def close(self) -> Written:
         """Write what is left, and let the file appear."""
-        self._flush(self._held)
+        while self._held:
+            self._flush()
         with explained(self.url):
             self._writer.close()
             return self._file.commit()
@@ -203,24 +216,30 @@ class ParquetWriter(FileWriter):
     def _is_closed(self) -> bool:
         return self._file.closed
 
-    def _flush(self, count: int) -> None:
-        """Write the first `count` rows that are held, in row groups."""
+    def _flush(self) -> None:
+        """Write the rows that are held as one row group; if they are too many, or too large, the first of them."""
         import pyarrow as pa
 
-        if count:
-            # In one piece, so that the file does not depend on how the rows came.
-            table = pa.Table.from_batches(self._batches).combine_chunks()
-            with explained(self.url):
-                self._writer.write_table(table.slice(0, count), row_group_size=self._group)
-            self._batches = table.slice(count).to_batches()
-            self._held -= count
+        # In one piece, so that the file does not depend on how the rows came.
+        table = pa.Table.from_batches(self._batches).combine_chunks()
+        sizes = np.concatenate(self._sizes)
+        within = int(np.searchsorted(np.cumsum(sizes), _ROW_GROUP_BYTES))  # rows before the one that fills the group
+        count = min(self._group, within + 1, self._held)
+        with explained(self.url):
+            self._writer.write_table(table.slice(0, count), row_group_size=self._group)
+        self._batches, self._sizes = table.slice(count).to_batches(), [sizes[count:]]
+        self._held, self._held_bytes = self._held - count, int(sizes[count:].sum())
 
     def _to_arrow(
-        self, rows: Mapping[str, Any], embeddings: NDArray[Any] | None, embedded: NDArray[np.bool_] | None
+        self,
+        rows: Mapping[str, Any],
+        embeddings: NDArray[Any] | None,
+        embedded: NDArray[np.bool_] | None,
+        fields: Any,
     ) -> Any:
         import pyarrow as pa
 
-        names = [name for name in self.schema.names if name != EMBEDDING]
+        names = [name for name in self.schema.names if name != EMBEDDING and name not in self.schema.fields.names]
         if unknown := sorted(set(rows) - {*names, *_BASE_COLUMNS}):
             raise ValueError(
                 f"{self.url} has no columns {unknown}: name them in RowSchema(columns=...); it has {names}"
@@ -237,6 +256,10 @@ class ParquetWriter(FileWriter):
             if len(values) != n:
                 raise ValueError(f"column {name!r} has {len(values)} values for {n} rows")
             columns.append(_to_array(name, values, kind))
+        columns += [
+            pa.nulls(n, self._arrow.field(name).type) if fields is None else fields.column(name)
+            for name in self.schema.fields.names
+        ]
         if odd := sorted({str(status) for status in rows["status"]} - set(STATUSES)):
             raise ValueError(f"the status of a row must be one of {', '.join(STATUSES)}, not {odd[0]!r}")
         if self.schema.embedding_dim:
@@ -256,6 +279,22 @@ class ParquetWriter(FileWriter):
         values = pa.array(np.ascontiguousarray(embeddings, self.schema.embedding_dtype).reshape(-1))
         mask = None if embedded is None or all(embedded) else pa.array(~np.asarray(embedded, bool))
         return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=mask)
+
+
+def _measure_rows(columns: Sequence[Any], count: int) -> NDArray[np.int64]:
+    """(N,) bytes of the rows of some columns, each row by itself, so that they do not depend on how the rows came."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    sizes = np.zeros(count, np.int64)
+    for column in columns:
+        if column.type in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
+            sizes += pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        elif pa.types.is_nested(column.type):
+            sizes += [column.slice(row, 1).nbytes for row in range(count)]
+        else:
+            sizes += 8
+    return sizes
 
 
 def _to_array(name: str, values: Sequence[Any] | NDArray[Any], kind: Any) -> Any:
@@ -284,6 +323,7 @@ class RowFiles:
         schema: The `pyarrow.Schema`.
         lineage: What the values were computed with.
         embedding_dim: Numbers in an embedding; 0 where there are none.
+        fields: The columns of fields of the metadata.
 
     Raises:
         OutputError: There are no rows, or the files are of another format or of different schemas.
@@ -299,6 +339,7 @@ class RowFiles:
         self.lineage: dict[str, Any] = about["lineage"]
         kind = self.schema.field(EMBEDDING).type if EMBEDDING in self.schema.names else None
         self.embedding_dim: int = 0 if kind is None else kind.list_size
+        self.fields = FieldColumns.from_arrow(self.schema)
 
     def __len__(self) -> int:
         """Number of rows: of the files' footers."""
@@ -477,8 +518,10 @@ def to_numpy(column: Any) -> NDArray[Any]:
     """A `pyarrow.ChunkedArray` as a batch has a column: null is NaN among floats, None among objects elsewhere."""
     import pyarrow as pa
 
+    kind = column.type
+    plain = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind)
     # pyarrow makes floats of integers with nulls, and other values of 64-bit hashes
-    if column.null_count and not pa.types.is_floating(column.type):
+    if not pa.types.is_floating(kind) and (column.null_count or not plain):
         return objects(column.to_pylist())
     array: NDArray[Any] = column.to_numpy()
     return array
@@ -550,4 +593,5 @@ def _spell_hashes(batch: Any) -> Any:
 
 def _places_of_integers(schema: Any) -> list[int]:
     """Places of the perceptual hashes that are integers, as earlier versions wrote them."""
-    return [place for place, field in enumerate(schema) if field.name in _HASH_COLUMNS and str(field.type) == "uint64"]
+    hashes = set(_HASH_COLUMNS).difference(FieldColumns.from_arrow(schema).types)  # those are the user's own
+    return [place for place, field in enumerate(schema) if field.name in hashes and str(field.type) == "uint64"]

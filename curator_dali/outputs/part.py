@@ -72,6 +72,7 @@ class PartWriter:
         embedded: NDArray[np.bool_] | None = None,
         members: Sequence[Mapping[str, Any] | None] | None = None,
         curation: Sequence[Mapping[str, Any] | None] | None = None,
+        fields: Any = None,
     ) -> None:
         """Write n samples' rows, and the tars' samples of those whose status is "kept".
 
@@ -81,6 +82,7 @@ class PartWriter:
             embedded: (n,) which rows have an embedding.
             members: n times {extension: bytes-like}, or None for a sample that is not kept.
             curation: n times what to write into `curation.json`; None for a sample that is not kept.
+            fields: The rows' fields of the metadata, a `pyarrow.RecordBatch`; see `ParquetWriter.write`.
 
         Raises:
             ValueError: A sample is not of this part, or was given before; or a kept one has no members.
@@ -96,7 +98,7 @@ class PartWriter:
             raise ValueError(f"sample {which} was given twice")
         if self._tars is not None:
             rows = dict(rows) | self._write_tars(rows, members, curation)
-        self._parquet.write(rows, embeddings, embedded)
+        self._parquet.write(rows, embeddings, embedded, fields)
         self._seen[inside] = True
         self._counts.update(str(status) for status in rows["status"])
 

@@ -105,7 +105,7 @@ def scan(
         members: Rows to pick of a group.
         seed: Of what is picked.
     """
-    names = [name for name in files.schema.names if name != "embedding"]
+    names = [name for name in files.schema.names if name not in ("embedding", *files.fields.names)]
     scores, classes = _columns(files)
     found = Scan(scores=_lay_out_histograms(files, total, scores, limits or {}))
     counts: dict[str, Counter[str]] = {name: Counter() for name in classes}
@@ -181,7 +181,8 @@ def _columns(files: RowFiles) -> tuple[list[str], list[str]]:
     """The names of columns with numbers, and with classes."""
     import pyarrow as pa
 
-    kinds = {field.name: field.type for field in files.schema if field.name not in _NO_SCORES}
+    passed_over = _NO_SCORES.union(files.fields.names)
+    kinds = {field.name: field.type for field in files.schema if field.name not in passed_over}
     scores = [name for name, kind in kinds.items() if pa.types.is_floating(kind) or pa.types.is_integer(kind)]
     return scores, [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_boolean(kind)]
 

@@ -8,8 +8,8 @@ from curator_dali.sources.base import (
     Source,
     image_extension,
     image_member,
+    kind_of_type,
     merge_types,
-    to_text,
 )
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.listing import expand_braces
@@ -18,10 +18,12 @@ from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.row_groups import read_bytes
+from curator_dali.sources.sidecars import ABSENT, dump_fields, is_same, merge_rest, restore_types, to_text
 from curator_dali.sources.subset import Subset, Without
 from curator_dali.sources.tar import TarSource
 
 __all__ = [
+    "ABSENT",
     "HEADER_DTYPE",
     "EncodedBatch",
     "FolderSource",
@@ -32,12 +34,17 @@ __all__ = [
     "Subset",
     "TarSource",
     "Without",
+    "dump_fields",
     "expand_braces",
     "image_extension",
     "image_member",
+    "is_same",
+    "kind_of_type",
+    "merge_rest",
     "merge_types",
     "open_source",
     "read_bytes",
     "reopen",
+    "restore_types",
     "to_text",
 ]

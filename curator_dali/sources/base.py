@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
-from curator_dali.io import IMAGE_EXTENSIONS, parse_json
+from curator_dali.io import IMAGE_EXTENSIONS
 
 HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), ("orientation", "u1")])
 """What a header says of one image: pixels as stored, which decoder takes it, and which way up it is.
@@ -23,9 +21,6 @@ HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), (
 `codec` 0 means unknown; the other values are those of `curator_dali.decoding.Codec`. `orientation` is EXIF's, 1 to 8,
 or 0 where only decoding tells. `curator_dali.decoding.upright_sizes` applies it.
 """
-
-SIDECARS = ("json", "txt", "cls")
-"""Extensions of the members that become metadata, in the order that `parse_metadata` takes them."""
 
 _LONGEST_NAME = 200  # characters of a name in a message
 
@@ -96,6 +91,11 @@ class Source(ABC):
     @property
     def fields(self) -> Mapping[str, str] | None:
         """Fields of the metadata and their types, "bool", "int64", "float64" or "string"; None without a schema."""
+        return None
+
+    @property
+    def arrow_fields(self) -> Mapping[str, Any] | None:
+        """Fields of the metadata and their types, `pyarrow.DataType`s; None without a schema."""
         return None
 
     @property
@@ -255,6 +255,17 @@ def merge_types(types: Iterable[str]) -> str:
     return "float64" if found and found <= {"int64", "float64"} else "string"
 
 
+def kind_of_type(arrow: Any) -> str:
+    """The type "bool", "int64", "float64" or "string" in which a stage reads values of an Arrow type."""
+    import pyarrow as pa
+
+    if pa.types.is_boolean(arrow):
+        return "bool"
+    if pa.types.is_integer(arrow):
+        return "float64" if pa.types.is_uint64(arrow) else "int64"
+    return "float64" if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) else "string"
+
+
 def merge_schemas(schemas: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """The fields of several data sets, each with the type that its values have in all of them."""
     found: dict[str, set[str]] = {}
@@ -262,6 +273,21 @@ def merge_schemas(schemas: Iterable[Mapping[str, str]]) -> dict[str, str]:
         for name, kind in schema.items():
             found.setdefault(name, set()).add(kind)
     return {name: merge_types(kinds) for name, kinds in found.items()}
+
+
+def merge_arrow_types(schemas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of several data sets, each with an Arrow type for its values in all of them, where there is one."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for name in {name: None for schema in schemas for name in schema}:
+        kinds = list(dict.fromkeys(schema[name] for schema in schemas if name in schema))
+        try:
+            columns = [pa.schema([pa.field(name, kind)]) for kind in kinds]
+            found[name] = pa.unify_schemas(columns, promote_options="permissive").field(0).type
+        except pa.ArrowException:
+            continue
+    return found
 
 
 def is_image(name: str) -> bool:
@@ -296,131 +322,6 @@ def image_extension(members: Iterable[str], path: str) -> str | None:
     return images[0] if images else None
 
 
-def parse_metadata(
-    json_bytes: bytes | None = None,
-    txt: bytes | None = None,
-    cls: bytes | None = None,
-    *,
-    defaults: Mapping[str, Any] | None = None,
-    problem: str = "",
-) -> dict[str, Any]:
-    """Make a sample's metadata of the bytes of its sidecars.
-
-    The fields of a JSON object come first; any other JSON value is kept under `"json"`. `.txt` is the `caption`
-    unless the JSON has one. `.cls` is the `label` (int), also over one in the JSON: it is there for nothing else.
-    `defaults` (a folder's label) fill what is still missing. What cannot be parsed never costs the image: the
-    reason stands under `"metadata_error"`, behind a `problem` that there was with reading.
-    """
-    metadata: dict[str, Any] = {}
-    problems = [problem] if problem else []
-    if json_bytes is not None:
-        try:
-            value = parse_json(json_bytes)
-        except ValueError as error:
-            problems.append(f"invalid .json: {error}")
-        else:
-            metadata = value if isinstance(value, dict) else {"json": value}
-    if txt is not None:
-        if "caption" not in metadata and _is_broken("txt", txt):
-            problems.append("invalid .txt: not UTF-8, nor UTF-16 or UTF-32")
-        metadata.setdefault("caption", _decode_text(txt))
-    if cls is not None:
-        try:
-            metadata["label"] = int(_decode_text(cls))
-        except ValueError:
-            problems.append(f"invalid .cls: {cls[:40]!r} is not an integer")
-    for name, value in (defaults or {}).items():
-        metadata.setdefault(name, value)
-    if problems:
-        metadata["metadata_error"] = "; ".join(problems)
-    return metadata
-
-
-def make_sidecars(metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """Make the sidecars of which `parse_metadata` makes this metadata.
-
-    A text `caption` goes into `.txt` and an integer `label` into `.cls`, where other tools look for these. All other
-    fields go into `.json`. Values that JSON does not have are written as text (dates as ISO 8601, bytes as Base64).
-
-    Returns:
-        Extension -> bytes, without empty sidecars.
-    """
-    fields = {str(name): value for name, value in metadata.items()}
-    sidecars: dict[str, bytes] = {}
-    label, caption = fields.get("label"), fields.get("caption")
-    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
-        sidecars["cls"] = str(int(label)).encode()
-        del fields["label"]
-    if isinstance(caption, str):
-        text = caption.encode("utf-8", "replace")
-        if _decode_text(text) == caption:  # white space at its ends would be lost
-            sidecars["txt"] = text
-            del fields["caption"]
-    if fields:
-        try:
-            document = json.dumps(fields, ensure_ascii=False, default=_to_json)
-        except TypeError:  # a key inside that is neither text nor number
-            document = json.dumps(_name_keys(fields), ensure_ascii=False, default=_to_json)
-        sidecars["json"] = document.encode("utf-8", "surrogatepass")
-    return sidecars
-
-
-def add_sidecars(members: Mapping[str, memoryview], metadata: Mapping[str, Any]) -> Mapping[str, memoryview]:
-    """Let a sample's sidecars say all of its metadata, also what the source keeps elsewhere (folders, columns).
-
-    Sidecars that say so already keep their bytes. A sidecar that cannot be parsed moves to `EXTENSION.broken`, where
-    another one takes its place.
-    """
-    beside = {extension.lower(): data for extension, data in members.items() if extension.lower() in SIDECARS}
-    said = parse_metadata(*(bytes(beside[name]) if name in beside else None for name in SIDECARS))
-    if said == metadata:
-        return members
-    found = {name: data for name, data in members.items() if name.lower() not in SIDECARS}
-    found |= {f"{name}.broken": data for name, data in beside.items() if _is_broken(name, bytes(data))}
-    return found | {name: memoryview(data) for name, data in make_sidecars(metadata).items()}
-
-
-def _is_broken(extension: str, data: bytes) -> bool:
-    """Whether a sidecar cannot be parsed."""
-    try:
-        if extension == "json":
-            parse_json(data)
-        elif extension == "cls":
-            int(_decode_text(data))
-        else:
-            data.decode(json.detect_encoding(data))
-    except ValueError:
-        return True
-    return False
-
-
-def _decode_text(data: bytes) -> str:
-    """Text in UTF-8 or, by its byte-order mark or its zeros, in UTF-16 or UTF-32; without white space at its ends."""
-    return data.decode(json.detect_encoding(data), "replace").strip()
-
-
 def quote(name: str) -> str:
     """A name in quotes for a message; of a long one the beginning."""
     return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")
-
-
-def to_text(value: Any) -> str:
-    """Make a text of a value: as it is, dates and the like as `.json` has them, anything else as JSON."""
-    plain = value if isinstance(value, (str, int, float, list, dict, type(None))) else _to_json(value)
-    return plain if isinstance(plain, str) else json.dumps(_name_keys(plain), ensure_ascii=False, default=_to_json)
-
-
-def _name_keys(value: Any) -> Any:
-    """A value in which all keys of mappings are texts."""
-    if isinstance(value, Mapping):
-        return {str(name): _name_keys(inner) for name, inner in value.items()}
-    return [_name_keys(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _to_json(value: Any) -> Any:
-    """Make a value that JSON does not have into one that it has: numpy's as lists and numbers, bytes as Base64."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(value).decode()
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -31,13 +31,9 @@ from curator_dali.io import (
 from curator_dali.sources.annotations import Annotations, number_classes
 from curator_dali.sources.base import (
     HEADER_DTYPE,
-    SIDECARS,
     EncodedBatch,
     LearningSource,
-    add_sidecars,
     is_image,
-    make_sidecars,
-    parse_metadata,
     sniff_extension,
 )
 from curator_dali.sources.listing import (
@@ -50,6 +46,7 @@ from curator_dali.sources.listing import (
     warn_passed_over,
 )
 from curator_dali.sources.row_groups import is_unread, read_bytes, read_file
+from curator_dali.sources.sidecars import SIDECARS, add_sidecars, make_sidecars, parse_metadata
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from curator_dali.errors import SourceError, count
 from curator_dali.io import ask_listing, content_hash, filesystem, is_http, is_remote, strip_query
-from curator_dali.sources.base import SIDECARS
+from curator_dali.sources.sidecars import SIDECARS
 
 logger = logging.getLogger(__name__)
 

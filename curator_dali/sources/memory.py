@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.io import fingerprint
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource, make_sidecars, sniff_extension
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, LearningSource, sniff_extension
+from curator_dali.sources.sidecars import make_sidecars
 
 Encoded = bytes | bytearray | memoryview | NDArray[np.uint8]
 

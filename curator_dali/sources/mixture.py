@@ -16,12 +16,13 @@ from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
     Source,
-    add_sidecars,
     make_batch,
+    merge_arrow_types,
     merge_schemas,
     split_by_shard,
 )
 from curator_dali.sources.open import open_source
+from curator_dali.sources.sidecars import add_sidecars
 
 _BY_NAME = 'sources by name, as {"a": "a/*.tar", "b": source_b}'
 
@@ -99,6 +100,14 @@ class Mixture(Source):
         """Fields of all sources, where all have a schema."""
         schemas = [source.fields for source in self.sources.values()]
         return {"source": "string"} | merge_schemas(filter(None, schemas)) if None not in schemas else None
+
+    @property
+    def arrow_fields(self) -> Mapping[str, Any] | None:
+        """Fields of all sources, where all have a schema."""
+        import pyarrow as pa
+
+        schemas = [source.arrow_fields for source in self.sources.values()]
+        return None if None in schemas else merge_arrow_types([{"source": pa.string()}, *filter(None, schemas)])
 
     @property
     def locations(self) -> Sequence[str]:

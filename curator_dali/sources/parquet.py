@@ -38,8 +38,9 @@ from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
     Source,
+    kind_of_type,
     make_batch,
-    make_sidecars,
+    merge_arrow_types,
     merge_schemas,
     sniff_extension,
     split_by_shard,
@@ -55,6 +56,7 @@ from curator_dali.sources.row_groups import (
     read_named,
     read_row_group,
 )
+from curator_dali.sources.sidecars import make_sidecars
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +143,19 @@ class ParquetSource(Source):
             }
             for schema, partition, classes in zip(schemas, self._partitions, self._classes, strict=True)
         )
+        self._arrow_fields: Mapping[str, Any] | None = merge_arrow_types(
+            [
+                {
+                    **_arrow_types_of(partition, classes),
+                    **{
+                        field.name: field.type
+                        for field in schema
+                        if field.name != self._column and not holds_binary(field.type)
+                    },
+                }
+                for schema, partition, classes in zip(schemas, self._partitions, self._classes, strict=True)
+            ]
+        )
         self._stems = _unique_stems(self._urls)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
         files = np.array([file for file, _ in self._groups], np.int64)
@@ -159,6 +174,11 @@ class ParquetSource(Source):
     def fields(self) -> Mapping[str, str]:
         """The columns and partitions' fields that become metadata; types as `merge_types` has them for all files."""
         return self._fields
+
+    @property
+    def arrow_fields(self) -> Mapping[str, Any] | None:
+        """The columns and partitions' fields that become metadata, with types for all files."""
+        return self._arrow_fields
 
     @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
@@ -266,7 +286,7 @@ class ParquetSource(Source):
         return {**state, "_stats": [stat if is_remote(url) else stat[:1] for url, stat in stats]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update({"_arrow_fields": None, **state})  # an earlier version knew no types of Arrow
         self._start()
 
     def _start(self) -> None:
@@ -504,19 +524,20 @@ def _types_of(partition: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _arrow_types_of(partition: Mapping[str, Any], classes: ClassNames) -> dict[str, Any]:
+    """Arrow types of the fields that are in no column: those of a partition, and names of classes."""
+    import pyarrow as pa
+
+    kinds = {name: pa.int64() if isinstance(value, int) else pa.string() for name, value in partition.items()}
+    return {**{f"{column}_name": pa.string() for column in classes}, **kinds}
+
+
 def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
     """Columns of a schema besides the images, as `Source.fields` has them."""
     import pyarrow as pa
 
-    def kind(arrow: Any) -> str:
-        if pa.types.is_boolean(arrow):
-            return "bool"
-        if pa.types.is_integer(arrow):
-            return "float64" if pa.types.is_uint64(arrow) else "int64"
-        return "float64" if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) else "string"
-
     beside = [field for field in schema if field.name != image_column and not holds_binary(field.type)]
-    return {field.name: kind(field.type) for field in beside if not pa.types.is_null(field.type)}
+    return {field.name: kind_of_type(field.type) for field in beside if not pa.types.is_null(field.type)}
 
 
 def _is_image_type(kind: Any) -> bool:

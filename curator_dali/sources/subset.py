@@ -27,6 +27,10 @@ class _View(Source):
     def class_lists(self) -> Mapping[str, Sequence[str]]:
         return self.source.class_lists
 
+    @property
+    def arrow_fields(self) -> Mapping[str, Any] | None:
+        return self.source.arrow_fields
+
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         return self.source.headers(self._whole(indices))
 

@@ -28,7 +28,8 @@ from curator_dali.io import (
     read_regular,
     strip_query,
 )
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_batch, parse_metadata, split_by_shard
+from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, make_batch, split_by_shard
+from curator_dali.sources.sidecars import parse_metadata
 from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, TarIndex
 from curator_dali.sources.tar_shards import Shard, Shards
 

@@ -32,7 +32,8 @@ from curator_dali.io import (
     strip_signature,
     write_file,
 )
-from curator_dali.sources.base import HEADER_DTYPE, SIDECARS, quote
+from curator_dali.sources.base import HEADER_DTYPE, quote
+from curator_dali.sources.sidecars import SIDECARS
 from curator_dali.sources.tar_headers import DAMAGED, Scan
 
 logger = logging.getLogger(__name__)

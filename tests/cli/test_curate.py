@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from curator_dali.cli import main
+from curator_dali.outputs import Manifest
+from tests import helpers
 from tests.curation.helpers import content, read_rows
 
 CPU = ["--device", "cpu"]
@@ -150,3 +153,26 @@ def test_sizes() -> None:
 
     texts = {"1GB": 10**9, "64 MB": 64 * 10**6, "500": 500, "1.5k": 1500, "2MiB": 2 * 2**20}
     assert {text: size_in_bytes(text) for text in texts} == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("all", True), ("photo,number", ["number", "photo"]), ("number=int64", {"number": "int64"})],
+)
+def test_fields_of_the_metadata_are_columns(text: str, meant: Any, tmp_path: Path) -> None:
+    samples = helpers.photo_samples(helpers.load_photos(), 3)
+    helpers.write_shards(tmp_path / "in", samples, 3)
+    out = tmp_path / "out"
+    main(["curate", str(tmp_path / "in"), str(out), "--device", "cpu", "--no-tars", "--metadata", text])
+    assert Manifest.load(str(out)).run["settings"]["metadata"] == meant
+    table = pq.read_table(next(out.glob("*.parquet")))
+    assert table["number"].to_pylist() == [0, 1, 2]
+    assert ("photo" in table.column_names) == (text != "number=int64")
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["", "a,", "a=float64,b", "=string"])
+def test_fields_that_are_none(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["curate", str(tmp_path), str(tmp_path / "out"), "--metadata", text])
+    assert "are no fields; write all, caption,label or score=float64" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_every_argument_of_curate_is_allowed() -> None:
     assert defaults == {name: (arguments[name].annotation, arguments[name].default) for name in defaults}
     flags = argparse.ArgumentParser()
     add_arguments(flags)
-    without_flag, known = {"prefetch", "max_pixels", "metadata", "write"}, {action.dest for action in flags._actions}
+    without_flag, known = {"prefetch", "max_pixels", "write"}, {action.dest for action in flags._actions}
     assert {*defaults} - known == without_flag
     assert {field.name for field in fields(Write)} - {"quality"} <= known
     assert "write_quality" in known

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import curator_dali as cd
 from curator_dali.curation.config import read_config
-from curator_dali.curation.rows import add_misfits, field_types, to_column
+from curator_dali.curation.fields import add_misfits, field_types, to_column
 from curator_dali.errors import StageError
 from curator_dali.sources import MemorySource, ParquetSource, open_source
 from curator_dali.stages import Deduplicate, Filter
@@ -232,7 +232,8 @@ def test_a_text_wanted_of_numbers_is_refused_before_work(image: bytes, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_types_of_fields_that_no_stage_reads_are_refused(image: bytes, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tar", image, [{"score": 1}] * 3)
-    with pytest.raises(StageError, match="metadata= names fields that no stage reads: 'scroe'"):
-        cd.curate(path, tmp_path / "out", stages=[Filter("score", min=0)], metadata={"scroe": "float64"}, **OPTIONS)
+def test_fields_that_no_stage_reads_are_columns_of_the_type_that_is_given(image: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", image, [{"score": 1, "rare": 2}] * 3)
+    types = {"rare": "float64", "none": "string"}
+    cd.curate(path, tmp_path / "out", stages=[Filter("score", min=0)], metadata=types, **OPTIONS)
+    assert [(row["score"], row["rare"], row["none"]) for row in read_rows(tmp_path / "out")] == [(1.0, 2.0, None)] * 3

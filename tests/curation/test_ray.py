@@ -77,6 +77,7 @@ class Loaded(cd.Stage):
 
 def curate(source: Any, out: Path, **options: Any) -> cd.Report:
     stages = [Loaded(), cd.Quality(), cd.Filter("sharpness", min=300.0)]
+    options = {"metadata": True, **options}
     return cd.curate(source, out, stages=stages, device="cpu", part_size=PART, num_threads=1, **options)
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curator_dali.sources import FolderSource, MemorySource, Mixture, ParquetSource, Source, Subset
-from curator_dali.sources.base import SIDECARS, parse_metadata
+from curator_dali.sources.sidecars import SIDECARS, parse_metadata
 from curator_dali.sources.subset import Without
 
 JPEG = b"\xff\xd8\xff\xe0 an image"
@@ -75,11 +75,13 @@ def test_parquet(tmp_path: Path) -> None:
     assert check(ParquetSource(str(tmp_path / "a"))) == ROWS
 
 
-def test_dates_of_parquet_are_iso_text(tmp_path: Path) -> None:
+def test_dates_of_parquet_are_iso_text_and_stay_dates(tmp_path: Path) -> None:
     times = [datetime.datetime(2024, 2, 29, 12, 30), None]
     pq.write_table(pa.table({"jpg": [JPEG] * 2, "time": times}), tmp_path / "a")
     batch = ParquetSource(str(tmp_path / "a")).read(np.arange(2), members=True)
-    assert [parse(members) for members in batch.members or []] == [{"time": "2024-02-29T12:30:00"}, {"time": None}]
+    assert [parse(members) for members in batch.members or []] == [{"time": time} for time in times]
+    (first, _) = (bytes(members["json"]) for members in batch.members or [])
+    assert b'"time": "2024-02-29T12:30:00"' in first
 
 
 def test_partitions_of_parquet(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curator_dali.sources.base import SIDECARS, add_sidecars, make_sidecars, parse_metadata
+from curator_dali.sources.sidecars import SIDECARS, add_sidecars, make_sidecars, parse_metadata
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -75,7 +75,8 @@ def test_a_sidecar_that_cannot_be_parsed_costs_no_field_and_no_byte(beside: dict
 
 
 def test_bytes_are_no_text_of_python() -> None:
-    assert json.loads(make_sidecars({"a": {"b": b"\xff\x00"}})["json"]) == {"a": {"b": "/wA="}}
+    made = json.loads(make_sidecars({"a": {"b": b"\xff\x00"}})["json"])
+    assert made == {"a": {"b": "/wA="}, "__types__": {"/a/b": "bytes"}}
     assert json.loads(make_sidecars({"a": [{(1, 2): 3}]})["json"]) == {"a": [{"(1, 2)": 3}]}
 
 
