@@ -34,7 +34,7 @@ from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.io import DEEP, check_depth, is_remote, read_regular
-from curator_dali.outputs import part_name
+from curator_dali.outputs import IMAGES, part_name
 from curator_dali.sources import Mixture, Source, Subset, expand_braces
 from curator_dali.stages import STAGES, Stage
 
@@ -59,6 +59,7 @@ _WRITTEN_PLACES = (  # a glob that matches the output itself would open it as a 
     (),
     *((f"{_PART_NAME}-{shard}.tar",) for shard in ("0000", "0001")),
     (f"{_PART_NAME}.parquet",),
+    (f"{_PART_NAME}-0000{IMAGES}",),
     (SCORED, f"{_PART_NAME}.parquet"),
 )
 
@@ -95,6 +96,8 @@ class Settings:
             )
         if self.write == Write():  # as without
             object.__setattr__(self, "write", None)
+        if self.metadata is None and self.is_for_hugging_face:
+            object.__setattr__(self, "metadata", True)
         for name, kind in self.field_types.items():
             if kind not in FIELD_TYPES:
                 raise ValueError(f"metadata[{name!r}] is {kind!r}; allowed: {', '.join(FIELD_TYPES)}")
@@ -111,6 +114,11 @@ class Settings:
     def field_names(self) -> frozenset[str] | None:
         """The fields of the metadata that are kept as columns; None for all."""
         return None if self.metadata is True else frozenset(self.metadata or ())
+
+    @property
+    def is_for_hugging_face(self) -> bool:
+        """Whether the samples that are kept are written in Hugging Face's layout."""
+        return self.write is not None and self.write.layout == "huggingface"
 
     @property
     def stored(self) -> Literal["float32", "float16"] | None:

@@ -22,8 +22,20 @@ from curator_dali.curation.write import STAGE, WrittenSample
 from curator_dali.decoding import Codec, Decoded, upright_sizes
 from curator_dali.errors import OutputError, kind_of_failure
 from curator_dali.io import join, printable
-from curator_dali.outputs import DECIDED, DECODE, METADATA, Manifest, Part, PartWriter, RowSchema, part_name, read_types
+from curator_dali.outputs import (
+    CURATION,
+    DECIDED,
+    DECODE,
+    METADATA,
+    Manifest,
+    Part,
+    PartWriter,
+    RowSchema,
+    part_name,
+    read_types,
+)
 from curator_dali.sampling import Range
+from curator_dali.sources import SIDECARS, image_extension
 from curator_dali.threads import Background, HandOver
 
 if TYPE_CHECKING:
@@ -173,7 +185,16 @@ class Output:
     def open(self, part: Range) -> PartWriter:
         """Begin to write a part."""
         tars, samples, nbytes = self.settings.tars, self.settings.shard_samples, self.settings.shard_bytes
-        return PartWriter(self.manifest, *part, self.schema, tars=tars, shard_samples=samples, shard_bytes=nbytes)
+        layout = "webdataset" if self.settings.write is None else self.settings.write.layout
+        return PartWriter(
+            self.manifest,
+            *part,
+            self.schema,
+            tars=tars,
+            shard_samples=samples,
+            shard_bytes=nbytes,
+            layout=layout,
+        )
 
 
 def open_output(manifest: Manifest, schema: RowSchema, settings: Settings) -> Output:
@@ -306,6 +327,7 @@ def write_rows(writer: PartWriter, rows: Rows) -> None:
     rows.take_encoded()
     kept = np.flatnonzero(rows.columns["status"] == "kept").tolist()
     curation: list[dict[str, Any] | None] | None = None
+    images = _split_members(rows, kept) if writer.layout == "huggingface" else None
     if rows.members is not None:
         curation = [None] * len(rows)
         for row, scores in zip(kept, _scores_of(rows.columns, kept), strict=True):
@@ -317,7 +339,20 @@ def write_rows(writer: PartWriter, rows: Rows) -> None:
         members=rows.members,
         curation=curation,
         fields=rows.fields,
+        images=images,
     )
+
+
+def _split_members(rows: Rows, kept: Sequence[int]) -> list[str | None]:
+    """Leave only those members of kept rows that no column holds; returns the extension of each row's image."""
+    images: list[str | None] = [None] * len(rows)
+    for row in kept:
+        assert rows.members is not None
+        found = rows.members[row] or {}
+        images[row] = image = image_extension(found, str(rows.columns["image_path"][row]))
+        held = (*SIDECARS, CURATION)
+        rows.members[row] = {name: data for name, data in found.items() if name == image or name.lower() not in held}
+    return images
 
 
 def _scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str, Any]]:

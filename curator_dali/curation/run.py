@@ -23,7 +23,7 @@ from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import join, store
-from curator_dali.outputs import FieldColumns, Manifest, Part, RowFiles, RowSchema
+from curator_dali.outputs import LAYOUT_COLUMNS, FieldColumns, Manifest, Part, RowFiles, RowSchema, is_loadable
 from curator_dali.report import Report, count_parts, leave_report
 from curator_dali.sources import Source, open_source
 from curator_dali.stages import STAGES, Plan, Stage, make_plan
@@ -70,7 +70,9 @@ class Curation:
         try:
             check_out(self.out, self.source)
             self.plan, self._types, self._fields = _plan(stages, self.source, self._settings)
-            if self._settings.encoding is not None and (taken := WRITTEN.keys() & self.plan.columns.keys()):
+            made = {*WRITTEN} if self._settings.encoding is not None else set()
+            made |= {*LAYOUT_COLUMNS} if self._settings.is_for_hugging_face else set()
+            if taken := made & self.plan.columns.keys():
                 raise StageError(
                     f"write= makes the column {min(taken)!r}, which a stage makes too, or reads of the metadata: leave "
                     "one of them out"
@@ -303,7 +305,9 @@ def _plan(stages: Sequence[Stage], source: Source, settings: Settings) -> tuple[
         return plan, types, FieldColumns()
     if looked is None and source.arrow_fields is None and not given:
         looked = look_at_fields(source)
-    return plan, types, plan_fields(source, plan, settings.metadata, looked or [])
+    reserved = {*settings.add_written({}), *(LAYOUT_COLUMNS if settings.is_for_hugging_face else ())}
+    usable = is_loadable if settings.is_for_hugging_face else None
+    return plan, types, plan_fields(source, plan, settings.metadata, looked or [], reserved, usable)
 
 
 def label_facts(source: Source) -> dict[str, Any]:

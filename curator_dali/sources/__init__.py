@@ -18,13 +18,14 @@ from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.row_groups import read_bytes
-from curator_dali.sources.sidecars import ABSENT, dump_fields, is_same, merge_rest, restore_types, to_text
+from curator_dali.sources.sidecars import ABSENT, SIDECARS, dump_fields, is_same, merge_rest, restore_types, to_text
 from curator_dali.sources.subset import Subset, Without
 from curator_dali.sources.tar import TarSource
 
 __all__ = [
     "ABSENT",
     "HEADER_DTYPE",
+    "SIDECARS",
     "EncodedBatch",
     "FolderSource",
     "MemorySource",

@@ -6,6 +6,7 @@ import glob
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -15,6 +16,7 @@ import numpy as np
 from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError
 from curator_dali.io import Storage, ask_listing, filesystem, is_http, is_remote, one_line, strip_query
+from curator_dali.outputs import IMAGES
 from curator_dali.sources.base import Source, is_image, sniff_extension
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.listing import (
@@ -56,6 +58,7 @@ _HEAD_BYTES = 16  # by which images are told
 # kinds of what is no source: a file of another ending, a folder without images, a folder beside shards
 _OTHER, _EMPTY, _SUBFOLDER = "other", "empty", "subfolder"
 _NO_DATA = frozenset([_OTHER, _EMPTY, _SUBFOLDER])
+_IMAGES_OF_OUTPUT = re.compile(r"\d{12,}-\d{12,}-\d+" + re.escape(IMAGES))
 
 
 @checked
@@ -497,8 +500,13 @@ def _in_folder(folder: str) -> list[_Match]:
 
 
 def _pick_data(files: list[str], folders: list[str], images: bool) -> list[str]:
-    """Parquet files right in a folder that hold images, not metadata of the images in the folder or its folders."""
+    """Parquet files right in a folder that hold images, not metadata of the images in the folder or its folders.
+
+    Of an output in Hugging Face's layout, the rows of all samples hold none.
+    """
     parquets = [file for file in files if _is_parquet(file) and not _name(file).startswith("_")]
+    if written := [file for file in parquets if _IMAGES_OF_OUTPUT.fullmatch(_name(file))]:
+        return written
     metadata = {file for file in parquets if is_metadata_file(file)}
     beside = {url.rstrip("/") for url in folders}
     tables = {file for file in parquets if stem_of(file) in beside}  # as img2dataset has one for each folder
