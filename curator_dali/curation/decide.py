@@ -17,14 +17,24 @@ from numpy.typing import NDArray
 from curator_dali.arrays import missing, objects
 from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.curation.config import Settings
-from curator_dali.curation.fields import add_misfits, to_column
+from curator_dali.curation.fields import add_misfits, make_fields, to_column
 from curator_dali.curation.rows import Account, Output, Rows, write_rows
 from curator_dali.curation.worker import Finished, Progress, encode_rows, make_encoder
 from curator_dali.curation.write import Encoder
 from curator_dali.errors import StageError, kind_of_failure
 from curator_dali.io import join
 from curator_dali.loader import ImageLoader
-from curator_dali.outputs import DECIDED, DECODE, EMBEDDING, Manifest, RowFiles, RowSubset, part_name, to_numpy
+from curator_dali.outputs import (
+    DECIDED,
+    DECODE,
+    EMBEDDING,
+    FieldColumns,
+    Manifest,
+    RowFiles,
+    RowSubset,
+    part_name,
+    to_numpy,
+)
 from curator_dali.report import find_kinds
 from curator_dali.sampling import Range
 from curator_dali.sources import Source, Subset, kind_of_type
@@ -199,6 +209,8 @@ def write_decided(
         for part in parts:
             rows = _read_rows(scored.folder, part, plan, scoring[part])
             _apply_decisions(rows, decisions, part, plan)
+            for name, kind in output.schema.columns.items():  # of what is written, which is not known yet
+                rows.columns.setdefault(name, missing(len(rows), kind))
             if not output.schema.embedding_dim:
                 rows.embeddings = rows.embedded = None
             account = Account()
@@ -209,7 +221,7 @@ def write_decided(
                 account.seconds[label] = account.seconds.get(label, 0.0) + spent
             with output.open(part) as writer:
                 began = time.perf_counter()
-                for piece in read(rows, _Fields(scored.folder, part, output.schema.fields.names)):
+                for piece in read(rows, _Fields(scored.folder, part, output.schema.fields)):
                     write_rows(writer, piece)
                     account.add(piece, time.perf_counter() - began)
                     progress(len(piece))
@@ -241,21 +253,25 @@ def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) ->
 class _Fields:
     """The fields of a scored part's rows, which are read as they are asked for, front to back.
 
+    Where the scored output keeps no fields, those of the samples that are kept come from the source.
+
     Args:
         folder: The scored output.
         part: The part.
-        names: The columns; none give None for every piece.
+        columns: The columns; none give None for every piece.
     """
 
-    def __init__(self, folder: str, part: Range, names: Sequence[str]) -> None:
+    def __init__(self, folder: str, part: Range, columns: FieldColumns) -> None:
         self._held: Any = None
         self._batches: Iterator[Any] = iter(())
+        self._columns, names = columns, columns.names
         if names:
             import pyarrow as pa
 
             files = RowFiles(join(folder, f"{part_name(*part)}.parquet"))
-            self._held = pa.schema(map(files.schema.field, names)).empty_table()
-            self._batches = files.batches(names, rows=_CHUNK_SAMPLES)
+            if files.fields:
+                self._held = pa.schema(map(files.schema.field, names)).empty_table()
+                self._batches = files.batches(names, rows=_CHUNK_SAMPLES)
 
     def cut(self, rows: Rows, start: int, stop: int) -> Rows:
         """Cut the next piece out of the part's rows, [start, stop), with its fields."""
@@ -268,6 +284,23 @@ class _Fields:
             piece.fields = self._held.slice(0, len(piece)).combine_chunks().to_batches()[0]
             self._held = self._held.slice(len(piece))
         return piece
+
+    def fill(self, piece: Rows, at: NDArray[np.int64], samples: Sequence[ImageObject]) -> None:
+        """Take the fields of rows from the source's samples, where the scored output keeps none; others have null.
+
+        Args:
+            piece: Rows that `cut` made.
+            at: (M,) rows of it.
+            samples: Their M samples.
+        """
+        if self._held is None and self._columns:
+            import pyarrow as pa
+
+            made = make_fields([item.metadata for item in samples], {}, self._columns)
+            places: list[int | None] = [None] * len(piece)
+            for place, row in enumerate(at.tolist()):
+                places[row] = place
+            piece.fields = made.take(pa.array(places, pa.int64()))
 
 
 def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:
@@ -316,8 +349,6 @@ def _with_encoded(
 ) -> Iterator[Rows]:
     """Pieces of rows, whose kept images are decoded once more and are being encoded."""
     assert settings.encoding is not None
-    for name, kind in settings.add_written({}).items():
-        rows.columns.setdefault(name, missing(len(rows), kind))
     kept = np.flatnonzero(rows.columns["status"] == "kept")
     chosen = Subset(loader.source, rows.columns["index"][kept])
     begin = 0
@@ -332,6 +363,7 @@ def _with_encoded(
                 pixels, good = batch.views[settings.encoding.view], decoded.rows
                 piece.keep(at[good], batch.encoded)
                 encode_rows(encoder, piece, at[good], decoded, good, pixels)
+                fields.fill(piece, at[good], batch.data)
             begin += len(piece)
             yield piece
     if begin < len(rows):
@@ -360,6 +392,7 @@ def _with_bytes(source: Source | None, tars: bool, rows: Rows, fields: _Fields) 
             if found.errors:  # whatever is wrong now, the sample was decoded before
                 raise found.explain_unread(min(found.errors))
             piece.keep(kept, found.members)
+            fields.fill(piece, kept, found.objects)
         return piece
 
     workers = 1 if source is None else max(1, source.read_ahead)

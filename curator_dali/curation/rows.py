@@ -159,8 +159,9 @@ class Rows:
                 continue
             self.members[row] = sample.members
             for name, value in sample.columns.items():
-                if self.columns[name][row] is None:  # else a stage or an earlier run knows it
-                    self.columns[name][row] = value
+                column = self.columns.get(name)  # there is none of a name that a field of the metadata has
+                if column is not None and column[row] is None:  # else a stage or an earlier run knows it
+                    column[row] = value
 
 
 def _begin_and_length(rows: slice, count: int) -> tuple[int, int]:

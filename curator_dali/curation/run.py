@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from types import TracebackType
@@ -70,13 +70,7 @@ class Curation:
         try:
             check_out(self.out, self.source)
             self.plan, self._types, self._fields = _plan(stages, self.source, self._settings)
-            made = {*WRITTEN} if self._settings.encoding is not None else set()
-            made |= {*LAYOUT_COLUMNS} if self._settings.is_for_hugging_face else set()
-            if taken := made & self.plan.columns.keys():
-                raise StageError(
-                    f"write= makes the column {min(taken)!r}, which a stage makes too, or reads of the metadata: leave "
-                    "one of them out"
-                )
+            check_columns(self.plan.columns, self._settings)
             self.plan.setup(self.device)
             self._dim = next((stage.dim for stage in reversed(stages) if "embeddings" in stage.writes), 0)
             if self._settings.embeddings and not self._dim:
@@ -301,13 +295,35 @@ def _plan(stages: Sequence[Stage], source: Source, settings: Settings) -> tuple[
             "is rare, say its type, as metadata={'score': 'float64'}"
         )
         plan = make_plan(stages, types, known, hint)
+    return plan, types, choose_fields(source, plan, settings, looked)
+
+
+def check_columns(columns: Collection[str], settings: Settings) -> None:
+    """Refuse columns of the names that `write=` makes.
+
+    Raises:
+        StageError: There is one.
+    """
+    made = {*WRITTEN} if settings.encoding is not None else set()
+    made |= {*LAYOUT_COLUMNS} if settings.is_for_hugging_face else set()
+    if taken := made.intersection(columns):
+        raise StageError(
+            f"write= makes the column {min(taken)!r}, which a stage makes too, or which is a field of the metadata: "
+            "leave one of them out"
+        )
+
+
+def choose_fields(
+    source: Source, plan: Plan, settings: Settings, looked: Sequence[Mapping[str, Any]] | None = None
+) -> FieldColumns:
+    """Choose the columns for fields of the metadata that the settings ask for; see `plan_fields`."""
     if not settings.metadata:
-        return plan, types, FieldColumns()
-    if looked is None and source.arrow_fields is None and not given:
+        return FieldColumns()
+    if looked is None and source.arrow_fields is None and not settings.field_types:
         looked = look_at_fields(source)
     reserved = {*settings.add_written({}), *(LAYOUT_COLUMNS if settings.is_for_hugging_face else ())}
     usable = is_loadable if settings.is_for_hugging_face else None
-    return plan, types, plan_fields(source, plan, settings.metadata, looked or [], reserved, usable)
+    return plan_fields(source, plan, settings.metadata, looked or [], reserved, usable)
 
 
 def label_facts(source: Source) -> dict[str, Any]:

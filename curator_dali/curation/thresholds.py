@@ -14,7 +14,7 @@ from curator_dali.curation.config import Settings, check_out, make_stage
 from curator_dali.curation.decide import WORK_FOLDER, decide, write_decided
 from curator_dali.curation.encoding import WRITTEN
 from curator_dali.curation.rows import open_output
-from curator_dali.curation.run import executor_of, label_facts
+from curator_dali.curation.run import check_columns, choose_fields, executor_of, label_facts
 from curator_dali.curation.worker import Executor
 from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
@@ -113,7 +113,11 @@ def rethreshold(
     try:
         check_out(new, data, origin=old.run.get("origin"), folders=[out])
         fields = FieldColumns() if files is None else files.fields
-        schema = RowSchema(settings.add_written(plan.made), embedding_dim=dim, embedding_dtype=dtype, fields=fields)
+        if settings.is_for_hugging_face and not fields and data is not None:  # then of the samples that are read again
+            fields = choose_fields(data, plan, settings)
+        check_columns([*plan.made, *fields.types], settings)
+        columns = {name: kind for name, kind in settings.add_written(plan.made).items() if name not in fields.types}
+        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=dtype, fields=fields)
         with _open_new(new, old, plan, settings, schema, data) as manifest:
             output, present = open_output(manifest, schema, settings), set(manifest.ranges())
             parts = [part for part in old.ranges() if part not in present]

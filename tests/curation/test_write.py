@@ -431,7 +431,9 @@ def test_errors_come_before_work(shards: Path, tmp_path: Path) -> None:
     members = [("a.jpg", helpers.encode(np.zeros((9, 9, 3), np.uint8))), ("a.json", b'{"written_as": "x"}')]
     source = str(helpers.write_tar(tmp_path / "a.tar", members))
     stages = [cd.Filter("written_as", equals="x")]
-    with pytest.raises(cd.StageError, match="write= makes the column 'written_as', which a stage makes too"):
+    with pytest.raises(
+        cd.StageError, match="write= makes the column 'written_as', which a stage makes too, or which is a field"
+    ):
         cd.curate(source, tmp_path / "out", write=cd.Write(resize=9), **{**OPTIONS, "stages": stages})
 
 
