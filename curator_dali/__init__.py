@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # each name twice: that is how type checkers know that it is 
     from curator_dali.batch import concat as concat
     from curator_dali.batch import contact_sheet as contact_sheet
     from curator_dali.curation import Curation as Curation
+    from curator_dali.curation import Write as Write
     from curator_dali.curation import curate as curate
     from curator_dali.curation import rethreshold as rethreshold
     from curator_dali.curation import stages_of as stages_of
@@ -74,7 +75,7 @@ if TYPE_CHECKING:  # each name twice: that is how type checkers know that it is 
 
 _NAMES = {
     "batch": ("ImageBatch", "ImageObject", "Task", "concat", "contact_sheet"),
-    "curation": ("Curation", "curate", "rethreshold", "stages_of"),
+    "curation": ("Curation", "Write", "curate", "rethreshold", "stages_of"),
     "errors": (
         "CuratorDaliError",
         "ImageError",

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +174,17 @@ def add_output(parser: Any, embeddings: str) -> None:
     parser.add_argument("--no-html", dest="html", action="store_const", const=False, help="leave no report.html")
     parser.add_argument("--shard-samples", type=positive, metavar="N", help="samples in a tar (default: a part's)")
     parser.add_argument("--shard-bytes", type=size_in_bytes, metavar="SIZE", help="bytes in a tar, as 1GB")
+    parser.add_argument("--resize", type=positive, metavar="N", help="write images of N pixels a side, never larger")
+    parser.add_argument("--side", choices=["shortest", "longest"], help="the side that --resize sets")
+    parser.add_argument("--enlarge", action="store_const", const=True, help="let --resize enlarge smaller images")
+    parser.add_argument("--format", choices=["jpeg", "webp", "png"], help="encode images so (default: as they are)")
+    parser.add_argument("--write-quality", type=positive, metavar="N", help="of JPEG and WebP, 1 to 100 (default 95)")
+    parser.add_argument(
+        "--profile", choices=["srgb", "keep"], help="of encoded images: convert to sRGB (default), or keep their own"
+    )
+    parser.add_argument(
+        "--layout", choices=["webdataset", "huggingface"], help="tars (default), or Parquet that load_dataset reads"
+    )
 
 
 def size_in_bytes(text: str) -> int:
@@ -192,6 +203,15 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
     names = [field.name for field in fields(Settings)]
     return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+
+
+def write_of(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """The argument `write` of a file's options, with what flags say of it; empty where neither says anything."""
+    from curator_dali.curation import Write
+
+    flags = {field.name: "write_quality" if field.name == "quality" else field.name for field in fields(Write)}
+    given = {name: value for name, flag in flags.items() if (value := getattr(arguments, flag)) is not None}
+    return {"write": replace(options.get("write") or Write(), **given)} if given else {}
 
 
 def add_executor(parser: Any) -> None:

@@ -115,7 +115,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     if missing:
         raise ValueError(f"curate needs {' and '.join(missing)}: give SRC OUT, or put them into --config")
     options["stages"] = [*options["stages"], *_stages(arguments)]
-    options |= common.settings_of(arguments)
+    options |= common.settings_of(arguments) | common.write_of(arguments, options)
     options["device"] = common.device_of(arguments.device or options.get("device", "auto"))
     if (executor := common.executor_of(arguments)) is not None:
         options["executor"] = executor

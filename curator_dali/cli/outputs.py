@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from curator_dali.stages import Stage
 
 _MOST_LISTED = 20  # groups or leaks, without --all
-_FILE_OPTIONS = ("stages", "executor", "source", "tars", "shard_samples", "shard_bytes", "embeddings", "html")
+_FILE_OPTIONS = (
+    "stages",
+    "executor",
+    "source",
+    "tars",
+    "shard_samples",
+    "shard_bytes",
+    "embeddings",
+    "html",
+    "write",
+    "device",
+)
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +84,7 @@ def add_rethreshold(parser: argparse.ArgumentParser) -> None:
     common.add_deduplicate(parser)
     common.add_executor(parser)
     parser.add_argument("--source", metavar="SRC", help="where the data set is, if it has moved")
+    parser.add_argument("--device", help="for --resize and --format: auto (the default), cpu or cuda:N")
     common.add_output(parser, embeddings="store them (default: as OUT has them)")
 
 
@@ -101,7 +113,9 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     stages = options["stages"] if "stages" in options else stages_of(arguments.out)
     options |= {"stages": _changed(stages, arguments)} | common.settings_of(arguments)
-    given = {"source": arguments.source, "executor": common.executor_of(arguments)}
+    options |= common.write_of(arguments, options)
+    device = common.device_of(arguments.device) if arguments.device else None
+    given = {"source": arguments.source, "executor": common.executor_of(arguments), "device": device}
     return options | {name: value for name, value in given.items() if value is not None}
 
 

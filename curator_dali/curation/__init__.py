@@ -9,6 +9,7 @@ from curator_dali.curation.fields import add_columns, read_fields
 from curator_dali.curation.run import Curation, curate
 from curator_dali.curation.thresholds import rethreshold, stages_of
 from curator_dali.curation.worker import DECODE_CHECK_VIEW
+from curator_dali.curation.write import Write
 
 if TYPE_CHECKING:
     from curator_dali.curation.ray_executor import RayExecutor, find_killers
@@ -18,6 +19,7 @@ __all__ = [
     "Curation",
     "RayExecutor",
     "Settings",
+    "Write",
     "add_columns",
     "check_file",
     "curate",

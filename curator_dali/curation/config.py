@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from curator_dali.arguments import Count, Limits, Share, checked
+from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.io import DEEP, check_depth, is_remote, read_regular
-from curator_dali.outputs import part_name
+from curator_dali.outputs import IMAGES, part_name
 from curator_dali.sources import DerivedSource, Mixture, Source, expand_braces
 from curator_dali.stages import STAGES, Stage
 
@@ -58,6 +59,7 @@ _WRITTEN_PLACES = (  # a glob that matches the output itself would open it as a 
     (),
     *((f"{_PART_NAME}-{shard}.tar",) for shard in ("0000", "0001")),
     (f"{_PART_NAME}.parquet",),
+    (f"{_PART_NAME}-0000{IMAGES}",),
     (SCORED, f"{_PART_NAME}.parquet"),
 )
 
@@ -85,8 +87,17 @@ class Settings:
     max_error_rate: Share | None = None
     metadata: Fields | None = None
     html: bool = True
+    write: Write | None = None
 
     def __post_init__(self) -> None:
+        if self.write is not None and not self.tars:
+            raise ValueError(
+                f"write is {self.write!r}, and tars is False, which writes no images: leave one of them out"
+            )
+        if self.write == Write():  # as without
+            object.__setattr__(self, "write", None)
+        if self.metadata is None and self.is_for_hugging_face:
+            object.__setattr__(self, "metadata", True)
         for name, kind in self.field_types.items():
             if kind not in FIELD_TYPES:
                 raise ValueError(f"metadata[{name!r}] is {kind!r}; allowed: {', '.join(FIELD_TYPES)}")
@@ -105,9 +116,24 @@ class Settings:
         return None if self.metadata is True else frozenset(self.metadata or ())
 
     @property
+    def is_for_hugging_face(self) -> bool:
+        """Whether the samples that are kept are written in Hugging Face's layout."""
+        return self.write is not None and self.write.layout == "huggingface"
+
+    @property
     def stored(self) -> Literal["float32", "float16"] | None:
         """The type of the embeddings that are stored; None where none are."""
         return "float32" if self.embeddings is True else self.embeddings or None
+
+    @property
+    def encoding(self) -> Write | None:
+        """How images are encoded; None where the original bytes of kept images are written, or none."""
+        return self.write if self.write is not None and self.write.encodes else None
+
+    def add_written(self, columns: Mapping[str, str]) -> dict[str, str]:
+        """Columns with their types, and behind them those that say what was written of the kept images."""
+        written = {} if self.write is None else self.write.columns
+        return {**columns, **{name: kind for name, kind in written.items() if name not in columns}}
 
     def recorded(self, stages: Sequence[Stage]) -> dict[str, Any]:
         """Return the settings that decide what is written, under the names that they have in `run.json`."""
@@ -119,6 +145,7 @@ class Settings:
             "embeddings": self.stored,
             "max_pixels": self.max_pixels,
             **({"metadata": _record_fields(self.metadata)} if self.metadata else {}),
+            **({"write": self.write.recorded} if self.write is not None else {}),
         }
 
 
@@ -271,7 +298,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: stages is a {type(stages).__name__}; give a list, in TOML one [[stages]] each")
     if "stages" in content:
         content["stages"] = [make_stage(stage, f"{path}: stages[{number}]") for number, stage in enumerate(stages)]
+    if "write" in content:
+        content["write"] = _make_write(content["write"], f"{path}: write")
     return content
+
+
+def _make_write(settings: Any, where: str) -> Write:
+    """A `Write` of its arguments, which a file gives as a table."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{where} is {reprlib.repr(settings)}; give a table, as write = {{resize = 512}}")
+    _check_known(settings, [field.name for field in fields(Write)], where)
+    return Write(**settings)
 
 
 def make_stage(settings: Any, where: str) -> Stage:

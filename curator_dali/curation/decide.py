@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,28 @@ from numpy.typing import NDArray
 
 from curator_dali.arrays import missing, objects
 from curator_dali.batch import ImageBatch, ImageObject
-from curator_dali.curation.fields import add_misfits, to_column
+from curator_dali.curation.config import Settings
+from curator_dali.curation.fields import add_misfits, make_fields, to_column
 from curator_dali.curation.rows import Account, Output, Rows, write_rows
-from curator_dali.curation.worker import Finished, Progress
-from curator_dali.errors import StageError
+from curator_dali.curation.worker import Finished, Progress, encode_rows, make_encoder
+from curator_dali.curation.write import Encoder
+from curator_dali.errors import StageError, kind_of_failure
 from curator_dali.io import join
-from curator_dali.outputs import DECIDED, EMBEDDING, Manifest, RowFiles, RowSubset, part_name, to_numpy
+from curator_dali.loader import ImageLoader
+from curator_dali.outputs import (
+    DECIDED,
+    DECODE,
+    EMBEDDING,
+    FieldColumns,
+    Manifest,
+    RowFiles,
+    RowSubset,
+    part_name,
+    to_numpy,
+)
 from curator_dali.report import find_kinds
 from curator_dali.sampling import Range
-from curator_dali.sources import Source, kind_of_type
+from curator_dali.sources import Source, Subset, kind_of_type
 from curator_dali.stages import GlobalSelector, Plan, Selector, Workers
 from curator_dali.threads import ignore, run_ahead
 
@@ -169,8 +184,11 @@ def write_decided(
     parts: Sequence[Range],
     finished: Finished = ignore,
     progress: Progress = ignore,
+    device: str = "cpu",
 ) -> None:
-    """Write parts of a scored output as it was decided, with the original bytes of what is kept; nothing is decoded.
+    """Write parts of a scored output as it was decided, with the bytes of what is kept.
+
+    Images are decoded only where the settings say how to encode them.
 
     Args:
         source: Where the bytes are; None where no tars are written.
@@ -181,31 +199,34 @@ def write_decided(
         parts: Which of the scored parts to write.
         finished: See `Finished`.
         progress: See `Progress`.
+        device: Where images are decoded.
 
     Raises:
         SourceError: The bytes of a sample that is kept can no longer be read.
     """
     scoring = {(part.start, part.stop): part.info for part in scored.parts()}
-    for part in parts:
-        rows = _read_rows(scored.folder, part, plan, scoring[part])
-        _apply_decisions(rows, decisions, part, plan)
-        if not output.schema.embedding_dim:
-            rows.embeddings = rows.embedded = None
-        account = Account()
-        if not decisions.anew:  # the part's record sums up both phases
-            account.seconds.update(scoring[part]["seconds"])
-            add_misfits(account.misfits, scoring[part].get("misfits", {}))
-        for label, spent in decisions.take_seconds().items():
-            account.seconds[label] = account.seconds.get(label, 0.0) + spent
-        with output.open(part) as writer:
-            began = time.perf_counter()
-            fields = _read_fields(scored.folder, part, output.schema.fields.names)
-            for chunk in _with_bytes(source, rows, fields, output.settings.tars):
-                write_rows(writer, chunk)
-                account.add(chunk, time.perf_counter() - began)
-                progress(len(chunk))
+    with _open_reader(source, output.settings, device) as read:
+        for part in parts:
+            rows = _read_rows(scored.folder, part, plan, scoring[part])
+            _apply_decisions(rows, decisions, part, plan)
+            for name, kind in output.schema.columns.items():  # of what is written, which is not known yet
+                rows.columns.setdefault(name, missing(len(rows), kind))
+            if not output.schema.embedding_dim:
+                rows.embeddings = rows.embedded = None
+            account = Account()
+            if not decisions.anew:  # the part's record sums up both phases
+                account.seconds.update(scoring[part]["seconds"])
+                add_misfits(account.misfits, scoring[part].get("misfits", {}))
+            for label, spent in decisions.take_seconds().items():
+                account.seconds[label] = account.seconds.get(label, 0.0) + spent
+            with output.open(part) as writer:
                 began = time.perf_counter()
-            finished(writer.commit(account.info()))
+                for piece in read(rows, _Fields(scored.folder, part, output.schema.fields)):
+                    write_rows(writer, piece)
+                    account.add(piece, time.perf_counter() - began)
+                    progress(len(piece))
+                    began = time.perf_counter()
+                finished(writer.commit(account.info()))
 
 
 def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) -> Rows:
@@ -229,21 +250,57 @@ def _read_rows(folder: str, part: Range, plan: Plan, info: Mapping[str, Any]) ->
     return rows
 
 
-def _read_fields(folder: str, part: Range, names: Sequence[str]) -> Iterator[Any]:
-    """`pyarrow.Table`s of the fields of a scored part, as many rows each as are written at once."""
-    import pyarrow as pa
+class _Fields:
+    """The fields of a scored part's rows, which are read as they are asked for, front to back.
 
-    if not names:
-        return
-    files = RowFiles(join(folder, f"{part_name(*part)}.parquet"))
-    held = pa.schema(map(files.schema.field, names)).empty_table()
-    for batch in files.batches(names, rows=_CHUNK_SAMPLES):
-        held = pa.concat_tables([held, pa.Table.from_batches([batch])])
-        while len(held) >= _CHUNK_SAMPLES:
-            yield held.slice(0, _CHUNK_SAMPLES)
-            held = held.slice(_CHUNK_SAMPLES)
-    if len(held):
-        yield held
+    Where the scored output keeps no fields, those of the samples that are kept come from the source.
+
+    Args:
+        folder: The scored output.
+        part: The part.
+        columns: The columns; none give None for every piece.
+    """
+
+    def __init__(self, folder: str, part: Range, columns: FieldColumns) -> None:
+        self._held: Any = None
+        self._batches: Iterator[Any] = iter(())
+        self._columns, names = columns, columns.names
+        if names:
+            import pyarrow as pa
+
+            files = RowFiles(join(folder, f"{part_name(*part)}.parquet"))
+            if files.fields:
+                self._held = pa.schema(map(files.schema.field, names)).empty_table()
+                self._batches = files.batches(names, rows=_CHUNK_SAMPLES)
+
+    def cut(self, rows: Rows, start: int, stop: int) -> Rows:
+        """Cut the next piece out of the part's rows, [start, stop), with its fields."""
+        piece = rows[start:stop]
+        if self._held is not None:
+            import pyarrow as pa
+
+            while len(self._held) < len(piece):
+                self._held = pa.concat_tables([self._held, pa.Table.from_batches([next(self._batches)])])
+            piece.fields = self._held.slice(0, len(piece)).combine_chunks().to_batches()[0]
+            self._held = self._held.slice(len(piece))
+        return piece
+
+    def fill(self, piece: Rows, at: NDArray[np.int64], samples: Sequence[ImageObject]) -> None:
+        """Take the fields of rows from the source's samples, where the scored output keeps none; others have null.
+
+        Args:
+            piece: Rows that `cut` made.
+            at: (M,) rows of it.
+            samples: Their M samples.
+        """
+        if self._held is None and self._columns:
+            import pyarrow as pa
+
+            made = make_fields([item.metadata for item in samples], {}, self._columns)
+            places: list[int | None] = [None] * len(piece)
+            for place, row in enumerate(at.tolist()):
+                places[row] = place
+            piece.fields = made.take(pa.array(places, pa.int64()))
 
 
 def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) -> None:
@@ -263,7 +320,68 @@ def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) 
         rows.decide(at, "dropped", plan.labels[number], reasons, [stage.kind(reason) for reason in reasons])
 
 
-def _with_bytes(source: Source | None, rows: Rows, fields: Iterator[Any], tars: bool) -> Iterator[Rows]:
+@contextmanager
+def _open_reader(
+    source: Source | None, settings: Settings, device: str
+) -> Iterator[Callable[[Rows, _Fields], Iterator[Rows]]]:
+    """Have a function that yields pieces of a part's rows, with fields and the bytes to be written of what is kept."""
+    encoding = settings.encoding
+    if encoding is None or source is None:
+        yield partial(_with_bytes, source, settings.tars)
+        return
+    loader = ImageLoader(
+        source,
+        batch_size=settings.batch_size,
+        device=device,
+        transforms=None,
+        views=(encoding.view,),
+        num_threads=settings.num_threads,
+        keep_encoded=True,
+        max_pixels=settings.max_pixels,
+    )
+    loader.max_errors = 0  # the rows have them
+    with loader, closing(make_encoder(settings, device)) as encoder:
+        yield lambda rows, fields: _delay(_with_encoded(loader, encoder, settings, rows, fields))
+
+
+def _with_encoded(
+    loader: ImageLoader, encoder: Encoder, settings: Settings, rows: Rows, fields: _Fields
+) -> Iterator[Rows]:
+    """Pieces of rows, whose kept images are decoded once more and are being encoded."""
+    assert settings.encoding is not None
+    kept = np.flatnonzero(rows.columns["status"] == "kept")
+    chosen = Subset(loader.source, rows.columns["index"][kept])
+    begin = 0
+    # a sample that cannot be read now must not count as a bad image for good
+    with closing(loader.over([(0, len(kept))] if len(kept) else [], chosen, refuse_unread=True)) as steps:
+        for decoded, batch in steps:
+            at = kept[decoded.encoded.indices] - begin  # (n,) rows of this piece
+            piece = fields.cut(rows, begin, begin + int(at[-1]) + 1)
+            for row, reason in decoded.errors.items():
+                piece.decide([at[row]], "failed", DECODE, [reason], [kind_of_failure(reason)])
+            if batch is not None:
+                pixels, good = batch.views[settings.encoding.view], decoded.rows
+                piece.keep(at[good], batch.encoded)
+                encode_rows(encoder, piece, at[good], decoded, good, pixels)
+                fields.fill(piece, at[good], batch.data)
+            begin += len(piece)
+            yield piece
+    if begin < len(rows):
+        yield fields.cut(rows, begin, len(rows))
+
+
+def _delay(pieces: Iterator[Rows]) -> Iterator[Rows]:
+    """Yield each piece once the next one is under way, so that images are decoded while others are written."""
+    before = None
+    for piece in pieces:
+        if before is not None:
+            yield before
+        before = piece
+    if before is not None:
+        yield before
+
+
+def _with_bytes(source: Source | None, tars: bool, rows: Rows, fields: _Fields) -> Iterator[Rows]:
     """Pieces of rows, with their fields and the bytes of what is kept; several are read at once of a far source."""
 
     def read(piece: Rows) -> Rows:
@@ -274,16 +392,11 @@ def _with_bytes(source: Source | None, rows: Rows, fields: Iterator[Any], tars: 
             if found.errors:  # whatever is wrong now, the sample was decoded before
                 raise found.explain_unread(min(found.errors))
             piece.keep(kept, found.members)
+            fields.fill(piece, kept, found.objects)
         return piece
 
     workers = 1 if source is None else max(1, source.read_ahead)
-
-    def cut(start: int) -> Rows:
-        piece = rows[start : start + _CHUNK_SAMPLES]
-        table = next(fields, None)
-        piece.fields = None if table is None else table.combine_chunks().to_batches()[0]
-        return piece
-
-    pieces = map(cut, range(0, len(rows), _CHUNK_SAMPLES))
+    starts = range(0, len(rows), _CHUNK_SAMPLES)
+    pieces = (fields.cut(rows, start, min(start + _CHUNK_SAMPLES, len(rows))) for start in starts)
     with ThreadPoolExecutor(workers, thread_name_prefix="curator-dali-read") as pool:
         yield from run_ahead(pool, read, pieces, workers - 1)

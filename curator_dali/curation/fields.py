@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -179,7 +179,12 @@ def _shorten(value: Any) -> str:
 
 
 def plan_fields(
-    source: Source, plan: Plan, wanted: bool | Sequence[str] | Mapping[str, str], looked: Sequence[Mapping[str, Any]]
+    source: Source,
+    plan: Plan,
+    wanted: bool | Sequence[str] | Mapping[str, str],
+    looked: Sequence[Mapping[str, Any]],
+    reserved: Collection[str] = (),
+    is_usable: Callable[[Any], bool] | None = None,
 ) -> FieldColumns:
     """Choose the columns for fields of the metadata that an output keeps.
 
@@ -191,6 +196,8 @@ def plan_fields(
         plan: The stages.
         wanted: Names; names with one of `FIELD_TYPES` each; or True for all fields.
         looked: What `look_at_fields` found; nothing where the source has a schema.
+        reserved: Names of further columns that the output has.
+        is_usable: Tells of a `pyarrow.DataType` whether readers of the output know it; None where they know all.
 
     Raises:
         StageError: A name is none of a field, or a column that a stage writes or reads is named `metadata`.
@@ -210,11 +217,11 @@ def plan_fields(
         assert not isinstance(wanted, bool)
         _check_names(wanted, types, bool(len(source)))
         types = {name: types.get(name, pa.string()) for name in wanted}
-    taken = {*plan.columns, *FIXED_COLUMNS, METADATA}
+    taken = {*plan.columns, *FIXED_COLUMNS, METADATA, *reserved}
     stored = {name: stored_type(kind) for name, kind in types.items() if _is_column_name(name) and name not in taken}
     names = plan.metadata if wanted is True else wanted
     return FieldColumns(
-        types={name: kind for name, kind in stored.items() if kind is not None},
+        types={name: k for name, k in stored.items() if k is not None and (is_usable is None or is_usable(k))},
         read=frozenset(plan.metadata).intersection(names),
         rest=True,
         nulls=schema is not None,

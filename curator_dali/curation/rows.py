@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,24 @@ from curator_dali.arrays import missing
 from curator_dali.batch import ImageBatch
 from curator_dali.curation.config import Settings
 from curator_dali.curation.fields import Misfits, add_misfits
+from curator_dali.curation.write import STAGE, WrittenSample
 from curator_dali.decoding import Codec, Decoded, upright_sizes
 from curator_dali.errors import OutputError, kind_of_failure
 from curator_dali.io import join, printable
-from curator_dali.outputs import DECIDED, DECODE, METADATA, Manifest, Part, PartWriter, RowSchema, part_name, read_types
+from curator_dali.outputs import (
+    CURATION,
+    DECIDED,
+    DECODE,
+    METADATA,
+    Manifest,
+    Part,
+    PartWriter,
+    RowSchema,
+    part_name,
+    read_types,
+)
 from curator_dali.sampling import Range
+from curator_dali.sources import SIDECARS, image_extension
 from curator_dali.threads import Background, HandOver
 
 if TYPE_CHECKING:
@@ -39,6 +53,7 @@ class Rows:
         embeddings: None or (N, D) on the host; only the rows of `embedded` count.
         embedded: (N,) which rows have an embedding.
         members: None or a sample's members' original bytes, None for a sample that is not kept.
+        encoding: None or, of each kept sample, its row and what is written instead of the original bytes.
         seconds: Stage -> seconds that it took.
         misfits: Values of the metadata that do not fit their columns.
         fields: A `pyarrow.RecordBatch` of N rows, or None: the columns of `RowSchema.fields`.
@@ -47,7 +62,8 @@ class Rows:
     columns: dict[str, NDArray[Any]]
     embeddings: NDArray[Any] | None = None
     embedded: NDArray[np.bool_] | None = None
-    members: list[Mapping[str, memoryview] | None] | None = None
+    members: list[Mapping[str, Any] | None] | None = None
+    encoding: list[tuple[int, Future[WrittenSample]]] | None = None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     misfits: Misfits = field(default_factory=dict)
     fields: Any = None
@@ -131,6 +147,22 @@ class Rows:
             for row, found in zip(at.tolist(), members, strict=True):
                 self.members[row] = found
 
+    def take_encoded(self) -> None:
+        """Wait for the images that are encoded, and let the rows say what is written; some turn out to be dropped."""
+        encoding, self.encoding = self.encoding or [], None
+        for row, future in encoding:
+            sample = future.result()
+            assert self.members is not None
+            if sample.problem is not None:
+                self.decide([row], "dropped", STAGE, [sample.problem], [sample.problem.kind])
+                self.members[row] = None
+                continue
+            self.members[row] = sample.members
+            for name, value in sample.columns.items():
+                column = self.columns.get(name)  # there is none of a name that a field of the metadata has
+                if column is not None and column[row] is None:  # else a stage or an earlier run knows it
+                    column[row] = value
+
 
 def _begin_and_length(rows: slice, count: int) -> tuple[int, int]:
     begin, end, _ = rows.indices(count)
@@ -154,7 +186,16 @@ class Output:
     def open(self, part: Range) -> PartWriter:
         """Begin to write a part."""
         tars, samples, nbytes = self.settings.tars, self.settings.shard_samples, self.settings.shard_bytes
-        return PartWriter(self.manifest, *part, self.schema, tars=tars, shard_samples=samples, shard_bytes=nbytes)
+        layout = "webdataset" if self.settings.write is None else self.settings.write.layout
+        return PartWriter(
+            self.manifest,
+            *part,
+            self.schema,
+            tars=tars,
+            shard_samples=samples,
+            shard_bytes=nbytes,
+            layout=layout,
+        )
 
 
 def open_output(manifest: Manifest, schema: RowSchema, settings: Settings) -> Output:
@@ -284,8 +325,10 @@ class Writing:
 
 def write_rows(writer: PartWriter, rows: Rows) -> None:
     """Write rows, and the samples of those that are kept."""
+    rows.take_encoded()
     kept = np.flatnonzero(rows.columns["status"] == "kept").tolist()
     curation: list[dict[str, Any] | None] | None = None
+    images = _split_members(rows, kept) if writer.layout == "huggingface" else None
     if rows.members is not None:
         curation = [None] * len(rows)
         for row, scores in zip(kept, _scores_of(rows.columns, kept), strict=True):
@@ -297,7 +340,20 @@ def write_rows(writer: PartWriter, rows: Rows) -> None:
         members=rows.members,
         curation=curation,
         fields=rows.fields,
+        images=images,
     )
+
+
+def _split_members(rows: Rows, kept: Sequence[int]) -> list[str | None]:
+    """Leave only those members of kept rows that no column holds; returns the extension of each row's image."""
+    images: list[str | None] = [None] * len(rows)
+    for row in kept:
+        assert rows.members is not None
+        found = rows.members[row] or {}
+        images[row] = image = image_extension(found, str(rows.columns["image_path"][row]))
+        held = (*SIDECARS, CURATION)
+        rows.members[row] = {name: data for name, data in found.items() if name == image or name.lower() not in held}
+    return images
 
 
 def _scores_of(columns: Mapping[str, Any], rows: Sequence[int]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from types import TracebackType
@@ -15,13 +15,15 @@ from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.arrays import resolve_device
 from curator_dali.curation.config import SCORED, Fields, Settings, check_out
 from curator_dali.curation.decide import WORK_FOLDER, decide, write_decided
+from curator_dali.curation.encoding import WRITTEN
 from curator_dali.curation.fields import LOOKED_AT, field_types, look_at_fields, plan_fields
 from curator_dali.curation.rows import Output, open_output
 from curator_dali.curation.worker import Executor, LocalExecutor, Progress, Worker
+from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import join, store
-from curator_dali.outputs import FieldColumns, Manifest, Part, RowFiles, RowSchema
+from curator_dali.outputs import LAYOUT_COLUMNS, FieldColumns, Manifest, Part, RowFiles, RowSchema, is_loadable
 from curator_dali.report import Report, count_parts, leave_report
 from curator_dali.sources import Source, open_source, record_shards
 from curator_dali.stages import STAGES, Plan, Stage, make_plan
@@ -68,6 +70,7 @@ class Curation:
         try:
             check_out(self.out, self.source)
             self.plan, self._types, self._fields = _plan(stages, self.source, self._settings)
+            check_columns(self.plan.columns, self._settings)
             self.plan.setup(self.device)
             self._dim = next((stage.dim for stage in reversed(stages) if "embeddings" in stage.writes), 0)
             if self._settings.embeddings and not self._dim:
@@ -175,9 +178,10 @@ class Curation:
     def _output(self, manifest: Manifest, scored: bool = False) -> Output:
         """What is written into a folder: what was asked for, or, of what is scored only, what decides."""
         dim = self._dim if self._settings.stored or scored else 0
-        dtype = self._settings.stored or "float32"
-        schema = RowSchema(self.plan.made, embedding_dim=dim, embedding_dtype=dtype, fields=self._fields)
-        return open_output(manifest, schema, replace(self._settings, tars=False) if scored else self._settings)
+        settings = replace(self._settings, tars=False, write=None) if scored else self._settings
+        columns, dtype = settings.add_written(self.plan.made), self._settings.stored or "float32"
+        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=dtype, fields=self._fields)
+        return open_output(manifest, schema, settings)
 
     def _worker(self, output: Output) -> Worker:
         return Worker(self.source, self.plan, self._types, output, self.device)
@@ -200,7 +204,7 @@ class Curation:
             with self._executor.workers(join(manifest.folder, WORK_FOLDER)) as workers:
                 decisions = decide(RowFiles(scored.folder), self.plan, workers, anew=False)
             output = self._output(manifest)
-            write_decided(self.source, scored, self.plan, decisions, output, parts, _finished, progress)
+            write_decided(self.source, scored, self.plan, decisions, output, parts, _finished, progress, self.device)
         store.remove_folder(folder)
 
 
@@ -224,6 +228,7 @@ def curate(
     max_error_rate: Share | None = None,
     metadata: Fields | None = None,
     html: bool = True,
+    write: Write | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Report:
     """Take a data set through stages, and write what is kept, and what is known of every sample.
@@ -258,6 +263,8 @@ def curate(
             in the column `metadata`. In the column of a field that a stage reads, numbers of samples are "float64",
             and a value of another type counts as missing; a warning at the end says how many there are.
         html: Whether to leave `report.html`, with pictures.
+        write: How to write the images that are kept: scaled, encoded, for Hugging Face. None writes their original
+            bytes into tars.
         progress: Called with the number of samples done since the last call.
 
     Raises:
@@ -289,11 +296,35 @@ def _plan(stages: Sequence[Stage], source: Source, settings: Settings) -> tuple[
             "is rare, say its type, as metadata={'score': 'float64'}"
         )
         plan = make_plan(stages, types, known, hint)
+    return plan, types, choose_fields(source, plan, settings, looked)
+
+
+def check_columns(columns: Collection[str], settings: Settings) -> None:
+    """Refuse columns of the names that `write=` makes.
+
+    Raises:
+        StageError: There is one.
+    """
+    made = {*WRITTEN} if settings.encoding is not None else set()
+    made |= {*LAYOUT_COLUMNS} if settings.is_for_hugging_face else set()
+    if taken := made.intersection(columns):
+        raise StageError(
+            f"write= makes the column {min(taken)!r}, which a stage makes too, or which is a field of the metadata: "
+            "leave one of them out"
+        )
+
+
+def choose_fields(
+    source: Source, plan: Plan, settings: Settings, looked: Sequence[Mapping[str, Any]] | None = None
+) -> FieldColumns:
+    """Choose the columns for fields of the metadata that the settings ask for; see `plan_fields`."""
     if not settings.metadata:
-        return plan, types, FieldColumns()
-    if looked is None and source.arrow_fields is None and not given:
+        return FieldColumns()
+    if looked is None and source.arrow_fields is None and not settings.field_types:
         looked = look_at_fields(source)
-    return plan, types, plan_fields(source, plan, settings.metadata, looked or [])
+    reserved = {*settings.add_written({}), *(LAYOUT_COLUMNS if settings.is_for_hugging_face else ())}
+    usable = is_loadable if settings.is_for_hugging_face else None
+    return plan_fields(source, plan, settings.metadata, looked or [], reserved, usable)
 
 
 def label_facts(source: Source) -> dict[str, Any]:

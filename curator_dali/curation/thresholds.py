@@ -1,18 +1,23 @@
-"""`rethreshold`: other filters and other deduplication on an output that is there; nothing is decoded or embedded."""
+"""`rethreshold`: other filters and other deduplication on an output that is there; nothing is scored or embedded."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from curator_dali.arguments import Count, Limits, checked
+from curator_dali.arrays import resolve_device
 from curator_dali.curation.config import Settings, check_out, make_stage
 from curator_dali.curation.decide import WORK_FOLDER, decide, write_decided
+from curator_dali.curation.encoding import WRITTEN
 from curator_dali.curation.rows import open_output
-from curator_dali.curation.run import executor_of, label_facts
+from curator_dali.curation.run import check_columns, choose_fields, executor_of, label_facts
 from curator_dali.curation.worker import Executor
+from curator_dali.curation.write import Write
+from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.index import embedder_lineage
 from curator_dali.io import join
@@ -32,8 +37,11 @@ from curator_dali.sources import Source, kind_of_type, open_recorded, read_shard
 from curator_dali.stages import STAGES, Deduplicate, GlobalSelector, Plan, Selector, Stage, check_type
 from curator_dali.threads import ignore
 
+if TYPE_CHECKING:
+    import torch
+
 _ARROW_DTYPES = {"float": "float32", "double": "float64"}  # types whose names differ from those of `DTYPES`
-_DECIDED_COLUMNS = tuple(Deduplicate().decides)  # what an earlier decision left: of no use to the next
+_ANEW_COLUMNS = (*Deduplicate().decides, *WRITTEN)  # what an earlier decision left: of no use to the next
 
 
 @checked
@@ -49,6 +57,8 @@ def rethreshold(
     shard_bytes: Count | None = None,
     embeddings: bool | Literal["float32", "float16"] | None = None,
     html: bool = True,
+    write: Write | None = None,
+    device: str | torch.device = "auto",
     progress: Callable[[int], object] | None = None,
 ) -> Report:
     """Decide anew, by other stages, what is kept of an output, from the scores, hashes and embeddings that it stores.
@@ -72,6 +82,8 @@ def rethreshold(
         shard_bytes: Bytes in a tar.
         embeddings: Whether to store the embeddings again, where there are any; None as `out` has them.
         html: Whether to leave `report.html`, with pictures where the data set can be opened.
+        write: How to write the images that are kept, as in `curate`; those to be encoded are decoded for it.
+        device: Where these are decoded: "auto" (the current GPU, else the CPU), "cpu", "cuda" or "cuda:N".
         progress: Called with the number of samples done since the last call.
 
     Raises:
@@ -82,11 +94,18 @@ def rethreshold(
     """
     began = time.perf_counter()
     sharing = executor_of(executor)
-    settings = Settings(
-        tars=tars, shard_samples=shard_samples, shard_bytes=shard_bytes, embeddings=embeddings or False, html=html
-    )
     out, new = os.fspath(out), os.fspath(new)
+    settings = Settings(
+        tars=tars,
+        shard_samples=shard_samples,
+        shard_bytes=shard_bytes,
+        embeddings=embeddings or False,
+        html=html,
+        write=write,
+    )
+    device = "cpu" if settings.encoding is None else resolve_device(device)
     old = _load_finished(out, new)
+    settings = replace(settings, max_pixels=old.run["settings"].get("max_pixels", MAX_PIXELS))
     files = RowFiles(out) if old.samples else None
     plan = _plan(stages, files, old.run)
     dim, dtype = _embeddings(files, embeddings)
@@ -94,7 +113,11 @@ def rethreshold(
     try:
         check_out(new, data, origin=old.run.get("origin"), folders=[out])
         fields = FieldColumns() if files is None else files.fields
-        schema = RowSchema(plan.made, embedding_dim=dim, embedding_dtype=dtype, fields=fields)
+        if settings.is_for_hugging_face and not fields and data is not None:  # then of the samples that are read again
+            fields = choose_fields(data, plan, settings)
+        check_columns([*plan.made, *fields.types], settings)
+        columns = {name: kind for name, kind in settings.add_written(plan.made).items() if name not in fields.types}
+        schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=dtype, fields=fields)
         with _open_new(new, old, plan, settings, schema, data) as manifest:
             record_shards(manifest, read_shards(out) if data is None else data.shards)
             output, present = open_output(manifest, schema, settings), set(manifest.ranges())
@@ -102,8 +125,8 @@ def rethreshold(
             if parts and files is not None:
                 with sharing.workers(join(manifest.folder, WORK_FOLDER)) as workers:
                     decisions = decide(files, plan, workers, anew=True)
-                write_decided(data, old, plan, decisions, output, parts, progress=progress or ignore)
-            about: dict[str, Any] = {"source": out if data is None else data.name, "out": new, "device": "cpu"}
+                write_decided(data, old, plan, decisions, output, parts, progress=progress or ignore, device=device)
+            about: dict[str, Any] = {"source": out if data is None else data.name, "out": new, "device": device}
             about |= {"earlier": sum(b - a for a, b in present), "seconds": time.perf_counter() - began}
             report = count_parts(manifest, plan.labels, **about)
             return leave_report(manifest, report, source if data is None else data, html)
@@ -139,7 +162,7 @@ def _open_new(
             "stages": known["stages"],
             "scored": _find_scored(old.run),
             "decided": old.run["settings"].get("stages", []),
-            **{name: known[name] for name in ("tars", "max_samples", "max_bytes")},
+            **{name: known[name] for name in ("tars", "max_samples", "max_bytes", "write") if name in known},
             "embeddings": schema.embedding_dtype if schema.embedding_dim else None,
         },
         lineage={**old.run["lineage"], **own},
@@ -169,7 +192,7 @@ def _plan(stages: Sequence[Stage], files: RowFiles | None, run: Mapping[str, Any
         if field.name not in FIXED_COLUMNS and files is not None and field.name not in files.fields.names
     }
     kept = {} if files is None else {name: kind_of_type(kind) for name, kind in files.fields.types.items()}
-    columns = {**LOADED, **{name: kind for name, kind in stored.items() if name not in _DECIDED_COLUMNS}}
+    columns = {**LOADED, **{name: kind for name, kind in stored.items() if name not in _ANEW_COLUMNS}}
     scored = _find_scored(run)
     deciding: list[Stage] = []
     for stage in stages:

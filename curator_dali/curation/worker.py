@@ -12,9 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from curator_dali import arrays, dali
 from curator_dali.batch import ImageBatch
+from curator_dali.curation.config import Settings
 from curator_dali.curation.fields import add_columns, make_fields
 from curator_dali.curation.rows import Output, Rows, Writing
+from curator_dali.curation.write import STAGE, Encoder
 from curator_dali.decoding import Decoded
 from curator_dali.errors import OutputError
 from curator_dali.io import store
@@ -22,7 +25,7 @@ from curator_dali.loader import ImageLoader
 from curator_dali.outputs import DECODE, Part
 from curator_dali.sampling import Range
 from curator_dali.sources import Source
-from curator_dali.stages import Plan, Selector, Workers
+from curator_dali.stages import Plan, Selector, View, Workers
 from curator_dali.transforms import Resize
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class Worker:
     output: Output
     device: str
     _loader: ImageLoader | None = field(default=None, init=False, repr=False)
+    _encoder: Encoder | None = field(default=None, init=False, repr=False)
 
     def run(self, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
         """Do parts, which are ranges of the source, in order. `finished` is called in another thread.
@@ -85,7 +89,7 @@ class Worker:
                     decoded, batch = step
                     if not part[0] <= decoded.encoded.indices[0] < part[1]:
                         part = next(waiting)
-                    rows = Rows.from_step(decoded, self.plan.columns)
+                    rows = Rows.from_step(decoded, self.output.settings.add_written(self.plan.columns))
                     rows.seconds[DECODE] += time.perf_counter() - began
                     if batch is not None:
                         try:
@@ -106,13 +110,16 @@ class Worker:
                 steps.close()
 
     def close(self) -> None:
-        """Drop the decoder. May be called again."""
+        """Drop the decoder and the threads that encode. May be called again."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
         if self._loader is not None:
             self._loader.close()
             self._loader = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loader": None}
+        return self.__dict__ | {"_loader": None, "_encoder": None}
 
     def _load(self) -> ImageLoader:
         if self._loader is None:
@@ -122,7 +129,7 @@ class Worker:
                 batch_size=settings.batch_size,
                 device=self.device,
                 transforms=None,
-                views=self.plan.views or (DECODE_CHECK_VIEW,),
+                views=self._views or (DECODE_CHECK_VIEW,),
                 prefetch=settings.prefetch,
                 num_threads=settings.num_threads,
                 max_error_rate=settings.max_error_rate,
@@ -136,6 +143,12 @@ class Worker:
     @property
     def _reads_metadata(self) -> bool:
         return bool(self.plan.metadata or self.output.schema.fields)
+
+    @property
+    def _views(self) -> tuple[View, ...]:
+        """The views of the stages, and the one that is encoded."""
+        encoding = self.output.settings.encoding
+        return self.plan.views if encoding is None else tuple(dict.fromkeys((*self.plan.views, encoding.view)))
 
     def _take_through(self, batch: ImageBatch, decoded: Decoded, rows: Rows) -> None:
         """Take one batch through all stages; `rows` get to know what becomes of it."""
@@ -153,10 +166,54 @@ class Worker:
             at = at[~dropped]
 
         rows.misfits = add_columns(batch, self.plan.metadata, self.types)
+        settings = self.output.settings
+        pixels = None if settings.encoding is None else batch.views[settings.encoding.view]
         batch = self.plan.run(batch, drop, rows.add_time)
         if len(batch):
             rows.record(at, batch, dim)
-            rows.keep(at, batch.encoded if self.output.settings.tars else None)
+            rows.keep(at, batch.encoded if settings.tars else None)
+            if settings.encoding is not None:
+                self._encoder = self._encoder or make_encoder(settings, self.device)
+                began = time.perf_counter()
+                encode_rows(self._encoder, rows, at, decoded, at, pixels)
+                rows.add_time(STAGE, time.perf_counter() - began)
+
+
+def make_encoder(settings: Settings, device: str) -> Encoder:
+    """Start the threads that encode the images of a run, as many as those that decode."""
+    assert settings.encoding is not None
+    return Encoder(settings.encoding, settings.num_threads or dali.default_threads(device))
+
+
+def encode_rows(
+    encoder: Encoder,
+    rows: Rows,
+    at: NDArray[np.int64],
+    decoded: Decoded,
+    samples: NDArray[np.int64],
+    pixels: Any,
+) -> None:
+    """Begin to encode the images of kept rows.
+
+    Args:
+        encoder: The threads.
+        rows: Rows that are kept, and others; they have the members of those that are kept.
+        at: (M,) the rows that are kept.
+        decoded: A step with all their images.
+        samples: (M,) the rows of the step that they have.
+        pixels: `Write.view` of the images that decoded, on the device.
+    """
+    places = np.searchsorted(decoded.rows, samples)  # (M,) among the images that decoded
+    kept, encoded = samples.tolist(), decoded.encoded
+    assert encoded.members is not None
+    futures = encoder.submit(
+        arrays.to_host([pixels[place] for place in places.tolist()]),
+        [encoded.objects[row].image_path for row in kept],
+        [encoded.members[row] for row in kept],
+        encoded.headers[samples],
+        decoded.sizes[places],
+    )
+    rows.encoding = list(zip(at.tolist(), futures, strict=True))
 
 
 def _current(device: str) -> AbstractContextManager[object]:

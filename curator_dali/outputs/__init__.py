@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from curator_dali.outputs.fields import METADATA, FieldColumns, stored_type
-from curator_dali.outputs.manifest import Function, Manifest, Part, labels_of, lock, part_name, spell_former
+from curator_dali.outputs.hugging_face import LAYOUT_COLUMNS, is_loadable
+from curator_dali.outputs.manifest import IMAGES, Function, Manifest, Part, labels_of, lock, part_name, spell_former
 from curator_dali.outputs.parquet import (
     DECIDED,
     DECODE,
@@ -28,6 +29,8 @@ __all__ = [
     "DTYPES",
     "EMBEDDING",
     "FIXED_COLUMNS",
+    "IMAGES",
+    "LAYOUT_COLUMNS",
     "LOADED",
     "METADATA",
     "EmbeddingReader",
@@ -39,6 +42,7 @@ __all__ = [
     "RowFiles",
     "RowSchema",
     "RowSubset",
+    "is_loadable",
     "labels_of",
     "lock",
     "part_name",

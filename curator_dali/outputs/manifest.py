@@ -45,7 +45,10 @@ _FOLDER = "_manifest"
 _PACK_FROM = 10_000  # loose records; reading them takes longer than packing them once
 _PACKED_NAME = "parts.jsonl"
 _LOOSE_NAME = re.compile(r"(\d{12,})-(\d{12,})\.json")
-_OUTPUT_NAME = re.compile(r"\d{12,}-\d{12,}(-\d+)?\.(tar|parquet)")  # of a part's files
+_OUTPUT_NAME = re.compile(r"\d{12,}-\d{12,}(-\d+)?(\.images)?\.(tar|parquet)")  # of a part's files
+
+IMAGES = ".images.parquet"
+"""The ending of Parquet files with the images that are kept; other Parquet files hold rows of all samples."""
 
 
 class Manifest:

@@ -17,7 +17,7 @@ from curator_dali.arrays import objects
 from curator_dali.errors import OutputError
 from curator_dali.io import AtomicFile, Written, explained, is_remote, join, parse_json, printable, store
 from curator_dali.outputs.fields import FieldColumns
-from curator_dali.outputs.manifest import Manifest
+from curator_dali.outputs.manifest import IMAGES, Manifest
 from curator_dali.outputs.tar import FileWriter
 
 # The contract of an output's rows: whoever writes or reads them takes these names from here.
@@ -189,9 +189,12 @@ class ParquetWriter(FileWriter):
         Raises:
             ValueError: A column is missing, unknown, of another length, or has values of another type.
         """
-        batch = self._to_arrow(rows, embeddings, embedded, fields)
+        self.append(self.to_arrow(rows, embeddings, embedded, fields))
+
+    def append(self, batch: Any) -> None:
+        """Append rows that `to_arrow` made."""
         self._batches.append(batch)
-        self._sizes.append(_measure_rows([batch.column(name) for name in self.schema.fields.names], len(batch)))
+        self._sizes.append(measure_rows([batch.column(name) for name in self.schema.fields.names], len(batch)))
         self._held += len(batch)
         self._held_bytes += int(self._sizes[-1].sum())
         self.rows += len(batch)
@@ -230,13 +233,14 @@ class ParquetWriter(FileWriter):
         self._batches, self._sizes = table.slice(count).to_batches(), [sizes[count:]]
         self._held, self._held_bytes = self._held - count, int(sizes[count:].sum())
 
-    def _to_arrow(
+    def to_arrow(
         self,
         rows: Mapping[str, Any],
         embeddings: NDArray[Any] | None,
         embedded: NDArray[np.bool_] | None,
         fields: Any,
     ) -> Any:
+        """Make a `pyarrow.RecordBatch` of rows, as `write` takes them."""
         import pyarrow as pa
 
         names = [name for name in self.schema.names if name != EMBEDDING and name not in self.schema.fields.names]
@@ -281,7 +285,7 @@ class ParquetWriter(FileWriter):
         return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=mask)
 
 
-def _measure_rows(columns: Sequence[Any], count: int) -> NDArray[np.int64]:
+def measure_rows(columns: Sequence[Any], count: int) -> NDArray[np.int64]:
     """(N,) bytes of the rows of some columns, each row by itself, so that they do not depend on how the rows came."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -536,7 +540,7 @@ def _find(url: str) -> list[str]:
         names = [file.name for part in parts for file in part.files if file.name.endswith(".parquet")]
     else:
         names = sorted(name for name in store.listing(folder) if name.endswith(".parquet") and name[0] != ".")
-    return [join(folder, name) for name in names]
+    return [join(folder, name) for name in names if not name.endswith(IMAGES)]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from curator_dali.arguments import checked
 from curator_dali.errors import CuratorDaliError, OutputError
 from curator_dali.io import IMAGE_EXTENSIONS, explained, join, store, write_file
-from curator_dali.outputs import CURATION, Manifest, Part, RowFiles
+from curator_dali.outputs import CURATION, IMAGES, Manifest, Part, RowFiles
 from curator_dali.report.report import Report, read_report
 from curator_dali.report.scan import Group, Histogram, Key, Scan, Threshold, scan, thresholds
 from curator_dali.report.selection import Picture, make_cards, read_pictures
@@ -36,6 +36,7 @@ CARD = "README.md"
 
 # File ending of what is kept -> the configuration, and what it reads.
 _CARD_CONFIGS = {
+    IMAGES: ("images", "the images that were kept, with what is known of each"),
     ".tar": ("samples", "the samples that were kept, from the tars"),
     ".parquet": ("rows", "these rows, too"),
 }
@@ -272,10 +273,11 @@ def _leave_card(manifest: Manifest, parts: Sequence[Part]) -> None:
 
 
 def _make_card(ending: str, features: Mapping[str, str]) -> bytes:
-    """The card of an output with tars, or with Parquet files alone; `features` are column -> type."""
+    """The card of an output whose samples are in files with an ending; `features` are column -> type."""
     config, about = _CARD_CONFIGS[ending]
     columns = {json.dumps(name): kind for name, kind in features.items()}
-    text = str(html.render("card.md", config=config, ending=ending, columns=columns, about=about)) + "\n"
+    rows = "*[0-9].parquet" if ending == IMAGES else "*.parquet"  # a name ends with the number behind its last sample
+    text = str(html.render("card.md", config=config, ending=ending, columns=columns, about=about, rows=rows)) + "\n"
     return (text + (_CARD_MARK.format(digest=_digest(text)) if features else "")).encode()
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from curator_dali.sources.base import HEADER_DTYPE, EncodedBatch, Source, image_member, kind_of_type, merge_types
+from curator_dali.sources.base import (
+    HEADER_DTYPE,
+    EncodedBatch,
+    Source,
+    image_extension,
+    image_member,
+    kind_of_type,
+    merge_types,
+)
 from curator_dali.sources.curated import View
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.join import Join
@@ -13,13 +21,14 @@ from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.recorded import open_recorded, read_shards, record_shards
 from curator_dali.sources.row_groups import read_bytes
-from curator_dali.sources.sidecars import ABSENT, dump_fields, is_same, merge_rest, restore_types, to_text
+from curator_dali.sources.sidecars import ABSENT, SIDECARS, dump_fields, is_same, merge_rest, restore_types, to_text
 from curator_dali.sources.subset import DerivedSource, Subset, Without
 from curator_dali.sources.tar import TarSource
 
 __all__ = [
     "ABSENT",
     "HEADER_DTYPE",
+    "SIDECARS",
     "DerivedSource",
     "EncodedBatch",
     "FolderSource",
@@ -34,6 +43,7 @@ __all__ = [
     "Without",
     "dump_fields",
     "expand_braces",
+    "image_extension",
     "image_member",
     "is_same",
     "kind_of_type",

@@ -418,11 +418,17 @@ def image_member(members: Mapping[str, memoryview], path: str) -> memoryview:
         members: Extension -> bytes.
         path: The sample's `image_path`, whose name decides where several are images.
     """
+    extension = image_extension(members, path)
+    return memoryview(b"") if extension is None else members[extension]
+
+
+def image_extension(members: Iterable[str], path: str) -> str | None:
+    """The extension of the image among a sample's members, as `image_member` has it; None where there is no member."""
     images = [extension for extension in members if is_image(f".{extension}")] or list(members)
     if len(images) > 1:
         name = path.partition("::")[0]
         images = sorted(images, key=lambda extension: (not name.endswith(f".{extension}"), -len(extension)))
-    return members[images[0]] if images else memoryview(b"")
+    return images[0] if images else None
 
 
 def quote(name: str) -> str:

@@ -6,6 +6,7 @@ import glob
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -15,6 +16,7 @@ import numpy as np
 from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError
 from curator_dali.io import Storage, ask_listing, filesystem, is_http, is_remote, join, one_line, store, strip_query
+from curator_dali.outputs import IMAGES
 from curator_dali.sources.base import KINDS, Source, is_image, sniff_extension
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.listing import (
@@ -41,7 +43,6 @@ from curator_dali.sources.listing import (
 )
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.parquet import ParquetSource
-from curator_dali.sources.parquet_columns import has_images
 from curator_dali.sources.subset import Subset
 from curator_dali.sources.tar import TarSource
 
@@ -57,6 +58,7 @@ _HEAD_BYTES = 16  # by which images are told
 # kinds of what is no source: a file of another ending, a folder without images, a folder beside shards
 _OTHER, _EMPTY, _SUBFOLDER = "other", "empty", "subfolder"
 _NO_DATA = frozenset([_OTHER, _EMPTY, _SUBFOLDER])
+_IMAGES_OF_OUTPUT = re.compile(r"\d{12,}-\d{12,}-\d+" + re.escape(IMAGES))
 
 
 @checked
@@ -150,10 +152,8 @@ def _is_output_without_data(url: str) -> bool:
     elif not os.path.isdir(f"{path}/{OUTPUT}"):
         return False
     files, _, is_output = _look_into(path)
-    if not is_output or any(file.lower().endswith((".tar", ".tar.gz")) or is_image(file) for file in files):
-        return False
-    tables = [file for file in files if _is_parquet(file)]
-    return _has_manifest(path) and not (tables and has_images(tables[0]))
+    holds_data = any(file.lower().endswith((".tar", ".tar.gz", IMAGES)) or is_image(file) for file in files)
+    return is_output and not holds_data and _has_manifest(path)
 
 
 def _absolute(url: str) -> str:
@@ -537,8 +537,13 @@ def _in_folder(folder: str) -> list[_Match]:
 
 
 def _pick_data(files: list[str], folders: list[str], images: bool) -> list[str]:
-    """Parquet files right in a folder that hold images, not metadata of the images in the folder or its folders."""
+    """Parquet files right in a folder that hold images, not metadata of the images in the folder or its folders.
+
+    Of an output in Hugging Face's layout, the rows of all samples hold none.
+    """
     parquets = [file for file in files if _is_parquet(file) and not _name(file).startswith("_")]
+    if written := [file for file in parquets if _IMAGES_OF_OUTPUT.fullmatch(_name(file))]:
+        return written
     metadata = {file for file in parquets if is_metadata_file(file)}
     beside = {url.rstrip("/") for url in folders}
     tables = {file for file in parquets if stem_of(file) in beside}  # as img2dataset has one for each folder

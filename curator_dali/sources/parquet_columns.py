@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io import IMAGE_EXTENSIONS, filesystem, is_remote, one_line, open_regular, strip_query
+from curator_dali.io import IMAGE_EXTENSIONS, strip_query
 from curator_dali.sources.listing import common_folder
 from curator_dali.sources.row_groups import is_binary
 
@@ -107,19 +106,6 @@ def decode_cell(value: Any) -> str | None:
     if found is None:
         return None
     return found.decode("utf-8", "backslashreplace") if isinstance(found, bytes) else str(found)
-
-
-def has_images(url: str) -> bool:
-    """Whether a Parquet file can be read and has a column that may hold images."""
-    import pyarrow.parquet as pq
-
-    try:
-        fs, path = filesystem(url) if is_remote(url) else (None, url)
-        with fs.open(path, "rb") if fs is not None else os.fdopen(open_regular(path), "rb") as file:
-            return any(is_image_type(field.type) for field in pq.read_schema(file))
-    except Exception as error:  # OSError, ArrowInvalid, and whatever a remote filesystem raises
-        logger.info("%s: %s", url, one_line(error))
-        return False
 
 
 def is_image_type(kind: Any) -> bool:

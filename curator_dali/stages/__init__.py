@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curator_dali.stages.base import GlobalSelector, Reason, ScoredRows, Selector, Stage, Workers
+from curator_dali.stages.base import GlobalSelector, Reason, ScoredRows, Selector, Stage, View, Workers
 from curator_dali.stages.deduplicate import Deduplicate, embeddings_of
 from curator_dali.stages.embed import NSFW, Aesthetic, CLIPScore, Embed, ZeroShotTags
 from curator_dali.stages.file_info import FileInfo
@@ -30,6 +30,7 @@ __all__ = [
     "ScoredRows",
     "Selector",
     "Stage",
+    "View",
     "Workers",
     "ZeroShotTags",
     "check_type",

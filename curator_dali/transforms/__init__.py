@@ -21,7 +21,15 @@ from curator_dali.transforms.colour import (
     RandomGrayscale,
     Rotate,
 )
-from curator_dali.transforms.geometry import CenterCrop, HorizontalFlip, Pad, RandomResizedCrop, Resize, ToBucket
+from curator_dali.transforms.geometry import (
+    CenterCrop,
+    HorizontalFlip,
+    Pad,
+    RandomResizedCrop,
+    Resize,
+    ResizeSide,
+    ToBucket,
+)
 from curator_dali.transforms.geometry import bring_to as bring_to
 from curator_dali.transforms.graph import Graph as Graph
 from curator_dali.transforms.graph import apply
@@ -51,6 +59,7 @@ __all__ = [
     "RandomResizedCrop",
     "RandomTransform",
     "Resize",
+    "ResizeSide",
     "Rotate",
     "ToBucket",
     "Transform",

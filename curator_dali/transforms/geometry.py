@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.arguments import Level, Probability, Size, checked
+from curator_dali.arguments import Level, Limits, Probability, Size, checked
 from curator_dali.sampling import Buckets
 from curator_dali.transforms.base import (
     ATTEMPTS,
@@ -118,6 +118,47 @@ class Resize(Transform):
             shorter: NDArray[np.int64] = sizes.min(axis=1, keepdims=True)
             return self.size * sizes // shorter
         return super().output_sizes(sizes)
+
+
+@checked
+@dataclass(frozen=True)
+class ResizeSide(Resize):
+    """Scale so that the shortest or the longest side has a length, as `Resize` does; small images may stay as they are.
+
+        transforms.ResizeSide(512, side="longest")  # 1024 x 768 becomes 512 x 384, and 300 x 200 stays
+
+    Args:
+        size: Pixels of the side. The other one is rounded down, to at least 1.
+        interpolation: "cubic" (default), "linear", "nearest" or "lanczos".
+        side: "shortest" or "longest".
+        enlarge: Whether smaller images are enlarged. False leaves these as they are, bit for bit.
+    """
+
+    size: Annotated[int, Limits("one positive number of pixels (int)", 1)]
+    side: Literal["shortest", "longest"] = "shortest"
+    enlarge: bool = False
+
+    def _lower_size(self, images: Any) -> tuple[Any, Any]:
+        from nvidia.dali import math, types
+
+        shape = images.shape(dtype=types.INT64)
+        height, width = shape[0], shape[1]
+        before = (math.min if self.side == "shortest" else math.max)(height, width)
+        after = self.size if self.enlarge else math.min(before, self.size)
+        return math.max(after * height // before, 1), math.max(after * width // before, 1)
+
+    def output_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:  # noqa: D102
+        if size is None:
+            return None
+        ((height, width),) = self.output_sizes(np.array([size], np.int64)).tolist()
+        return height, width
+
+    def output_sizes(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: D102
+        # before, after: (N, 1), the length of the side that is set
+        before: NDArray[np.int64] = (sizes.min if self.side == "shortest" else sizes.max)(axis=1, keepdims=True)
+        after = self.size if self.enlarge else np.minimum(before, self.size)
+        scaled: NDArray[np.int64] = np.maximum(after * sizes // before, 1)
+        return scaled
 
 
 def exceed_crop(sizes: NDArray[np.int64], crop: CenterCrop) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from curator_dali.cli.curate import add_arguments
-from curator_dali.curation import Settings, curate
+from curator_dali.curation import Settings, Write, curate
 from curator_dali.curation.config import OPTIONS, ConfigError, make_stage, read_config
 from curator_dali.errors import StageError
 from curator_dali.stages import STAGES, Embed, Filter, Quality, ZeroShotTags
@@ -93,8 +93,10 @@ def test_every_argument_of_curate_is_allowed() -> None:
     assert defaults == {name: (arguments[name].annotation, arguments[name].default) for name in defaults}
     flags = argparse.ArgumentParser()
     add_arguments(flags)
-    without_flag = {"prefetch", "max_pixels"}
-    assert {*defaults} - {action.dest for action in flags._actions} == without_flag
+    without_flag, known = {"prefetch", "max_pixels", "write"}, {action.dest for action in flags._actions}
+    assert {*defaults} - known == without_flag
+    assert {field.name for field in fields(Write)} - {"quality"} <= known
+    assert "write_quality" in known
     assert set(STAGES) >= {"Embed", "Aesthetic", "NSFW", "CLIPScore", "ZeroShotTags", "Quality", "Filter"}
 
 

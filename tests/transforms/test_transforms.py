@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,30 @@ def test_clip_normalized_equals_transformers(crops: list[NDArray[np.uint8]]) -> 
         assert ours.shape == expected.shape == (3, 224, 224)
         differences.append(np.round(np.abs(ours - expected) * scale).astype(int))
     within(differences, crops)
+
+
+@pytest.mark.parametrize("side", ["shortest", "longest"])
+@pytest.mark.parametrize("enlarge", [True, False])
+def test_resize_to_a_side(crops: list[NDArray[np.uint8]], side: Any, enlarge: bool) -> None:
+    resize = transforms.ResizeSide(200, side=side, enlarge=enlarge)
+    pictures = [*crops[::3], crops[0][:3, :600], crops[0][:500, :1], crops[0][:200, :300]]
+    sizes = resize.output_sizes(np.array([picture.shape[:2] for picture in pictures]))
+    for picture, ours, size in zip(pictures, apply(pictures, resize), sizes.tolist(), strict=True):
+        height, width = picture.shape[:2]
+        before = min(height, width) if side == "shortest" else max(height, width)
+        after = 200 if enlarge else min(200, before)
+        assert ours.shape[:2] == tuple(size) == resize.output_size((height, width))
+        assert tuple(size) == (max(after * height // before, 1), max(after * width // before, 1))
+        if before <= 200 and not enlarge:
+            assert np.array_equal(ours, picture)  # bit for bit
+        if len(picture) <= 1000:
+            (expected,) = apply([picture], transforms.Resize(tuple(size)))
+            assert np.array_equal(ours, expected)
+
+
+def test_a_side_has_one_length() -> None:
+    with pytest.raises(ValueError, match=r"size is \(2, 3\); allowed: one positive number of pixels"):
+        transforms.ResizeSide((2, 3))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (31, 200), 48, (600, 700)])

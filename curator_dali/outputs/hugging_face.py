@@ -1,0 +1,267 @@
+"""Images in Parquet as Hugging Face's `datasets` reads them: a column `image`, and columns of what is known of each."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.io import AtomicFile, Written, explained, printable
+from curator_dali.outputs.manifest import IMAGES
+from curator_dali.outputs.parquet import LOADED, RowSchema, measure_rows
+from curator_dali.outputs.tar import FileWriter
+
+IMAGE, MEMBERS = "image", "members"
+"""The columns of images, and of what else came with them: members that are neither the image nor a sidecar."""
+
+LAYOUT_COLUMNS = (IMAGE, MEMBERS)
+
+_GROUP_ROWS, _GROUP_BYTES = 1000, 64 << 20  # of a row group, which the viewer of the hub reads as a whole
+_FEATURES_KEY = b"huggingface"  # of the file's metadata, where `datasets` looks for features
+_IMAGE_FEATURE = {"_type": "Image"}
+
+
+def is_loadable(kind: Any) -> bool:
+    """Whether `datasets` reads columns of a `pyarrow.DataType` as they are."""
+    return bool(loadable_type(kind) == kind)
+
+
+def loadable_type(kind: Any) -> Any:
+    """The type that `datasets` reads for a `pyarrow.DataType`: a map is a list of keys and values."""
+    import pyarrow as pa
+
+    if pa.types.is_map(kind):
+        pair = [("key", loadable_type(kind.key_type)), ("value", loadable_type(kind.item_type))]
+        return pa.list_(pa.struct(pair))
+    if pa.types.is_struct(kind):
+        return pa.struct([inner.with_type(loadable_type(inner.type)) for inner in kind])
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(loadable_type(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(loadable_type(kind.value_type)), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(loadable_type(kind.value_type)))
+    return pa.binary() if pa.types.is_fixed_size_binary(kind) else kind
+
+
+class ShardedImageWriter(FileWriter):
+    """Images in as many Parquet files as it takes; each appears when it is full, the last when this is closed.
+
+    A file has the columns `image` (a struct of bytes and path), `image_id`, fields of the metadata, `members`, and the
+    scores, and says in its metadata that `image` is one of images. Equal samples in equal order make equal files.
+
+    Args:
+        url: Path or URL that their names begin with; `-SHARD.images.parquet` follows, which counts from 0000.
+        schema: Columns of the rows.
+        class_names: Names of the classes that `label` numbers; none where nobody knows them.
+        lineage: See `ParquetWriter`.
+        max_samples: Samples in a file.
+        max_bytes: Bytes in a file, about; a sample that would pass it begins the next one.
+
+    Attributes:
+        written: The files that have appeared.
+
+    Raises:
+        OutputError: A file cannot be written. All methods raise it too.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        schema: RowSchema,
+        *,
+        class_names: Sequence[str] = (),
+        lineage: Mapping[str, Any] | None = None,
+        max_samples: int | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self._url = url
+        self._max_samples, self._max_bytes = max_samples or math.inf, max_bytes or math.inf
+        self._schema = _make_schema(schema, class_names, lineage)
+        self._file: _ImageFile | None = None
+        self.written: list[Written] = []
+
+    def write(self, rows: Any, images: Sequence[tuple[str, Any]], members: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Append n samples.
+
+        Args:
+            rows: A `pyarrow.RecordBatch` of n rows, with the columns of `ParquetWriter.to_arrow`.
+            images: The extension and the bytes of n images.
+            members: n times {extension: bytes} of other members.
+
+        Returns:
+            The names of the n files that they are in.
+        """
+        names = []
+        # (n,) bytes of each sample, whichever batch it is in
+        sizes = measure_rows(
+            [rows.column(name) for name in self._schema.names if name not in LAYOUT_COLUMNS], len(rows)
+        )
+        sizes += [_count_bytes(data) for _, data in images]
+        sizes += [sum(map(_count_bytes, found.values())) for found in members]
+        start = 0
+        while start < len(images):
+            if self._file is not None and not self._file.has_place(sizes[start], self._max_samples, self._max_bytes):
+                self._finish()
+            if self._file is None:
+                self._file = _ImageFile(f"{self._url}-{len(self.written):04d}{IMAGES}", self._schema)
+            stop = start + self._file.count(sizes[start:], self._max_samples, self._max_bytes)
+            self._file.write(self._combine(rows.slice(start, stop - start), images[start:stop], members[start:stop]),
+                             sizes[start:stop])  # fmt: skip
+            names += [self._file.url.rpartition("/")[2]] * (stop - start)
+            start = stop
+        return names
+
+    def close(self) -> list[Written]:
+        """Let the last file appear; returns all of them."""
+        self._finish()
+        return self.written
+
+    def discard(self) -> None:
+        """Write no file that has not appeared yet."""
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+
+    def _finish(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            self.written.append(file.close())
+
+    def _combine(self, rows: Any, images: Iterable[tuple[str, Any]], members: Iterable[Mapping[str, Any]]) -> Any:
+        """Make a `pyarrow.RecordBatch` of the file's columns."""
+        import pyarrow as pa
+
+        keys = rows.column("image_id").to_pylist()
+        made = {
+            IMAGE: [
+                {"bytes": _to_bytes(data), "path": f"{key}.{printable(extension)}"}
+                for key, (extension, data) in zip(keys, images, strict=True)
+            ],
+            MEMBERS: [
+                [{"extension": printable(name), "bytes": _to_bytes(data)} for name, data in found.items()] or None
+                for found in members
+            ],
+        }
+        columns = []
+        for field in self._schema:
+            if field.name in made:
+                columns.append(pa.array(made[field.name], field.type))
+            else:
+                columns.append(rows.column(field.name).cast(field.type))
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+
+class _ImageFile(FileWriter):
+    """One file, in row groups of at most 1,000 rows and about 64 MB, which follow from the rows alone."""
+
+    def __init__(self, url: str, schema: Any) -> None:
+        import pyarrow.parquet as pq
+
+        self.url = url
+        self._rows = self._bytes = 0  # written and held
+        self._held: list[Any] = []
+        self._held_rows = self._held_bytes = 0
+        packed = [name for name in schema.names if name not in LAYOUT_COLUMNS]
+        with explained(url):
+            self._file = AtomicFile(url, digest=True)
+            self._writer = pq.ParquetWriter(
+                self._file,
+                schema,
+                compression={f"{IMAGE}.bytes": "none", **dict.fromkeys(_find_leaves(schema), "zstd")},
+                use_dictionary=[name for name in packed if str(schema.field(name).type) == "string"],
+                write_statistics=packed,
+                write_page_index=True,
+            )
+
+    def has_place(self, size: int, max_samples: float, max_bytes: float) -> bool:
+        """Whether one more sample goes into the file; into an empty one any does."""
+        return not self._rows or (self._rows < max_samples and self._bytes + size <= max_bytes)
+
+    def count(self, sizes: NDArray[np.int64], max_samples: float, max_bytes: float) -> int:
+        """How many of the next samples go into the file and its next row group, at least 1."""
+        if self._held_rows >= _GROUP_ROWS or (self._held_rows and self._held_bytes + sizes[0] > _GROUP_BYTES):
+            self._flush()
+        within = np.cumsum(sizes)  # (n,) bytes with each sample
+        room = min(max_bytes - self._bytes, _GROUP_BYTES - self._held_bytes)
+        fitting = int(np.searchsorted(within, room, "right"))
+        return max(1, int(min(max_samples - self._rows, _GROUP_ROWS - self._held_rows, fitting)))
+
+    def write(self, batch: Any, sizes: NDArray[np.int64]) -> None:
+        """Append rows that `count` allows."""
+        self._held.append(batch)
+        self._held_rows += len(sizes)
+        self._held_bytes += int(sizes.sum())
+        self._rows += len(sizes)
+        self._bytes += int(sizes.sum())
+
+    def close(self) -> Written:
+        """Write what is left, and let the file appear."""
+        self._flush()
+        with explained(self.url):
+            self._writer.close()
+            return self._file.commit()
+
+    def discard(self) -> None:
+        """Write no file."""
+        self._held.clear()
+        self._file.discard()
+        self._writer.is_open = False  # else it would write a footer when it is collected
+
+    @property
+    def _is_closed(self) -> bool:
+        return self._file.closed
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._held:
+            # In one piece, so that the file does not depend on how the rows came.
+            table = pa.Table.from_batches(self._held).combine_chunks()
+            with explained(self.url):
+                self._writer.write_table(table, row_group_size=len(table))
+        self._held, self._held_rows, self._held_bytes = [], 0, 0
+
+
+def _make_schema(schema: RowSchema, class_names: Sequence[str], lineage: Mapping[str, Any] | None) -> Any:
+    """The `pyarrow.Schema` of a file of images, with the features that `datasets` cannot tell from the types."""
+    import pyarrow as pa
+
+    rows = schema.to_arrow(lineage)
+    image = pa.field(IMAGE, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    member = pa.struct([("extension", pa.string()), ("bytes", pa.binary())])
+    sizes = [name for name in LOADED if name in ("width", "height")]
+    names = ["image_id", *schema.fields.names, *sizes, *(n for n in schema.columns if n not in schema.fields.names)]
+    columns = [rows.field(name) for name in names]
+    columns = [column.with_type(loadable_type(column.type)) for column in columns]
+    made = pa.schema([image, *columns, pa.field(MEMBERS, pa.list_(member))])
+    features: dict[str, Any] = {IMAGE: _IMAGE_FEATURE}
+    if class_names and "label" in names and made.field("label").type == pa.int64():
+        features["label"] = {"names": list(class_names), "_type": "ClassLabel"}
+    about = json.dumps({"info": {"features": features}}, sort_keys=True).encode()
+    return made.with_metadata({**rows.metadata, _FEATURES_KEY: about})
+
+
+def _find_leaves(schema: Any) -> list[str]:
+    """The paths of a schema's columns in Parquet, but for the images' bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema) as writer:
+        writer.write_table(schema.empty_table())
+    leaves = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    paths = [leaves.column(number).path for number in range(len(leaves))]
+    return [path for path in paths if path != f"{IMAGE}.bytes"]
+
+
+def _to_bytes(data: Any) -> bytes:
+    return data if type(data) is bytes else bytes(memoryview(data))
+
+
+def _count_bytes(data: Any) -> int:
+    return memoryview(data).nbytes
