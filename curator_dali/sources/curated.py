@@ -35,8 +35,8 @@ class View(RowSource):
 
     The ids, images and metadata are those of the data set. Every other column of the output's Parquet files but `index`
     and the embedding is among the metadata, too: scores, `status`, `tar`, and so on. Where a sample has another value
-    under the name of a column, that value is the field `source_NAME`. The order is that of the output. Of an output that
-    is not finished the view has the finished parts, with a warning.
+    under the name of a column, that value is the field `source_NAME`. The order is that of the output. An unfinished
+    output gives its finished parts, and a warning.
 
     The original is opened as the output says. Its files may have moved: give `data`, in which they may have other names
     and another order. A data set that has changed is refused, and the files that changed are named.
