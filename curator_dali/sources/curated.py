@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 _NO_FIELDS = ("index", "image_id", "image_path", EMBEDDING)  # columns that samples have in other places, or not
 _MOST_RECORDED = 10_000  # ids of a list that was given as such, and is part of an origin
 
-_Numbers = Annotated[Mapping[str, float], Limits('numbers by column, as {"aesthetic_score": 5.5}')]
-_Values = Annotated[Mapping[str, Any], Limits('values by column, as {"label_name": "cat"}')]
+_Numbers = Annotated[Mapping[str, float], Limits("numbers by column, as {'aesthetic_score': 5.5}")]
+_Values = Annotated[Mapping[str, Any], Limits("values by column, as {'label_name': 'cat'}")]
 
 
 class View(RowSource):
@@ -35,8 +35,8 @@ class View(RowSource):
 
     The ids, images and metadata are those of the data set. Every other column of the output's Parquet files but `index`
     and the embedding is among the metadata, too: scores, `status`, `tar`, and so on. Where a sample has another value
-    under the name of a column, that value is the field `source_NAME`. The order is that of the output. An output that is not
-    finished is its finished parts, with a warning.
+    under the name of a column, that value is the field `source_NAME`. The order is that of the output. An output that
+    is not finished is its finished parts, with a warning.
 
     The original is opened as the output says. Its files may have moved: give `data`, in which they may have other names
     and another order. A data set that has changed is refused, and the files that changed are named.
