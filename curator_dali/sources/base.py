@@ -161,6 +161,9 @@ class Source(ABC):
         Returns:
             (N,) texts.
 
+        Raises:
+            SourceError: The ids cannot be read now: a file is gone or changed, or a store does not answer.
+
         Example:
             >>> cd.MemorySource({"a": data, "b": data}).read_ids(np.arange(2)).to_pylist()
             ['a', 'b']
