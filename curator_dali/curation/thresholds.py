@@ -96,7 +96,7 @@ def rethreshold(
         fields = FieldColumns() if files is None else files.fields
         schema = RowSchema(plan.made, embedding_dim=dim, embedding_dtype=dtype, fields=fields)
         with _open_new(new, old, plan, settings, schema, data) as manifest:
-            record_shards(manifest, read_shards(out) if data is None else data.shards)
+            record_shards(manifest, read_shards(out) if data is None else data.shard_records)
             output, present = open_output(manifest, schema, settings), set(manifest.ranges())
             parts = [part for part in old.ranges() if part not in present]
             if parts and files is not None:

@@ -113,7 +113,7 @@ class View(RowSource):
         return [*self.source.locations, f"{self.out.rstrip('/')}/"]
 
     @property
-    def shards(self) -> Sequence[Any]:
+    def shard_records(self) -> Sequence[Any]:
         """None: the output knows of which files its data set is made."""
         return ()
 

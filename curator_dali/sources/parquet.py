@@ -277,8 +277,8 @@ class ParquetSource(Source):
         return batch
 
     @property
-    def shards(self) -> Sequence[ShardRecord]:
-        """The files; see `Source.shards`."""
+    def shard_records(self) -> Sequence[ShardRecord]:
+        """The files; see `Source.shard_records`."""
         if self._known:
             return self._known
         found = []

@@ -116,7 +116,7 @@ class TarSource(Source):
         Folders and signatures of URLs are left out, so that a data set may move. The content hash of a remote tar goes
         in, where its store tells one.
         """
-        facts = ((tar.name, tar.samples, tar.digest, (tar.size, tar.content)) for tar in self.shards)
+        facts = ((tar.name, tar.samples, tar.digest, (tar.size, tar.content)) for tar in self.shard_records)
         return fingerprint("tar", facts)
 
     @cached_property
@@ -194,8 +194,8 @@ class TarSource(Source):
         return batch
 
     @property
-    def shards(self) -> Sequence[ShardRecord]:
-        """The tars; see `Source.shards`."""
+    def shard_records(self) -> Sequence[ShardRecord]:
+        """The tars; see `Source.shard_records`."""
         shards = self._shards
         return self._known or [
             ShardRecord(strip_query(url).rpartition("/")[2], stat.size, stat.content, samples, digest)

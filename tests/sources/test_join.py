@@ -333,7 +333,7 @@ def test_what_the_whole_knows_is_forwarded(tars: Source, tmp_path: Path) -> None
     assert source.image_sizes(indices).tolist() == tars.image_sizes(indices + 5).tolist()
     assert source.shard_sizes.tolist() == [15, 20, 20]
     assert source.locations == tars.locations
-    assert [*source.shards] == [*tars.shards]
+    assert [*source.shard_records] == [*tars.shard_records]
     with cd.ImageLoader(source, batch_size=8, device="cpu", shuffle=3) as loader:
         found = {item.image_id: item.metadata["note"] for batch in loader for item in batch.data}
     assert found == {f"{n:06d}": f"n{n}" for n in range(5, 60)}
