@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import curator_dali as cd
@@ -104,6 +104,7 @@ MAKERS: dict[str, Callable[[Path], Source]] = {
 def test_ids_are_those_of_the_samples(tmp_path: Path, kind: str) -> None:
     source = MAKERS[kind](tmp_path)
 
+    @settings(deadline=None)
     @given(st.lists(st.integers(0, len(source) - 1), max_size=40))
     def check(indices: list[int]) -> None:
         ids = source.read_ids(np.array(indices, np.int64))
