@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # each name twice: that is how type checkers know that it is 
     from curator_dali.sampling import Shard as Shard
     from curator_dali.sampling import Shuffle as Shuffle
     from curator_dali.sources import FolderSource as FolderSource
+    from curator_dali.sources import Join as Join
     from curator_dali.sources import MemorySource as MemorySource
     from curator_dali.sources import Mixture as Mixture
     from curator_dali.sources import ParquetSource as ParquetSource
@@ -91,6 +92,7 @@ _NAMES = {
     "sampling": ("Buckets", "Position", "Shard", "Shuffle"),
     "sources": (
         "FolderSource",
+        "Join",
         "MemorySource",
         "Mixture",
         "ParquetSource",

@@ -119,7 +119,7 @@ class Curation:
         """
         began = time.perf_counter()
         with self._manifest(self.out) as manifest:
-            record_shards(manifest, self.source.shards)
+            record_shards(manifest, self.source.shard_records)
             earlier = sum(stop - start for start, stop in manifest.ranges())
             try:
                 if self.plan.is_global:

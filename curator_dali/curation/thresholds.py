@@ -119,7 +119,7 @@ def rethreshold(
         columns = {name: kind for name, kind in settings.add_written(plan.made).items() if name not in fields.types}
         schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=dtype, fields=fields)
         with _open_new(new, old, plan, settings, schema, data) as manifest:
-            record_shards(manifest, read_shards(out) if data is None else data.shards)
+            record_shards(manifest, read_shards(out) if data is None else data.shard_records)
             output, present = open_output(manifest, schema, settings), set(manifest.ranges())
             parts = [part for part in old.ranges() if part not in present]
             if parts and files is not None:

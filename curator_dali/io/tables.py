@@ -232,9 +232,7 @@ class _File:
         with self._open() as file:
             data = file.read()
         if self.kind == "jsonl":
-            import pyarrow.json
-
-            return pyarrow.json.read_json(io.BytesIO(data))
+            return parse_json_lines(data)
         if self.kind == "text":
             return parse_text(data)
         delimiter = "\t" if self.name.lower().endswith(".tsv") else ","
@@ -274,6 +272,37 @@ def parse_text(data: bytes) -> Any:
         convert_options=pa.csv.ConvertOptions(column_types={LINE: pa.string()}, strings_can_be_null=False),
     )
     return table.set_column(0, LINE, pc.utf8_trim_whitespace(table.column(0)))
+
+
+def parse_json_lines(data: bytes) -> Any:
+    """Parse JSON lines as a `pyarrow.Table`. Text stays text, also where it is spelt as a date.
+
+    Raises:
+        pyarrow.ArrowInvalid: It is none, or a field is of several types.
+    """
+    import pyarrow as pa
+    import pyarrow.json
+
+    if not data.strip():
+        return pa.table({})
+    table = pyarrow.json.read_json(io.BytesIO(data))
+    schema = pa.schema([field.with_type(_without_dates(field.type)) for field in table.schema])
+    if schema.equals(table.schema):
+        return table
+    return pyarrow.json.read_json(io.BytesIO(data), parse_options=pa.json.ParseOptions(explicit_schema=schema))
+
+
+def _without_dates(kind: Any) -> Any:
+    """An Arrow type of JSON in which dates, which JSON has not, are text."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_without_dates(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_dates(field.type)) for field in kind])
+    return kind
 
 
 def parse_csv(data: bytes, columns: Sequence[str], *, texts: Sequence[str] = (), delimiter: str = ",") -> Any:

@@ -137,12 +137,12 @@ class Source(ABC):
         return np.array([len(self)], dtype=np.int64)
 
     @property
-    def shards(self) -> Sequence[ShardRecord]:
+    def shard_records(self) -> Sequence[ShardRecord]:
         """The files that the samples lie in, in order; none where the source is not made of shards."""
         return ()
 
     def select_shards(self, numbers: Sequence[int], known: Sequence[ShardRecord]) -> Source:
-        """Make a source of some of the `shards`, in the order given.
+        """Make a source of some of the `shard_records`, in the order given.
 
         Args:
             numbers: Their M numbers.
@@ -160,6 +160,9 @@ class Source(ABC):
 
         Returns:
             (N,) texts.
+
+        Raises:
+            SourceError: The ids cannot be read now: a file is gone or changed, or a store does not answer.
 
         Example:
             >>> cd.MemorySource({"a": data, "b": data}).read_ids(np.arange(2)).to_pylist()

@@ -323,7 +323,9 @@ def _read_keys(source: Source, field: str, samples: NDArray[np.int64]) -> Any:
     read: Callable[[Any], Any] = _read_path if field == "image_path" else partial(_read_field, field)
     keys: list[str | None] = []
     for start in range(0, len(samples), _READ_AT_ONCE):
-        keys += map(read, source.read(samples[start : start + _READ_AT_ONCE]).objects)
+        batch = source.read(samples[start : start + _READ_AT_ONCE])
+        batch.check_read()  # what is kept of the matching must not depend on a store's bad minute
+        keys += map(read, batch.objects)
     return pa.array(keys, pa.large_string())
 
 

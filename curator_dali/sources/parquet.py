@@ -277,8 +277,8 @@ class ParquetSource(Source):
         return batch
 
     @property
-    def shards(self) -> Sequence[ShardRecord]:
-        """The files; see `Source.shards`."""
+    def shard_records(self) -> Sequence[ShardRecord]:
+        """The files; see `Source.shard_records`."""
         if self._known:
             return self._known
         found = []
@@ -313,9 +313,10 @@ class ParquetSource(Source):
             names = [f"{self._stems[file]}-{row}" for row in in_file.tolist()]
             try:
                 ids, paths = self._read_names(number, samples)
-            except Exception as error:  # as `_load`; `read` names such samples by their rows
-                logger.info("%s: %s", self._urls[file], one_line(error))
-                ids, paths = None, None
+            except Exception as error:  # as `_load`
+                if not self._is_damaged(file, error):
+                    raise SourceError(f"{self._urls[file]} cannot be read now: {one_line(error)}") from error
+                ids, paths = None, None  # `read` names such samples by their rows
             parts.append((rows, name_rows(ids, paths, names)))
         return order_ids(parts)
 

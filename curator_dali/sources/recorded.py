@@ -96,11 +96,11 @@ def _find_moved(opened: Source, recorded: Sequence[ShardRecord], origin: Any) ->
         The source, or None where it is another one or has no files; and how its files differ.
     """
     inner = opened
-    while isinstance(inner, DerivedSource) and inner.shards:
+    while isinstance(inner, DerivedSource) and inner.shard_records:
         inner = inner.source
-    if not recorded or not inner.shards:
+    if not recorded or not inner.shard_records:
         return None, []
-    numbers, problems = match_shards(recorded, inner.shards)
+    numbers, problems = match_shards(recorded, inner.shard_records)
     if problems or (inner is not opened and origin is None):
         return None, problems
     moved = inner.select_shards(numbers, recorded)

@@ -49,9 +49,9 @@ class DerivedSource(Source):
         self.source.learn(self._whole(indices), headers)
 
     @property
-    def shards(self) -> Sequence[ShardRecord]:
+    def shard_records(self) -> Sequence[ShardRecord]:
         """The whole's."""
-        return self.source.shards
+        return self.source.shard_records
 
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
         """Read ids of samples; see `Source.read_ids`."""

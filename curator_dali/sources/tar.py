@@ -116,7 +116,7 @@ class TarSource(Source):
         Folders and signatures of URLs are left out, so that a data set may move. The content hash of a remote tar goes
         in, where its store tells one.
         """
-        facts = ((tar.name, tar.samples, tar.digest, (tar.size, tar.content)) for tar in self.shards)
+        facts = ((tar.name, tar.samples, tar.digest, (tar.size, tar.content)) for tar in self.shard_records)
         return fingerprint("tar", facts)
 
     @cached_property
@@ -194,8 +194,8 @@ class TarSource(Source):
         return batch
 
     @property
-    def shards(self) -> Sequence[ShardRecord]:
-        """The tars; see `Source.shards`."""
+    def shard_records(self) -> Sequence[ShardRecord]:
+        """The tars; see `Source.shard_records`."""
         shards = self._shards
         return self._known or [
             ShardRecord(strip_query(url).rpartition("/")[2], stat.size, stat.content, samples, digest)
@@ -212,15 +212,12 @@ class TarSource(Source):
 
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
         """Take keys from the indexes; see `Source.read_ids`."""
-        import pyarrow as pa
-
         parts: list[tuple[NDArray[np.int64], Any]] = []
         for number, rows, samples in split_by_shard(indices, self._starts):
             try:
-                ids = self._shards[number].index.read_keys(samples)
-            except (OSError, SourceError):  # as `read` names samples of which only the place is known
-                ids = pa.array([f"#{sample}" for sample in samples.tolist()], pa.large_string())
-            parts.append((rows, ids))
+                parts.append((rows, self._shards[number].index.read_keys(samples)))
+            except OSError as error:
+                raise SourceError(f"{self._shards.urls[number]} cannot be read now: {one_line(error)}") from error
         return order_ids(parts)
 
     def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import curator_dali as cd
@@ -104,6 +104,7 @@ MAKERS: dict[str, Callable[[Path], Source]] = {
 def test_ids_are_those_of_the_samples(tmp_path: Path, kind: str) -> None:
     source = MAKERS[kind](tmp_path)
 
+    @settings(deadline=None)
     @given(st.lists(st.integers(0, len(source) - 1), max_size=40))
     def check(indices: list[int]) -> None:
         ids = source.read_ids(np.array(indices, np.int64))
@@ -131,12 +132,39 @@ def test_no_image_is_read(tmp_path: Path) -> None:
     assert source.read_ids(np.arange(3)).to_pylist() == KEYS[:3]
 
 
-def test_samples_of_a_tar_that_is_gone_have_their_places(tmp_path: Path) -> None:
+def test_ids_that_cannot_be_read_now_are_an_error(tmp_path: Path) -> None:
+    tars, parquet = make_tars(tmp_path), make_parquet(None, tmp_path)
+    tars.close()
+    for name in ("0.tar", "a.parquet"):
+        (tmp_path / name).unlink()
+    with pytest.raises(cd.SourceError, match=r"0.tar cannot be read now: FileNotFoundError"):
+        tars.read_ids(np.arange(len(tars)))
+    assert tars.read_ids(np.array([len(tars) - 1])).to_pylist() == ["0004"]
+    with pytest.raises(cd.SourceError, match=r"a.parquet cannot be read now: FileNotFoundError"):
+        parquet.read_ids(np.arange(len(parquet)))
+    (tmp_path / "1.tar").write_bytes((tmp_path / "2.tar").read_bytes())
+    tars.close()
+    with pytest.raises(cd.SourceError, match=r"1.tar changed after it was indexed"):
+        tars.read_ids(np.array([len(tars) - 1]))
+
+
+def test_a_damaged_row_group_has_ids_of_rows(tmp_path: Path) -> None:
+    source = make_parquet(pa.array([f"key-{n}" for n in range(12)]), tmp_path)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    at = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(1).data_page_offset
+    data[at : at + 20] = bytes(20)
+    (tmp_path / "a.parquet").write_bytes(data)
+    source = ParquetSource(str(tmp_path / "a.parquet"))
+    assert source.read_ids(np.array([0, 6, 11])).to_pylist() == ["key-0", "a-6", "key-11"]
+
+
+def test_a_join_is_not_made_of_what_cannot_be_read_now(tmp_path: Path) -> None:
     source = make_tars(tmp_path)
     source.close()
-    (tmp_path / "0.tar").unlink()
-    every = np.arange(len(source))
-    ids = source.read_ids(every).to_pylist()
-    assert ids == [item.image_id for item in source.read(every).objects]
-    assert ids[0] == "#0"
-    assert ids[-1] == "0004"
+    hidden = (tmp_path / "0.tar").rename(tmp_path / "hidden")
+    table = pa.table({"id": KEYS, "n": range(len(KEYS))})
+    for on in ("id", ("number", "n")):
+        with pytest.raises(cd.SourceError, match="cannot be read now"):
+            source.join(table, on=on)
+    hidden.rename(tmp_path / "0.tar")
+    assert getattr(source.join(table, on="id"), "matched") == len(KEYS) + 1  # noqa: B009

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -125,6 +125,7 @@ def test_lists_globs_and_urls(tars: Source, tmp_path: Path, memory: Any, server:
 KEYS = st.sampled_from(["a", "b/c", "ü", "", "日本", "0", "00", "x" * 5000])
 
 
+@settings(deadline=None)  # each example writes and maps a file
 @given(
     st.lists(KEYS, min_size=1, max_size=12),
     st.lists(st.none() | KEYS, max_size=12),
@@ -168,6 +169,16 @@ def test_values_of_every_type(tmp_path: Path) -> None:
     (one, other) = items(source.join(tmp_path / "t.parquet", on="id"))
     assert one.metadata == {"own": 1, **values}
     assert other.metadata == {}
+
+
+def test_text_of_json_lines_stays_text(tmp_path: Path) -> None:
+    values = {"day": "2020-01-01", "inner": {"time": "2020-01-01T10:00:00Z", "days": ["2020-01-01"]}, "n": 2.0, "i": 3}
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": "a", **values}) + "\n\n")
+    (item,) = items(cd.MemorySource({"a": IMAGE}).join(tmp_path / "t.jsonl", on="id"))
+    assert item.metadata == values
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(cd.SourceError, match=r"none.jsonl has no column 'id'"):
+        cd.MemorySource({"a": IMAGE}).join(tmp_path / "none.jsonl", on="id")
 
 
 def test_a_date_that_python_has_not_is_a_text() -> None:
@@ -333,7 +344,7 @@ def test_what_the_whole_knows_is_forwarded(tars: Source, tmp_path: Path) -> None
     assert source.image_sizes(indices).tolist() == tars.image_sizes(indices + 5).tolist()
     assert source.shard_sizes.tolist() == [15, 20, 20]
     assert source.locations == tars.locations
-    assert [*source.shards] == [*tars.shards]
+    assert [*source.shard_records] == [*tars.shard_records]
     with cd.ImageLoader(source, batch_size=8, device="cpu", shuffle=3) as loader:
         found = {item.image_id: item.metadata["note"] for batch in loader for item in batch.data}
     assert found == {f"{n:06d}": f"n{n}" for n in range(5, 60)}

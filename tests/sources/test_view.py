@@ -359,6 +359,16 @@ class TestMovedData:
         ):
             View(tmp_path / "kept")
 
+    def test_a_run_that_goes_on_writes_the_record(self, data: Path, tmp_path: Path) -> None:
+        record = tmp_path / "kept" / "_manifest" / "sources.jsonl"
+        lines = [json.loads(line) for line in record.read_text().splitlines()]
+        assert [(line["name"], line["samples"]) for line in lines] == [(f"0000{n}.tar", 20) for n in range(3)]
+        assert [line["size"] for line in lines] == [path.stat().st_size for path in sorted(data.iterdir())]
+        content = record.read_bytes()
+        record.unlink()
+        run(str(data), tmp_path / "kept", tars=False)
+        assert record.read_bytes() == content
+
     def test_a_record_that_is_damaged_is_as_none(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "kept" / "_manifest" / "sources.jsonl").write_text("{broken")
         assert len(View(tmp_path / "kept"))
