@@ -204,12 +204,15 @@ def plan_fields(
         )
     schema = source.arrow_fields
     types = infer_types(looked) if schema is None else schema
+    unknown = {name for name, kind in types.items() if schema is None and pa.types.is_null(kind)}
     if isinstance(wanted, Mapping):
         types = {name: getattr(pa, kind if kind != "bool" else "bool_")() for name, kind in wanted.items()}
     elif wanted is not True:
         assert not isinstance(wanted, bool)
         _check_names(wanted, types, bool(len(source)))
-        types = {name: types.get(name, pa.string()) for name in wanted}
+        types = {name: pa.string() if name in unknown else types.get(name, pa.string()) for name in wanted}
+    else:
+        types = {name: kind for name, kind in types.items() if name not in unknown}
     taken = {*plan.columns, *FIXED_COLUMNS, METADATA}
     stored = {name: stored_type(kind) for name, kind in types.items() if _is_column_name(name) and name not in taken}
     names = plan.metadata if wanted is True else wanted
