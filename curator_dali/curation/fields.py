@@ -308,7 +308,8 @@ def _take_column(left: Sequence[dict[str, Any]], name: str, kind: Any, nulls: bo
     values = [found.get(name) for found in left]
     array = _to_arrow(values, kind)
     if array is None:
-        array = _to_arrow([value if _to_arrow([value], kind) is not None else None for value in values], kind)
+        values = [value if _to_arrow([value], kind) is not None else None for value in values]
+        array = _to_arrow(values, kind)
     odd = _take_held(left, name, [None] * len(values) if array is None else array.to_pylist(), nulls)
     if array is None:
         return pa.nulls(len(values), kind)

@@ -302,9 +302,7 @@ def _decode(kind: Any, plain: Any) -> Any:
     if not isinstance(plain, str):
         raise ValueError(f"{plain!r} is no {name}")
     if name == "datetime" and parameter:
-        from zoneinfo import ZoneInfo
-
-        return datetime.datetime.fromisoformat(plain).astimezone(ZoneInfo(parameter))
+        return _parse_local_time(plain, parameter)
     return _TEXT_TYPES[name](plain)
 
 
@@ -314,6 +312,18 @@ def _parse_timedelta(text: str) -> datetime.timedelta:
         raise ValueError(f"{text!r} is no duration")
     days, hours, minutes, seconds, micros = (int(part or 0) for part in match.groups())
     return datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, microseconds=micros)
+
+
+def _parse_local_time(text: str, zone: str) -> datetime.datetime:
+    """A time on the clocks of a zone; the offset tells which of two it is, and there are times that clocks skip."""
+    from zoneinfo import ZoneInfo
+
+    found = datetime.datetime.fromisoformat(text)
+    for fold in (0, 1):
+        local = found.replace(tzinfo=ZoneInfo(zone), fold=fold)
+        if local.utcoffset() == found.utcoffset():
+            return local
+    raise ValueError(f"{text!r} has an offset that {zone} has not")
 
 
 def _parse_pandas(kind: str, text: str) -> Any:
