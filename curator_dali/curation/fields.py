@@ -193,11 +193,11 @@ def plan_fields(
         looked: What `look_at_fields` found; nothing where the source has a schema.
 
     Raises:
-        StageError: A name is none of a field, or a column that a stage writes or reads is named `metadata`.
+        StageError: A name is none of a field; or, where no types are given, a stage has a column named `metadata`.
     """
     import pyarrow as pa
 
-    if METADATA in plan.columns:
+    if METADATA in plan.columns and not isinstance(wanted, Mapping):
         raise StageError(
             f"a stage has a column {METADATA!r}, and metadata= needs that name for fields without a column of their "
             "own: leave metadata= out, or give the stage's column another name"
@@ -219,7 +219,7 @@ def plan_fields(
     return FieldColumns(
         types={name: kind for name, kind in stored.items() if kind is not None},
         read=frozenset(plan.metadata).intersection(names),
-        rest=True,
+        rest=METADATA not in plan.columns,
         nulls=schema is not None,
     )
 

@@ -26,7 +26,7 @@ from curator_dali.curation import read_fields
 from curator_dali.sources import MemorySource, ParquetSource, dump_fields, is_same, open_source
 from curator_dali.sources.sidecars import make_sidecars
 from tests import helpers
-from tests.curation.helpers import FirstOfItsLabel
+from tests.curation.helpers import FirstOfItsLabel, read_members
 
 Fields = dict[str, Any]
 RUNS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -325,3 +325,24 @@ def test_an_output_with_images_is_a_source_with_the_same_fields(tmp_path: Path) 
         )
     assert is_same(metadata_of(cd.Subset(table_source, [3])), expected[3:4])
     json.dumps(list(table_source.arrow_fields))
+
+
+def test_broken_sidecars_beside_labels_and_annotations(tmp_path: Path) -> None:
+    """What a broken sidecar says is kept as its bytes; all that is known besides, and what is wrong, are fields."""
+    for folder in ("classes/cat", "annotated"):
+        paths = write_images(tmp_path, 3, folder)
+        paths[0].with_suffix(".json").write_bytes(b'{"n": 1')
+        paths[1].with_suffix(".cls").write_bytes(b"no number")
+        paths[2].with_suffix(".txt").write_bytes(b"caf\xe9")
+    names = [{"file_name": f"{number}.jpg", "likes": number} for number in range(3)]
+    (tmp_path / "annotated" / "metadata.jsonl").write_text("\n".join(map(json.dumps, names)))
+    for root in ("classes", "annotated"):
+        expected = metadata_of(str(tmp_path / root))
+        assert all("metadata_error" in fields for fields in expected)
+        assert all(("label_name" if root == "classes" else "likes") in fields for fields in expected)
+        (tmp_path / "of" / root).mkdir(parents=True)
+        check_arrives(str(tmp_path / root), tmp_path / "of" / root, expected)
+        written = [
+            data for members in read_members(tmp_path / "of" / root / "out").values() for data in members.values()
+        ]
+        assert {b'{"n": 1', b"no number", b"caf\xe9"} <= set(written)
