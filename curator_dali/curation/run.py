@@ -85,6 +85,11 @@ class Curation:
         return self._settings.recorded(self.plan.stages)
 
     @property
+    def fields(self) -> dict[str, str]:
+        """Columns for fields of the metadata that no stage reads, with their types in Arrow's words."""
+        return {column.name: str(column.type) for column in self._fields.to_arrow()}
+
+    @property
     def lineage(self) -> dict[str, Any]:
         """Stage -> which weights it works with."""
         pairs = zip(self.plan.labels, self.plan.stages, strict=True)
