@@ -155,7 +155,11 @@ def _print_plan(curation: Curation, as_json: bool) -> None:
         steps = [{"stage": label, "reads": reads, "writes": writes} for label, reads, writes in plan.rows()]
         about = {"source": curation.source.name, "samples": len(curation.source), "out": curation.out}
         state = {"device": curation.device, "done": done, "total": total}
-        known = {"columns": dict(plan.columns), "settings": curation.settings, "lineage": curation.lineage}
+        known = {
+            "columns": {**plan.columns, **curation.fields},
+            "settings": curation.settings,
+            "lineage": curation.lineage,
+        }
         common.print_json({**about, **state, "stages": steps, **known})
         return
     common.print_rows(
@@ -164,7 +168,7 @@ def _print_plan(curation: Curation, as_json: bool) -> None:
             ("out", f"{curation.out}, {f'{done:,} of {total:,} are done' if done else 'new'}"),
             ("device", curation.device),
             ("views", f"{len(plan.views)}, made by one decode" if plan.views else "none: images are only checked"),
-            ("columns", ", ".join(plan.columns)),
+            ("columns", ", ".join([*plan.columns, *curation.fields])),
         ]
     )
     if plan.stages:

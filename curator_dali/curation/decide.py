@@ -100,13 +100,14 @@ def decide(files: RowFiles, plan: Plan, workers: Workers | None = None, *, anew:
         StageError: A stage does not give a reason or None for every row.
     """
     decisions = Decisions(_find_stages(files, plan, anew), anew)
+    kinds = {name: kind_of_type(kind) for name, kind in files.fields.types.items()} | dict(plan.columns)
     for number, (stage, label) in enumerate(zip(plan.stages, plan.labels, strict=True)):
         rows = np.flatnonzero(decisions.stage > number)
         if anew and isinstance(stage, GlobalSelector):
             rows = decisions.drop(number, rows, _find_unscored(files, stage, rows))
         began = time.perf_counter()
         if isinstance(stage, GlobalSelector):
-            reasons, columns = stage.decide(RowSubset(files, rows, plan.columns, workers))
+            reasons, columns = stage.decide(RowSubset(files, rows, kinds, workers))
             if len(reasons) != len(rows) or set(columns) != set(stage.decides):
                 raise StageError(
                     f"{label} gave {len(reasons)} reasons and the columns {sorted(columns)} for {len(rows)} images; it "

@@ -200,30 +200,33 @@ def plan_fields(
         is_usable: Tells of a `pyarrow.DataType` whether readers of the output know it; None where they know all.
 
     Raises:
-        StageError: A name is none of a field, or a column that a stage writes or reads is named `metadata`.
+        StageError: A name is none of a field; or, where no types are given, a stage has a column named `metadata`.
     """
     import pyarrow as pa
 
-    if METADATA in plan.columns:
+    if METADATA in plan.columns and not isinstance(wanted, Mapping):
         raise StageError(
             f"a stage has a column {METADATA!r}, and metadata= needs that name for fields without a column of their "
             "own: leave metadata= out, or give the stage's column another name"
         )
     schema = source.arrow_fields
     types = infer_types(looked) if schema is None else schema
+    unknown = {name for name, kind in types.items() if schema is None and pa.types.is_null(kind)}
     if isinstance(wanted, Mapping):
         types = {name: getattr(pa, kind if kind != "bool" else "bool_")() for name, kind in wanted.items()}
     elif wanted is not True:
         assert not isinstance(wanted, bool)
         _check_names(wanted, types, bool(len(source)))
-        types = {name: types.get(name, pa.string()) for name in wanted}
+        types = {name: pa.string() if name in unknown else types.get(name, pa.string()) for name in wanted}
+    else:
+        types = {name: kind for name, kind in types.items() if name not in unknown}
     taken = {*plan.columns, *FIXED_COLUMNS, METADATA, *reserved}
     stored = {name: stored_type(kind) for name, kind in types.items() if _is_column_name(name) and name not in taken}
     names = plan.metadata if wanted is True else wanted
     return FieldColumns(
         types={name: k for name, k in stored.items() if k is not None and (is_usable is None or is_usable(k))},
         read=frozenset(plan.metadata).intersection(names),
-        rest=True,
+        rest=METADATA not in plan.columns,
         nulls=schema is not None,
     )
 
@@ -312,7 +315,8 @@ def _take_column(left: Sequence[dict[str, Any]], name: str, kind: Any, nulls: bo
     values = [found.get(name) for found in left]
     array = _to_arrow(values, kind)
     if array is None:
-        array = _to_arrow([value if _to_arrow([value], kind) is not None else None for value in values], kind)
+        values = [value if _to_arrow([value], kind) is not None else None for value in values]
+        array = _to_arrow(values, kind)
     odd = _take_held(left, name, [None] * len(values) if array is None else array.to_pylist(), nulls)
     if array is None:
         return pa.nulls(len(values), kind)

@@ -85,6 +85,11 @@ class Curation:
         return self._settings.recorded(self.plan.stages)
 
     @property
+    def fields(self) -> dict[str, str]:
+        """Columns for fields of the metadata that no stage reads, with their types in Arrow's words."""
+        return {column.name: str(column.type) for column in self._fields.to_arrow()}
+
+    @property
     def lineage(self) -> dict[str, Any]:
         """Stage -> which weights it works with."""
         pairs = zip(self.plan.labels, self.plan.stages, strict=True)
@@ -250,8 +255,8 @@ def curate(
         batch_size: Samples a batch. Its decoded images, whole ones, are in memory at once.
         part_size: Samples that are done as a whole or again, and have a Parquet file of their own.
         tars: Whether to write tars.
-        shard_samples: Samples in a tar; None for one tar a part.
-        shard_bytes: Bytes in a tar.
+        shard_samples: Samples in a tar, or in a file of Hugging Face's layout; None for one a part.
+        shard_bytes: Bytes in one.
         embeddings: Whether to store them in the Parquet files; True is "float32".
         num_threads: Decoding threads; None for all CPUs.
         prefetch: Batches under way or waiting at once, besides the one in the stages.

@@ -78,8 +78,8 @@ def rethreshold(
             cluster. Reading, and writing the new output, is for this process.
         source: The data set, where `out` does not say how to open it, or it has moved. It must be the same.
         tars: Whether to write tars.
-        shard_samples: Samples in a tar; None for one tar a part.
-        shard_bytes: Bytes in a tar.
+        shard_samples: Samples in a tar, or in a file of Hugging Face's layout; None for one a part.
+        shard_bytes: Bytes in one.
         embeddings: Whether to store the embeddings again, where there are any; None as `out` has them.
         html: Whether to leave `report.html`, with pictures where the data set can be opened.
         write: How to write the images that are kept, as in `curate`; those to be encoded are decoded for it.

@@ -98,7 +98,7 @@ class Write:
     @property
     def view(self) -> View:
         """The transforms from a decoded image to what is encoded."""
-        return () if self.resize is None else (ResizeSide(self.resize, side=self.side, enlarge=self.enlarge),)
+        return () if self.resize is None else (ResizeSide(self.resize, side=self.side, enlarge=self.enlarge, passes=1),)
 
     @property
     def columns(self) -> dict[str, str]:

@@ -78,8 +78,6 @@ def stored_type(kind: Any) -> Any:
 
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if pa.types.is_null(kind):
-        return None  # nothing to be held
     file = io.BytesIO()
     try:
         pq.write_table(pa.table({"x": pa.array([], kind)}), file)

@@ -233,7 +233,7 @@ def _make_schema(schema: RowSchema, class_names: Sequence[str], lineage: Mapping
 
     rows = schema.to_arrow(lineage)
     image = pa.field(IMAGE, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-    member = pa.struct([("extension", pa.string()), ("bytes", pa.binary())])
+    member = pa.struct([("extension", pa.string()), ("bytes", pa.large_binary())])  # together they may pass 2 GB
     sizes = [name for name in LOADED if name in ("width", "height")]
     names = ["image_id", *schema.fields.names, *sizes, *(n for n in schema.columns if n not in schema.fields.names)]
     columns = [rows.field(name) for name in names]

@@ -234,11 +234,7 @@ class ParquetWriter(FileWriter):
         self._held, self._held_bytes = self._held - count, int(sizes[count:].sum())
 
     def to_arrow(
-        self,
-        rows: Mapping[str, Any],
-        embeddings: NDArray[Any] | None,
-        embedded: NDArray[np.bool_] | None,
-        fields: Any,
+        self, rows: Mapping[str, Any], embeddings: NDArray[Any] | None, embedded: NDArray[np.bool_] | None, fields: Any
     ) -> Any:
         """Make a `pyarrow.RecordBatch` of rows, as `write` takes them."""
         import pyarrow as pa

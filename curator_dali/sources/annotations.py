@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from curator_dali.errors import SourceError
 from curator_dali.io import one_line, parse_csv, parse_json, read_names, strip_query
 from curator_dali.sources.listing import common_folder, list_names, warn_of_split_folders
-from curator_dali.sources.row_groups import read_row_group
+from curator_dali.sources.row_groups import read_row, read_row_group
+from curator_dali.sources.sidecars import restore_types
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def _parse_lines(where: str, data: bytes) -> tuple[list[str], _Fields]:
 
 
 def _fields_of_line(data: bytes, bounds: NDArray[np.int64], row: int) -> dict[str, Any]:
-    fields: dict[str, Any] = parse_json(data[bounds[row, 0] : bounds[row, 1]])
+    fields = restore_types(parse_json(data[bounds[row, 0] : bounds[row, 1]]))
     del fields[_NAME_COLUMN]
     return fields
 
@@ -207,7 +208,7 @@ def _fields_of_table(where: str, table: Any) -> tuple[list[str], _Fields]:
 
 
 def _fields_of_row(table: Any, row: int) -> dict[str, Any]:
-    return table.slice(row, 1).to_pylist()[0] if table.num_columns else {}
+    return read_row(table, row)
 
 
 def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> tuple[list[str], NDArray[np.int32]]:

@@ -30,7 +30,9 @@ class MemorySource(LearningSource):
 
     Args:
         images: Encoded images, in a list, or by key.
-        metadata: A mapping for each image, in the same order, or by the same keys (some may be missing).
+        metadata: A mapping for each image, in the same order, or by the same keys (some may be missing). In an output,
+            keys that are no texts become texts, and arrays become lists; values that `dump_fields` has no type for
+            become texts.
         name: The data set's name.
 
     Raises:

@@ -70,6 +70,7 @@ def open_source(
     index: Literal["cache", "beside", "none"] = "cache",
     name: str | None = None,
     allow_outside: bool = False,
+    columns: Sequence[str] | None = None,
     view: bool = False,
 ) -> Source:
     """Open whatever holds encoded images.
@@ -88,6 +89,7 @@ def open_source(
         index: For tars: see `TarSource`.
         name: The data set's name, instead of one made of the files' names.
         allow_outside: For Parquet: see `ParquetSource`.
+        columns: For Parquet: see `ParquetSource`.
         view: Whether an output of a curation is a `View` also where it has tars.
 
     Raises:
@@ -108,12 +110,13 @@ def open_source(
         spec = spec.tolist()
     options: dict[str, Any] = {"label_from_folder": label_from_folder, "image_column": image_column}
     options |= {"index": index, "name": name}
-    source = _open(spec, allow_outside=allow_outside, **options)
+    further: dict[str, Any] = {"allow_outside": True} if allow_outside else {}
+    further |= {} if columns is None else {"columns": list(columns)}
+    source = _open(spec, further, **options)
     specs = [spec] if isinstance(spec, (str, os.PathLike)) else spec
     if isinstance(specs, Sequence) and all(isinstance(item, (str, os.PathLike)) for item in specs):
         found = [_absolute(item) for item in list_paths(specs)]
-        outside = {"allow_outside": True} if allow_outside else {}
-        source.origin = {"spec": found, **options, **outside}
+        source.origin = {"spec": found, **options, **further}
     return source
 
 
@@ -171,11 +174,11 @@ class _Match(NamedTuple):
 
 def _open(
     spec: Any,
+    further: Mapping[str, Any],
     label_from_folder: bool,
     image_column: str | None,
     index: Literal["cache", "beside", "none"],
     name: str | None,
-    allow_outside: bool,
 ) -> Source:
     items: Any = [spec] if isinstance(spec, (str, os.PathLike, bytes, bytearray, np.ndarray)) else spec
     is_list = isinstance(items, Sequence) and bool(items)
@@ -216,7 +219,7 @@ def _open(
         if kind == "tar":
             return TarSource(urls, name=name or _folder_name(patterns), index=index)
         name = name or _folder_name(patterns)
-        return ParquetSource(urls, name=name, image_column=image_column, allow_outside=allow_outside)
+        return ParquetSource(urls, name=name, image_column=image_column, **further)
     if kind == "image":
         return _open_images(patterns, urls, label_from_folder, name)
     folders_found = [match for match in found if match.kind in ("folder", _EMPTY)]

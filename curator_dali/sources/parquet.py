@@ -34,13 +34,13 @@ from curator_dali.io import (
     stat_of,
     strip_query,
 )
+from curator_dali.outputs import METADATA, FieldColumns
 from curator_dali.sources.annotations import ClassNames, add_class_names, partition_fields, read_class_names
 from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
     ShardRecord,
     Source,
-    kind_of_type,
     make_batch,
     merge_arrow_types,
     merge_schemas,
@@ -49,10 +49,14 @@ from curator_dali.sources.base import (
     split_by_shard,
 )
 from curator_dali.sources.parquet_columns import (
-    ID_COLUMNS,
+    check_columns,
+    cut_struct,
     decode_cell,
+    find_ids,
     find_image_column,
     is_image_type,
+    kinds_of,
+    metadata_types,
     name_rows,
     read_names,
     unique_stems,
@@ -62,11 +66,12 @@ from curator_dali.sources.row_groups import (
     RowGroupTooLarge,
     check_sizes,
     combine,
-    holds_binary,
     read_named,
+    read_row,
     read_row_group,
+    read_rows,
 )
-from curator_dali.sources.sidecars import make_sidecars
+from curator_dali.sources.sidecars import make_sidecars, merge_rest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +79,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GROUP_MEMORY = 1 << 30  # bytes of row groups kept decoded
-_IMAGE_PARTS = ("bytes", "path")  # of a struct
 
 
 class ParquetSource(Source):
@@ -83,9 +87,11 @@ class ParquetSource(Source):
     Row groups are read as a whole when a sample of theirs is asked for, and the latest are kept (up to 1 GiB). A random
     sample thus costs a row group: shuffle by windows of row groups (which `shard_sizes` counts), not over everything.
 
-    The other columns become metadata under their names, except binary ones, and so do the fields that partitioned files
-    have in their folders' names (`partition_fields`), unless a column has the name. A column that Hugging Face's
-    `datasets` wrote as a `ClassLabel` has the class's name beside it, as `label_name`. `image_id` is the column `key`,
+    The other columns become metadata under their names, also binary ones, and so do the fields that partitioned files
+    have in their folders' names (`partition_fields`), unless a column has the name. Further parts of the struct are a
+    field of the column's name, with the path where a column says the id. A column that Hugging Face's `datasets` wrote
+    as a `ClassLabel` has the class's name beside it, as `label_name`. Of files that a curation wrote, the column
+    `metadata` is the fields that it holds. `image_id` is the column `key`,
     `__key__`, `image_id` or `id`, else the struct's path without its extension, else `<file stem>-<row>`; where files
     of one stem lie in several folders, with the path below their common folder instead of the stem. `image_path` is
     `<file>#row=<row>`: it tells every sample apart, but no filesystem opens it. Where a struct has a path and no bytes,
@@ -97,6 +103,7 @@ class ParquetSource(Source):
         name: The data set's name; by default that of the folder.
         allow_outside: Whether images are also read that rows name by paths or URLs outside the Parquet file's folder.
             Whoever made the file then chooses what this process reads: give it only for files that you trust.
+        columns: The columns that become metadata; others are not read. None: all.
 
     Raises:
         SourceError: A file cannot be read, or the column is missing or not clear.
@@ -112,7 +119,9 @@ class ParquetSource(Source):
         image_column: str | None = None,
         name: str | None = None,
         allow_outside: bool = False,
+        columns: Sequence[str] | None = None,
     ) -> None:
+        self._columns = None if columns is None else tuple(columns)
         self._urls = [url if is_remote(url) else os.path.abspath(url) for url in list_paths(urls)]
         self.name = name or common_name(self._urls)
         remote = any(map(is_remote, self._urls))
@@ -138,7 +147,7 @@ class ParquetSource(Source):
                     f"{url} has no image column {self._column!r} (binary, or a struct with binary 'bytes'); it "
                     f"has {', '.join(schema.names)}: name the right one with image_column="
                 )
-        _warn_of_binary(schemas, self._column, self.name)
+        check_columns(self._columns, schemas, self.name)
         self._groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.rows))]
         self._sizes = np.array([size for footer in footers for size in footer.rows], np.int64)
         if not self._sizes.sum():
@@ -148,27 +157,12 @@ class ParquetSource(Source):
         self._partitions = partition_fields(self._urls)
         cache: dict[Any, dict[str, list[str]]] = {}
         self._classes = [cache.setdefault(repr(classes), classes) for classes in map(read_class_names, schemas)]
-        self._fields = merge_schemas(
-            {
-                **{f"{column}_name": "string" for column in classes},
-                **_types_of(partition),
-                **_fields_of(schema, self._column),
-            }
+        types = [
+            {**_extra_types(partition, classes), **metadata_types(schema, self._column, self._columns)}
             for schema, partition, classes in zip(schemas, self._partitions, self._classes, strict=True)
-        )
-        self._arrow_fields: Mapping[str, Any] | None = merge_arrow_types(
-            [
-                {
-                    **_arrow_types_of(partition, classes),
-                    **{
-                        field.name: field.type
-                        for field in schema
-                        if field.name != self._column and not holds_binary(field.type)
-                    },
-                }
-                for schema, partition, classes in zip(schemas, self._partitions, self._classes, strict=True)
-            ]
-        )
+        ]
+        self._arrow_fields: Mapping[str, Any] | None = merge_arrow_types(types)
+        self._fields = merge_schemas(map(kinds_of, types))
         self._stems = unique_stems(self._urls)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
         files = np.array([file for file, _ in self._groups], np.int64)
@@ -220,7 +214,8 @@ class ParquetSource(Source):
             names = (record.name for record in self._known)
             pairs = zip(self._known, known, strict=True)
             known = [(record.size, record.content, *groups) for record, (_, _, *groups) in pairs]
-        return fingerprint("parquet", [self._column, *names, *self._sizes.tolist(), *known, *self._partitions])
+        parts = [self._column, *names, *self._sizes.tolist(), *known, *self._partitions]
+        return fingerprint("parquet", [*parts, *([] if self._columns is None else [sorted(self._columns)])])
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples into one new buffer, row groups that are not in memory first; see `Source.read`."""
@@ -238,7 +233,7 @@ class ParquetSource(Source):
                 reason = f"cannot read row group {self._groups[number][1]}: {one_line(error)}"
                 errors.update(dict.fromkeys(rows, reason))
                 batch.unread.update(rows if not self._is_damaged(file, error) else ())
-            fields = _rows(group.rest, in_group) if members and group is not None else []
+            fields = read_rows(group.rest, in_group) if members and group is not None else []
             for place, (row, at) in enumerate(zip(rows, in_group.tolist(), strict=True)):
                 batch.shards[row] = url
                 in_file = int(batch.indices[row] - self._file_starts[file])
@@ -252,9 +247,9 @@ class ParquetSource(Source):
                     elif file_path:
                         key = file_path.rpartition(".")[0] or file_path
                     metadata = (
-                        add_class_names({**partition, **fields[place]}, classes)
+                        _finish(fields[place], group.own, partition, classes)
                         if members
-                        else partial(_metadata, group.rest, partition, classes, at)
+                        else partial(_metadata, group.rest, group.own, partition, classes, at)
                     )
                     if group.present[at]:
                         images[row] = group.data[group.begins[at] : group.ends[at]]
@@ -348,7 +343,7 @@ class ParquetSource(Source):
         return {**state, "_stats": [stat if is_remote(url) else stat[:1] for url, stat in stats]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({"_arrow_fields": None, **state})  # an earlier version knew no types of Arrow
+        vars(self).update({"_arrow_fields": None, "_columns": None, **state})  # an earlier version had none
         self._start()
 
     def _start(self) -> None:
@@ -416,7 +411,9 @@ class ParquetSource(Source):
         def read() -> Any:
             reader, _ = self._open(self._urls[file], self._stats[file])
             try:
-                return read_row_group(reader, group, (self._column, *ID_COLUMNS))
+                names = reader.schema_arrow.names
+                metadata = names if self._columns is None else self._columns
+                return read_row_group(reader, group, {self._column, *metadata, *find_ids(names)})
             finally:
                 reader.close(force=True)
 
@@ -448,10 +445,10 @@ class ParquetSource(Source):
         except RowGroupTooLarge as error:
             self._refused[number] = str(error)  # not itself: its traceback would keep what was unpacked
             raise
-        chunks = table.column(self._column).chunks
-        paths = None
-        if pa.types.is_struct(chunks[0].type):
-            names = [field.name for field in chunks[0].type]
+        images = table.column(self._column)
+        chunks, paths = images.chunks, None
+        if pa.types.is_struct(images.type):
+            names = [field.name for field in images.type]
             parts = [chunk.flatten() for chunk in chunks]
             chunks = [part[names.index("bytes")] for part in parts]
             paths = pa.chunked_array([part[names.index("path")] for part in parts]) if "path" in names else None
@@ -459,9 +456,12 @@ class ParquetSource(Source):
         column = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in chunks])
         _, offsets, data = column.buffers()
         bounds = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
-        names = [name for name in table.column_names if name != self._column]
-        ids = next((table.column(name).combine_chunks() for name in ID_COLUMNS if name in names), None)
-        rest = combine(table.select([name for name in names if not holds_binary(table.schema.field(name).type)]))
+        ids = next((table.column(name).combine_chunks() for name in find_ids(table.column_names)), None)
+        types = metadata_types(table.schema, self._column, self._columns, with_rest=True)
+        others = {name: table.column(name) for name in types}
+        if self._column in types:
+            others[self._column] = cut_struct(images, types[self._column])
+        rest = combine(pa.table(others) if others else table.select([]))
         return _RowGroup(
             data=np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8),
             begins=bounds[:-1],
@@ -470,6 +470,7 @@ class ParquetSource(Source):
             paths=paths,
             ids=ids,
             rest=rest,
+            own=FieldColumns.from_arrow(table.schema),
             nbytes=table.nbytes,
         )
 
@@ -499,7 +500,8 @@ class _RowGroup(NamedTuple):
     present: NDArray[np.bool_]
     paths: Any  # Arrow array of text, or None
     ids: Any  # Arrow array, or None
-    rest: Any  # Arrow table of the other columns
+    rest: Any  # Arrow table of the metadata
+    own: FieldColumns  # of a file that a curation wrote
     nbytes: int
 
 
@@ -516,48 +518,20 @@ class _Changed(PermanentError):
     """A file is not the one that was opened."""
 
 
-def _rows(table: Any, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Rows as dicts, all at once: a cell at a time takes much longer."""
-    try:
-        return table.take(rows).to_pylist() if table.num_columns else [{} for _ in rows]
-    except Exception:  # Arrow has no `take` of some types, and Python no value for some dates
-        return [_metadata(table, {}, {}, row) for row in rows.tolist()]
+def _metadata(table: Any, own: FieldColumns, partition: Mapping[str, Any], classes: ClassNames, row: int) -> Any:
+    """A sample's metadata. The table has no images in it, so that metadata that is not read yet keeps none."""
+    return _finish(read_row(table, row), own, partition, classes)
 
 
-def _metadata(table: Any, partition: Mapping[str, Any], classes: ClassNames, row: int) -> dict[str, Any]:
-    """A row as a dict. The table has no images in it, so that metadata that is not read yet keeps none.
-
-    A value that Python cannot hold (a date in the year 29349) is a text.
-    """
-    found, problems = dict(partition), []
-    for name in table.column_names:
-        column = table.column(name)
-        try:
-            found[name] = column[row].as_py()
-        except Exception as error:
-            try:
-                found[name] = column.slice(row, 1).cast("string")[0].as_py()
-            except Exception:
-                problems.append(f"column {name!r}: {one_line(error)}")
-    return add_class_names(found, classes) | ({"metadata_error": "; ".join(problems)} if problems else {})
-
-
-def _warn_of_binary(schemas: Sequence[Any], image_column: str, name: str) -> None:
-    """Tell which columns are no metadata, since JSON has no bytes."""
-    import pyarrow as pa
-
-    found: dict[str, None] = {}
-    for schema in schemas:
-        for field in schema:
-            if field.name != image_column:
-                found |= {field.name: None} if holds_binary(field.type) else {}
-            elif pa.types.is_struct(field.type):
-                found |= {f"{field.name}.{inner.name}": None for inner in field.type if inner.name not in _IMAGE_PARTS}
-    found = {column: None for column in found if column not in ID_COLUMNS}
-    if found:
-        logger.warning(
-            "columns of %s that are no metadata, as they hold bytes or lie in the image's: %s", name, ", ".join(found)
-        )
+def _finish(
+    fields: dict[str, Any], own: FieldColumns, partition: Mapping[str, Any], classes: ClassNames
+) -> dict[str, Any]:
+    """A sample's metadata from its cells: of a curation's file as they were, with what folders and labels say."""
+    if own:
+        absent = set() if own.nulls else {name for name in (*own.types, *own.read) if fields.get(name) is None}
+        rest = fields.pop(METADATA, None) if own.rest else None
+        fields = merge_rest({name: value for name, value in fields.items() if name not in absent}, rest)
+    return add_class_names({**partition, **fields}, classes)
 
 
 def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
@@ -568,24 +542,11 @@ def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
     return stat_of(details if isinstance(details, Mapping) else fs.info(path))
 
 
-def _types_of(partition: Mapping[str, Any]) -> dict[str, str]:
-    """Types of the fields of a partition, without those that are null."""
-    return {
-        name: "int64" if isinstance(value, int) else "string" for name, value in partition.items() if value is not None
-    }
-
-
-def _arrow_types_of(partition: Mapping[str, Any], classes: ClassNames) -> dict[str, Any]:
+def _extra_types(partition: Mapping[str, Any], classes: ClassNames) -> dict[str, Any]:
     """Arrow types of the fields that are in no column: those of a partition, and names of classes."""
     import pyarrow as pa
 
-    kinds = {name: pa.int64() if isinstance(value, int) else pa.string() for name, value in partition.items()}
-    return {**{f"{column}_name": pa.string() for column in classes}, **kinds}
-
-
-def _fields_of(schema: Any, image_column: str) -> dict[str, str]:
-    """Columns of a schema besides the images, as `Source.fields` has them."""
-    import pyarrow as pa
-
-    beside = [field for field in schema if field.name != image_column and not holds_binary(field.type)]
-    return {field.name: kind_of_type(field.type) for field in beside if not pa.types.is_null(field.type)}
+    kinds = {int: pa.int64(), str: pa.string(), type(None): pa.null()}
+    return {f"{column}_name": pa.string() for column in classes} | {
+        name: kinds[type(value)] for name, value in partition.items()
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
 from curator_dali.io import IMAGE_EXTENSIONS, strip_query
+from curator_dali.outputs import METADATA, FieldColumns
+from curator_dali.sources.base import kind_of_type
 from curator_dali.sources.listing import common_folder
 from curator_dali.sources.row_groups import is_binary
 
@@ -40,16 +42,16 @@ def read_names(reader: Any, group: int, image_column: str, samples: NDArray[np.i
     import pyarrow as pa
 
     schema = reader.schema_arrow
-    name = next((name for name in ID_COLUMNS if name in schema.names and name != image_column), None)
+    names = find_ids(schema.names)
     kind = schema.field(image_column).type
     has_path = pa.types.is_struct(kind) and "path" in [field.name for field in kind]
-    wanted = [*([name] if name else []), *([f"{image_column}.path"] if has_path else [])]
+    wanted = [*names, *([f"{image_column}.path"] if has_path else [])]
     if not wanted:
         return None, None
     table = reader.read_row_group(group, columns=wanted, use_threads=False)
     if len(samples) != len(table) or (samples != np.arange(len(table))).any():
         table = table.take(pa.array(samples))
-    ids = table.column(name).combine_chunks() if name else None
+    ids = table.column(names[0]).combine_chunks() if names else None
     paths = table.column(image_column).combine_chunks().flatten()[0] if has_path else None
     return ids, paths
 
@@ -125,3 +127,61 @@ def find_image_column(schema: Any, url: str) -> str:
         return found[0] if len(found) == 1 else usual[0]
     has = f"binary columns {', '.join(found)}" if found else f"no binary column, only {', '.join(schema.names)}"
     raise SourceError(f"{url} has {has}: name the one that holds the images with image_column=")
+
+
+def check_columns(columns: Sequence[str] | None, schemas: Sequence[Any], name: str) -> None:
+    """Refuse a column that no file has."""
+    known = list(dict.fromkeys(column for schema in schemas for column in schema.names))
+    for column in columns or () if schemas else ():
+        if column not in known:
+            raise SourceError(f"columns= names {column!r}, which {name} does not have; it has {', '.join(known)}")
+
+
+def find_ids(names: Sequence[str]) -> list[str]:
+    """The column that ids are from: one name, or none."""
+    return [name for name in ID_COLUMNS if name in names][:1]
+
+
+def metadata_types(
+    schema: Any, image_column: str, columns: Sequence[str] | None, *, with_rest: bool = False
+) -> dict[str, Any]:
+    """Column -> `pyarrow.DataType`, of the columns that are metadata, and further parts of the images' struct.
+
+    Args:
+        schema: A file's `pyarrow.Schema`.
+        image_column: The column with the images.
+        columns: The columns that may be metadata; None for all.
+        with_rest: Whether to name, too, the column that holds further fields in a file that a curation wrote.
+    """
+    import pyarrow as pa
+
+    found = {field.name: field.type for field in schema if columns is None or field.name in columns}
+    if not with_rest and FieldColumns.from_arrow(schema).rest:
+        found.pop(METADATA, None)
+    if image_column in found:
+        kind = found.pop(image_column)
+        said = {"bytes", *(() if find_ids(schema.names) else ("path",))}
+        parts = [field for field in kind if field.name not in said] if pa.types.is_struct(kind) else []
+        if parts:
+            found[image_column] = pa.struct(parts)
+    return found
+
+
+def cut_struct(column: Any, kind: Any) -> Any:
+    """Some parts of a column of structs, as one of structs of the type `kind`."""
+    import pyarrow as pa
+
+    names = [field.name for field in column.type]
+    chunks = []
+    for chunk in column.chunks:
+        parts = chunk.flatten()
+        wanted = [parts[names.index(field.name)] for field in kind]
+        chunks.append(pa.StructArray.from_arrays(wanted, fields=list(kind), mask=chunk.is_null()))
+    return pa.chunked_array(chunks, kind)
+
+
+def kinds_of(types: Mapping[str, Any]) -> dict[str, str]:
+    """Fields with their types as `Source.fields` has them, without those that are null."""
+    import pyarrow as pa
+
+    return {name: kind_of_type(kind) for name, kind in types.items() if not pa.types.is_null(kind)}

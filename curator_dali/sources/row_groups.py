@@ -1,4 +1,4 @@
-"""Row groups of Parquet files, unpacked within bounds; the files that their rows name; and local files, read whole."""
+"""Row groups of Parquet files, unpacked within bounds; their rows; files that these name; local files, read whole."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_sizes(rows: Sequence[int], sizes: Sequence[int]) -> None:
         )
 
 
-def read_row_group(reader: Any, group: int, keep: Collection[str]) -> Any:
+def read_row_group(reader: Any, group: int, columns: Collection[str]) -> Any:
     """Read a row group as an Arrow table.
 
     A footer that is forged can have 64 rows unpacked at once before their size is known.
@@ -62,7 +62,7 @@ def read_row_group(reader: Any, group: int, keep: Collection[str]) -> Any:
     Args:
         reader: The `pyarrow.parquet.ParquetFile`.
         group: The number of the row group.
-        keep: Columns that may hold bytes; others with bytes are left out.
+        columns: The columns to read; others are left out.
 
     Raises:
         RowGroupTooLarge: It unpacks to more than is read, whatever the footer says.
@@ -70,7 +70,7 @@ def read_row_group(reader: Any, group: int, keep: Collection[str]) -> Any:
     """
     import pyarrow as pa
 
-    names = [field.name for field in reader.schema_arrow if field.name in keep or not holds_binary(field.type)]
+    names = [name for name in reader.schema_arrow.names if name in columns]
     _check_chunks(reader.metadata, group)
     about = reader.metadata.row_group(group)
     chunks = [about.column(number) for number in range(about.num_columns)]
@@ -149,9 +149,59 @@ def is_binary(kind: Any) -> bool:
     )
 
 
-def holds_binary(kind: Any) -> bool:
-    """Whether a type is binary, or a list, struct or map with a binary one in it."""
-    return is_binary(kind) or any(holds_binary(kind.field(n).type) for n in range(kind.num_fields))
+def read_rows(table: Any, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Read rows of an Arrow table as dicts, all at once if that is possible: a cell at a time takes much longer."""
+    if not table.num_columns:
+        return [{} for _ in rows]
+    if not any(map(_has_nanoseconds, table.schema.types)):
+        try:
+            found: list[dict[str, Any]] = table.take(rows).to_pylist()
+            return found
+        except Exception:  # Arrow has no `take` of some types, and Python no value for some dates
+            pass
+    return [read_row(table, row) for row in rows.tolist()]
+
+
+def read_row(table: Any, row: int) -> dict[str, Any]:
+    r"""Read a row of an Arrow table as a dict.
+
+    A value that Python cannot hold (a date in the year 29349, a time of day with nanoseconds) is a text. In a text that
+    is no UTF-8, bytes are halves of surrogate pairs, as Python has them in names of files (`\xff` is `\udcff`).
+    """
+    found: dict[str, Any] = {}
+    problems = []
+    for name in table.column_names:
+        try:
+            found[name] = _read_cell(table.column(name), row)
+        except Exception as error:
+            problems.append(f"column {name!r}: {one_line(error)}")
+    return found | ({"metadata_error": "; ".join(problems)} if problems else {})
+
+
+def _read_cell(column: Any, row: int) -> Any:
+    cell = column[row]
+    try:
+        value = cell.as_py()
+        exact = not _has_nanoseconds(column.type) or cell.value is None or cell.value % 1000 == 0
+    except UnicodeDecodeError:  # Arrow checks no text that it reads
+        if not hasattr(cell, "as_buffer"):
+            raise
+        return cell.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+    except Exception:
+        exact = False
+    if exact:
+        return value
+    piece = column.slice(row, 1)
+    try:
+        return piece.cast("string")[0].as_py()
+    except Exception:  # of a list with such a date in it, Arrow has a text only for people
+        text = piece.chunk(0).to_string(indent=0, window=1 << 30, container_window=1 << 30, skip_new_lines=True)
+        return text.removeprefix("[").removesuffix("]")
+
+
+def _has_nanoseconds(kind: Any) -> bool:
+    """Whether a type is a time of day in nanoseconds; Python has microseconds, and Arrow cuts the rest off."""
+    return str(kind) == "time64[ns]"
 
 
 class OutsideError(ValueError):

@@ -24,6 +24,9 @@ from curator_dali.io import parse_json
 SIDECARS = ("json", "txt", "cls")
 """Extensions of the members that become metadata, in the order that `parse_metadata` takes them."""
 
+_Place = tuple[Any, ...]
+"""Place of a value in others: () of the outermost, else the place of the value around it, and its key or number."""
+
 TYPES_FIELD = "__types__"
 """The field of a JSON document that says the types of values that JSON does not have."""
 
@@ -32,6 +35,7 @@ ABSENT = object()
 
 _DEEPEST = 98  # of lists and objects in each other; parsing takes two more
 _LONGEST_INTEGER = 12_000  # bits; Python reads integers of up to 4,300 digits
+_AS_IS = frozenset([str, bool, type(None)])  # JSON has these
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _TIMEDELTA = re.compile(r"(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d)(?:\.(\d{6}))?")
 _PARAMETER = re.compile(r"([\w.]+)\[([^\[\]]+)\]")  # of datetime[Europe/Berlin], numpy.datetime64[ns]
@@ -131,7 +135,7 @@ def dump_fields(fields: Mapping[str, Any], *, ascii: bool = False) -> str:
         ascii: Whether to write other characters, and halves of surrogate pairs, as `\uXXXX`.
     """
     types: dict[str, Any] = {}
-    document = _encode(fields, "", types, 0)
+    document = _encode(fields, (), types, 0)
     if TYPES_FIELD in document:  # a field of that name makes way: no pointer is spelt so
         types[TYPES_FIELD] = document.pop(TYPES_FIELD)
     if types:
@@ -219,45 +223,62 @@ def to_text(value: Any) -> str:
     return plain if isinstance(plain, str) else json.dumps(_name_keys(plain), ensure_ascii=False, default=_to_json)
 
 
-def _encode(value: Any, at: str, types: dict[str, Any], depth: int) -> Any:
+def _encode(value: Any, at: _Place, types: dict[str, Any], depth: int) -> Any:
     """Make a value of JSON's types; `types` gets the type of each inner value that is none, by its pointer."""
-    if value is None or isinstance(value, (bool, str)):
+    if type(value) in _AS_IS or isinstance(value, str):
         return value
     if isinstance(value, float):
         if math.isfinite(value):
             return value
-        types[at] = "nan" if value != value else "inf" if value > 0 else "-inf"
+        types[_point(at)] = "nan" if value != value else "inf" if value > 0 else "-inf"
         return None
     if isinstance(value, int):
         if not _is_long(value):
             return value
-        types[at] = "int"
+        types[_point(at)] = "int"
         return hex(value)
     if isinstance(value, (Mapping, list, tuple)):
-        if depth > _DEEPEST:
-            types[at] = "json"
-            return dump_fields({"": value})
-        if isinstance(value, Mapping):
-            named = ((_name_key(name), inner) for name, inner in value.items())
-            return {
-                name: _encode(inner, f"{at}/{name.replace('~', '~0').replace('/', '~1')}", types, depth + 1)
-                for name, inner in named
-            }
-        if isinstance(value, tuple):
-            types[at] = "tuple"
-        return [_encode(inner, f"{at}/{place}", types, depth + 1) for place, inner in enumerate(value)]
+        return _encode_nested(value, at, types, depth)
     if value is ABSENT:
-        types[at] = "absent"
+        types[_point(at)] = "absent"
         return None
     plain, kind = _spell(value)
     if kind:
         try:
             if is_same(_decode(kind, plain), value):
-                types[at] = kind
+                types[_point(at)] = kind
         except (ValueError, TypeError, LookupError, ArithmeticError):  # it reads as another value: a text only
             pass
         return plain
     return plain if isinstance(plain, str) else _encode(plain, at, types, depth)
+
+
+def _encode_nested(value: Any, at: _Place, types: dict[str, Any], depth: int) -> Any:
+    """Do the same to a mapping, a list or a tuple."""
+    if depth > _DEEPEST:
+        types[_point(at)] = "json"
+        return dump_fields({"": value})
+    if not isinstance(value, Mapping):
+        if isinstance(value, tuple):
+            types[_point(at)] = "tuple"
+        return [
+            inner if type(inner) in _AS_IS else _encode(inner, (at, place), types, depth + 1)
+            for place, inner in enumerate(value)
+        ]
+    found = {}
+    for key, inner in value.items():
+        name = key if type(key) is str else _name_key(key)
+        found[name] = inner if type(inner) in _AS_IS else _encode(inner, (at, name), types, depth + 1)
+    return found
+
+
+def _point(at: _Place) -> str:
+    """The JSON Pointer of a place."""
+    steps: list[str] = []
+    while at:
+        at, step = at
+        steps.append(str(step).replace("~", "~0").replace("/", "~1"))
+    return "".join(f"/{step}" for step in reversed(steps))
 
 
 def _spell(value: Any) -> tuple[Any, str]:
@@ -302,9 +323,7 @@ def _decode(kind: Any, plain: Any) -> Any:
     if not isinstance(plain, str):
         raise ValueError(f"{plain!r} is no {name}")
     if name == "datetime" and parameter:
-        from zoneinfo import ZoneInfo
-
-        return datetime.datetime.fromisoformat(plain).astimezone(ZoneInfo(parameter))
+        return _parse_local_time(plain, parameter)
     return _TEXT_TYPES[name](plain)
 
 
@@ -314,6 +333,18 @@ def _parse_timedelta(text: str) -> datetime.timedelta:
         raise ValueError(f"{text!r} is no duration")
     days, hours, minutes, seconds, micros = (int(part or 0) for part in match.groups())
     return datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, microseconds=micros)
+
+
+def _parse_local_time(text: str, zone: str) -> datetime.datetime:
+    """A time on the clocks of a zone; the offset tells which of two it is, and there are times that clocks skip."""
+    from zoneinfo import ZoneInfo
+
+    found = datetime.datetime.fromisoformat(text)
+    for fold in (0, 1):
+        local = found.replace(tzinfo=ZoneInfo(zone), fold=fold)
+        if local.utcoffset() == found.utcoffset():
+            return local
+    raise ValueError(f"{text!r} has an offset that {zone} has not")
 
 
 def _parse_pandas(kind: str, text: str) -> Any:

@@ -132,11 +132,22 @@ class ResizeSide(Resize):
         interpolation: "cubic" (default), "linear", "nearest" or "lanczos".
         side: "shortest" or "longest".
         enlarge: Whether smaller images are enlarged. False leaves these as they are, bit for bit.
+        passes: 2 rounds to uint8 between a horizontal and a vertical pass, as `Resize` and Pillow do. 1 rounds once, in
+            a third of the time: pixels at sharp edges differ by up to 11/255 from Pillow's.
     """
 
     size: Annotated[int, Limits("one positive number of pixels (int)", 1)]
     side: Literal["shortest", "longest"] = "shortest"
     enlarge: bool = False
+    passes: Literal[1, 2] = 2
+
+    def lower(self, images: Any) -> Any:  # noqa: D102
+        from nvidia.dali import fn
+
+        if self.passes == 2:
+            return super().lower(images)
+        height, width = map(_to_float, self._lower_size(images))
+        return fn.resize(images, resize_x=width, resize_y=height, **_filter_arguments(self.interpolation))
 
     def _lower_size(self, images: Any) -> tuple[Any, Any]:
         from nvidia.dali import math, types

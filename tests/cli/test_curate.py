@@ -179,11 +179,15 @@ def test_sizes() -> None:
     ("text", "meant"),
     [("all", True), ("photo,number", ["number", "photo"]), ("number=int64", {"number": "int64"})],
 )
-def test_fields_of_the_metadata_are_columns(text: str, meant: Any, tmp_path: Path) -> None:
+def test_fields_of_the_metadata_are_columns(
+    text: str, meant: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     samples = helpers.photo_samples(helpers.load_photos(), 3)
     helpers.write_shards(tmp_path / "in", samples, 3)
     out = tmp_path / "out"
-    main(["curate", str(tmp_path / "in"), str(out), "--device", "cpu", "--no-tars", "--metadata", text])
+    main(["curate", str(tmp_path / "in"), str(out), *CPU, "--metadata", text, "--dry-run"])
+    assert re.search("^columns .*, number", capsys.readouterr().out, re.MULTILINE)
+    main(["curate", str(tmp_path / "in"), str(out), *CPU, "--no-tars", "--metadata", text])
     assert Manifest.load(str(out)).run["settings"]["metadata"] == meant
     table = pq.read_table(next(out.glob("*.parquet")))
     assert table["number"].to_pylist() == [0, 1, 2]

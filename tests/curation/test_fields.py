@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import math
 import pickle
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from curator_dali.curation import read_fields
 from curator_dali.curation.config import Settings, read_config
 from curator_dali.curation.fields import infer_types, make_fields
 from curator_dali.errors import OutputError, StageError
-from curator_dali.outputs import FieldColumns, RowFiles, RowSchema
+from curator_dali.io import Written
+from curator_dali.outputs import FieldColumns, Manifest, RowFiles, RowSchema
 from curator_dali.outputs.parquet import ParquetWriter
 from curator_dali.sources import MemorySource, ParquetSource, is_same, open_source
 from tests import helpers
@@ -232,3 +234,47 @@ def test_in_files_and_in_pickles(tmp_path: Path) -> None:
     assert FieldColumns.from_arrow(schema.to_arrow()) == schema.fields
     with pytest.raises(ValueError, match="a field of the metadata cannot be the column 'width'"):
         RowSchema(fields=FieldColumns({"width": pa.int8()}))
+
+
+def test_a_field_that_is_the_score_of_a_later_decision(image: bytes, tmp_path: Path) -> None:
+    columns = {"rank": [1, 3, 2], "cost": pa.array([Decimal("2.5"), Decimal("0.5"), Decimal("9.5")])}
+    pq.write_table(pa.table({"jpg": [image] * 3, **columns}), tmp_path / "a.parquet")
+    out = tmp_path / "out"
+    cd.curate(str(tmp_path / "a.parquet"), out, stages=[cd.Deduplicate("bytes")], metadata=["rank", "cost"], **OPTIONS)
+    for score, kept in (("rank", 1), ("cost", 2)):
+        stages = [cd.Deduplicate("bytes", keep="best", score=score)]
+        cd.rethreshold(out, tmp_path / score, stages=stages, tars=False, html=False)
+        assert [row["index"] for row in read_rows(tmp_path / score) if row["status"] == "kept"] == [kept]
+        assert pq.read_schema(next((tmp_path / score).glob("*.parquet"))).field("cost").type == pa.decimal128(2, 1)
+
+
+def test_an_earlier_version_gave_types_without_the_column_of_the_rest(image: bytes, tmp_path: Path) -> None:
+    path, out = write(tmp_path / "a.tar", image, [{"n": n, "x": "y"} for n in range(250)]), tmp_path / "out"
+    options: dict[str, Any] = {"stages": [cd.Filter("n", min=3)], "metadata": {"n": "float64"}, **OPTIONS}
+
+    def stop(done: int) -> None:
+        if len(list(out.glob("*.parquet"))):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cd.curate(path, out, progress=stop, batch_size=20, **options)
+    manifest = Manifest.load(str(out))
+    for part in manifest.parts():
+        file = out / part.files[0].name
+        table = pq.read_table(file).drop_columns(["metadata"])
+        pq.write_table(
+            table.cast(pa.schema([field.remove_metadata() for field in table.schema], table.schema.metadata)), file
+        )
+        manifest.commit(replace(part, files=(Written(file.name, file.stat().st_size, ""),)))
+    report = cd.curate(path, out, **options)
+    assert (report.samples, report.kept) == (250, 247)
+    assert "metadata" not in RowFiles(str(out)).schema.names
+    assert [row["n"] for row in read_rows(out)] == list(range(250))
+
+
+def test_a_stage_may_read_a_field_named_metadata_where_types_are_given(image: bytes, tmp_path: Path) -> None:
+    source = MemorySource([image] * 2, [{"metadata": 1}, {"metadata": "text"}])
+    cd.curate(
+        source, tmp_path / "out", stages=[cd.Filter("metadata", min=0)], metadata={"metadata": "float64"}, **OPTIONS
+    )
+    assert [row["metadata"] for row in read_rows(tmp_path / "out")] == [1.0, None]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import curator_dali as cd
 from curator_dali import arrays
@@ -41,6 +43,23 @@ def test_scores_are_the_cpus_but_for_the_decoder(clip: str, shards: list[Path], 
         assert b["brightness"] == pytest.approx(a["brightness"], abs=0.01)
         assert b["contrast"] == pytest.approx(a["contrast"], abs=0.01)
         assert np.dot(a["embedding"], b["embedding"]) > 0.99
+
+
+def test_written_images_are_the_cpus_but_for_the_decoder(shards: list[Path], tmp_path: Path) -> None:
+    write = cd.Write(resize=100, format="png")
+    found = {}
+    for device in ("cpu", "cuda:0"):
+        out = tmp_path / device.replace(":", "")
+        cd.curate(str(shards[0].parent), out, stages=[], device=device, part_size=32, html=False, write=write)
+        found[device] = read_members(out)
+        new = tmp_path / f"{out.name} anew"
+        cd.rethreshold(out, new, stages=[cd.Filter("width", min=1)], device=device, html=False, write=write)
+        pixels = [members["png"] for members in read_members(new).values()]
+        assert pixels == [members["png"] for members in found[device].values()]
+    for one, two in zip(found["cpu"].values(), found["cuda:0"].values(), strict=True):
+        a, b = (np.asarray(Image.open(io.BytesIO(members["png"]))).astype(int) for members in (one, two))
+        assert a.shape == b.shape
+        assert np.abs(a - b).mean() < 1
 
 
 def test_pixels_stay_on_the_device(

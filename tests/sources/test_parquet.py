@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import os
 import pickle
 import shutil
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from curator_dali.errors import SourceError
-from curator_dali.sources import HEADER_DTYPE, ParquetSource, open_source
+from curator_dali.sources import HEADER_DTYPE, ParquetSource, is_same, open_source, reopen
+from curator_dali.sources.sidecars import parse_metadata
 
 
 def write(path: Path, columns: dict[str, Any], rows_per_group: int = 4, schema: pa.Schema | None = None) -> str:
@@ -66,6 +71,7 @@ def test_img2dataset(img2dataset: list[str]) -> None:
             "caption": f"photo {n}",
             "width": n,
             "exif": {"make": "x", "tags": [n]},
+            "thumb": b"other bytes",
         }
         assert batch.members is not None
         members = {ext: bytes(data) for ext, data in batch.members[row].items()}
@@ -297,17 +303,97 @@ def test_two_columns_of_one_name_are_refused_at_opening(tmp_path: Path) -> None:
         ParquetSource(str(tmp_path / "a.parquet"))
 
 
-def test_columns_with_bytes_are_told_and_ids_of_bytes_are_texts(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_columns_with_bytes_are_metadata_and_ids_of_bytes_are_texts(tmp_path: Path) -> None:
     rows = [
         {"image": {"bytes": b"a", "path": "1.jpg", "sha": "f"}, "mask": {"bytes": b"m"}, "key": b"k1", "tags": [b"t"]}
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     source = ParquetSource(str(tmp_path / "a.parquet"), image_column="image")
-    assert "no metadata, as they hold bytes or lie in the image's: image.sha, mask, tags" in caplog.text
     (item,) = source.read(np.array([0])).objects
-    assert (item.image_id, item.metadata) == ("k1", {})
+    about = {"image": {"path": "1.jpg", "sha": "f"}, "mask": {"bytes": b"m"}, "key": b"k1", "tags": [b"t"]}
+    assert (item.image_id, item.metadata) == ("k1", about)
+    (item,) = source.read(np.array([0]), members=True).objects
+    assert item.metadata == about
+
+
+def test_columns_that_are_chosen(tmp_path: Path) -> None:
+    rows = [
+        {"image": {"bytes": b"a", "path": f"{n}.jpg", "w": n}, "n": n, "raw": b"x", "key": f"k{n}"} for n in range(2)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    path = str(tmp_path / "a.parquet")
+    for columns, found in (
+        ([], {}),
+        (["n"], {"n": 1}),
+        (["image", "raw"], {"image": {"path": "1.jpg", "w": 1}, "raw": b"x"}),
+    ):
+        source = open_source(path, columns=columns, image_column="image")
+        for members in (False, True):
+            item = source.read(np.arange(2), members=members).objects[1]
+            assert (item.image_id, item.metadata) == ("k1", found)
+        assert source.arrow_fields.keys() == found.keys()  # type: ignore[union-attr]
+        assert source.origin is not None
+        assert reopen(source.origin).fingerprint == source.fingerprint
+        assert source.fingerprint != open_source(path, image_column="image").fingerprint
+    with pytest.raises(SourceError, match="columns= names 'm', which a does not have; it has image, n, raw, key"):
+        open_source(path, columns=["m"], image_column="image")
+    with pytest.raises(ValueError, match="columns is 'n'; allowed: a list"):
+        open_source(path, columns="n", image_column="image")
+
+
+def test_further_parts_of_the_images(tmp_path: Path) -> None:
+    """The path is the id already where no column says another."""
+    images = [{"bytes": b"a", "path": "1.jpg", "size": [3, 4]}, None, {"bytes": b"a", "path": None, "size": None}]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string()), ("size", pa.list_(pa.int8()))])
+    source = ParquetSource(write(tmp_path / "a.parquet", {"image": pa.array(images, kind)}))
+    found = [dict(item.metadata) for item in source.read(np.arange(3)).objects]
+    assert found == [{"image": {"size": [3, 4]}}, {"image": None}, {"image": {"size": None}}]
+    assert source.arrow_fields == {"image": pa.struct([("size", pa.list_(pa.int8()))])}
+
+
+LATE = 863 * 10**15  # microseconds, in a year that Python has not
+BEYOND = pa.array([0, LATE], pa.int64()).cast(pa.timestamp("us"))
+LISTED = pa.ListArray.from_arrays([0, 1, 2], BEYOND)
+TYPES: dict[str, tuple[pa.Array, list[Any]]] = {
+    "dictionary": (pa.array(["a", None]).dictionary_encode(), ["a", None]),
+    "large_string": (pa.array(["a", None], pa.large_string()), ["a", None]),
+    "string_view": (pa.array(["a", None], pa.string_view()), ["a", None]),
+    "large_binary": (pa.array([b"\xff", None], pa.large_binary()), [b"\xff", None]),
+    "fixed_binary": (pa.array([b"abcd", None], pa.binary(4)), [b"abcd", None]),
+    "large_list": (pa.array([[1], None], pa.large_list(pa.int8())), [[1], None]),
+    "fixed_size_list": (pa.array([[1, 2], None], pa.list_(pa.int16(), 2)), [[1, 2], None]),
+    "map": (pa.array([[("a", 1), ("a", 2)], None], pa.map_(pa.string(), pa.int8())), [[("a", 1), ("a", 2)], None]),
+    "halffloat": (pa.array([1.5, None], pa.float16()), [1.5, None]),
+    "null": (pa.nulls(2), [None, None]),
+    "duration": (pa.array([1, None], pa.duration("us")), [dt.timedelta(microseconds=1), None]),
+    "duration_ns": (pa.array([1, None], pa.duration("ns")), [pd.Timedelta(1, unit="ns"), None]),
+    "time64": (pa.array([1, None], pa.time64("us")), [dt.time(0, 0, 0, 1), None]),
+    "time64_ns": (pa.array([1, 2000], pa.time64("ns")), ["00:00:00.000000001", dt.time(0, 0, 0, 2)]),
+    "timestamp_ns": (pa.array([1, None], pa.timestamp("ns")), [pd.Timestamp(1, unit="ns"), None]),
+    "timestamp_s": (pa.array([1, None], pa.timestamp("s")), [dt.datetime(1970, 1, 1, 0, 0, 1), None]),
+    "date64": (pa.array([dt.date(2024, 2, 29), None], pa.date64()), [dt.date(2024, 2, 29), None]),
+    "decimal256": (pa.array([Decimal(10**60), None], pa.decimal256(76, 2)), [Decimal(10**60), None]),
+    "uint64": (pa.array([2**64 - 1, None], pa.uint64()), [2**64 - 1, None]),
+    "uuid": (pa.array([UUID(int=5).bytes, None], pa.uuid()), [UUID(int=5), None]),
+    "json": (pa.array(['{"a": 1}', None], pa.json_()), ['{"a": 1}', None]),
+    "late": (BEYOND, [dt.datetime(1970, 1, 1), "29317-05-19 22:13:20.000000"]),
+    "late_list": (LISTED, [[dt.datetime(1970, 1, 1)], "[29317-05-19 22:13:20.000000]"]),
+    "bad_utf8": (pa.StringArray.from_buffers(2, *pa.array([b"a", b"\xff"]).buffers()[1:]), ["a", "\udcff"]),
+    "struct": (pa.array([{"x": {"y": b"z"}}, None]), [{"x": {"y": b"z"}}, None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_type_of_column_is_metadata(name: str, tmp_path: Path) -> None:
+    """Read with the members and without, and read again from the sidecars, a value is the same."""
+    column, values = TYPES[name]
+    path = write(tmp_path / "a.parquet", {"jpg": [jpeg(0), jpeg(1)], "x": column})
+    source = ParquetSource(path, image_column="jpg")
+    assert [item.metadata for item in source.read(np.arange(2)).objects] == [{"x": value} for value in values]
+    batch = source.read(np.arange(2), members=True)
+    assert [item.metadata for item in batch.objects] == [{"x": value} for value in values]
+    again = [parse_metadata(bytes(members["json"])) for members in batch.members or []]
+    assert is_same(again, [{"x": value} for value in values])
 
 
 def test_files_that_differ_in_the_ending_alone_have_ids_of_their_own(tmp_path: Path) -> None:

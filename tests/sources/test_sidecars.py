@@ -24,6 +24,7 @@ SPELT: list[tuple[Any, Any, str]] = [
     (dt.datetime(2024, 2, 29, tzinfo=dt.timezone.utc), "2024-02-29T00:00:00+00:00", "datetime"),
     (dt.datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN), "2024-10-27T02:30:00+02:00", "datetime[Europe/Berlin]"),
     (dt.datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN, fold=1), "2024-10-27T02:30:00+01:00", "datetime[Europe/Berlin]"),
+    (dt.datetime(2024, 3, 31, 2, 30, tzinfo=BERLIN), "2024-03-31T02:30:00+01:00", "datetime[Europe/Berlin]"),
     (dt.date(1, 1, 1), "0001-01-01", "date"),
     (dt.time(23, 59, 59, 999999), "23:59:59.999999", "time"),
     (dt.timedelta(days=-1, seconds=5, microseconds=3), "-1 day, 0:00:05.000003", "timedelta"),
