@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import curator_dali as cd
 from curator_dali.curation import read_fields
+from curator_dali.outputs import FIXED_COLUMNS
 from curator_dali.sources import MemorySource, ParquetSource, dump_fields, is_same, open_source
 from curator_dali.sources.sidecars import make_sidecars
 from tests import helpers
@@ -240,7 +241,7 @@ def test_parquet(tmp_path_factory: pytest.TempPathFactory, columns: dict[str, An
     check_arrives(source, folder, expected)
     schema = pq.read_schema(next((folder / "out").glob("*.parquet")))
     for name, (kind, _) in columns.items():
-        if name not in ("width", "status", "metadata"):
+        if name not in (*FIXED_COLUMNS, "metadata"):
             assert schema.field(name).type == kind
 
 
