@@ -325,7 +325,6 @@ def test_an_output_with_images_is_a_source_with_the_same_fields(tmp_path: Path) 
             [dict(item.metadata) for item in table_source.read(np.arange(7), members=members).objects], expected
         )
     assert is_same(metadata_of(cd.Subset(table_source, [3])), expected[3:4])
-    json.dumps(list(table_source.arrow_fields))
 
 
 def test_broken_sidecars_beside_labels_and_annotations(tmp_path: Path) -> None:
