@@ -203,8 +203,9 @@ def _read_rows(manifest: Manifest, choice: _Choice) -> _Rows:
             manifest.samples - done,
             manifest.samples,
         )
-    written = [file for part in parts for file in part.files if file.name.endswith(".parquet")]
     files = RowFiles(manifest.folder)  # refuses an output without any
+    names = {url.rpartition("/")[2] for url in files.files}
+    written = [file for part in parts for file in part.files if file.name in names]
     _check_columns(choice, files.schema, manifest.folder)
     lists = [
         KeyList(some) if not isinstance(some, KeyList | None) else some for some in (choice.exclude, choice.include)

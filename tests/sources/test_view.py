@@ -192,6 +192,42 @@ def test_an_output_without_tars_opens_as_a_view(out: Path, tars: Path, shards: l
         View(tmp_path)
 
 
+def test_an_output_of_images_in_parquet(shards: list[Path], out: Path, tmp_path: Path) -> None:
+    run([*map(str, shards)], tmp_path / "images", write=cd.Write(layout="huggingface"))
+    assert isinstance(cd.open_source(tmp_path / "images"), cd.ParquetSource)
+    view = cd.open_source(tmp_path / "images", view=True)
+    assert isinstance(view, View)
+    assert ids_of(view) == ids_of(View(out)) == ids_of(cd.open_source(tmp_path / "images"))
+    pairs = zip(objects_of(view), objects_of(View(out)), strict=True)
+    assert all(
+        item.metadata == {**one.metadata, "tar": item.metadata["tar"], "key": item.metadata["key"]}
+        for item, one in pairs
+    )
+
+
+def test_fields_that_columns_hold_are_those_of_the_sample(tmp_path: Path) -> None:
+    image = encode(np.full((130, 130, 3), 90, np.uint8))
+    about = {
+        "a": {"number": 7, "text": "x", "words": ["a"], "none": None},
+        "b": {"text": 3, "inner": {"x": 1.5}},
+        "c": {},
+    }
+    source = cd.MemorySource(dict.fromkeys(about, image), metadata=about)
+    stages = [cd.Filter("number", min=0, missing="keep"), cd.Quality()]
+    run(source, tmp_path / "out", stages=stages, tars=False, metadata=True)
+    for item in objects_of(View(tmp_path / "out", data=source)):
+        own = {
+            name: value for name, value in item.metadata.items() if name in ("number", "text", "words", "none", "inner")
+        }
+        assert own == about[item.image_id]
+        assert {name: type(value) for name, value in own.items()} == {
+            n: type(v) for n, v in about[item.image_id].items()
+        }
+        assert item.metadata["sharpness"] == 0
+        assert not [name for name in item.metadata if name.startswith("source_") or name == "metadata"]
+    assert ids_of(View(tmp_path / "out", data=source, min={"number": 1})) == ["a"]
+
+
 def stream(loader: Any) -> list[tuple[str, float]]:
     return [(item.image_id, item.metadata["sharpness"]) for batch in loader for item in batch.data]
 
