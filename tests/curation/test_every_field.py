@@ -68,7 +68,7 @@ def metadata_of(source: Any) -> list[Fields]:
 
 
 def check_arrives(source: Any, folder: Path, expected: Sequence[Fields], stages: Sequence[cd.Stage] = ()) -> None:
-    """Check that fields are read from a source, and from the tars and the Parquet of its output."""
+    """Check that fields are read from a source, and from the tars, the Parquet and Hugging Face's layout made of it."""
     expected = [{str(name): value for name, value in fields.items()} for fields in expected]
     assert is_same(metadata_of(source), list(expected))
     cd.curate(source, folder / "out", stages=stages, metadata=True, device="cpu", html=False)
@@ -77,6 +77,12 @@ def check_arrives(source: Any, folder: Path, expected: Sequence[Fields], stages:
     assert is_same(rows, list(expected), exact=not stages)  # a stage reads integers of samples as floats
     if not stages:
         assert is_same(metadata_of(str(folder / "out" / "*.tar")), list(expected))
+    write = cd.Write(layout="huggingface")
+    cd.curate(source, folder / "hugging_face", stages=stages, write=write, device="cpu", html=False)
+    files = sorted((folder / "hugging_face").glob("*.images.parquet"))
+    found = [fields for file in files for fields in read_fields(pq.read_table(file))]
+    if not stages:
+        assert is_same(found, list(expected))
 
 
 def write_images(folder: Path, count: int, root: str = "in") -> list[Path]:
