@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import curator_dali as cd
 from curator_dali.curation import read_fields
+from curator_dali.outputs import FIXED_COLUMNS
 from curator_dali.sources import MemorySource, ParquetSource, dump_fields, is_same, open_source
 from curator_dali.sources.sidecars import make_sidecars
 from tests import helpers
@@ -240,7 +241,7 @@ def test_parquet(tmp_path_factory: pytest.TempPathFactory, columns: dict[str, An
     check_arrives(source, folder, expected)
     schema = pq.read_schema(next((folder / "out").glob("*.parquet")))
     for name, (kind, _) in columns.items():
-        if name not in ("width", "status", "metadata"):
+        if name not in (*FIXED_COLUMNS, "metadata"):
             assert schema.field(name).type == kind
 
 
@@ -324,7 +325,6 @@ def test_an_output_with_images_is_a_source_with_the_same_fields(tmp_path: Path) 
             [dict(item.metadata) for item in table_source.read(np.arange(7), members=members).objects], expected
         )
     assert is_same(metadata_of(cd.Subset(table_source, [3])), expected[3:4])
-    json.dumps(list(table_source.arrow_fields))
 
 
 def test_broken_sidecars_beside_labels_and_annotations(tmp_path: Path) -> None:

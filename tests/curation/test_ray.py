@@ -77,7 +77,6 @@ class Loaded(cd.Stage):
 
 def curate(source: Any, out: Path, **options: Any) -> cd.Report:
     stages = [Loaded(), cd.Quality(), cd.Filter("sharpness", min=300.0)]
-    options = {"metadata": True, **options}
     return cd.curate(source, out, stages=stages, device="cpu", part_size=PART, num_threads=1, **options)
 
 
@@ -135,6 +134,14 @@ def test_the_output_is_that_of_one_process(
     assert (report.kept, report.num_failed) == (local["kept"], 3)
     again = curate(photographs, tmp_path / "out", executor="ray")
     assert again.earlier == 120
+
+
+@pytest.mark.slow
+def test_fields_of_the_metadata_are_those_of_one_process(cluster: Any, photographs: list[str], tmp_path: Path) -> None:
+    for out, options in ((tmp_path / "local", {}), (tmp_path / "ray", {"executor": RayExecutor()})):
+        curate(photographs, out, metadata=True, tars=False, **options)
+    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
+    assert {"photo", "number", "metadata"} <= rows(tmp_path / "ray")[60].keys()
 
 
 class Slow(cd.Stage):
