@@ -95,14 +95,8 @@ def rethreshold(
     began = time.perf_counter()
     sharing = executor_of(executor)
     out, new = os.fspath(out), os.fspath(new)
-    settings = Settings(
-        tars=tars,
-        shard_samples=shard_samples,
-        shard_bytes=shard_bytes,
-        embeddings=embeddings or False,
-        html=html,
-        write=write,
-    )
+    shards = {"shard_samples": shard_samples, "shard_bytes": shard_bytes}
+    settings = Settings(tars=tars, embeddings=embeddings or False, html=html, write=write, **shards)
     device = "cpu" if settings.encoding is None else resolve_device(device)
     old = _load_finished(out, new)
     settings = replace(settings, max_pixels=old.run["settings"].get("max_pixels", MAX_PIXELS))
@@ -112,11 +106,7 @@ def rethreshold(
     data = open_recorded(old, source, argument="source") if tars else None
     try:
         check_out(new, data, origin=old.run.get("origin"), folders=[out])
-        fields = FieldColumns() if files is None else files.fields
-        if settings.is_for_hugging_face and not fields and data is not None:  # then of the samples that are read again
-            fields = choose_fields(data, plan, settings)
-        check_columns([*plan.made, *fields.types], settings)
-        columns = {name: kind for name, kind in settings.add_written(plan.made).items() if name not in fields.types}
+        columns, fields = _make_columns(plan, files, data, settings)
         schema = RowSchema(columns, embedding_dim=dim, embedding_dtype=dtype, fields=fields)
         with _open_new(new, old, plan, settings, schema, data) as manifest:
             record_shards(manifest, read_shards(out) if data is None else data.shard_records)
@@ -133,6 +123,18 @@ def rethreshold(
     finally:
         if data is not None and data is not source:
             data.close()
+
+
+def _make_columns(
+    plan: Plan, files: RowFiles | None, data: Source | None, settings: Settings
+) -> tuple[dict[str, str], FieldColumns]:
+    """Make the columns of the new output: those of the stages and of `write=`, and those of fields of the metadata."""
+    fields = FieldColumns() if files is None else files.fields
+    if settings.is_for_hugging_face and not fields and data is not None:  # then of the samples that are read again
+        fields = choose_fields(data, plan, settings)
+    check_columns([*plan.made, *fields.types], settings)
+    columns = settings.add_written(plan.made)
+    return {name: kind for name, kind in columns.items() if name not in fields.types}, fields
 
 
 def _load_finished(out: str, new: str) -> Manifest:
