@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.io import AtomicFile, Written, explained, printable
+from curator_dali.io import Written, printable
 from curator_dali.outputs.manifest import IMAGES
-from curator_dali.outputs.parquet import LOADED, RowSchema, measure_rows
+from curator_dali.outputs.parquet import LOADED, GroupWriter, RowSchema, measure_rows
 from curator_dali.outputs.tar import FileWriter
 
 IMAGE, MEMBERS = "image", "members"
@@ -110,8 +110,8 @@ class ShardedImageWriter(FileWriter):
             if self._file is None:
                 self._file = _ImageFile(f"{self._url}-{len(self.written):04d}{IMAGES}", self._schema)
             stop = start + self._file.count(sizes[start:], self._max_samples, self._max_bytes)
-            self._file.write(self._combine(rows.slice(start, stop - start), images[start:stop], members[start:stop]),
-                             sizes[start:stop])  # fmt: skip
+            batch = self._combine(rows.slice(start, stop - start), images[start:stop], members[start:stop])
+            self._file.add(batch, sizes[start:stop])
             names += [self._file.url.rpartition("/")[2]] * (stop - start)
             start = stop
         return names
@@ -156,75 +156,38 @@ class ShardedImageWriter(FileWriter):
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
-class _ImageFile(FileWriter):
-    """One file, in row groups of at most 1,000 rows and about 64 MB, which follow from the rows alone."""
+class _ImageFile(GroupWriter):
+    """One file, in row groups of at most 1,000 rows and about 64 MB."""
 
     def __init__(self, url: str, schema: Any) -> None:
-        import pyarrow.parquet as pq
-
-        self.url = url
-        self._rows = self._bytes = 0  # written and held
-        self._held: list[Any] = []
-        self._held_rows = self._held_bytes = 0
+        self._bytes = 0
         packed = [name for name in schema.names if name not in LAYOUT_COLUMNS]
-        with explained(url):
-            self._file = AtomicFile(url, digest=True)
-            self._writer = pq.ParquetWriter(
-                self._file,
-                schema,
-                compression={f"{IMAGE}.bytes": "none", **dict.fromkeys(_find_leaves(schema), "zstd")},
-                use_dictionary=[name for name in packed if str(schema.field(name).type) == "string"],
-                write_statistics=packed,
-                write_page_index=True,
-            )
+        super().__init__(
+            url,
+            schema,
+            _GROUP_ROWS,
+            _GROUP_BYTES,
+            compression={f"{IMAGE}.bytes": "none", **dict.fromkeys(_find_leaves(schema), "zstd")},
+            use_dictionary=[name for name in packed if str(schema.field(name).type) == "string"],
+            write_statistics=packed,
+            write_page_index=True,
+        )
 
     def has_place(self, size: int, max_samples: float, max_bytes: float) -> bool:
         """Whether one more sample goes into the file; into an empty one any does."""
-        return not self._rows or (self._rows < max_samples and self._bytes + size <= max_bytes)
+        return not self.rows or (self.rows < max_samples and self._bytes + size <= max_bytes)
 
     def count(self, sizes: NDArray[np.int64], max_samples: float, max_bytes: float) -> int:
-        """How many of the next samples go into the file and its next row group, at least 1."""
-        if self._held_rows >= _GROUP_ROWS or (self._held_rows and self._held_bytes + sizes[0] > _GROUP_BYTES):
-            self._flush()
+        """Count the next samples that go into the file and into one record batch, at least 1."""
         within = np.cumsum(sizes)  # (n,) bytes with each sample
-        room = min(max_bytes - self._bytes, _GROUP_BYTES - self._held_bytes)
-        fitting = int(np.searchsorted(within, room, "right"))
-        return max(1, int(min(max_samples - self._rows, _GROUP_ROWS - self._held_rows, fitting)))
+        # an array of bytes holds 2 GB; a row group's worth is far below
+        fitting = int(np.searchsorted(within, min(max_bytes - self._bytes, _GROUP_BYTES), "right"))
+        return max(1, int(min(max_samples - self.rows, fitting)))
 
-    def write(self, batch: Any, sizes: NDArray[np.int64]) -> None:
+    def add(self, batch: Any, sizes: NDArray[np.int64]) -> None:
         """Append rows that `count` allows."""
-        self._held.append(batch)
-        self._held_rows += len(sizes)
-        self._held_bytes += int(sizes.sum())
-        self._rows += len(sizes)
         self._bytes += int(sizes.sum())
-
-    def close(self) -> Written:
-        """Write what is left, and let the file appear."""
-        self._flush()
-        with explained(self.url):
-            self._writer.close()
-            return self._file.commit()
-
-    def discard(self) -> None:
-        """Write no file."""
-        self._held.clear()
-        self._file.discard()
-        self._writer.is_open = False  # else it would write a footer when it is collected
-
-    @property
-    def _is_closed(self) -> bool:
-        return self._file.closed
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._held:
-            # In one piece, so that the file does not depend on how the rows came.
-            table = pa.Table.from_batches(self._held).combine_chunks()
-            with explained(self.url):
-                self._writer.write_table(table, row_group_size=len(table))
-        self._held, self._held_rows, self._held_bytes = [], 0, 0
+        super().add(batch, sizes)
 
 
 def _make_schema(schema: RowSchema, class_names: Sequence[str], lineage: Mapping[str, Any] | None) -> Any:

@@ -122,83 +122,45 @@ class RowSchema:
         return pa.schema(fields, metadata={_METADATA_KEY: json.dumps(about, sort_keys=True).encode()})
 
 
-class ParquetWriter(FileWriter):
-    """One Parquet file of rows, which appears when it is closed. Compressed with zstd, in row groups of about 32 MB.
+class GroupWriter(FileWriter):
+    """One Parquet file of record batches, in row groups of bounded rows and bytes. It appears when it is closed.
+
+    Row groups follow from the rows alone, however these come.
 
     Args:
         url: Path or URL.
-        schema: The columns.
-        lineage: What the values were computed with (models and their hashes, ...), in JSON's types.
-        row_group_rows: Rows of a row group; by default as many as make about 32 MB, 65,536 at the most.
+        schema: The `pyarrow.Schema`.
+        rows: Rows of a row group, at the most.
+        nbytes: Bytes of a row group; the row that passes them is its last.
+        options: Arguments of `pyarrow.parquet.ParquetWriter`.
+
+    Attributes:
+        rows: Rows so far.
 
     Raises:
-        OutputError: It cannot be written. All methods raise it too.
+        OutputError: The file cannot be written. All methods raise it too.
     """
 
-    def __init__(
-        self,
-        url: str,
-        schema: RowSchema,
-        *,
-        lineage: Mapping[str, Any] | None = None,
-        row_group_rows: int | None = None,
-    ) -> None:
+    def __init__(self, url: str, schema: Any, rows: int, nbytes: int, **options: Any) -> None:
         import pyarrow.parquet as pq
 
-        self.url, self.schema = url, schema
+        self.url, self._group, self._group_bytes = url, rows, nbytes
         self.rows = 0
-        self._arrow = schema.to_arrow(lineage)
-        width = 256 + schema.embedding_dim * np.dtype(schema.embedding_dtype).itemsize
-        self._group = row_group_rows or min(65_536, max(1024, _ROW_GROUP_BYTES // width))
         self._batches: list[Any] = []
-        self._sizes: list[NDArray[np.int64]] = []  # of the rows of each: bytes of their fields
+        self._sizes: list[NDArray[np.int64]] = []  # bytes of the rows of each
         self._held = self._held_bytes = 0
-        texts = [name for name in schema.names if str(self._arrow.field(name).type) == "string"]
         with explained(url):
             self._file = AtomicFile(url, digest=True)
-            self._writer = pq.ParquetWriter(
-                self._file,
-                self._arrow,
-                compression="zstd",
-                use_dictionary=[name for name in texts if name not in ("image_id", "image_path", "key")],
-                write_statistics=[name for name in schema.names if name != EMBEDDING],
-                # The bytes of floats compress better one plane at a time (9% less, read 20% faster). Old readers know
-                # that encoding for float32 only.
-                column_encoding={f"{EMBEDDING}.list.element": "BYTE_STREAM_SPLIT"}
-                if schema.embedding_dim and schema.embedding_dtype == "float32"
-                else None,
-            )
+            self._writer = pq.ParquetWriter(self._file, schema, **options)
 
-    def write(
-        self,
-        rows: Mapping[str, Any],
-        embeddings: NDArray[Any] | None = None,
-        embedded: NDArray[np.bool_] | None = None,
-        fields: Any = None,
-    ) -> None:
-        """Append rows.
-
-        Args:
-            rows: Column -> n values: numpy arrays or sequences; None and NaN become null. `image_id`, `image_path`,
-                `index` and `status` must be there; columns of the schema that are not are null. A fixed column that
-                the schema lacks is left out.
-            embeddings: (n, D), cast to the schema's type; needed only if the schema has embeddings and a row has one.
-            embedded: (n,) which rows have an embedding; by default all, if `embeddings` are given.
-            fields: A `pyarrow.RecordBatch` of the n rows' columns of `RowSchema.fields`; None: these are null.
-
-        Raises:
-            ValueError: A column is missing, unknown, of another length, or has values of another type.
-        """
-        self.append(self.to_arrow(rows, embeddings, embedded, fields))
-
-    def append(self, batch: Any) -> None:
-        """Append rows that `to_arrow` made."""
+    def add(self, batch: Any, sizes: NDArray[np.int64]) -> None:
+        """Append the n rows of a `pyarrow.RecordBatch`, of (n,) bytes each."""
         self._batches.append(batch)
-        self._sizes.append(measure_rows([batch.column(name) for name in self.schema.fields.names], len(batch)))
+        self._sizes.append(sizes)
         self._held += len(batch)
-        self._held_bytes += int(self._sizes[-1].sum())
+        self._held_bytes += int(sizes.sum())
         self.rows += len(batch)
-        while self._held >= self._group or self._held_bytes >= _ROW_GROUP_BYTES:
+        while self._held >= self._group or self._held_bytes >= self._group_bytes:
             self._flush()
 
     def close(self) -> Written:
@@ -226,12 +188,78 @@ class ParquetWriter(FileWriter):
         # In one piece, so that the file does not depend on how the rows came.
         table = pa.Table.from_batches(self._batches).combine_chunks()
         sizes = np.concatenate(self._sizes)
-        within = int(np.searchsorted(np.cumsum(sizes), _ROW_GROUP_BYTES))  # rows before the one that fills the group
+        within = int(np.searchsorted(np.cumsum(sizes), self._group_bytes))  # rows before the one that fills the group
         count = min(self._group, within + 1, self._held)
         with explained(self.url):
             self._writer.write_table(table.slice(0, count), row_group_size=self._group)
         self._batches, self._sizes = table.slice(count).to_batches(), [sizes[count:]]
         self._held, self._held_bytes = self._held - count, int(sizes[count:].sum())
+
+
+class ParquetWriter(GroupWriter):
+    """One Parquet file of rows, which appears when it is closed. Compressed with zstd, in row groups of about 32 MB.
+
+    Args:
+        url: Path or URL.
+        schema: The columns.
+        lineage: What the values were computed with (models and their hashes, ...), in JSON's types.
+        row_group_rows: Rows of a row group; by default as many as make about 32 MB, 65,536 at the most.
+
+    Raises:
+        OutputError: It cannot be written. All methods raise it too.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        schema: RowSchema,
+        *,
+        lineage: Mapping[str, Any] | None = None,
+        row_group_rows: int | None = None,
+    ) -> None:
+        self.schema, self._arrow = schema, schema.to_arrow(lineage)
+        width = 256 + schema.embedding_dim * np.dtype(schema.embedding_dtype).itemsize
+        texts = [name for name in schema.names if str(self._arrow.field(name).type) == "string"]
+        super().__init__(
+            url,
+            self._arrow,
+            row_group_rows or min(65_536, max(1024, _ROW_GROUP_BYTES // width)),
+            _ROW_GROUP_BYTES,
+            compression="zstd",
+            use_dictionary=[name for name in texts if name not in ("image_id", "image_path", "key")],
+            write_statistics=[name for name in schema.names if name != EMBEDDING],
+            # The bytes of floats compress better one plane at a time (9% less, read 20% faster). Old readers know
+            # that encoding for float32 only.
+            column_encoding={f"{EMBEDDING}.list.element": "BYTE_STREAM_SPLIT"}
+            if schema.embedding_dim and schema.embedding_dtype == "float32"
+            else None,
+        )
+
+    def write(
+        self,
+        rows: Mapping[str, Any],
+        embeddings: NDArray[Any] | None = None,
+        embedded: NDArray[np.bool_] | None = None,
+        fields: Any = None,
+    ) -> None:
+        """Append rows.
+
+        Args:
+            rows: Column -> n values: numpy arrays or sequences; None and NaN become null. `image_id`, `image_path`,
+                `index` and `status` must be there; columns of the schema that are not are null. A fixed column that
+                the schema lacks is left out.
+            embeddings: (n, D), cast to the schema's type; needed only if the schema has embeddings and a row has one.
+            embedded: (n,) which rows have an embedding; by default all, if `embeddings` are given.
+            fields: A `pyarrow.RecordBatch` of the n rows' columns of `RowSchema.fields`; None: these are null.
+
+        Raises:
+            ValueError: A column is missing, unknown, of another length, or has values of another type.
+        """
+        self.append(self.to_arrow(rows, embeddings, embedded, fields))
+
+    def append(self, batch: Any) -> None:
+        """Append rows that `to_arrow` made."""
+        self.add(batch, measure_rows([batch.column(name) for name in self.schema.fields.names], len(batch)))
 
     def to_arrow(
         self, rows: Mapping[str, Any], embeddings: NDArray[Any] | None, embedded: NDArray[np.bool_] | None, fields: Any
