@@ -95,7 +95,7 @@ def rethreshold(
     began = time.perf_counter()
     sharing = executor_of(executor)
     out, new = os.fspath(out), os.fspath(new)
-    shards = {"shard_samples": shard_samples, "shard_bytes": shard_bytes}
+    shards: dict[str, Any] = {"shard_samples": shard_samples, "shard_bytes": shard_bytes}
     settings = Settings(tars=tars, embeddings=embeddings or False, html=html, write=write, **shards)
     device = "cpu" if settings.encoding is None else resolve_device(device)
     old = _load_finished(out, new)
