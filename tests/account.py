@@ -12,7 +12,8 @@ from curator_dali.errors import OutputError
 from curator_dali.io import store
 from curator_dali.io.store import join
 from curator_dali.outputs.manifest import Manifest, Part
-from curator_dali.outputs.parquet import STATUSES, RowFiles
+from curator_dali.outputs.parquet import STATUSES
+from curator_dali.outputs.row_files import RowFiles
 
 __all__ = ["Accounts", "account"]
 

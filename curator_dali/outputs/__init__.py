@@ -12,14 +12,16 @@ from curator_dali.outputs.parquet import (
     EMBEDDING,
     FIXED_COLUMNS,
     LOADED,
+    RowSchema,
+)
+from curator_dali.outputs.part import PartWriter
+from curator_dali.outputs.row_files import (
     EmbeddingReader,
     RowFiles,
-    RowSchema,
     RowSubset,
     read_types,
     to_numpy,
 )
-from curator_dali.outputs.part import PartWriter
 from curator_dali.outputs.tar import CURATION
 
 __all__ = [

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from curator_dali import __version__
 from curator_dali.errors import OutputError
 from curator_dali.outputs import RowFiles, RowSchema
-from curator_dali.outputs.parquet import ParquetWriter, read_embeddings
+from curator_dali.outputs.parquet import ParquetWriter
+from curator_dali.outputs.row_files import read_embeddings
 
 COLUMNS = {
     "aesthetic_score": "float32",
