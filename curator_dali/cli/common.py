@@ -133,7 +133,6 @@ def add_lists(parser: Any) -> None:
 
 def lists_of(arguments: argparse.Namespace) -> list[Stage]:
     """The `Exclude` and `Include` stages that the flags ask for."""
-    from curator_dali.io import is_table
     from curator_dali.stages import Exclude, Include
 
     stages: list[Stage] = []
@@ -145,9 +144,7 @@ def lists_of(arguments: argparse.Namespace) -> list[Stage]:
             by, _, bits = by.partition(":")
             if bits and not bits.isdigit():
                 raise ValueError(f"{text!r}: {bits!r} is no number of bits; write it as phash:4=list.txt")
-            # a table has a column of the field's name
-            column = by if is_table(path) else None
-            stages.append(kind(path, by, column, int(bits or 0)))
+            stages.append(kind(path, by, distance=int(bits or 0)))
     return stages
 
 

@@ -103,7 +103,7 @@ def rethreshold(
     files = RowFiles(out) if old.samples else None
     plan = _plan(stages, files, old.run)
     dim, dtype = _embeddings(files, embeddings)
-    data = open_recorded(old, source, argument="source") if tars else None
+    data = open_recorded(old, source, argument="source=") if tars else None
     try:
         check_out(new, data, origin=old.run.get("origin"), folders=[out])
         columns, fields = _make_columns(plan, files, data, settings)

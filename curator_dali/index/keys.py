@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io import LINE, Table, open_regular, open_table
+from curator_dali.io import Table, open_regular, open_table
 
 _MULTIPLIER = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2**64
 _INVERSE = pow(_MULTIPLIER, -1, 2**64)
+_NULL_HASH = 0x6E756C6C6E756C6C
 _BLOCK_BYTES = 1 << 20  # of texts hashed at once
 _LONGEST = 4096  # bytes; longer texts have a hash of another kind, so that blocks stay small
 _SORTED_AT_ONCE = 1 << 22  # hashes in memory
@@ -33,7 +34,7 @@ def hash_texts(texts: Any) -> NDArray[np.uint64]:
     """Hash texts: equal ones have equal hashes, on every machine.
 
     Args:
-        texts: N texts or bytes, a `pyarrow.Array`; null is hashed as an empty text.
+        texts: N texts or bytes, a `pyarrow.Array`. All nulls have one hash, which is no text's but by chance.
 
     Returns:
         (N,) uint64.
@@ -54,6 +55,8 @@ def hash_texts(texts: Any) -> NDArray[np.uint64]:
     for row in long.tolist():
         digest = hashlib.blake2b(flat[bounds[row] : bounds[row + 1]].data, digest_size=8).digest()
         hashes[row] = int.from_bytes(digest, "little")
+    if column.null_count:
+        hashes[~np.asarray(column.is_valid())] = _NULL_HASH
     return hashes
 
 
@@ -125,16 +128,17 @@ class KeyIndex(NamedTuple):
             OSError: The disk is full, or the folder cannot be written to.
         """
         folder = os.path.dirname(path) or "."
-        with tempfile.TemporaryFile(dir=folder) as raw, tempfile.NamedTemporaryFile(dir=folder, delete=False) as made:
+        name = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.part"  # with the permissions that any new file has
+        with tempfile.TemporaryFile(dir=folder) as raw, open(name, "xb") as made:
             try:
                 count = sum(raw.write(np.ascontiguousarray(block, np.uint64).data) for block in blocks) // 8
                 raw.flush()
                 if count:
                     os.posix_fallocate(made.fileno(), 0, 16 * count)  # a full disk must not be met by a mapped file
-                    _sort(np.memmap(raw, np.uint64, "r", shape=(count,)), *_map(made.name, count, "r+"))
-                os.replace(made.name, path)
+                    _sort(np.memmap(raw, np.uint64, "r", shape=(count,)), *_map(name, count, "r+"))
+                os.replace(name, path)
             except BaseException:
-                os.unlink(made.name)
+                os.unlink(name)
                 raise
 
     @classmethod
@@ -236,7 +240,8 @@ class KeyList:
     Args:
         source: A path or URL of a text file with one text a line (blank lines count for nothing), of a table as
             `curator_dali.io.open_table` reads it, several of these, or texts in a list or an array.
-        column: The column of a table; may be left out where it has one only.
+        column: The column of a table; may be left out where it has one only, or one with the name `default`.
+        default: The name of a column.
         lower: Whether case does not matter, as of hexadecimal digits.
 
     Attributes:
@@ -246,12 +251,14 @@ class KeyList:
         SourceError: The file cannot be read, or has no such column.
     """
 
-    def __init__(self, source: Any, column: str | None = None, *, lower: bool = False) -> None:
+    def __init__(
+        self, source: Any, column: str | None = None, *, default: str = "image_id", lower: bool = False
+    ) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
 
         self._lower = lower
-        self._texts, self.name, self._unit = _read_list(source, column)
+        self._texts, self.name, self._unit = _read_list(source, column, default)
         if lower:
             self._texts = pc.utf8_lower(self._texts)
         filled = np.asarray(pc.fill_null(pc.not_equal(self._texts, pa.scalar("", pa.large_string())), False))
@@ -296,13 +303,14 @@ class KeyList:
         return self._rows + 1
 
 
-def _read_list(source: Any, column: str | None) -> tuple[Any, str, str]:
+def _read_list(source: Any, column: str | None, default: str) -> tuple[Any, str, str]:
     """Read the texts of a list as one array; also its name, and what a place in it is called."""
     import pyarrow as pa
 
-    if isinstance(source, (str, os.PathLike)) or hasattr(source, "__arrow_c_stream__"):
+    is_series = hasattr(source, "to_list")  # of pandas or polars
+    if isinstance(source, (str, os.PathLike)) or (hasattr(source, "__arrow_c_stream__") and not is_series):
         table = open_table(source, text=True)
-        chosen = column or _only_column(table)
+        chosen = column or _choose_column(table, default)
         blocks = [_to_texts(block.column(0)) for block in table.blocks([chosen])]
         return pa.concat_arrays([pa.array([], pa.large_string()), *blocks]), table.name, table.unit
     items = source.tolist() if hasattr(source, "tolist") else list(source)
@@ -318,8 +326,10 @@ def _to_texts(column: Any) -> Any:
         raise SourceError(f"a list has texts or whole numbers, not {column.type}: {error}") from error
 
 
-def _only_column(table: Table) -> str:
-    names = table.schema.names
-    if len(names) != 1:
-        raise SourceError(f"{table.name} has the columns {', '.join(names)}: name the one with column=")
-    return LINE if table.unit == "line" else str(names[0])
+def _choose_column(table: Table, default: str) -> str:
+    names: list[str] = table.schema.names
+    if len(names) == 1 or default in names:
+        return default if default in names else names[0]
+    raise SourceError(
+        f"{table.name} has the columns {', '.join(names)}: name the one with column=, or call it {default}"
+    )

@@ -33,13 +33,12 @@ from curator_dali.io.ranges import (
 )
 from curator_dali.io.remote import LARGEST_FILE, PermanentError, is_http, is_remote, one_line
 from curator_dali.io.store import differences, explained, join, prepare_folder, printable
-from curator_dali.io.tables import LINE, Table, is_table, open_table, parse_csv, read_names
+from curator_dali.io.tables import Table, open_table, parse_csv, read_names
 
 __all__ = [
     "DEEP",
     "IMAGE_EXTENSIONS",
     "LARGEST_FILE",
-    "LINE",
     "LRU",
     "AtomicFile",
     "PermanentError",
@@ -60,7 +59,6 @@ __all__ = [
     "fingerprint",
     "is_http",
     "is_remote",
-    "is_table",
     "join",
     "make_folder",
     "one_line",

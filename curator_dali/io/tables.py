@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import hashlib
 import io
 import json
 import os
@@ -19,8 +20,7 @@ from curator_dali.io.files import open_regular
 from curator_dali.io.ranges import LRU, Stat, ask, filesystem, fingerprint, stat_of, strip_query
 from curator_dali.io.remote import is_remote, one_line
 
-LINE = "line"
-"""The only column of a file of plain text: its lines."""
+_LINE = "line"  # the only column of a file of plain text
 
 _ACCEPTED = (
     "a .parquet, .csv, .jsonl, .arrow or .feather file, a URL or glob of such files, a list of these, a pyarrow.Table, "
@@ -38,6 +38,7 @@ _KINDS = {
     ".ipc": "arrow",
 }
 _BLOCK_ROWS = 65_536
+_PROBED_BYTES = 1 << 16
 _CSV_INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _CSV_NUMBER = r"^-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"  # its whole part fits a float
 _CSV_BOOL = "^([tT]rue|[fF]alse)$"
@@ -52,7 +53,8 @@ class Table:
         schema: The `pyarrow.Schema`.
         unit: "line" of a file of plain text, else "row".
         version: A text that changes with the content and the place of a file; empty for a table in memory.
-        identity: The same, by the files' names, sizes and content hashes: a copy elsewhere is the same table.
+        identity: A text that changes with the content: of sizes and content hashes or, where a store tells none, of the
+            beginnings and ends of files. A copy elsewhere, under any names, is the same table.
     """
 
     name: str
@@ -112,6 +114,7 @@ def open_table(table: Any, *, text: bool = False) -> Table:
     if isinstance(table, (pa.Table, pa.RecordBatch)) or hasattr(table, "__arrow_c_stream__"):
         found = pa.table(table)
         found = found.drop_columns([name for name in found.column_names if name.startswith("__index_level_")])
+        _check_names("the table", found.schema)
         return Table("the table", found.schema, "row", "", "", lambda names: found.select(names).to_batches())
     if not isinstance(table, (str, os.PathLike)) and not (isinstance(table, Sequence) and table):
         raise SourceError(f"cannot open {table!r:.80} as a table: give {_ACCEPTED}")
@@ -122,12 +125,13 @@ def open_table(table: Any, *, text: bool = False) -> Table:
     kind = kinds.pop()
     files = [_File(url, kind) for url in urls]
     name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+    schema = files[0].schema
+    _check_names(urls[0], schema)
     stats = [file.stat() for file in files]
     version = fingerprint("table", [(strip_query(file.url), stat) for file, stat in zip(files, stats, strict=True)])
-    identity = fingerprint("table", [(f.name, s.size, s.content) for f, s in zip(files, stats, strict=True)])
-    schema = files[0].schema
-    if repeated := [name for name, times in Counter(schema.names).items() if times > 1]:
-        raise SourceError(f"{urls[0]} has several columns {repeated[0]!r}: give each a name of its own")
+    identity = fingerprint(
+        "table", [(stat.size, stat.content or file.probe(stat.size)) for file, stat in zip(files, stats, strict=True)]
+    )
 
     def read(names: Sequence[str]) -> Iterator[Any]:
         for file in files:
@@ -136,9 +140,10 @@ def open_table(table: Any, *, text: bool = False) -> Table:
     return Table(name, schema, "line" if kind == "text" else "row", version, identity, read)
 
 
-def is_table(path: str) -> bool:
-    """Whether a path or URL has an ending of a table, and not of plain text."""
-    return _ending(path) in _KINDS
+def _check_names(name: str, schema: Any) -> None:
+    """Refuse several columns of one name."""
+    if repeated := [column for column, times in Counter(schema.names).items() if times > 1]:
+        raise SourceError(f"{name} has several columns {repeated[0]!r}: give each a name of its own")
 
 
 def _find(path: str) -> list[str]:
@@ -178,10 +183,20 @@ class _File:
 
     def stat(self) -> Stat:
         """The file's size and version."""
-        if not is_remote(self.url):
-            return Stat.of_local(os.stat(self.url))
-        fs, path = filesystem(self.url)
-        return stat_of(ask(self.url, lambda: fs.info(path)))
+        with _explained(self.url):
+            if not is_remote(self.url):
+                return Stat.of_local(os.stat(self.url))
+            fs, path = filesystem(self.url)
+            return stat_of(ask(self.url, lambda: fs.info(path)))
+
+    def probe(self, size: int) -> str:
+        """A digest of the beginning and the end, in which Parquet and Arrow say where all their columns lie."""
+        found = hashlib.blake2b(digest_size=16)
+        with _explained(self.url), self._open() as file:
+            found.update(file.read(_PROBED_BYTES))
+            file.seek(max(0, size - _PROBED_BYTES))
+            found.update(file.read(_PROBED_BYTES))
+        return found.hexdigest()
 
     @property
     def schema(self) -> Any:
@@ -205,7 +220,7 @@ class _File:
         """Open the file: its schema, and a function from columns to record batches. A failure is a `SourceError`."""
         import pyarrow.parquet as pq
 
-        try:
+        with _explained(self.url):
             if self.kind not in ("parquet", "arrow"):
                 table = self._parsed.get("table", self._parse)
                 yield table.schema, lambda names: table.to_batches()
@@ -217,10 +232,6 @@ class _File:
                 else:
                     reader = _open_arrow(file)
                     yield reader.schema, lambda names: _iterate(reader)
-        except (SourceError, GeneratorExit):
-            raise
-        except Exception as error:  # Arrow raises ArrowInvalid, OSError and more
-            raise SourceError(f"cannot read the table {self.url!r}: {one_line(error)}") from error
 
     def _open(self) -> Any:
         if not is_remote(self.url):
@@ -238,6 +249,17 @@ class _File:
         delimiter = "\t" if self.name.lower().endswith(".tsv") else ","
         text = data.decode(json.detect_encoding(data))
         return parse_csv(text.encode(), read_names(text, delimiter), delimiter=delimiter)
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Raise failures as a `SourceError` that names the table."""
+    try:
+        yield
+    except (SourceError, GeneratorExit):
+        raise
+    except Exception as error:  # Arrow raises ArrowInvalid, OSError and more; stores have kinds of their own
+        raise SourceError(f"cannot read the table {url!r}: {one_line(error)}") from error
 
 
 def _open_arrow(file: Any) -> Any:
@@ -264,14 +286,14 @@ def parse_text(data: bytes) -> Any:
     import pyarrow.csv
 
     if not data.strip():
-        return pa.table({LINE: pa.array([], pa.string())})
+        return pa.table({_LINE: pa.array([], pa.string())})
     table = pyarrow.csv.read_csv(
         io.BytesIO(data),
-        read_options=pa.csv.ReadOptions(column_names=[LINE]),
+        read_options=pa.csv.ReadOptions(column_names=[_LINE]),
         parse_options=pa.csv.ParseOptions(delimiter="\x1f", quote_char=False, ignore_empty_lines=False),
-        convert_options=pa.csv.ConvertOptions(column_types={LINE: pa.string()}, strings_can_be_null=False),
+        convert_options=pa.csv.ConvertOptions(column_types={_LINE: pa.string()}, strings_can_be_null=False),
     )
-    return table.set_column(0, LINE, pc.utf8_trim_whitespace(table.column(0)))
+    return table.set_column(0, _LINE, pc.utf8_trim_whitespace(table.column(0)))
 
 
 def parse_json_lines(data: bytes) -> Any:

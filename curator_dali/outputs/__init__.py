@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from curator_dali.outputs.fields import METADATA, FieldColumns, stored_type
-from curator_dali.outputs.hugging_face import LAYOUT_COLUMNS, is_loadable
+from curator_dali.outputs.hugging_face import LAYOUT_COLUMNS, MEMBERS, is_loadable
 from curator_dali.outputs.manifest import IMAGES, Function, Manifest, Part, labels_of, lock, part_name, spell_former
 from curator_dali.outputs.parquet import (
     DECIDED,
@@ -34,6 +34,7 @@ __all__ = [
     "IMAGES",
     "LAYOUT_COLUMNS",
     "LOADED",
+    "MEMBERS",
     "METADATA",
     "EmbeddingReader",
     "FieldColumns",

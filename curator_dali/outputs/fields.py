@@ -13,7 +13,7 @@ METADATA = "metadata"
 
 # Of a column's own metadata in an Arrow schema: what it holds, and whether its null is a value of the field.
 _ROLE_KEY, _NULL_KEY = b"curator_dali.column", b"curator_dali.null"
-_FIELD, _READ_FIELD, _REST = b"field", b"field of a stage", b"other fields"
+_FIELD, _READ_FIELD, _REST, _LAYOUT = b"field", b"field of a stage", b"other fields", b"layout"
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class FieldColumns:
         types: Name -> `pyarrow.DataType` of columns that no stage reads.
         read: Names of fields that stages read. Their columns are among those of the stages, with types of `DTYPES`.
         rest: Whether there is the column `metadata`: JSON of what no other column holds exactly, else null.
+        layout: Names of columns that are no fields: those that Hugging Face's layout adds.
         nulls: Whether null in a column says that the field is null; else that the sample has no such field.
     """
 
@@ -31,6 +32,7 @@ class FieldColumns:
     read: frozenset[str] = frozenset()
     rest: bool = False
     nulls: bool = False
+    layout: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.types or self.read or self.rest)
@@ -63,8 +65,14 @@ class FieldColumns:
             types={name: schema.field(name).type for name, role in roles.items() if role == _FIELD},
             read=frozenset(name for name, role in roles.items() if role == _READ_FIELD),
             rest=roles.get(METADATA) == _REST,
+            layout=frozenset(name for name, role in roles.items() if role == _LAYOUT),
             nulls=any(mark.get(_NULL_KEY) == b"value" for mark in marks.values()),
         )
+
+
+def mark_layout(column: Any) -> Any:
+    """A `pyarrow.Field` with the mark of a column that a layout adds, and that is no field of the metadata."""
+    return column.with_metadata({_ROLE_KEY: _LAYOUT})
 
 
 @cache

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.io import Written, printable
+from curator_dali.outputs.fields import mark_layout
 from curator_dali.outputs.manifest import IMAGES
 from curator_dali.outputs.parquet import LOADED, GroupWriter, RowSchema, measure_rows
 from curator_dali.outputs.tar import FileWriter
@@ -201,7 +202,8 @@ def _make_schema(schema: RowSchema, class_names: Sequence[str], lineage: Mapping
     names = ["image_id", *schema.fields.names, *sizes, *(n for n in schema.columns if n not in schema.fields.names)]
     columns = [rows.field(name) for name in names]
     columns = [column.with_type(loadable_type(column.type)) for column in columns]
-    made = pa.schema([image, *columns, pa.field(MEMBERS, pa.list_(member))])
+    columns[0] = mark_layout(columns[0])  # the ids
+    made = pa.schema([mark_layout(image), *columns, mark_layout(pa.field(MEMBERS, pa.list_(member)))])
     features: dict[str, Any] = {IMAGE: _IMAGE_FEATURE}
     if class_names and "label" in names and made.field("label").type == pa.int64():
         features["label"] = {"names": list(class_names), "_type": "ClassLabel"}

@@ -288,7 +288,7 @@ def _read_samples(
     manifest: Manifest, indices: NDArray[np.int64], source: Any, **options: Any
 ) -> Iterator[tuple[NDArray[np.int64], ImageBatch]]:
     """Decode samples of an output: yield batches, and the places of their images in `indices`."""
-    opened = open_recorded(manifest, source, argument="source")
+    opened = open_recorded(manifest, source, argument="source=")
     try:
         with ImageLoader(Subset(opened, indices), **options) as loader:
             for decoded, batch in loader.steps():

@@ -98,6 +98,11 @@ class Source(ABC):
         """Number of samples."""
 
     @property
+    def has_known_ids(self) -> bool:
+        """Whether equal fingerprints mean equal ids. Those of a column of Parquet may change unseen."""
+        return False
+
+    @property
     @abstractmethod
     def fingerprint(self) -> str:
         """A short text that changes when the data set does; kept in a loader's state to refuse a wrong resume.

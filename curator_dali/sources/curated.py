@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from curator_dali.sources.base import KINDS
 from curator_dali.sources.open import reopen
 from curator_dali.sources.recorded import open_recorded
 from curator_dali.sources.rows import MappedRows, RowSource, to_slice
+from curator_dali.sources.sidecars import is_same
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class View(RowSource):
         max: Column -> largest value that stays.
         equals: Column -> the value that stays, or a list of these.
         where: Column -> a function from (m,) values, none of them missing, to m booleans: true for what stays.
-        exclude: Ids of samples that are left out: a file with one id a line, a list or an array of ids, or a `KeyList`.
+        exclude: Ids of samples that are left out: a text file with one id a line, a table with a column `image_id`, a
+            list or an array of ids.
         include: Ids of the only samples that may stay, likewise.
         name: The data set's name; by default the folder's.
 
@@ -89,7 +92,7 @@ class View(RowSource):
         limits = (dict(given or {}) for given in (min, max, equals, where))
         choice = _Choice(status, *limits, *map(_hold_list, (exclude, include)))
         rows = _read_rows(manifest, choice)
-        whole = open_recorded(manifest, data)
+        whole = open_recorded(manifest, data, argument=f"data= of cd.View({manifest.folder!r}, ...)")
         try:
             make = partial(_read_columns, self.out, rows.files, rows.columns)
             table = MappedRows(rows.key, make, rows.columns)
@@ -144,10 +147,13 @@ class View(RowSource):
         columns = rows.row(number)
         merged = {**own, **columns}
         for name in own:
-            if name in columns and own[name] == columns[name]:
+            if name in columns and is_same(own[name], columns[name], exact=False):
                 merged[name] = own[name]  # 7 is no 7.0
             elif name in columns:
-                merged.setdefault(f"source_{name}", own[name])
+                free = f"source_{name}"
+                while free in merged:
+                    free = f"source_{free}"
+                merged[free] = own[name]
         return merged
 
 
@@ -223,6 +229,8 @@ def _read_rows(manifest: Manifest, choice: _Choice) -> _Rows:
         indices[found : found + len(chosen)] = batch.column("index").to_numpy()[chosen]
         numbers.add(indices, found, chosen + at)
         at, found = at + len(batch), found + len(chosen)
+    if found == 0 and most:
+        logger.warning("no sample of %s passes the view's thresholds and lists", manifest.folder)
     types = {name: files.schema.field(name).type for name in columns}
     return _Rows(indices[:found], numbers.of(indices)[:found], written, columns, types, key)
 
@@ -266,7 +274,7 @@ def _check_columns(choice: _Choice, schema: Any, out: str) -> None:
             kind = schema.field(name).type
             if argument in ("min", "max") and not (kinds.is_integer(kind) or kinds.is_floating(kind)):
                 raise ValueError(f"{argument} limits {name!r}, whose values are {kind}: give equals= or where= for it")
-            if argument in ("min", "max") and value != value:
+            if argument in ("min", "max") and not (isinstance(value, Real) and value == value):
                 raise ValueError(f"{argument}[{name!r}] is {value!r}; allowed: a number")
             if argument == "where" and not callable(value):
                 raise ValueError(f"where[{name!r}] is {value!r}; give a function from (m,) values to m booleans")
@@ -280,9 +288,9 @@ def _choose(batch: Any, choice: _Choice, exclude: KeyList | None, include: KeyLi
     status = batch.column("status")
     chosen = _to_mask(pc.not_equal(status, "failed") if choice.status is None else pc.equal(status, choice.status))
     for name, limit in choice.min.items():
-        chosen &= _to_mask(pc.greater_equal(batch.column(name), limit))
+        chosen &= _to_mask(pc.greater_equal(batch.column(name), _as_limit(limit)))
     for name, limit in choice.max.items():
-        chosen &= _to_mask(pc.less_equal(batch.column(name), limit))
+        chosen &= _to_mask(pc.less_equal(batch.column(name), _as_limit(limit)))
     for name, value in choice.equals.items():
         column = batch.column(name)
         try:
@@ -297,6 +305,11 @@ def _choose(batch: Any, choice: _Choice, exclude: KeyList | None, include: KeyLi
     if include is not None:
         chosen &= include.find(batch.column("image_id")) > 0
     return chosen
+
+
+def _as_limit(number: Any) -> Any:
+    """A number as Arrow compares it: a float where it is no integer of 64 bits."""
+    return int(number) if isinstance(number, Integral) and -(2**63) <= int(number) < 2**63 else float(number)
 
 
 def _to_mask(mask: Any) -> NDArray[np.bool_]:

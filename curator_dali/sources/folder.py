@@ -149,6 +149,11 @@ class FolderSource(LearningSource):
         return len(self._files)
 
     @property
+    def has_known_ids(self) -> bool:
+        """True: ids are names that the fingerprint is made of."""
+        return True
+
+    @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
         """Names of the labels that come from folders."""
         return {self.name: list(self._classes)}

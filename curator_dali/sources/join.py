@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError, count
 from curator_dali.index import KeyIndex, hash_texts
-from curator_dali.io import AtomicFile, Table, fingerprint, is_remote, open_table
+from curator_dali.io import AtomicFile, Table, fingerprint, is_remote, open_table, printable
 from curator_dali.sources.base import KINDS, Source, quote
 from curator_dali.sources.open import reopen
-from curator_dali.sources.rows import HeldRows, MappedRows, RowSource, keep_file, to_slice
+from curator_dali.sources.rows import HeldRows, MappedRows, RowSource, chunk_rows, keep_file, to_slice
 from curator_dali.sources.sidecars import to_text
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ _SAMPLES_AT_ONCE = 65_536  # whose keys are in memory
 _READ_AT_ONCE = 256  # of these, where the samples must be read to learn their keys
 _MOST_NAMED = 3  # keys in a message
 _COUNTS = ("matched", "unmatched", "repeated", "unused")  # stand behind the row numbers of a file
+_MAGIC = 0x6D61746368657331  # ends a file: one that a power cut left is another
+_PAIRS = {"label": "label_name", "label_name": "label"}  # fields that say one thing
 
 
 class Join(RowSource):
@@ -36,7 +38,7 @@ class Join(RowSource):
 
     A row belongs to the samples whose key it has; several samples may have one key. Keys are compared as text: the
     integer 7 of a column is the key "7", and not "007". The columns go over fields of the same name; a null is None. A
-    sample without a row has no such fields.
+    sample without a row has no such fields. A new `label` takes the place of `label_name`, too, and the reverse.
 
     What was read of the table's files, and which row each sample has, lies in files in the cache folder, which are
     mapped. They are found again until a file changes. A table in memory is held, and pickles with the source.
@@ -67,12 +69,17 @@ class Join(RowSource):
     ) -> None:
         if not isinstance(source, Source):
             raise ValueError(f"source is {source!r}; give a Source, as open_source() returns it")
+        if getattr(source, "weights", None) is not None:
+            raise ValueError(
+                f"{source.name!r} is a Mixture with weights, which a join would lose: join each of its sources, and "
+                "mix the joins"
+            )
         field, key = ("image_id", on) if isinstance(on, str) else on
         table = _spell_table(table)
         opened = open_table(table)
         chosen = _choose_columns(opened, key, columns)
         rows, self._identity = _make_rows(table, opened, key, chosen)
-        matches = _Matches(fingerprint("join", [source.fingerprint, rows.key, field]), source, rows, field)
+        matches = _Matches(source, rows, field)
         for name, number in zip(_COUNTS, matches.counts, strict=True):
             setattr(self, name, number)
         self._matches = matches
@@ -92,8 +99,8 @@ class Join(RowSource):
 
     @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
-        """The whole's, unless the labels are the table's."""
-        return {} if "label" in self._table.columns else self.source.class_lists
+        """The whole's, unless the labels, or their names, are the table's."""
+        return {} if _PAIRS.keys() & self._table.columns else self.source.class_lists
 
     @classmethod
     def reopen(cls, origin: Mapping[str, Any], data: Any = None) -> Join:
@@ -105,6 +112,14 @@ class Join(RowSource):
         """Close the whole, and let the mapped files go. A later read opens these again."""
         super().close()
         self._matches.close()
+
+    @staticmethod
+    def _merge(metadata: Any, rows: MappedRows, number: int) -> dict[str, Any]:
+        merged = RowSource._merge(metadata, rows, number)
+        for name, partner in _PAIRS.items():
+            if name in rows.columns and partner not in rows.columns:
+                merged.pop(partner, None)
+        return merged
 
     def _find_rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         return self._matches.find(self._whole(indices))
@@ -123,12 +138,12 @@ class Join(RowSource):
             )
 
     def _log_counts(self, table: Table, missing: str, repeated: str) -> None:
-        level, hint = logging.INFO, ""
+        quiet = (not self.unmatched or missing == "drop") and (not self.repeated or repeated == "drop")
+        level, hint = logging.INFO if quiet else logging.WARNING, ""
         if len(self.source) and not self.matched:
             samples = self._matches.name_samples(-1)
             keys = [quote(str(key)) for block in self._table.blocks(_KEYS) for key in block[:_MOST_NAMED].to_pylist()]
             hint = f". Samples have keys such as {samples}; rows: {', '.join(keys[:_MOST_NAMED]) or 'none'}"
-            level = logging.WARNING
         logger.log(
             level,
             "%s joined with %s: %d samples have a row, %d have none%s, %d have several%s; rows without a sample: %d%s",
@@ -153,18 +168,31 @@ class _Matches:
     """The row of each sample of a source, in a file that is mapped; made when it is missing. Pickles without it.
 
     The file has N int64: the number of a row, -1 where a sample has none, -2 - number for the first of several rows;
-    and behind them the four `_COUNTS`.
+    behind them the four `_COUNTS`, and `_MAGIC`.
 
     Args:
-        key: A text that no other file has.
         source: N samples.
         rows: The table, with the column `_KEYS`.
         field: The samples' keys: "image_id", "image_path" or a field of the metadata.
+
+    Raises:
+        SourceError: No sample has the field, or a sample cannot be read now.
     """
 
-    def __init__(self, key: str, source: Source, rows: MappedRows, field: str) -> None:
-        self._key, self._source, self._rows, self._field = key, source, rows, field
+    def __init__(self, source: Source, rows: MappedRows, field: str) -> None:
+        self._source, self._rows, self._field = source, rows, field
         self._mapped: NDArray[np.int64] | None = None
+        parts = [source.fingerprint, rows.key, field]
+        if field == "image_id" and source.has_known_ids:
+            self._key = fingerprint("join", parts)
+            _ = self.counts
+            return
+        # metadata, paths and columns of ids may change where the fingerprint does not: the keys themselves tell
+        with tempfile.TemporaryFile() as scratch:
+            self._key = fingerprint("join", [*parts, self._spool(scratch)])
+            self._spooled: Any = scratch
+            _ = self.counts
+            self._spooled = None
 
     def find(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) numbers of samples' rows, of several the first; -1 where a sample has none."""
@@ -174,7 +202,7 @@ class _Matches:
     @property
     def counts(self) -> list[int]:
         """The four `_COUNTS`."""
-        found: list[int] = self._numbers[len(self._source) :].tolist()
+        found: list[int] = self._numbers[len(self._source) : -1].tolist()
         return found
 
     def select(self, without_row: bool, with_several: bool) -> NDArray[np.int64]:
@@ -203,12 +231,40 @@ class _Matches:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_mapped": None}
 
+    _spooled: Any = None  # a file of the keys, in the call that gathers these
+
+    def _spool(self, file: IO[bytes]) -> str:
+        """Write the samples' keys to a file, as an Arrow stream; returns their digest."""
+        import pyarrow as pa
+
+        digest, known = hashlib.blake2b(digest_size=16), 0
+        with pa.ipc.new_stream(file, pa.schema([("key", pa.large_string())])) as writer:
+            for keys in self._read_keys():
+                digest.update(hash_texts(keys).data)
+                known += len(keys) - keys.null_count
+                writer.write_batch(pa.RecordBatch.from_arrays([keys], ["key"]))
+        if len(self._source) and not known:
+            raise SourceError(f"no sample of {self._source.name!r} has a field {self._field!r} to join by")
+        return digest.hexdigest()
+
+    def _read_keys(self) -> Iterator[Any]:
+        """Iterate over the samples' keys in order, each a `pyarrow.Array` of at most 65,536."""
+        if self._spooled is not None:
+            import pyarrow as pa
+
+            self._spooled.seek(0)
+            yield from (batch.column(0) for batch in pa.ipc.open_stream(self._spooled))
+            return
+        for start in range(0, len(self._source), _SAMPLES_AT_ONCE):
+            samples = np.arange(start, min(start + _SAMPLES_AT_ONCE, len(self._source)))
+            yield _read_keys(self._source, self._field, samples)
+
     @property
     def _numbers(self) -> NDArray[np.int64]:
         if self._mapped is None:
-            size = len(self._source) + len(_COUNTS)
             path = keep_file(self._key, ".matches", self._write)
-            if os.path.getsize(path) != 8 * size:  # damaged
+            size = len(self._source) + len(_COUNTS) + 1
+            if os.path.getsize(path) != 8 * size or np.memmap(path, np.int64, "r")[-1] != _MAGIC:  # damaged
                 self._write(path)
             # no `memmap`, whose every slice costs microseconds
             self._mapped = np.asarray(np.memmap(path, np.int64, "r", shape=(size,))).view(np.ndarray)
@@ -221,9 +277,7 @@ class _Matches:
         with tempfile.TemporaryFile() as scratch, AtomicFile(path, sync=False) as file:
             scratch.truncate(max(total, 1))
             used = np.memmap(scratch, bool, shape=(max(total, 1),))  # whether a row is that of a sample
-            for start in range(0, len(self._source), _SAMPLES_AT_ONCE):
-                samples = np.arange(start, min(start + _SAMPLES_AT_ONCE, len(self._source)))
-                keys = _read_keys(self._source, self._field, samples)
+            for keys in self._read_keys():
                 numbers, times = index.match(keys, partial(self._rows.take, _KEYS))
                 used[numbers[numbers >= 0]] = True
                 counts["matched"] += int((numbers >= 0).sum())
@@ -231,7 +285,7 @@ class _Matches:
                 file.write(np.where(times > 1, -2 - numbers, numbers).astype(np.int64).data)
             counts["unmatched"] = len(self._source) - counts["matched"]
             counts["unused"] = total - int(np.count_nonzero(used))
-            file.write(np.array([counts[name] for name in _COUNTS], np.int64).data)
+            file.write(np.array([*(counts[name] for name in _COUNTS), _MAGIC], np.int64).data)
 
     def _open_index(self) -> KeyIndex:
         hashes = (hash_texts(block) for block in self._rows.blocks(_KEYS))
@@ -274,8 +328,8 @@ def _make_rows(table: Any, opened: Table, key: str, columns: Sequence[str]) -> t
     if opened.version:
         mark = fingerprint("join", [opened.version, names, key])
         return MappedRows(mark, partial(_read_blocks, table, opened.identity, names, key), columns), opened.identity
-    batches = list(_add_keys(opened.blocks(names), key))
-    digest = hashlib.blake2b(digest_size=16)
+    batches = list(chunk_rows(_add_keys(opened.blocks(names), key)))  # however the table came in pieces
+    digest = hashlib.blake2b(repr([(name, str(opened.schema.field(name).type)) for name in names]).encode())
     for batch in batches:
         digest.update(batch.serialize())
     mark = fingerprint("join", [digest.hexdigest(), names, key])
@@ -335,7 +389,7 @@ def _read_path(item: Any) -> str:
 
 def _read_field(field: str, item: Any) -> str | None:
     value = item.metadata.get(field)
-    return None if value is None else to_text(value)
+    return None if value is None else printable(to_text(value))
 
 
 KINDS["join"] = Join

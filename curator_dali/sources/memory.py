@@ -71,6 +71,11 @@ class MemorySource(LearningSource):
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def has_known_ids(self) -> bool:
+        """True: ids are names that the fingerprint is made of."""
+        return True
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the keys, the images' bytes and the metadata."""

@@ -161,6 +161,11 @@ class Mixture(Source):
         batch.members = found if members else None
         return batch
 
+    @property
+    def has_known_ids(self) -> bool:
+        """Whether all sources have."""
+        return all(source.has_known_ids for source in self.sources.values())
+
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
         """Ids of samples; see `Source.read_ids`."""
         parts = [(rows, source.read_ids(own)) for _, source, rows, own in self._split(indices)]

@@ -34,7 +34,7 @@ from curator_dali.io import (
     stat_of,
     strip_query,
 )
-from curator_dali.outputs import METADATA, FieldColumns
+from curator_dali.outputs import MEMBERS, METADATA, FieldColumns
 from curator_dali.sources.annotations import ClassNames, add_class_names, partition_fields, read_class_names
 from curator_dali.sources.base import (
     HEADER_DTYPE,
@@ -527,8 +527,9 @@ def _finish(
     fields: dict[str, Any], own: FieldColumns, partition: Mapping[str, Any], classes: ClassNames
 ) -> dict[str, Any]:
     """A sample's metadata from its cells: of a curation's file as they were, with what folders and labels say."""
-    if own:
+    if own or own.layout:
         absent = set() if own.nulls else {name for name in (*own.types, *own.read) if fields.get(name) is None}
+        absent |= {MEMBERS} if MEMBERS in own.layout and fields.get(MEMBERS) is None else set()
         rest = fields.pop(METADATA, None) if own.rest else None
         fields = merge_rest({name: value for name, value in fields.items() if name not in absent}, rest)
     return add_class_names({**partition, **fields}, classes)

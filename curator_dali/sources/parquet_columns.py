@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
 from curator_dali.io import IMAGE_EXTENSIONS, strip_query
-from curator_dali.outputs import METADATA, FieldColumns
+from curator_dali.outputs import MEMBERS, METADATA, FieldColumns
 from curator_dali.sources.base import kind_of_type
 from curator_dali.sources.listing import common_folder
 from curator_dali.sources.row_groups import is_binary
@@ -156,8 +156,11 @@ def metadata_types(
     import pyarrow as pa
 
     found = {field.name: field.type for field in schema if columns is None or field.name in columns}
-    if not with_rest and FieldColumns.from_arrow(schema).rest:
+    own = FieldColumns.from_arrow(schema)
+    if not with_rest and own.rest:
         found.pop(METADATA, None)
+    if columns is None:
+        found = {name: kind for name, kind in found.items() if name not in own.layout or name == MEMBERS}
     if image_column in found:
         kind = found.pop(image_column)
         said = {"bytes", *(() if find_ids(schema.names) else ("path",))}

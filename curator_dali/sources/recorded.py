@@ -10,7 +10,7 @@ from typing import Any
 from curator_dali.errors import SourceError
 from curator_dali.io import explained, join, parse_json, store, write_file
 from curator_dali.outputs import Manifest
-from curator_dali.sources.base import ShardRecord, Source
+from curator_dali.sources.base import KINDS, ShardRecord, Source
 from curator_dali.sources.open import open_source, reopen
 from curator_dali.sources.subset import DerivedSource
 
@@ -40,7 +40,7 @@ def read_shards(folder: str) -> list[ShardRecord]:
         return []
 
 
-def open_recorded(manifest: Manifest, data: Any = None, *, argument: str = "data") -> Source:
+def open_recorded(manifest: Manifest, data: Any = None, *, argument: str = "data=") -> Source:
     """Open the data set of an output again.
 
     Tars and Parquet files may lie elsewhere, under other names and in another order: they are told by size and
@@ -49,7 +49,7 @@ def open_recorded(manifest: Manifest, data: Any = None, *, argument: str = "data
     Args:
         manifest: The output's.
         data: The data set, where it is known better than recorded: what `open_source` takes.
-        argument: The name of the argument that `data` was, for messages.
+        argument: The argument that `data` was, for messages.
 
     Raises:
         SourceError: It is not recorded how to open it, it is gone, or it is another one by now. Files that are
@@ -59,14 +59,16 @@ def open_recorded(manifest: Manifest, data: Any = None, *, argument: str = "data
     if data is None and origin is None:
         raise SourceError(
             f"{manifest.folder} does not say how its data set is opened again (it was given as an object): give "
-            f"{argument}="
+            f"{argument}"
         )
     if isinstance(data, Source) and data.fingerprint == recorded:
         return data
     try:
-        opened = open_source(data) if origin is None else reopen(origin, data)
+        # a join or a view that was opened anew is the whole, and not the files that the whole is made of
+        is_whole = any(isinstance(data, kind) for kind in KINDS.values())
+        opened = open_source(data) if origin is None or is_whole else reopen(origin, data)
     except SourceError as error:
-        hint = "" if data is not None else f" If it has moved, give {argument}="
+        hint = f" If it has moved, give {argument}: the files, or what you made of them"
         raise SourceError(f"the data set of {manifest.folder} cannot be opened again: {error}.{hint}") from error
     if opened.fingerprint == recorded:
         return opened
@@ -80,12 +82,12 @@ def open_recorded(manifest: Manifest, data: Any = None, *, argument: str = "data
         more = f", and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
         raise SourceError(
             f"{name!r} is not the data set that {manifest.folder} was made of: {', '.join(problems[:_MOST_NAMED])}"
-            f"{more}. Give the files as they were as {argument}=, or curate again"
+            f"{more}. Give the files as they were as {argument}, or curate again"
         )
     raise SourceError(
         f"{name!r} ({samples:,} samples) is not the data set that {manifest.folder} ({manifest.samples:,} samples) "
         "was made of, was changed, or was curated by an earlier version, whose fingerprints are others: give the "
-        f"same data set as {argument}=, or curate again"
+        f"same data set as {argument}, or curate again"
     )
 
 

@@ -27,6 +27,11 @@ class DerivedSource(Source):
     source: Source
 
     @property
+    def has_known_ids(self) -> bool:
+        """The whole's."""
+        return self.source.has_known_ids
+
+    @property
     def class_lists(self) -> Mapping[str, Sequence[str]]:
         """The whole's."""
         return self.source.class_lists

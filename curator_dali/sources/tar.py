@@ -95,6 +95,11 @@ class TarSource(Source):
         return int(self._starts[-1])
 
     @property
+    def has_known_ids(self) -> bool:
+        """True: ids are names that the fingerprint is made of."""
+        return True
+
+    @property
     def shard_sizes(self) -> NDArray[np.int64]:
         """(S,) int64: samples in each tar."""
         return self._shards.sizes

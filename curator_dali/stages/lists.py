@@ -97,7 +97,7 @@ class _ListSelector(Selector):
             return
         source = self.entries if isinstance(self.entries, str) else list(self.entries)
         try:
-            entries = KeyList(source, self.column, lower=self.by in (*_DIGESTS, *_HASHES))
+            entries = KeyList(source, self.column, default=self.by, lower=self.by in (*_DIGESTS, *_HASHES))
         except SourceError as error:
             raise StageError(f"{self.name}: {error}") from error
         hashes, lines = None, entries.lines()

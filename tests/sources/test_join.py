@@ -297,25 +297,84 @@ def test_without_a_cache_folder(tars: Source, tmp_path: Path, monkeypatch: Any, 
     assert "they are gathered again each time" in caplog.text
 
 
-@pytest.mark.parametrize("ending", [".arrow", ".keys", ".matches"])
-def test_a_cut_file_in_the_cache_is_made_again(tars: Source, tmp_path: Path, monkeypatch: Any, ending: str) -> None:
+@pytest.mark.parametrize(
+    ("ending", "zeros"), [(".arrow", False), (".keys", False), (".matches", False), (".matches", True)]
+)
+def test_a_cut_file_in_the_cache_is_made_again(
+    tars: Source, tmp_path: Path, monkeypatch: Any, ending: str, zeros: bool
+) -> None:
     pq.write_table(TABLE, tmp_path / "t.parquet")
     monkeypatch.setenv("CURATOR_DALI_CACHE", str(tmp_path / "cache"))
     expected = notes(tars.join(tmp_path / "t.parquet", on="id"))
     (file,) = (tmp_path / "cache" / "rows").rglob(f"*{ending}")
-    os.truncate(file, file.stat().st_size // 2)
+    size = file.stat().st_size
+    os.truncate(file, size // 2)
+    if zeros:
+        os.truncate(file, size)
     if ending == ".keys":
         next((tmp_path / "cache" / "rows").rglob("*.matches")).unlink()
     assert notes(tars.join(tmp_path / "t.parquet", on="id")) == expected
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_keys_that_change_where_the_fingerprint_does_not(tmp_path: Path, kind: str) -> None:
+    """Files of equal names and sizes are the same data set, and other keys in them have other rows."""
+    rows = pa.table({"url": ["u1", "u2", "u3"], "x": [1, 2, 3]})
+
+    def make(keys: list[str]) -> Source:
+        if kind == "folder":
+            for number in range(3):
+                (tmp_path / f"{number}.png").write_bytes(IMAGE)
+            lines = [f"{number}.png,{key}\n" for number, key in enumerate(keys)]
+            (tmp_path / "metadata.csv").write_text("file_name,u\n" + "".join(lines))
+            return cd.open_source(tmp_path)
+        pq.write_table(pa.table({"key": keys, "u": keys, "png": [IMAGE] * 3}), tmp_path / "a.parquet")
+        return cd.open_source(tmp_path / "a.parquet")
+
+    first = make(["u1", "u2", "u3"])
+    assert notes(first.join(rows, ("u", "url"), missing="refuse"), "x") == [1, 2, 3]
+    second = make(["u3", "u2", "u1"])
+    assert second.fingerprint == first.fingerprint
+    assert notes(second.join(rows, ("u", "url")), "x") == [3, 2, 1]
+    if kind == "parquet":
+        assert notes(second.join(rows, "url"), "x") == [3, 2, 1]
+    with pytest.raises(cd.SourceError, match="3 samples of 3 have no row"):
+        make(["u9", "u9", "u9"]).join(rows, ("u", "url"), missing="refuse")
+
+
+def test_a_table_in_memory_is_known_by_its_values_and_types(tars: Source) -> None:
+    numbers = pa.array(range(65), pa.int64())
+    table = TABLE.append_column("w", numbers)
+    other = TABLE.append_column("w", numbers.view(pa.timestamp("us")))
+    first = tars.join(table, "id")
+    assert first.fingerprint != tars.join(other, "id").fingerprint
+    pieces = pa.concat_tables([table.slice(0, 9), table.slice(9)])
+    assert first.fingerprint == tars.join(pieces, "id").fingerprint
+
+
+def test_null_and_empty_keys_and_halves_of_surrogates() -> None:
+    source = cd.MemorySource([IMAGE] * 3, [{"u": ""}, {"u": None}, {"u": "\udcff"}])
+    table = pa.table({"l": [None] * 40 + ["", "\\xff"], "x": range(42)})
+    found = joined(source, table, ("u", "l"))
+    assert notes(found, "x")[:2] == [40, None]
+    assert found.repeated == 0
+    with pytest.raises(cd.SourceError, match="no sample of 'memory' has a field 'v' to join by"):
+        source.join(table, ("v", "l"))
+
+
+def test_a_mixture_with_weights_is_refused(tars: Source) -> None:
+    mixture = cd.Mixture({"a": tars, "b": cd.MemorySource({"x": IMAGE})}, {"a": 1, "b": 2})
+    with pytest.raises(ValueError, match="is a Mixture with weights, which a join would lose"):
+        mixture.join(TABLE, "id")
+
+
 def test_fingerprint(tars: Source, tmp_path: Path) -> None:
     pq.write_table(TABLE, tmp_path / "t.parquet")
     (tmp_path / "copy").mkdir()
-    pq.write_table(TABLE, tmp_path / "copy" / "t.parquet")
+    pq.write_table(TABLE, tmp_path / "copy" / "renamed.parquet")
     make: Callable[..., Join] = lambda path, **options: joined(tars, path, on="id", **options)  # noqa: E731
     first = make(tmp_path / "t.parquet")
-    assert first.fingerprint == make(tmp_path / "copy" / "t.parquet").fingerprint
+    assert first.fingerprint == make(tmp_path / "copy" / "renamed.parquet").fingerprint
     assert first.fingerprint != make(tmp_path / "t.parquet", missing="drop").fingerprint
     assert first.fingerprint != make(tmp_path / "t.parquet", columns=["id"]).fingerprint
     assert first.fingerprint != tars.fingerprint

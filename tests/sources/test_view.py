@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
@@ -114,6 +116,10 @@ def test_a_field_of_the_name_of_a_column_is_kept_beside_it(tmp_path: Path) -> No
     assert item.metadata["width"] == 130
     assert "source_width" not in item.metadata
     assert item.metadata["source"] == "web"
+    source = cd.MemorySource({"a": image}, metadata={"a": {**about, "source_status": "own"}})
+    run(source, tmp_path / "again", stages=[cd.Quality()], tars=False)
+    (item,) = objects_of(View(tmp_path / "again", data=source))
+    assert (item.metadata["source_status"], item.metadata["source_source_status"]) == ("own", "success")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +135,9 @@ def test_a_field_of_the_name_of_a_column_is_kept_beside_it(tmp_path: Path) -> No
         ({"include": (f"{n:06d}" for n in range(30))}, lambda row: row["image_id"] < "000030"),
         ({"include": KeyList(["000004"])}, lambda row: row["image_id"] == "000004"),
         ({"include": []}, lambda row: False),
+        ({"include": pd.Series(["000004"])}, lambda row: row["image_id"] == "000004"),
+        ({"include": pa.table({"image_id": ["000004"], "x": [1]})}, lambda row: row["image_id"] == "000004"),
+        ({"max": {"width": 2**70}, "min": {"width": -(2**70)}}, lambda row: True),
     ],
 )  # fmt: skip
 def test_thresholds_and_lists(out: Path, choice: dict[str, Any], passes: Any) -> None:
@@ -161,6 +170,8 @@ def test_a_list_in_a_file(out: Path, tmp_path: Path) -> None:
         ({"min": {"sharpnes": 3}}, "min names the column 'sharpnes', which .* has not; it has .*sharpness"),
         ({"equals": {"embedding": 3}}, "equals names the column 'embedding'"),
         ({"min": {"reason": 3}}, "min limits 'reason', whose values are string: give equals= or where="),
+        ({"min": {"width": "200"}}, "min.'width'. is '200'; allowed: a number"),
+        ({"min": {"width": None}}, "min.'width'. is None; allowed: a number"),
         ({"max": {"width": float("nan")}}, "max.'width'. is nan"),
         ({"equals": {"width": "wide"}}, "equals.'width'. is 'wide', and its values are int32"),
         ({"where": {"width": 3}}, "where.'width'. is 3; give a function"),
