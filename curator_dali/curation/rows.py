@@ -54,6 +54,7 @@ class Rows:
         embedded: (N,) which rows have an embedding.
         members: None or a sample's members' original bytes, None for a sample that is not kept.
         encoding: None or, of each kept sample, its row and what is written instead of the original bytes.
+        images: Row -> extension of the image that is written, where `encoding` gave another one.
         seconds: Stage -> seconds that it took.
         misfits: Values of the metadata that do not fit their columns.
         fields: A `pyarrow.RecordBatch` of N rows, or None: the columns of `RowSchema.fields`.
@@ -64,6 +65,7 @@ class Rows:
     embedded: NDArray[np.bool_] | None = None
     members: list[Mapping[str, Any] | None] | None = None
     encoding: list[tuple[int, Future[WrittenSample]]] | None = None
+    images: dict[int, str] = field(default_factory=dict)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     misfits: Misfits = field(default_factory=dict)
     fields: Any = None
@@ -157,7 +159,7 @@ class Rows:
                 self.decide([row], "dropped", STAGE, [sample.problem], [sample.problem.kind])
                 self.members[row] = None
                 continue
-            self.members[row] = sample.members
+            self.members[row], self.images[row] = sample.members, sample.image
             for name, value in sample.columns.items():
                 column = self.columns.get(name)  # there is none of a name that a field of the metadata has
                 if column is not None and column[row] is None:  # else a stage or an earlier run knows it
@@ -350,7 +352,7 @@ def _split_members(rows: Rows, kept: Sequence[int]) -> list[str | None]:
     for row in kept:
         assert rows.members is not None
         found = rows.members[row] or {}
-        images[row] = image = image_extension(found, str(rows.columns["image_path"][row]))
+        images[row] = image = rows.images.get(row) or image_extension(found, str(rows.columns["image_path"][row]))
         held = (*SIDECARS, CURATION)
         rows.members[row] = {name: data for name, data in found.items() if name == image or name.lower() not in held}
     return images

@@ -17,6 +17,7 @@ from curator_dali.curation.encoding import (
     LONGEST_SIDES,
     SHA256,
     WRITTEN,
+    Encoded,
     Format,
     encode,
     keep_original,
@@ -113,11 +114,15 @@ class Write:
 
 
 class WrittenSample(NamedTuple):
-    """A sample as it is written: its members, what its row says of its image, and why it cannot be written, if so."""
+    """A sample as it is written: its members, what its row says of its image, and why it cannot be written, if so.
+
+    `image` is the extension of the member that is the image.
+    """
 
     members: Mapping[str, Any]
     columns: Mapping[str, Any]
     problem: Reason | None = None
+    image: str = ""
 
 
 class Encoder:
@@ -193,7 +198,7 @@ def write_sample(
     is_plain = codec < Codec.OTHER and Codec(codec).format == format and orientation == 1
     if is_plain and in_colours and pixels.shape[:2] == size:
         found = keep_original(data, size, format)
-        return WrittenSample(replace_image(members, extension, found.data, EXTENSIONS[format]), found.columns)
+        return _replace(members, extension, found, format)
     if max(pixels.shape[:2]) > LONGEST_SIDES[format]:
         limit = f"{format} holds at most {LONGEST_SIDES[format]:,} pixels a side"
         text = f"cannot be written: {pixels.shape[1]}x{pixels.shape[0]}, and {limit}"
@@ -205,7 +210,12 @@ def write_sample(
     except Exception as error:  # one image must not cost a run
         text = f"cannot be written: {one_line(str(error)) or type(error).__name__}"[:200]
         return WrittenSample({}, {}, Reason(text, "cannot be written"))
-    return WrittenSample(replace_image(members, extension, made.data, EXTENSIONS[format]), made.columns)
+    return _replace(members, extension, made, format)
+
+
+def _replace(members: Mapping[str, Any], image: str, made: Encoded, format: Format) -> WrittenSample:
+    found, new = replace_image(members, image, made.data, EXTENSIONS[format])
+    return WrittenSample(found, made.columns, image=new)
 
 
 def _keep_format(codec: Codec) -> Format:
@@ -213,7 +223,7 @@ def _keep_format(codec: Codec) -> Format:
     return codec.format if codec.format in EXTENSIONS else "jpeg"  # type: ignore[return-value]
 
 
-def replace_image(members: Mapping[str, Any], image: str, data: Any, ending: str) -> dict[str, Any]:
+def replace_image(members: Mapping[str, Any], image: str, data: Any, ending: str) -> tuple[dict[str, Any], str]:
     """Put another image in the place of a sample's image.
 
     Of two members with the same extension but for case, readers take one. So another member that has the new
@@ -226,7 +236,7 @@ def replace_image(members: Mapping[str, Any], image: str, data: Any, ending: str
         ending: Its new extension; of a compound one (`0001.png`) the last part is replaced.
 
     Returns:
-        Extension -> bytes, in the same order.
+        Extension -> bytes, in the same order; and the image's whole new extension.
     """
     stem, dot, _ = image.rpartition(".")
     new = f"{stem}{dot}{ending}"
@@ -241,4 +251,4 @@ def replace_image(members: Mapping[str, Any], image: str, data: Any, ending: str
             extension = next(name for name in names if name.lower() not in taken)
             taken.add(extension.lower())
         found[extension] = given
-    return found
+    return found, new

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -242,6 +242,7 @@ class KeyList:
             `curator_dali.io.open_table` reads it, several of these, or texts in a list or an array.
         column: The column of a table; may be left out where it has one only, or one with the name `default`.
         default: The name of a column.
+        spell: A function from an entry that is neither a text nor an integer (of 64 bits) to its text.
         lower: Whether case does not matter, as of hexadecimal digits.
 
     Attributes:
@@ -252,13 +253,19 @@ class KeyList:
     """
 
     def __init__(
-        self, source: Any, column: str | None = None, *, default: str = "image_id", lower: bool = False
+        self,
+        source: Any,
+        column: str | None = None,
+        *,
+        default: str = "image_id",
+        spell: Callable[[Any], str | None] = str,
+        lower: bool = False,
     ) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
 
         self._lower = lower
-        self._texts, self.name, self._unit = _read_list(source, column, default)
+        self._texts, self.name, self._unit = _read_list(source, column, default, spell)
         if lower:
             self._texts = pc.utf8_lower(self._texts)
         filled = np.asarray(pc.fill_null(pc.not_equal(self._texts, pa.scalar("", pa.large_string())), False))
@@ -303,27 +310,35 @@ class KeyList:
         return self._rows + 1
 
 
-def _read_list(source: Any, column: str | None, default: str) -> tuple[Any, str, str]:
-    """Read the texts of a list as one array; also its name, and what a place in it is called."""
+def _read_list(
+    source: Any, column: str | None, default: str, spell: Callable[[Any], str | None]
+) -> tuple[Any, str, str]:
+    """Read the texts of a list as one array; also its name, and the word for a place in it."""
     import pyarrow as pa
 
     is_series = hasattr(source, "to_list")  # of pandas or polars
     if isinstance(source, (str, os.PathLike)) or (hasattr(source, "__arrow_c_stream__") and not is_series):
         table = open_table(source, text=True)
         chosen = column or _choose_column(table, default)
-        blocks = [_to_texts(block.column(0)) for block in table.blocks([chosen])]
+        blocks = [_to_texts(block.column(0), spell) for block in table.blocks([chosen])]
+        if len(table.schema.names) == 1 and chosen not in (column, default) and table.has_header:
+            blocks.insert(0, pa.array([chosen], pa.large_string()))  # a file of entries alone has no header
         return pa.concat_arrays([pa.array([], pa.large_string()), *blocks]), table.name, table.unit
     items = source.tolist() if hasattr(source, "tolist") else list(source)
-    return pa.array([None if item is None else str(item) for item in items], pa.large_string()), "the list", "item"
+    texts = [item if isinstance(item, str) else None if item is None else spell(item) for item in items]
+    return pa.array(texts, pa.large_string()), "the list", "item"
 
 
-def _to_texts(column: Any) -> Any:
+def _to_texts(column: Any, spell: Callable[[Any], str | None]) -> Any:
+    """Entries as texts; those of other types are spelt as values of the metadata are, so that the two are equal."""
     import pyarrow as pa
+    import pyarrow.types as kinds
 
-    try:
+    kind = column.type
+    if kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_integer(kind):
         return column.cast(pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SourceError(f"a list has texts or whole numbers, not {column.type}: {error}") from error
+    values = column.to_pylist()
+    return pa.array([None if value is None else spell(value) for value in values], pa.large_string())
 
 
 def _choose_column(table: Table, default: str) -> str:
@@ -331,5 +346,5 @@ def _choose_column(table: Table, default: str) -> str:
     if len(names) == 1 or default in names:
         return default if default in names else names[0]
     raise SourceError(
-        f"{table.name} has the columns {', '.join(names)}: name the one with column=, or call it {default}"
+        f"{table.name} has the columns {', '.join(names)}: call the one that is meant {default!r}, or give column="
     )

@@ -37,6 +37,7 @@ _KINDS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
+_NO_TABLES = frozenset([".json", ".gz", ".zip", ".xz", ".bz2", ".zst", ".xlsx", ".npy", ".sqlite", ".pkl"])
 _BLOCK_ROWS = 65_536
 _PROBED_BYTES = 1 << 16
 _CSV_INTEGER = r"^(0|-?[1-9][0-9]*)$"
@@ -52,6 +53,7 @@ class Table:
         name: The files' names, for messages.
         schema: The `pyarrow.Schema`.
         unit: "line" of a file of plain text, else "row".
+        has_header: Whether the columns have their names from a first line, as in CSV.
         version: A text that changes with the content and the place of a file; empty for a table in memory.
         identity: A text that changes with the content: of sizes and content hashes or, where a store tells none, of the
             beginnings and ends of files. A copy elsewhere, under any names, is the same table.
@@ -63,6 +65,7 @@ class Table:
     version: str
     identity: str
     _read: Callable[[Sequence[str]], Iterable[Any]] = field(repr=False)
+    has_header: bool = False
 
     def blocks(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
         """Iterate over `pyarrow.RecordBatch`es in order, each of at most 65,536 rows.
@@ -137,7 +140,7 @@ def open_table(table: Any, *, text: bool = False) -> Table:
         for file in files:
             yield from file.read(names, schema)
 
-    return Table(name, schema, "line" if kind == "text" else "row", version, identity, read)
+    return Table(name, schema, "line" if kind == "text" else "row", version, identity, read, kind == "csv")
 
 
 def _check_names(name: str, schema: Any) -> None:
@@ -163,14 +166,11 @@ def _find(path: str) -> list[str]:
 
 
 def _kind(url: str, text: bool) -> str:
-    ending = _ending(url)
-    if ending not in _KINDS and not text:
-        raise SourceError(f"cannot tell what {url!r} is by its ending: a table is {_ACCEPTED}")
+    ending = os.path.splitext(strip_query(url).lower())[1]
+    if ending in _NO_TABLES or (ending not in _KINDS and not text):
+        more = "; a list may be a text file, too" if text else ""
+        raise SourceError(f"cannot read {url!r}, which ends in {ending!r}: a table is {_ACCEPTED}{more}")
     return _KINDS.get(ending, "text")
-
-
-def _ending(url: str) -> str:
-    return os.path.splitext(strip_query(url).lower())[1]
 
 
 class _File:
@@ -244,10 +244,13 @@ class _File:
             data = file.read()
         if self.kind == "jsonl":
             return parse_json_lines(data)
+        try:
+            text = data.decode(json.detect_encoding(data))
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{self.url} is no UTF-8 text ({error}): save it as UTF-8") from error
         if self.kind == "text":
-            return parse_text(data)
+            return parse_text(text.encode())
         delimiter = "\t" if self.name.lower().endswith(".tsv") else ","
-        text = data.decode(json.detect_encoding(data))
         return parse_csv(text.encode(), read_names(text, delimiter), delimiter=delimiter)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from curator_dali.outputs.manifest import IMAGES
 from curator_dali.outputs.parquet import LOADED, GroupWriter, RowSchema, measure_rows
 from curator_dali.outputs.tar import FileWriter
 
+logger = logging.getLogger(__name__)
+
 IMAGE, MEMBERS = "image", "members"
 """The columns of images, and of what else came with them: members that are neither the image nor a sidecar."""
 
@@ -28,13 +31,22 @@ _IMAGE_FEATURE = {"_type": "Image"}
 
 def is_loadable(kind: Any) -> bool:
     """Whether `datasets` reads columns of a `pyarrow.DataType` as they are."""
-    return bool(loadable_type(kind) == kind)
+    try:
+        return bool(loadable_type(kind) == kind)
+    except TypeError:
+        return False
 
 
 def loadable_type(kind: Any) -> Any:
-    """The type that `datasets` reads for a `pyarrow.DataType`: a map is a list of keys and values."""
+    """The type that `datasets` reads for a `pyarrow.DataType`: a map is a list of keys and values.
+
+    Raises:
+        TypeError: It reads none: for views of lists, and for types that extend others, such as UUIDs.
+    """
     import pyarrow as pa
 
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        raise TypeError(f"datasets reads no columns of {kind}")
     if pa.types.is_map(kind):
         pair = [("key", loadable_type(kind.key_type)), ("value", loadable_type(kind.item_type))]
         return pa.list_(pa.struct(pair))
@@ -83,6 +95,7 @@ class ShardedImageWriter(FileWriter):
         self._url = url
         self._max_samples, self._max_bytes = max_samples or math.inf, max_bytes or math.inf
         self._schema = _make_schema(schema, class_names, lineage)
+        self._classes = len(class_names)
         self._file: _ImageFile | None = None
         self.written: list[Written] = []
 
@@ -152,9 +165,23 @@ class ShardedImageWriter(FileWriter):
         for field in self._schema:
             if field.name in made:
                 columns.append(pa.array(made[field.name], field.type))
+            elif field.name == "label" and self._classes:
+                columns.append(self._take_labels(rows.column("label")))
             else:
                 columns.append(rows.column(field.name).cast(field.type))
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def _take_labels(self, labels: Any) -> Any:
+        """Make numbers of classes. Any other label is null, as `datasets` opens no file with one; the rows have it."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        values = np.array([np.nan if label is None else label for label in labels.to_pylist()], np.float64)
+        is_class = (values >= -1) & (values < self._classes) & (values == np.floor(values))
+        if (odd := int((~is_class & ~np.isnan(values)).sum())) > 0:
+            logger.warning("%d labels are none of the %d classes, and null in %s", odd, self._classes, self._url)
+        found = pa.array(np.where(is_class, values, 0).astype(np.int64))
+        return pc.if_else(pa.array(is_class), found, pa.scalar(None, pa.int64()))
 
 
 class _ImageFile(GroupWriter):
@@ -202,10 +229,13 @@ def _make_schema(schema: RowSchema, class_names: Sequence[str], lineage: Mapping
     names = ["image_id", *schema.fields.names, *sizes, *(n for n in schema.columns if n not in schema.fields.names)]
     columns = [rows.field(name) for name in names]
     columns = [column.with_type(loadable_type(column.type)) for column in columns]
-    columns[0] = mark_layout(columns[0])  # the ids
+    own = ("image_id", *sizes)
+    columns = [mark_layout(column) if column.name in own else column for column in columns]
     made = pa.schema([mark_layout(image), *columns, mark_layout(pa.field(MEMBERS, pa.list_(member)))])
     features: dict[str, Any] = {IMAGE: _IMAGE_FEATURE}
-    if class_names and "label" in names and made.field("label").type == pa.int64():
+    if class_names and "label" in names:
+        place = made.get_field_index("label")  # a stage that reads the labels made floats of them
+        made = made.set(place, made.field(place).with_type(pa.int64()))
         features["label"] = {"names": list(class_names), "_type": "ClassLabel"}
     about = json.dumps({"info": {"features": features}}, sort_keys=True).encode()
     return made.with_metadata({**rows.metadata, _FEATURES_KEY: about})

@@ -61,6 +61,7 @@ def leave_report(manifest: Manifest, report: Report, data: Any = None, page: boo
     """
     parts = manifest.parts()
     _warn_of_misfits(parts)
+    _warn_of_idle_lists(manifest, report)
     write_file(join(manifest.folder, "report.json"), json.dumps(report.as_dict(), indent=1).encode())
     if page and (report.earlier < report.samples or _PAGE not in store.names(manifest.folder)):
         _leave_page(manifest.folder, data, report.device)
@@ -87,6 +88,18 @@ def _warn_of_misfits(parts: Sequence[Part]) -> None:
             "say its type, as metadata={%r: 'string'}",
             f"{sum(count for count, _ in misfits):,}", name, misfits[0][1], name,
         )  # fmt: skip
+
+
+def _warn_of_idle_lists(manifest: Manifest, report: Report) -> None:
+    """Say which lists of images to leave out named no image at all: a takedown must not fail in silence."""
+    for label, about in manifest.run.get("lineage", {}).items():
+        entries = about.get("entries") if isinstance(about, Mapping) else None
+        if entries and label.startswith("Exclude") and label not in report.dropped:
+            logger.warning(
+                "%s dropped nothing: none of the %s entries of its list names an image that came to it",
+                label,
+                f"{entries:,}",
+            )
 
 
 @checked

@@ -261,6 +261,8 @@ class LearningSource(Source):
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers for as long as this object lives."""
         known = headers["codec"] != 0
+        if not self._headers.flags.writeable:  # Ray hands arrays to other processes as views of one copy
+            self._headers = self._headers.copy()
         self._headers[np.asarray(indices)[known]] = headers[known]
 
 

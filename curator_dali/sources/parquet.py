@@ -222,6 +222,7 @@ class ParquetSource(Source):
         batch = make_batch(np.asarray(indices, np.int64), self.headers(indices))
         images, errors = batch.images, batch.errors
         named: dict[int, tuple[NamedFiles, str]] = {}  # row -> the file that the image lies in
+        others: dict[int, Sequence[Mapping[str, Any]]] = {}  # row -> members that a curation kept in a column
         for number, in_batch, in_group in split_by_shard(batch.indices, self._starts):
             rows, file = in_batch.tolist(), self._groups[number][0]
             url, stem, partition = self._urls[file], self._stems[file], self._partitions[file]
@@ -246,6 +247,8 @@ class ParquetSource(Source):
                         key = given
                     elif file_path:
                         key = file_path.rpartition(".")[0] or file_path
+                    if members and MEMBERS in group.own.layout:
+                        others[row] = fields[place].get(MEMBERS) or ()
                     metadata = (
                         _finish(fields[place], group.own, partition, classes)
                         if members
@@ -268,7 +271,8 @@ class ParquetSource(Source):
             else:
                 images[row] = data
         if members:
-            batch.members = [self._members(image, item) for image, item in zip(images, batch.objects, strict=True)]
+            pairs = zip(images, batch.objects, strict=True)
+            batch.members = [self._members(image, item, others.get(row, ())) for row, (image, item) in enumerate(pairs)]
         return batch
 
     @property
@@ -327,6 +331,8 @@ class ParquetSource(Source):
         """Keep headers for as long as this object lives."""
         for number, rows, samples in split_by_shard(indices, self._starts):
             known = self._headers.setdefault(number, np.zeros(int(self._sizes[number]), HEADER_DTYPE))
+            if not known.flags.writeable:  # see `LearningSource.learn`
+                known = self._headers[number] = known.copy()
             fresh = headers["codec"][rows] != 0
             known[samples[fresh]] = headers[rows[fresh]]
 
@@ -413,7 +419,7 @@ class ParquetSource(Source):
             try:
                 names = reader.schema_arrow.names
                 metadata = names if self._columns is None else self._columns
-                return read_row_group(reader, group, {self._column, *metadata, *find_ids(names)})
+                return read_row_group(reader, group, {self._column, *metadata, *find_ids(reader.schema_arrow)})
             finally:
                 reader.close(force=True)
 
@@ -456,7 +462,7 @@ class ParquetSource(Source):
         column = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in chunks])
         _, offsets, data = column.buffers()
         bounds = np.frombuffer(offsets, np.int64, len(column) + 1, column.offset * 8)
-        ids = next((table.column(name).combine_chunks() for name in find_ids(table.column_names)), None)
+        ids = next((table.column(name).combine_chunks() for name in find_ids(table.schema)), None)
         types = metadata_types(table.schema, self._column, self._columns, with_rest=True)
         others = {name: table.column(name) for name in types}
         if self._column in types:
@@ -483,11 +489,14 @@ class ParquetSource(Source):
             images[row] = arena[begin : begin + len(image)]
             begin += len(image)
 
-    def _members(self, image: NDArray[np.uint8], item: ImageObject) -> dict[str, memoryview]:
+    def _members(
+        self, image: NDArray[np.uint8], item: ImageObject, others: Sequence[Mapping[str, Any]]
+    ) -> dict[str, memoryview]:
         if len(image) == 0:
             return {}
         known = self._column.lower()
         found = {extension: memoryview(data) for extension, data in make_sidecars(item.metadata).items()}
+        found |= {member["extension"]: memoryview(member["bytes"]) for member in others}
         return {known if known in IMAGE_EXTENSIONS else sniff_extension(image.data): image.data, **found}
 
 
@@ -529,7 +538,7 @@ def _finish(
     """A sample's metadata from its cells: of a curation's file as they were, with what folders and labels say."""
     if own or own.layout:
         absent = set() if own.nulls else {name for name in (*own.types, *own.read) if fields.get(name) is None}
-        absent |= {MEMBERS} if MEMBERS in own.layout and fields.get(MEMBERS) is None else set()
+        absent |= own.layout
         rest = fields.pop(METADATA, None) if own.rest else None
         fields = merge_rest({name: value for name, value in fields.items() if name not in absent}, rest)
     return add_class_names({**partition, **fields}, classes)

@@ -42,7 +42,7 @@ def read_names(reader: Any, group: int, image_column: str, samples: NDArray[np.i
     import pyarrow as pa
 
     schema = reader.schema_arrow
-    names = find_ids(schema.names)
+    names = find_ids(schema)
     kind = schema.field(image_column).type
     has_path = pa.types.is_struct(kind) and "path" in [field.name for field in kind]
     wanted = [*names, *([f"{image_column}.path"] if has_path else [])]
@@ -137,9 +137,10 @@ def check_columns(columns: Sequence[str] | None, schemas: Sequence[Any], name: s
             raise SourceError(f"columns= names {column!r}, which {name} does not have; it has {', '.join(known)}")
 
 
-def find_ids(names: Sequence[str]) -> list[str]:
-    """The column that ids are from: one name, or none."""
-    return [name for name in ID_COLUMNS if name in names][:1]
+def find_ids(schema: Any) -> list[str]:
+    """The column that ids are from: one name, or none. In a file that a curation wrote, `image_id` is its own."""
+    own = FieldColumns.from_arrow(schema).layout
+    return [name for name in (*sorted(own), *ID_COLUMNS) if name in ID_COLUMNS and name in schema.names][:1]
 
 
 def metadata_types(
@@ -151,7 +152,7 @@ def metadata_types(
         schema: A file's `pyarrow.Schema`.
         image_column: The column with the images.
         columns: The columns that may be metadata; None for all.
-        with_rest: Whether to name, too, the column that holds further fields in a file that a curation wrote.
+        with_rest: Whether to name, too, the columns of further fields and members in a file that a curation wrote.
     """
     import pyarrow as pa
 
@@ -160,10 +161,11 @@ def metadata_types(
     if not with_rest and own.rest:
         found.pop(METADATA, None)
     if columns is None:
-        found = {name: kind for name, kind in found.items() if name not in own.layout or name == MEMBERS}
+        kept = {MEMBERS} if with_rest else set()
+        found = {name: kind for name, kind in found.items() if name not in own.layout - kept}
     if image_column in found:
         kind = found.pop(image_column)
-        said = {"bytes", *(() if find_ids(schema.names) else ("path",))}
+        said = {"bytes", *(() if find_ids(schema) else ("path",))}
         parts = [field for field in kind if field.name not in said] if pa.types.is_struct(kind) else []
         if parts:
             found[image_column] = pa.struct(parts)

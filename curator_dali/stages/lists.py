@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +48,8 @@ class _ListSelector(Selector):
     distance: Annotated[int, Limits("0 to 16 bits, 4 to 6 is usual", 0, 16)] = 0
 
     def __post_init__(self) -> None:
+        if hasattr(self.entries, "__arrow_c_stream__") and not hasattr(self.entries, "to_list"):  # a table, a frame
+            object.__setattr__(self, "entries", self._read(self.entries).texts().to_pylist())
         object.__setattr__(self, "entries", _plain_entries(self.name, self.entries))
         if not self.by:
             raise StageError(f"{self.name}.by is {self.by!r}; give image_id, image_path, a field, or a kind of hash")
@@ -95,17 +98,19 @@ class _ListSelector(Selector):
         """
         if self._is_set_up(device):
             return
-        source = self.entries if isinstance(self.entries, str) else list(self.entries)
-        try:
-            entries = KeyList(source, self.column, default=self.by, lower=self.by in (*_DIGESTS, *_HASHES))
-        except SourceError as error:
-            raise StageError(f"{self.name}: {error}") from error
+        entries = self._read(self.entries if isinstance(self.entries, str) else list(self.entries))
         hashes, lines = None, entries.lines()
         if self.by in _HASHES:
             hashes, lines = self._index(entries)
         elif self.by in _DIGESTS:
             self._check_digests(entries)
         self._keep(_Listed(device, entries, hashes, lines))
+
+    def _read(self, source: Any) -> KeyList:
+        try:
+            return KeyList(source, self.column, default=self.by, spell=_spell, lower=self.by in (*_DIGESTS, *_HASHES))
+        except SourceError as error:
+            raise StageError(f"{self.name}: {error}") from error
 
     def _find_lines(self, batch: ImageBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Find the images in the list.
@@ -118,8 +123,14 @@ class _ListSelector(Selector):
             return self._find_near(batch)
         digested = self.by in _DIGESTS and self.by not in batch.columns
         values = self._digest(batch) if digested else batch.values(self.by)
-        known = [item.metadata.get(self.by) for item in batch.data] if values.dtype.kind == "f" else [None] * len(batch)
-        texts = [_spell(value, exact) for value, exact in zip(values.tolist(), known, strict=True)]
+        # the metadata has the value as it is; a column of floats holds no whole number beyond 2**53
+        exact = [item.metadata.get(self.by) for item in batch.data]
+        texts = [_spell(own if known is None else known) for own, known in zip(values, exact, strict=True)]
+        if values.dtype.kind == "f" and (np.abs(values[[known is None for known in exact]]) > 2**53).any():
+            raise StageError(
+                f"{self.name}: the output has {self.by!r} as floats, which do not hold whole numbers beyond 2**53: "
+                "curate again with this stage"
+            )
         return self.state.entries.find(texts), np.array([text is not None for text in texts], bool)
 
     def _find_near(self, batch: ImageBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -231,15 +242,20 @@ def _plain_entries(name: str, entries: Any) -> str | tuple[str, ...]:
     if isinstance(entries, Mapping) or not hasattr(entries, "__iter__"):
         raise StageError(f"{name}.entries is {entries!r:.80}; give a file, or the entries in a list")
     items: Sequence[Any] = entries.tolist() if hasattr(entries, "tolist") else list(entries)
-    return tuple(str(item) for item in (sorted(items, key=str) if isinstance(entries, (set, frozenset)) else items))
+    texts = [item if isinstance(item, str) else _spell(item) or "" for item in items]
+    return tuple(sorted(texts) if isinstance(entries, (set, frozenset)) else texts)
 
 
-def _spell(value: Any, exact: Any = None) -> str | None:
-    """A value as a list has it, whole numbers without a point; None where there is none.
-
-    `exact` is the value in the metadata: a column of floats does not hold whole numbers beyond 2**53.
-    """
+def _spell(value: Any) -> str | None:
+    """A value as lists and metadata both have it: whole numbers without a point, bytes as text; None for none."""
+    if hasattr(value, "item"):  # of numpy
+        value = value.item()
     if value is None or value != value:
         return None
-    value = exact if isinstance(exact, int) and float(exact) == value else value
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else to_text(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return to_text(value)

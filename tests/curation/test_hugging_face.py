@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -269,6 +270,69 @@ def test_other_members_are_kept_and_sidecars_are_columns(images: list[bytes], tm
     assert row["image"] == {"bytes": images[0], "path": "x/k.jpg"}
     assert row["members"] == [{"extension": "mask.png", "bytes": b"png"}, {"extension": "npy", "bytes": b"\0" * 9}]
     assert (row["a"], row["caption"], row["label"]) == (1, "text", 2)
+
+
+def test_the_image_is_the_image_whatever_its_new_extension_is(images: list[bytes], tmp_path: Path) -> None:
+    photo, mask = Image.open(io.BytesIO(images[0])), Image.new("L", (120, 80), 7)
+    files = {name: io.BytesIO() for name in ("tif", "mask.png", "other.other.jpg")}
+    photo.save(files["tif"], "TIFF")
+    mask.save(files["mask.png"], "PNG")
+    mask.save(files["other.other.jpg"], "JPEG")
+    members = [(f"a.{name}", file.getvalue()) for name, file in files.items()]
+    source = str(helpers.write_tar(tmp_path / "m.tar", members))
+    write = cd.Write(resize=16, layout="huggingface")
+    cd.curate(source, tmp_path / "out", write=write, **OPTIONS)
+    (table,) = tables_of(tmp_path / "out")
+    (row,) = table.to_pylist()
+    assert Image.open(io.BytesIO(row["image"]["bytes"])).size == (row["written_width"], row["written_height"])
+    assert hashlib.sha256(row["image"]["bytes"]).hexdigest() == row["written_sha256"]
+    assert row["image"]["path"] == "a.jpg"
+    assert [member["extension"] for member in row["members"]] == ["mask.png", "other.other.jpg"]
+    again = open_source(tmp_path / "out").read(np.arange(1), members=True)
+    assert again.members is not None
+    assert {"mask.png", "other.other.jpg"} < again.members[0].keys()
+    assert bytes(again.members[0]["mask.png"]) == files["mask.png"].getvalue()
+
+
+def test_labels_that_a_stage_reads_and_labels_of_no_class(
+    folders: Path, images: list[bytes], tmp_path: Path, load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    cd.curate(str(folders), tmp_path / "read", **{**OPTIONS, "stages": [cd.Filter("label", max=9)]}, write=LAYOUT)
+    assert open_source(tmp_path / "read").class_names == CLASSES
+    loaded = load(str(tmp_path / "read"))["train"]
+    assert loaded.features["label"].names == CLASSES
+    assert loaded["label"] == [row["label"] for row in metadata_of(str(folders))]
+    for name in ("cat", "dog"):
+        (tmp_path / "odd" / name).mkdir(parents=True)
+        (tmp_path / "odd" / name / f"{name}.jpg").write_bytes(images[0])
+    (tmp_path / "odd" / "dog" / "dog.cls").write_text("7")
+    cd.curate(str(tmp_path / "odd"), tmp_path / "out", **OPTIONS, write=LAYOUT)
+    assert "1 labels are none of the 2 classes, and null in" in caplog.text
+    assert load(str(tmp_path / "out"))["train"]["label"] == [0, None]
+    assert [row["label"] for row in rows_of(tmp_path / "out")] == [0, 7]
+
+
+def test_ids_are_those_of_the_samples(images: list[bytes], tmp_path: Path) -> None:
+    about = {"a": {"__key__": "same", "key": 1, "image_id": "z"}, "b": {"__key__": "same", "image_id": None}}
+    cd.curate(MemorySource(dict(zip("ab", images, strict=False)), about), tmp_path / "out", **OPTIONS, write=LAYOUT)
+    opened = open_source(tmp_path / "out")
+    assert opened.read_ids(np.arange(2)).to_pylist() == ["a", "b"]
+    assert [item.image_id for item in opened.read(np.arange(2)).objects] == ["a", "b"]
+    assert metadata_of(tmp_path / "out") == [about["a"], about["b"]]
+
+
+def test_types_that_datasets_does_not_read(images: list[bytes], tmp_path: Path, load: Load) -> None:
+    columns = {
+        "view": pa.array(["a", None], pa.string_view()),
+        "uuid": pa.array([b"0" * 16, b"1" * 16], pa.uuid()),
+        "lists": pa.array([[1], None], pa.list_view(pa.int8())),
+    }
+    pq.write_table(pa.table({"jpg": images[:2]}), tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet").join(pa.table({"k": ["a-0", "a-1"], **columns}), on="k")
+    cd.curate(source, tmp_path / "out", **OPTIONS, write=LAYOUT)
+    assert [image.size for image in load(str(tmp_path / "out"))["train"]["image"]]
+    expected = [{name: array[row].as_py() for name, array in columns.items()} for row in range(2)]
+    assert metadata_of(tmp_path / "out") == expected
 
 
 def test_shards_by_bytes_and_row_groups(tmp_path: Path) -> None:

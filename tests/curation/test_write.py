@@ -242,8 +242,9 @@ def test_all_other_members_and_the_key_stay(photos: dict[str, NDArray[np.uint8]]
 
 
 def test_compound_extensions() -> None:
-    assert replace_image({"0001.png": 1, "0002.png": 2}, "0001.png", 3, "jpg") == {"0001.jpg": 3, "0002.png": 2}
-    assert list(replace_image({"png": 1, "JPG": 2}, "png", 3, "jpg").items()) == [("jpg", 3), ("other.JPG", 2)]
+    found, image = replace_image({"0001.png": 1, "0002.png": 2}, "0001.png", 3, "jpg")
+    assert (found, image) == ({"0001.jpg": 3, "0002.png": 2}, "0001.jpg")
+    assert list(replace_image({"png": 1, "JPG": 2}, "png", 3, "jpg")[0].items()) == [("jpg", 3), ("other.JPG", 2)]
 
 
 def run_each_way(source: Any, folder: Path, write: cd.Write, **options: Any) -> list[list[dict[str, bytes]]]:

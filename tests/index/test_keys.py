@@ -100,7 +100,7 @@ def test_lists_in_files_and_in_memory(tmp_path: Path) -> None:
     for source in (frame, tmp_path / "list.parquet", tmp_path / "list.csv"):
         assert KeyList(source, "uid").find(["b", "c", "a"]).tolist() == [2, 0, 1]
         assert KeyList(source, "n").find(["3"]).tolist() == [3]
-        with pytest.raises(SourceError, match="has the columns uid, n: name the one with column="):
+        with pytest.raises(SourceError, match="has the columns uid, n: call the one that is meant"):
             KeyList(source)
         with pytest.raises(SourceError, match="has no column 'id'; it has uid, n"):
             KeyList(source, "id")
@@ -114,5 +114,13 @@ def test_lists_in_files_and_in_memory(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no table there: .*nowhere\.txt"):
         KeyList(tmp_path / "nowhere.txt")
     path.write_bytes(b"caf\xe9\n")
-    with pytest.raises(SourceError, match=r"cannot read the table .*takedown\.txt.*UTF"):
+    with pytest.raises(SourceError, match=r"takedown\.txt is no UTF-8 text"):
         KeyList(path)
+    path.write_text("cats/1\n", encoding="utf-16")
+    assert KeyList(path).find(["cats/1"]).tolist() == [1]
+    (tmp_path / "ids.csv").write_text("id1\nid2\n")  # entries alone, without a name of the column
+    assert KeyList(tmp_path / "ids.csv").find(["id1", "id2"]).tolist() == [1, 2]
+    assert KeyList(tmp_path / "ids.csv", default="id1").find(["id1", "id2"]).tolist() == [0, 1]
+    (tmp_path / "list.json").write_text('["id1"]')
+    with pytest.raises(SourceError, match=r"list\.json', which ends in '\.json'.*a list may be a text file, too"):
+        KeyList(tmp_path / "list.json")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from datetime import datetime, time, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import imagehash
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -140,6 +143,40 @@ def test_a_run_goes_on_only_with_the_same_list(source: str, tmp_path: Path) -> N
     dropped(source, tmp_path / "memory", Exclude(["k3"]))
     with pytest.raises(StageError, match=r"the list of Exclude in .* was in memory: name all stages anew"):
         cd.stages_of(tmp_path / "memory")
+
+
+NOW = datetime(2024, 5, 1, 12, 30)
+VALUES = [True, Decimal("2.50"), NOW, NOW.replace(tzinfo=timezone.utc), NOW.date(), b"x2", 1.5, 3, "text", time(1, 2)]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=str)
+def test_entries_of_the_type_that_the_field_has(value: Any, tmp_path: Path) -> None:
+    """Named in a list in memory, in a column of the same type, or as a number of another type."""
+    image = helpers.encode(helpers.load_photos()["chelsea"][:32, :32])
+    source = cd.MemorySource([image] * 3, [{"f": value}, {"f": None}, {}])
+    entries: list[Any] = [[value], pa.table({"f": pa.array([None, value])})]
+    entries += [[1.5], np.array([1.5], np.float32)] if value == 1.5 else [pa.table({"f": [3.0]})] if value == 3 else []
+    for number, listed in enumerate(entries):
+        found = dropped(source, tmp_path / f"{number}", Exclude(listed, by="f"))
+        assert found.keys() == {"0"}, listed
+
+
+def test_large_numbers_of_an_output(tmp_path: Path) -> None:
+    """A column of floats must not let a takedown hit other images, or none."""
+    image = helpers.encode(helpers.load_photos()["chelsea"][:32, :32])
+    source = cd.MemorySource([image] * 3, [{"pid": 1_750_000_000_000_000_000 + number} for number in range(3)])
+    named = Exclude([1_750_000_000_000_000_002], by="pid")
+    assert dropped(source, tmp_path / "out", named).keys() == {"2"}
+    with pytest.raises(StageError, match=r"has 'pid' as floats, which do not hold whole numbers beyond 2\*\*53"):
+        cd.rethreshold(tmp_path / "out", tmp_path / "new", stages=[named], source=source, html=False)
+
+
+def test_a_list_that_names_nobody_is_told(source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dropped(source, tmp_path / "out", Exclude(["nobody", "k-3"]))
+    assert "Exclude(image_id) dropped nothing: none of the 2 entries of its list names an image" in caplog.text
+    caplog.clear()
+    dropped(source, tmp_path / "few", Exclude(["nobody", "k3"]))
+    assert "dropped nothing" not in caplog.text
 
 
 def test_settings_that_cannot_be_meant(source: str, tmp_path: Path) -> None:
