@@ -410,9 +410,9 @@ def test_interrupted_decided_twice_and_anew_it_is_the_same(
 
 
 @pytest.mark.slow
-def test_ray_writes_the_same(shards: Path, tmp_path: Path) -> None:
+def test_ray_writes_the_same(folders: Path, tmp_path: Path) -> None:
     for executor in ("local", "ray"):
-        cd.curate(str(shards), tmp_path / executor, write=LAYOUT, part_size=8, executor=executor, **OPTIONS)  # type: ignore[arg-type]
+        cd.curate(str(folders), tmp_path / executor, write=LAYOUT, part_size=8, executor=executor, **OPTIONS)  # type: ignore[arg-type]
     assert content(tmp_path / "ray") == content(tmp_path / "local")
 
 
