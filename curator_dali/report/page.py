@@ -92,9 +92,10 @@ def _warn_of_misfits(parts: Sequence[Part]) -> None:
 
 def _warn_of_idle_lists(manifest: Manifest, report: Report) -> None:
     """Say which lists of images to leave out named no image at all: a takedown must not fail in silence."""
-    for label, about in manifest.run.get("lineage", {}).items():
+    deciding = [f"Exclude({stage.get('by')})" for stage in manifest.run["settings"].get("stages", ())]
+    for label, about in manifest.run.get("lineage", {}).items():  # also that of the output that was decided anew
         entries = about.get("entries") if isinstance(about, Mapping) else None
-        if entries and label.startswith("Exclude") and label not in report.dropped:
+        if entries and label.partition(" #")[0] in deciding and label not in report.dropped:
             logger.warning(
                 "%s dropped nothing: none of the %s entries of its list names an image that came to it",
                 label,

@@ -31,7 +31,7 @@ _MOST_KINDS = 64  # of a stage; a stage of one's own may have a new reason for e
 _MOST_VALUES = 200  # different texts of a column that are told apart; one with more is no class but a name
 _ABOUT_COLUMNS = ("image_id", "image_path", "index", "status", "stage", "reason", "reason_kind", "tar", "key")
 _HASH_COLUMNS = ("duplicate_group", "duplicate_of", "content_hash", "pixel_hash", "phash", "dhash")
-_DIGESTS = ("sha256", "md5")
+_DIGESTS = ("sha256", "md5", "written_sha256", "written_as")
 _NO_SCORES = frozenset([*_ABOUT_COLUMNS, *_HASH_COLUMNS, *_DIGESTS, "embedding"])
 
 _QUANTILE_ROWS = 1_000_000  # of which the range of a histogram is found

@@ -175,6 +175,7 @@ def test_a_list_that_names_nobody_is_told(source: str, tmp_path: Path, caplog: p
     dropped(source, tmp_path / "out", Exclude(["nobody", "k-3"]))
     assert "Exclude(image_id) dropped nothing: none of the 2 entries of its list names an image" in caplog.text
     caplog.clear()
+    cd.rethreshold(tmp_path / "out", tmp_path / "new", stages=[cd.Filter("width", min=1)], tars=False, html=False)
     dropped(source, tmp_path / "few", Exclude(["nobody", "k3"]))
     assert "dropped nothing" not in caplog.text
 
