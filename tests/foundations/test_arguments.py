@@ -52,7 +52,7 @@ CURATE: list[tuple[str, list[Any], str]] = [
     ("tars", ["yes", 1], "True or False"),
     ("html", ["no"], "True or False"),
     ("embeddings", ["float64", 1, None], 'True or False, "float32", "float16"'),
-    ("metadata", ["score", ["score"]], "fields with their types, as {'score': 'float64'}, None"),
+    ("metadata", ["score", 5], "fields to keep: True (all), names, as ['caption'], or names with types"),
     ("stages", ["quality", 5, None], "a list of stages, as [Quality()]"),
 ]
 
