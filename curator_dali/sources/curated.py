@@ -158,7 +158,7 @@ class View(RowSource):
 
 
 class _Choice(NamedTuple):
-    """Which samples are in a view; see `View`."""
+    """The arguments by which samples are chosen for a view; see `View`."""
 
     status: str | None
     min: dict[str, float]
@@ -176,7 +176,7 @@ class _Choice(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What an output says of M chosen samples.
+    """Rows of an output, of M chosen samples.
 
     Attributes:
         indices: (M,) int64 in the data set.

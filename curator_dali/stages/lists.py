@@ -123,14 +123,15 @@ class _ListSelector(Selector):
             return self._find_near(batch)
         digested = self.by in _DIGESTS and self.by not in batch.columns
         values = self._digest(batch) if digested else batch.values(self.by)
-        # the metadata has the value as it is; a column of floats holds no whole number beyond 2**53
-        exact = [item.metadata.get(self.by) for item in batch.data]
-        texts = [_spell(own if known is None else known) for own, known in zip(values, exact, strict=True)]
-        if values.dtype.kind == "f" and (np.abs(values[[known is None for known in exact]]) > 2**53).any():
+        # a column of floats holds no whole number beyond 2**53, and one of texts no bytes: the metadata has the value
+        exact = [_find_exact(own, item.metadata.get(self.by)) for own, item in zip(values, batch.data, strict=True)]
+        pairs = zip(exact, batch.data, strict=True)
+        if any(isinstance(v, float) and abs(v) > 2**53 and self.by not in item.metadata for v, item in pairs):
             raise StageError(
                 f"{self.name}: the output has {self.by!r} as floats, which do not hold whole numbers beyond 2**53: "
                 "curate again with this stage"
             )
+        texts = list(map(_spell, exact))
         return self.state.entries.find(texts), np.array([text is not None for text in texts], bool)
 
     def _find_near(self, batch: ImageBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -244,6 +245,17 @@ def _plain_entries(name: str, entries: Any) -> str | tuple[str, ...]:
     items: Sequence[Any] = entries.tolist() if hasattr(entries, "tolist") else list(entries)
     texts = [item if isinstance(item, str) else _spell(item) or "" for item in items]
     return tuple(sorted(texts) if isinstance(entries, (set, frozenset)) else texts)
+
+
+def _find_exact(column: Any, metadata: Any) -> Any:
+    """The value in the metadata that a column's value was made of; the column's own where it was made of another."""
+    if metadata is None or isinstance(metadata, float):
+        return column
+    if isinstance(column, float):
+        made = isinstance(metadata, (int, Decimal)) and float(metadata) == column
+    else:
+        made = (to_text(metadata) if isinstance(column, str) else metadata) == column
+    return metadata if made else column
 
 
 def _spell(value: Any) -> str | None:

@@ -161,6 +161,18 @@ def test_entries_of_the_type_that_the_field_has(value: Any, tmp_path: Path) -> N
         assert found.keys() == {"0"}, listed
 
 
+def test_metadata_of_the_names_of_columns(tmp_path: Path) -> None:
+    """COCO has an `image_id`, img2dataset a `sha256`: the sample's own id and digest count."""
+    image = helpers.encode(helpers.load_photos()["chelsea"][:32, :32])
+    about = {"image_id": "other", "sha256": "0" * 64, "tag": "cat"}
+    source = cd.MemorySource({"mine": image}, {"mine": about})
+    digest = hashlib.sha256(image).hexdigest()
+    for number, (listed, by) in enumerate([("mine", "image_id"), (digest, "sha256"), ("cat", "tag")]):
+        assert dropped(source, tmp_path / f"in{number}", Exclude([listed], by=by)).keys() == {"mine"}
+    for number, (listed, by) in enumerate([("other", "image_id"), ("0" * 64, "sha256"), ("dog", "tag")]):
+        assert not dropped(source, tmp_path / f"out{number}", Exclude([listed], by=by))
+
+
 def test_large_numbers_of_an_output(tmp_path: Path) -> None:
     """A column of floats must not let a takedown hit other images, or none."""
     image = helpers.encode(helpers.load_photos()["chelsea"][:32, :32])
