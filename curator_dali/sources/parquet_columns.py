@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,6 @@ from curator_dali.sources.row_groups import is_binary
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-logger = logging.getLogger(__name__)
 
 ID_COLUMNS = ("key", "__key__", "image_id", "id")
 """Columns that hold ids; the first that a file has counts."""

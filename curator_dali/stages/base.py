@@ -24,6 +24,7 @@ from curator_dali.arguments import checked
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.outputs import EmbeddingReader, Function
+from curator_dali.sources import image_member
 from curator_dali.transforms import Transform
 
 if TYPE_CHECKING:
@@ -273,6 +274,18 @@ class Workers(Protocol):
 
     def scratch(self) -> AbstractContextManager[str]:
         """A new folder, or its URL, for files between the processes, which goes away with the block."""
+
+
+def list_images(stage: Stage, batch: ImageBatch) -> list[memoryview]:
+    """List the encoded images of a batch, for a stage that reads "encoded".
+
+    Raises:
+        StageError: The batch was loaded without these bytes.
+    """
+    if batch.encoded is None:
+        raise StageError(f"{stage.name} reads the images' bytes, which were not kept: keep_encoded=True")
+    pairs = zip(batch.data, batch.encoded, strict=True)
+    return [image_member(members, item.image_path) for item, members in pairs]
 
 
 def checked_stage(stage: F) -> F:

@@ -19,8 +19,7 @@ from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
 from curator_dali.index import Comparison, Matches, check_earlier, match_earlier
 from curator_dali.similarity import MAX_PAIRS, Grouping, Keep, Linkage, MatchSet, Pairs, TooManyPairs
-from curator_dali.sources import image_member
-from curator_dali.stages.base import GlobalSelector, Reason, ScoredRows, Stage, View, checked_stage
+from curator_dali.stages.base import GlobalSelector, Reason, ScoredRows, Stage, View, checked_stage, list_images
 from curator_dali.stages.distributed import SpreadEmbeddings
 from curator_dali.stages.embed import embedder_of
 from curator_dali.transforms import Grey
@@ -192,10 +191,7 @@ class Deduplicate(GlobalSelector):
         """Add what it compares by."""
         wanted = self.writes
         if "content_hash" in wanted or "image_bytes" in wanted:
-            if batch.encoded is None:
-                raise StageError(f"{self.name} reads the images' bytes, which were not kept: keep_encoded=True")
-            pairs = zip(batch.data, batch.encoded, strict=True)
-            images = [image_member(members, item.image_path) for item, members in pairs]
+            images = list_images(self, batch)
             if "content_hash" in wanted:
                 batch.columns["content_hash"] = objects([similarity.content_hash(image).hex() for image in images])
             if "image_bytes" in wanted:

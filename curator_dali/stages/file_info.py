@@ -15,8 +15,7 @@ from typing import Any
 from curator_dali.arrays import missing
 from curator_dali.batch import ImageBatch
 from curator_dali.errors import StageError
-from curator_dali.sources import image_member
-from curator_dali.stages.base import Stage, checked_stage
+from curator_dali.stages.base import Stage, checked_stage, list_images
 
 # Tags of EXIF 2.32, and of its folders.
 _MAKE, _MODEL, _CHANGED, _EXIF_FOLDER, _GPS_FOLDER = 0x010F, 0x0110, 0x0132, 0x8769, 0x8825
@@ -67,11 +66,9 @@ class FileInfo(Stage):
 
     def __call__(self, batch: ImageBatch) -> ImageBatch:
         """Add the columns."""
-        if batch.encoded is None:
-            raise StageError(f"{self.name} reads the images' bytes, which were not kept: keep_encoded=True")
         found = {name: missing(len(batch), kind) for name, kind in self.writes.items()}
-        for row, (item, members) in enumerate(zip(batch.data, batch.encoded, strict=True)):
-            for name, value in read_facts(image_member(members, item.image_path), self.columns).items():
+        for row, image in enumerate(list_images(self, batch)):
+            for name, value in read_facts(image, self.columns).items():
                 if value is not None:
                     found[name][row] = value
         batch.columns.update(found)

@@ -20,8 +20,8 @@ from curator_dali.batch import ImageBatch
 from curator_dali.errors import SourceError, StageError
 from curator_dali.index import HashIndex, KeyList
 from curator_dali.io import is_remote
-from curator_dali.sources import image_member, to_text
-from curator_dali.stages.base import Reason, Selector, View, checked_stage
+from curator_dali.sources import to_text
+from curator_dali.stages.base import Reason, Selector, View, checked_stage, list_images
 from curator_dali.stages.deduplicate import HASH_VIEW
 
 _DIGESTS = ("sha256", "md5")
@@ -122,7 +122,11 @@ class _ListSelector(Selector):
         if self.by in _HASHES:
             return self._find_near(batch)
         digested = self.by in _DIGESTS and self.by not in batch.columns
-        values = self._digest(batch) if digested else batch.values(self.by)
+        values = (
+            batch.values(self.by)
+            if not digested
+            else objects([hashlib.new(self.by, image).hexdigest() for image in list_images(self, batch)])
+        )
         # a column of floats holds no whole number beyond 2**53, and one of texts no bytes: the metadata has the value
         exact = [_find_exact(own, item.metadata.get(self.by)) for own, item in zip(values, batch.data, strict=True)]
         pairs = zip(exact, batch.data, strict=True)
@@ -151,14 +155,6 @@ class _ListSelector(Selector):
             order = np.argsort(-pairs.value, kind="stable")
             lines[rows[pairs.first[order]]] = self.state.lines[pairs.second[order]]
         return lines, there
-
-    def _digest(self, batch: ImageBatch) -> NDArray[np.object_]:
-        if batch.encoded is None:
-            raise StageError(f"{self.name} reads the images' bytes, which were not kept: keep_encoded=True")
-        pairs = zip(batch.data, batch.encoded, strict=True)
-        return objects(
-            [hashlib.new(self.by, image_member(members, item.image_path)).hexdigest() for item, members in pairs]
-        )
 
     def _index(self, entries: KeyList) -> tuple[HashIndex | None, NDArray[np.int64]]:
         """Index the perceptual hashes of a list: their index, None where there is none, and the lines of its rows."""
