@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,11 @@ from curator_dali.sources.base import (
     order_ids,
     split_by_shard,
 )
+from curator_dali.sources.dataset_index import DatasetIndex
+from curator_dali.sources.entries import Entries, Items, coalesce, drop_unreadable, gather_loaded, join_members
+from curator_dali.sources.prepared import IndexedShards, open_shards
 from curator_dali.sources.sidecars import parse_metadata
-from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, TarIndex
+from curator_dali.sources.tar_index import ENTRY, Status
 from curator_dali.sources.tar_shards import Shard, Shards
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
-_SHARD_SPAN_BITS = 44  # of a place on a line of shards: 16 TiB, more than a store takes as one object
+_PREPARE_AGAIN = ". The index of the data set is older: `curator-dali prepare` brings it up to date"
 _RUN_BYTES = 1 << 26  # of a `run.json`, at the most
 
 
@@ -69,7 +72,9 @@ class TarSource(Source):
     Args:
         urls: The tars; the order of the samples is theirs.
         name: The data set's name; by default that of the folder that the tars lie in.
-        index: Where indexes are kept: `"cache"`, `"beside"` the tars, or `"none"`; see `tar_index.index_path`.
+        index: Where indexes of single tars are kept: `"cache"`, `"beside"` the tars, or `"none"`; see
+            `tar_index.index_path`. The index of the data set that `curator_dali.prepare` made is used where it lies in
+            the folder that all tars lie in, but with `"none"`; any other text is the folder or URL of such an index.
 
     Raises:
         SourceError: A tar is missing, unreadable or no tar; all of these are named.
@@ -83,10 +88,11 @@ class TarSource(Source):
         urls: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         name: str | None = None,
-        index: Literal["cache", "beside", "none"] = "cache",
+        index: str | os.PathLike[str] | DatasetIndex = "cache",
     ) -> None:
         self._storage, self._arenas = Storage(), Arenas()
-        self._shards = Shards(list_paths(urls), self._storage, index)
+        index = index if isinstance(index, DatasetIndex) else os.fspath(index)
+        self._shards: Shards | IndexedShards = open_shards(list_paths(urls), self._storage, index)
         self._starts = np.concatenate([[0], np.cumsum(self._shards.sizes)])
         self.name = name or common_name(self._shards.urls)
         self.read_ahead = 8 if self._shards.remote else 1
@@ -137,39 +143,25 @@ class TarSource(Source):
         """Read samples: a few large reads a shard into one buffer, which the images are views of."""
         indices = np.asarray(indices, np.int64)
         count = len(indices)
-        table = np.zeros((count, ENTRY_NUMBERS), np.int64)
-        headers = np.zeros(count, HEADER_DTYPE)
-        shard_of, limit = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        batch = make_batch(indices, headers)
-        errors, unread = batch.errors, batch.unread
-        groups: list[_Group] = []
-        for number, rows, samples in split_by_shard(indices, self._starts):
-            shard_of[rows], limit[rows] = number, self._shards.stats[number].size
-            try:
-                shard = self._shards[number]
-            except (OSError, SourceError) as error:
-                errors.update(dict.fromkeys(rows.tolist(), one_line(error)))
-                unread.update(rows.tolist())
-                url = self._shards.urls[number]
-                for at, sample in zip(rows.tolist(), samples.tolist(), strict=True):  # only where they are is known
-                    batch.objects[at], batch.shards[at] = ImageObject(f"{url}#sample={sample}", f"#{sample}"), url
-                continue
-            table[rows], headers[rows] = shard.index.table[samples], shard.headers[samples]
-            groups.append(_Group(number, rows, samples, shard.index))
+        found = self._find_entries(indices, members)
+        batch = make_batch(indices, found.headers)
+        errors, unread, limit = batch.errors, batch.unread, found.limit
+        errors.update(found.failed)
+        unread.update(found.failed)
 
-        entries = table.view(ENTRY)[:, 0]  # (N,)
+        entries = found.table.view(ENTRY)[:, 0]  # (N,)
         # (N, 4) of image, json, txt, cls; a size of -1 is no member
         offsets, sizes = entries["members"]["offset"], entries["members"]["size_plus_one"] - 1
         whole = offsets + sizes <= limit[:, None]
         usable = whole & (sizes <= LARGEST_FILE)
         row, role = ((sizes > 0) & usable).nonzero()
-        items = _Items(row, offsets[row, role], sizes[row, role])
+        items = Items(row, offsets[row, role], sizes[row, role])
         extensions: list[str] = []
         if members:
-            extra, extensions, large = _all_members(groups, limit)
+            extra, extensions, large = drop_unreadable(found.members or join_members([]), limit)
             errors.update({r: f"a member beside the image has {size:,} bytes{_TOO_LARGE}" for r, size in large.items()})
-            items = _Items(*(np.concatenate(pair) for pair in zip(items, extra, strict=True)))
-        arena, position, lost = self._gather(shard_of[items.row], items)
+            items = Items(*(np.concatenate(pair) for pair in zip(items, extra, strict=True)))
+        arena, position, lost = self._gather(found.shard[items.row], items)
         at = np.zeros((count, 4), np.int64)
         at[row, role] = position[: len(row)]
 
@@ -193,7 +185,7 @@ class TarSource(Source):
                     errors[r] = f"the image has {too_large}"
         if unread:  # what the index says of a sample holds whether or not its members can be read now
             unread.difference_update((entries["status"] & ~Status.SHADOWED).nonzero()[0].tolist())
-        self._fill(batch, groups, table, arena, at, sizes, problems)
+        self._fill(batch, found, arena, at, sizes, problems)
         if members:
             batch.members = _member_views(count, items, extensions, arena, position, lost)
         return batch
@@ -217,6 +209,8 @@ class TarSource(Source):
 
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
         """Take keys from the indexes; see `Source.read_ids`."""
+        if isinstance(self._shards, IndexedShards):
+            return self._shards.read_keys(indices)
         parts: list[tuple[NDArray[np.int64], Any]] = []
         for number, rows, samples in split_by_shard(indices, self._starts):
             try:
@@ -230,6 +224,8 @@ class TarSource(Source):
 
         0 where there is none, -1 for those of a shard that cannot be read.
         """
+        if isinstance(self._shards, IndexedShards):
+            return self._shards.image_sizes(indices)
         sizes = np.full(len(indices), -1, np.int64)
         for shard, rows, samples in self._load(indices, "look up sizes"):
             sizes[rows] = shard.index.image_sizes(samples)
@@ -237,6 +233,8 @@ class TarSource(Source):
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples; those of a shard that cannot be read are unknown."""
+        if isinstance(self._shards, IndexedShards):
+            return self._shards.headers(indices)
         headers = np.zeros(len(indices), HEADER_DTYPE)
         for shard, rows, samples in self._load(indices, "look up headers"):
             headers[rows] = shard.headers[samples]
@@ -244,6 +242,9 @@ class TarSource(Source):
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers, in memory at once, and beside the index once the source is closed."""
+        if isinstance(self._shards, IndexedShards):
+            self._shards.learn_at(indices, headers)
+            return
         for shard, rows, samples in self._load(indices, "keep headers"):
             self._shards.learn(shard, samples, headers[rows])
 
@@ -264,7 +265,7 @@ class TarSource(Source):
         self._arenas.clear()
 
     def _gather(
-        self, shard: NDArray[np.int64], items: _Items
+        self, shard: NDArray[np.int64], items: Items
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]:
         """Read items into one buffer: it, (M,) where each item begins in it, item -> why it could not be read."""
         gap = _REMOTE_GAP if self._shards.remote else _LOCAL_GAP
@@ -279,15 +280,22 @@ class TarSource(Source):
         lost: dict[int, str] = {}
         for extent, outcome in enumerate(self._storage.fill(requests)):
             if outcome.reason:
+                if isinstance(self._shards, IndexedShards) and "changed after" in outcome.reason:
+                    outcome = outcome._replace(reason=f"{outcome.reason}{_PREPARE_AGAIN}")
                 short = (extent_of == extent) & (items.offset + items.size > starts[extent] + outcome.done)
                 lost.update(dict.fromkeys(short.nonzero()[0].tolist(), outcome.reason))
         return arena, position, lost
 
+    def _find_entries(self, indices: NDArray[np.int64], members: bool) -> Entries:
+        """Gather what the indexes say of samples."""
+        if isinstance(self._shards, IndexedShards):
+            return self._shards.gather(indices, members=members)
+        return gather_loaded(self._shards, indices, self._starts, members=members)
+
     def _fill(
         self,
         batch: EncodedBatch,
-        groups: list[_Group],
-        table: NDArray[np.int64],
+        found: Entries,
         arena: NDArray[np.uint8],
         at: NDArray[np.int64],
         sizes: NDArray[np.int64],
@@ -295,41 +303,39 @@ class TarSource(Source):
     ) -> None:
         """Turn arrays into objects: the loop that Python's time a sample goes into."""
         objects, images, shards, errors, view = batch.objects, batch.images, batch.shards, batch.errors, arena.data
-        for number, rows, _, index in groups:
-            url, names = self._shards.urls[number], index.names
-            tail = f"::{url}"
-            columns = (
-                table[rows, -4:].tolist(),  # name_start, name_size, key_length, status
-                at[rows].tolist(),
-                sizes[rows].tolist(),
-            )
-            for row, (start, size, key_length, status), (i, j, t, c), (i_size, j_size, t_size, c_size) in zip(
-                rows.tolist(), *columns, strict=True
-            ):
-                name = names[start : start + size].decode()
-                shards[row] = url
-                if i_size > 0:
-                    images[row] = arena[i : i + i_size]
-                elif not status:
-                    errors.setdefault(row, "the image has no bytes")
-                metadata: Any = {}
-                if j_size >= 0 or t_size >= 0 or c_size >= 0:
-                    # Copies, so that metadata that is kept does not keep the images' buffer.
-                    metadata = partial(
-                        parse_metadata,
-                        bytes(view[j : j + j_size]) if j_size >= 0 else None,
-                        bytes(view[t : t + t_size]) if t_size >= 0 else None,
-                        bytes(view[c : c + c_size]) if c_size >= 0 else None,
-                    )
-                if row in problems:
-                    metadata = partial(metadata or parse_metadata, problem=problems[row])
-                path = f"tar://{name}{tail}"
-                if status:
-                    if status != Status.SHADOWED:
-                        errors[row] = self._explain(number, name, status)
-                    if status & Status.SHADOWED:
-                        path = f"tar://{name}#offset={table[row, 0]}{tail}"
-                objects[row] = ImageObject(path, name[:key_length], metadata)
+        urls = self._shards.urls
+        # names, tars, (key_length, status), and where the image and the sidecars begin in the arena, with their sizes
+        columns = (found.names, found.shard.tolist(), found.table[:, -2:].tolist(), at.tolist(), sizes.tolist())
+        for row, (name, number, (key_length, status), (i, j, t, c), (i_size, j_size, t_size, c_size)) in enumerate(
+            zip(*columns, strict=True)
+        ):
+            url = shards[row] = urls[number]
+            if name is None:  # only where the sample is is known
+                sample = int(found.samples[row])
+                objects[row] = ImageObject(f"{url}#sample={sample}", f"#{sample}")
+                continue
+            if i_size > 0:
+                images[row] = arena[i : i + i_size]
+            elif not status:
+                errors.setdefault(row, "the image has no bytes")
+            metadata: Any = {}
+            if j_size >= 0 or t_size >= 0 or c_size >= 0:
+                # Copies, so that metadata that is kept does not keep the images' buffer.
+                metadata = partial(
+                    parse_metadata,
+                    bytes(view[j : j + j_size]) if j_size >= 0 else None,
+                    bytes(view[t : t + t_size]) if t_size >= 0 else None,
+                    bytes(view[c : c + c_size]) if c_size >= 0 else None,
+                )
+            if row in problems:
+                metadata = partial(metadata or parse_metadata, problem=problems[row])
+            path = f"tar://{name}::{url}"
+            if status:
+                if status != Status.SHADOWED:
+                    errors[row] = self._explain(number, name, status)
+                if status & Status.SHADOWED:
+                    path = f"tar://{name}#offset={found.table[row, 0]}::{url}"
+            objects[row] = ImageObject(path, name[:key_length], metadata)
 
     def _explain(self, number: int, name: str, status: int) -> str:
         if status & Status.DAMAGED:
@@ -337,83 +343,6 @@ class TarSource(Source):
         if status & Status.CUT:
             return f"truncated tar: it ends at byte {self._shards.stats[number].size}, within this sample"
         return f"no image member: the sample begins with {name!r}, and none of its members has an image extension"
-
-
-class _Group(NamedTuple):
-    """The samples of a batch that lie in one shard, and the shard's index."""
-
-    shard: int
-    rows: NDArray[np.int64]
-    samples: NDArray[np.int64]
-    entries: TarIndex
-
-
-class _Items(NamedTuple):
-    """Members to read: for which row of the batch, from where in its shard, how many bytes; (M,) int64 each."""
-
-    row: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-
-
-def coalesce(
-    shard: NDArray[np.int64], offset: NDArray[np.int64], size: NDArray[np.int64], gap: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Join items (M of them) that lie within `gap` bytes of each other in one shard into extents (E of them).
-
-    Returns:
-        (M,) each item's extent; (E,) their shards, (E,) where they start and (E,) end in them; (M,) where each item
-        begins when all extents are laid one after the other.
-    """
-    if len(offset) == 0:
-        none = np.zeros(0, np.int64)
-        return none, none, none, none, none
-    order = np.lexsort((offset, shard))
-    s, o = shard[order], offset[order]  # (M,) sorted by shard, then by place
-    rank = np.zeros(len(s), np.int64)
-    np.cumsum(s[1:] != s[:-1], out=rank[1:])
-    # (M,) the start of each item's shard on one line of shards end to end, so that one running maximum serves all
-    base = rank << _SHARD_SPAN_BITS
-    reach = np.maximum.accumulate(base + o + size[order])  # (M,) how far the items up to each one reach on that line
-    begins = np.ones(len(order), bool)  # (M,) whether an item begins an extent
-    begins[1:] = base[1:] + o[1:] > reach[:-1] + gap
-    begins[1:] |= rank[1:] != rank[:-1]
-    first = begins.nonzero()[0]  # (E,) each extent's first item
-    starts = o[first]
-    ends = reach[np.append(first[1:], len(order)) - 1] - base[first]
-    extent = np.empty(len(order), np.int64)
-    extent[order] = np.cumsum(begins) - 1
-    laid = np.zeros(len(first), np.int64)  # (E,) where each extent begins when all are laid end to end
-    np.cumsum((ends - starts)[:-1], out=laid[1:])
-    return extent, s[first], starts, ends, laid[extent] + offset - starts[extent]
-
-
-def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items, list[str], dict[int, int]]:
-    """Find all members of samples that can be read; `limit` is (N,) bytes in the shard of each row.
-
-    Returns:
-        Whole members; their extensions as the names have them (`jpg`, `left.JPG`); row -> bytes of a member that is
-        too large to be read.
-    """
-    large: dict[int, int] = {}
-    rows, columns, extensions = [np.zeros(0, np.int64)], [np.zeros((0, 4), np.int64)], []
-    for group in groups:
-        first = group.entries.first[group.samples].astype(np.int64)
-        counts = group.entries.first[group.samples + 1] - first
-        ends = np.cumsum(counts)
-        numbers = np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)
-        found, row = group.entries.members[numbers].astype(np.int64), np.repeat(group.rows, counts)
-        whole = found[:, 0] + found[:, 1] <= limit[row]
-        over = whole & (found[:, 1] > LARGEST_FILE)
-        large |= zip(row[over].tolist(), found[over, 1].tolist(), strict=True)
-        whole &= ~over
-        rows.append(row[whole])
-        columns.append(found[whole])
-        for start, size in found[whole, 2:].tolist():
-            name = group.entries.names[start : start + size].decode()
-            extensions.append(name[name.find(".", name.rfind("/") + 1) + 1 :])
-    table = np.concatenate(columns)
-    return _Items(np.concatenate(rows), table[:, 0], table[:, 1]), extensions, large
 
 
 def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[str]]:
@@ -439,7 +368,7 @@ def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[st
 
 def _member_views(
     count: int,
-    items: _Items,
+    items: Items,
     extensions: list[str],
     arena: NDArray[np.uint8],
     position: NDArray[np.int64],

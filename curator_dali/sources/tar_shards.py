@@ -151,7 +151,7 @@ class Shards:
         self.sizes = np.array([summary.samples for summary in summaries], np.int64)
         self.digests = np.array([summary.digest for summary in summaries], np.int64)
         self.duplicates = sum(summary.duplicates for summary in summaries)
-        self._log_warnings(summaries)
+        log_warnings(self.urls, summaries)
         bad = {url: result for url, result in zip(self.urls, found, strict=True) if isinstance(result, str)}
         if bad:
             shown = "; ".join(f"{url}: {reason}" for url, reason in sorted(bad.items())[:10])
@@ -184,17 +184,6 @@ class Shards:
                 silent.set()
             return one_line(error)
 
-    def _log_warnings(self, summaries: Sequence[Summary]) -> None:
-        """Log the warnings of shards, without a flood of lines."""
-        warned = [(url, about.warnings) for url, about in zip(self.urls, summaries, strict=True) if about.warnings]
-        for place, (url, warnings) in enumerate(warned):
-            logger.log(logging.WARNING if place < _MOST_WARNED else logging.DEBUG, "%s: %s", url, "; ".join(warnings))
-        if len(warned) > _MOST_WARNED:
-            logger.warning("%d more shards have warnings: log level DEBUG shows them", len(warned) - _MOST_WARNED)
-        noted = [(url, about.note) for url, about in zip(self.urls, summaries, strict=True) if about.note]
-        if noted:
-            logger.info("%s: %s (such shards: %d of %d)", *noted[0], len(noted), len(self.urls))
-
 
 class Shard:
     """A loaded shard: its index, and what is known of its images' headers (`learnt`: how many of them anew)."""
@@ -205,3 +194,15 @@ class Shard:
         self.index = index
         self.headers = headers if headers is not None else np.zeros(len(index), HEADER_DTYPE)
         self.learnt = 0
+
+
+def log_warnings(urls: Sequence[str], summaries: Sequence[Summary]) -> None:
+    """Log the warnings of shards, without a flood of lines."""
+    warned = [(url, about.warnings) for url, about in zip(urls, summaries, strict=True) if about.warnings]
+    for place, (url, warnings) in enumerate(warned):
+        logger.log(logging.WARNING if place < _MOST_WARNED else logging.DEBUG, "%s: %s", url, "; ".join(warnings))
+    if len(warned) > _MOST_WARNED:
+        logger.warning("%d more shards have warnings: log level DEBUG shows them", len(warned) - _MOST_WARNED)
+    noted = [(url, about.note) for url, about in zip(urls, summaries, strict=True) if about.note]
+    if noted:
+        logger.info("%s: %s (such shards: %d of %d)", *noted[0], len(noted), len(urls))
