@@ -23,12 +23,12 @@ from curator_dali.errors import SourceError
 from curator_dali.io import (
     Stat,
     filesystem,
+    is_http,
     is_remote,
     join,
     one_line,
     parse_json,
     read_regular,
-    strip_query,
     strip_signature,
 )
 from curator_dali.sources.base import HEADER_DTYPE, quote
@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 FOLDER = ".curator_dali_index"
 """The folder of an index beside its data; hidden, so that folders and globs pass over it."""
+
+PLACES_OF_INDEX = ("cache", "beside", "none")
+"""What `index=` may be besides a folder."""
 
 FILES = "files.arrow"
 """The table of the files, which is written last."""
@@ -177,34 +180,28 @@ def find_reference(urls: Sequence[str], index: str) -> Reference | None:
         return None
     if index not in ("cache", "beside"):
         return Reference(index if is_remote(index) else os.path.abspath(os.path.expanduser(index)), True)
+    if any(is_http(url) and "?" in url for url in urls):  # a signature is of one file
+        return None
     folder = common_folder(urls)
     if not folder or folder.endswith((":", ":/")):  # files that have nothing in common
         return None
     return Reference(join(folder, FOLDER), False)
 
 
-def open_index(urls: Sequence[str], index: str | DatasetIndex) -> DatasetIndex | None:
-    """Open the index of files, by one request where it is remote; None where there is none.
-
-    Args:
-        urls: The files, or one folder with a slash at its end.
-        index: See `find_reference`.
+def open_index(reference: Reference) -> DatasetIndex | None:
+    """Open an index, by one request where it is remote; None where there is none.
 
     Raises:
         SourceError: It was named, and is missing or damaged.
     """
-    if isinstance(index, DatasetIndex):
-        return index
-    reference = find_reference(urls, index)
-    if reference is None:
-        return None
     folder, must_exist = reference
     try:
         return read_index(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         if must_exist:
             raise SourceError(
-                f"index={folder!r} holds no index of a data set: `curator-dali prepare SRC --index {folder}` makes one"
+                f"index={folder!r} holds no index of a data set: `curator-dali prepare SRC --index {folder}` makes "
+                'one. Else allowed: "cache", "beside", "none"'
             ) from error
     except Exception as error:
         if must_exist:
@@ -285,11 +282,6 @@ def _relative(url: str, root: str) -> str:
 def relative_names(urls: Sequence[str], root: str) -> list[str]:
     """Names of files below a root."""
     return [_relative(url, root) for url in urls]
-
-
-def root_of(urls: Sequence[str]) -> str:
-    """The folder that all files lie in."""
-    return strip_query(common_folder(urls))
 
 
 FILE_FIELDS = (

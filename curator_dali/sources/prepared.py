@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from curator_dali.errors import SourceError
 from curator_dali.io import LRU, Stat, Storage, is_remote
 from curator_dali.sources.base import HEADER_DTYPE, check_indices, quote
-from curator_dali.sources.dataset_index import PLACES, RECORD_NUMBERS, DatasetIndex, Records, open_index
+from curator_dali.sources.dataset_index import (
+    PLACES,
+    PLACES_OF_INDEX,
+    RECORD_NUMBERS,
+    DatasetIndex,
+    Records,
+    open_index,
+)
 from curator_dali.sources.entries import (
     Entries,
     Items,
@@ -39,20 +46,26 @@ _DAMAGED = "the index is damaged here: prepare it anew with `curator-dali prepar
 _HEADER = 512
 
 
-def open_shards(urls: Sequence[str], storage: Storage, index: str | DatasetIndex) -> Shards | IndexedShards:
+def open_shards(
+    urls: Sequence[str], storage: Storage, index: str, known: Mapping[str, DatasetIndex | None]
+) -> Shards | IndexedShards:
     """Open tars by the index of their data set where there is one, else by an index of each.
 
     Args:
         urls: The tars.
         storage: Reads them.
-        index: "cache", "beside", "none", the folder of an index, or an index.
+        index: "cache", "beside", "none", or the folder of an index.
+        known: Folder of an index -> it, or None where there is none: what need not be looked for.
 
     Raises:
         SourceError: A tar cannot be read, or an index that was named.
     """
     urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
-    keep: Any = index if index in ("cache", "beside", "none") else "cache"
-    found = open_index(urls, index)
+    keep: Any = index if index in PLACES_OF_INDEX else "cache"
+    reference = find_reference(urls, index)
+    if reference is None:
+        return Shards(urls, storage, keep)
+    found = known[reference.folder] if reference.folder in known else open_index(reference)
     if found is not None and found.kind != "tar":
         logger.info("the index %s is of %s files", found.folder, found.kind)
         found = None
@@ -257,7 +270,7 @@ class IndexedShards:
         )
 
     def _open_rest(self, keep: Any) -> tuple[Shards | None, NDArray[np.int64]]:
-        """Index tars that the index does not know, or not as they are: these, and (S,) the number of each among them."""
+        """Index tars that the index does not know, or not as they are: these, and (S,) their numbers."""
         numbers = (~self.prepared).nonzero()[0]
         place = np.full(len(self.urls), -1, np.int64)
         if not len(numbers):

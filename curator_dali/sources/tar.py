@@ -18,6 +18,7 @@ from curator_dali.errors import SourceError
 from curator_dali.io import (
     LARGEST_FILE,
     Request,
+    Stat,
     Storage,
     common_name,
     fingerprint,
@@ -39,11 +40,10 @@ from curator_dali.sources.base import (
     order_ids,
     split_by_shard,
 )
-from curator_dali.sources.dataset_index import DatasetIndex
 from curator_dali.sources.entries import Entries, Items, coalesce, drop_unreadable, gather_loaded, join_members
 from curator_dali.sources.prepared import IndexedShards, open_shards
 from curator_dali.sources.sidecars import parse_metadata
-from curator_dali.sources.tar_index import ENTRY, Status
+from curator_dali.sources.tar_index import ENTRY, Status, TarIndex
 from curator_dali.sources.tar_shards import Shard, Shards
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class TarSource(Source):
         index: Where indexes of single tars are kept: `"cache"`, `"beside"` the tars, or `"none"`; see
             `tar_index.index_path`. The index of the data set that `curator_dali.prepare` made is used where it lies in
             the folder that all tars lie in, but with `"none"`; any other text is the folder or URL of such an index.
+        indexes: Folders of such indexes that were looked into already, with what was found there; None for nothing.
 
     Raises:
         SourceError: A tar is missing, unreadable or no tar; all of these are named.
@@ -90,11 +91,12 @@ class TarSource(Source):
         urls: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         name: str | None = None,
-        index: str | os.PathLike[str] | DatasetIndex = "cache",
+        index: str | os.PathLike[str] = "cache",
+        indexes: Mapping[str, Any] | None = None,
     ) -> None:
         self._storage, self._arenas = Storage(), Arenas()
-        index = index if isinstance(index, DatasetIndex) else os.fspath(index)
-        self._shards: Shards | IndexedShards = open_shards(list_paths(urls), self._storage, index)
+        paths = list_paths(urls)
+        self._shards: Shards | IndexedShards = open_shards(paths, self._storage, os.fspath(index), indexes or {})
         self._starts = np.concatenate([[0], np.cumsum(self._shards.sizes)])
         self.name = name or common_name(self._shards.urls)
         self.read_ahead = 8 if self._shards.remote else 1
@@ -245,24 +247,19 @@ class TarSource(Source):
     def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
         """Read the beginnings and the last two bytes of images; see `Source.read_heads`."""
         count = len(indices)
-        shard_of, offset, size = (np.zeros(count, np.int64) for _ in range(3))
-        for number, rows, samples in split_by_shard(indices, self._starts):
-            try:
-                entries = self._shards[number].index.table[samples].astype(np.int64, copy=False).view(ENTRY)[:, 0]
-            except (OSError, SourceError):
-                continue
-            begins, sizes = entries["members"]["offset"][:, 0], entries["members"]["size_plus_one"][:, 0] - 1
-            whole = begins + sizes <= self._shards.stats[number].size
-            usable = whole & (sizes <= LARGEST_FILE) & (entries["status"] & ~Status.SHADOWED == 0)
-            shard_of[rows], offset[rows], size[rows] = number, begins, np.where(usable, sizes, 0)
+        found = self._find_entries(np.asarray(indices, np.int64), False)
+        entries = found.table.view(ENTRY)[:, 0]
+        offset, size = entries["members"]["offset"][:, 0], entries["members"]["size_plus_one"][:, 0] - 1
+        usable = (offset + size <= found.limit) & (size <= LARGEST_FILE) & (entries["status"] & ~Status.SHADOWED == 0)
+        size = np.where(usable, size, 0)
         first, long = np.flatnonzero(size > 0), np.flatnonzero(size > length)  # rows with a head, and with a tail
         starts = np.concatenate([offset[first], (offset + size)[long] - TAIL_BYTES])
-        items = _Items(
+        items = Items(
             np.concatenate([first, long]),
             starts,
             np.concatenate([np.minimum(size[first], length), np.full(len(long), TAIL_BYTES, np.int64)]),
         )
-        arena, position, lost = self._gather(shard_of[items.row], items)
+        arena, position, lost = self._gather(found.shard[items.row], items)
         heads: list[Head | None] = [None] * count
         parts = zip(items.row.tolist(), position.tolist(), items.size.tolist(), strict=True)
         for number, (row, at, nbytes) in enumerate(parts):
@@ -380,6 +377,15 @@ class TarSource(Source):
         if status & Status.CUT:
             return f"truncated tar: it ends at byte {self._shards.stats[number].size}, within this sample"
         return f"no image member: the sample begins with {name!r}, and none of its members has an image extension"
+
+
+def index_of(source: TarSource, number: int) -> tuple[Stat, TarIndex]:
+    """What a tar of a source was when it was opened, and its index.
+
+    Raises:
+        OSError, SourceError: It cannot be read now.
+    """
+    return source._shards.stats[number], source._shards[number].index
 
 
 def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[str]]:

@@ -344,8 +344,8 @@ def test_image_sizes_come_from_the_index(paths: list[str]) -> None:
 
 
 def test_an_unknown_place_for_indexes(paths: list[str]) -> None:
-    with pytest.raises(ValueError, match='allowed: "cache", "beside", "none"'):
-        TarSource(paths, index="there")  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match=r'holds no index .* allowed: "cache", "beside", "none"'):
+        TarSource(paths, index="there")
 
 
 items = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 500), st.integers(1, 60)), max_size=40)
