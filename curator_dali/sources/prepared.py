@@ -20,6 +20,7 @@ from curator_dali.sources.dataset_index import (
     RECORD_NUMBERS,
     DatasetIndex,
     Records,
+    find_reference,
     open_index,
 )
 from curator_dali.sources.entries import (
