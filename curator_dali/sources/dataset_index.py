@@ -217,8 +217,8 @@ class _Damaged(SourceError):
     """A file that begins like an index and is none, or one of a later version."""
 
 
-def read_index(folder: str) -> DatasetIndex:
-    """Read the table of the files of an index.
+def read_index(folder: str, name: str = FILES) -> DatasetIndex:
+    """Read the table of the files of an index, or another table of its columns.
 
     Raises:
         OSError: It cannot be read.
@@ -226,7 +226,7 @@ def read_index(folder: str) -> DatasetIndex:
     """
     import pyarrow as pa
 
-    url = join(folder, FILES)
+    url = join(folder, name)
     if is_remote(url):
         fs, path = filesystem(url)
         data = fs.cat_file(path)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from curator_dali.errors import SourceError
 from curator_dali.io import is_http, is_remote, strip_query
 from curator_dali.sources.base import is_image
-from curator_dali.sources.dataset_index import DatasetIndex, find_reference, open_index
+from curator_dali.sources.dataset_index import PLACES_OF_INDEX, DatasetIndex, find_reference, open_index
 from curator_dali.sources.listing import Pattern, advise_on_protocol, common_folder, expand_braces, is_glob, list_names
 
 
@@ -42,6 +42,8 @@ def find_known(texts: Sequence[str], index: str) -> Known | None:
     """
     if not texts or index == "none" or not all(is_remote(text) and not advise_on_protocol(text) for text in texts):
         return None
+    if index in PLACES_OF_INDEX and any(is_http(text) and "?" in text for text in texts):
+        return None  # a signature is of one file
     patterns = [Pattern(url, is_glob(url)) for text in texts for url in expand_braces(text)]
     heads = list(dict.fromkeys(map(_folder_of, patterns)))
     reference = None if None in heads else find_reference([f"{str(head).rstrip('/')}/" for head in heads], index)

@@ -18,7 +18,7 @@ from curator_dali.outputs import IMAGES
 from curator_dali.sources.base import KINDS, Source, is_image
 from curator_dali.sources.dataset_index import PLACES_OF_INDEX, DatasetIndex, find_reference, open_index
 from curator_dali.sources.folder import FolderSource
-from curator_dali.sources.known import check_vanished, find_known
+from curator_dali.sources.known import check_vanished, covers_of, find_known, root_of
 from curator_dali.sources.listing import (
     OUTPUT,
     Listing,
@@ -291,6 +291,38 @@ def find_files(texts: Sequence[str], spec: Any, index: str = "none", *, quiet: b
         if opened is not None:
             check_vanished(opened, patterns, urls)
     return Files(kind, urls, patterns, found, indexes)
+
+
+class ShardList(NamedTuple):
+    """Shards that an index can be made of: their kind, URLs, common folder, and the patterns that they are all of."""
+
+    kind: str
+    urls: list[str]
+    root: str
+    covers: list[str]
+
+
+def find_shards(spec: Any) -> ShardList:
+    """Find the shards that an index is to be made of.
+
+    Args:
+        spec: What `open_source` takes.
+
+    Raises:
+        SourceError: It names no tars.
+    """
+    if isinstance(spec, TarSource):
+        return ShardList("tar", list(spec.locations), root_of(spec.locations), [])
+    texts = _list_texts(spec)
+    if not texts:
+        raise SourceError(
+            f"an index is made of tars: give a folder, a glob, a brace list or URLs of these, not {spec!r:.80}"
+        )
+    found = find_files(texts, spec)
+    if found.kind != "tar":
+        raise SourceError(f"an index is made of tars, and {spec!r:.80} holds {found.kind} files")
+    root = root_of(found.urls)
+    return ShardList(found.kind, found.urls, root, covers_of(found.patterns, root))
 
 
 def _refuse(spec: Any, found: list[Match]) -> NoReturn:
