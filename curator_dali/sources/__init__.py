@@ -5,6 +5,7 @@ from __future__ import annotations
 from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
+    Head,
     ReadAhead,
     Source,
     Streamed,
@@ -34,6 +35,7 @@ __all__ = [
     "DerivedSource",
     "EncodedBatch",
     "FolderSource",
+    "Head",
     "Join",
     "MemorySource",
     "Mixture",
