@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -39,8 +39,10 @@ from curator_dali.sources.base import (
     order_ids,
     split_by_shard,
 )
+from curator_dali.sources.buffers import Arenas
 from curator_dali.sources.sidecars import parse_metadata
 from curator_dali.sources.tar_index import ENTRY, ENTRY_NUMBERS, Status, TarIndex
+from curator_dali.sources.tar_places import StreamedTars, name_of
 from curator_dali.sources.tar_shards import Shard, Shards
 
 if TYPE_CHECKING:
@@ -65,8 +67,9 @@ class TarSource(Source):
 
     A sample without an image, one that the end of a cut tar takes part of, and one behind a damaged header are rows
     with an error. A sample of which any part cannot be read now is a row with an error, too, and is in
-    `EncodedBatch.unread`. Shards are indexed at the first opening. The indexes are kept with their warnings, which each
-    opening logs. All images of a batch are views of one buffer: who keeps one image keeps the batch's bytes.
+    `EncodedBatch.unread`. Local shards are indexed at the first opening, remote ones when their samples are needed. The
+    indexes are kept with their warnings, which each opening logs. All images of a batch are views of one buffer: who
+    keeps one image keeps the batch's bytes.
 
     Args:
         urls: The tars; the order of the samples is theirs.
@@ -74,10 +77,12 @@ class TarSource(Source):
         index: Where indexes are kept: `"cache"`, `"beside"` the tars, or `"none"`; see `tar_index.index_path`.
 
     Raises:
-        SourceError: A tar is missing, unreadable or no tar; all of these are named.
+        SourceError: A tar is missing or unreadable, or a local one is no tar; all of these are named. A remote one that
+            is no tar raises where its samples are needed.
     """
 
     _known: Sequence[ShardRecord] = ()  # records of the tars at an earlier place
+    _starts = np.zeros(1, np.int64)  # (K + 1,) the first samples of the tars that are counted, from the first tar on
 
     @checked
     def __init__(
@@ -89,12 +94,21 @@ class TarSource(Source):
     ) -> None:
         self._storage, self._arenas = Storage(), Arenas()
         self._shards = Shards(list_paths(urls), self._storage, index)
-        self._starts = np.concatenate([[0], np.cumsum(self._shards.sizes)])
         self.name = name or common_name(self._shards.urls)
         self.read_ahead = 8 if self._shards.remote else 1
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self._shards.sizes.sum())
+
+    def __repr__(self) -> str:
+        if self._shards.is_complete:
+            return super().__repr__()
+        return f"{type(self).__name__}({self.name!r}, {len(self._shards):,} tars that are not all indexed)"
+
+    @property
+    def streamed(self) -> StreamedTars:
+        """The tars, of which remote ones may not be indexed yet."""
+        return StreamedTars(self, self._shards, self._find_starts)
 
     @property
     def has_known_ids(self) -> bool:
@@ -151,7 +165,7 @@ class TarSource(Source):
         batch = make_batch(indices, headers)
         errors, unread = batch.errors, batch.unread
         groups: list[_Group] = []
-        for number, rows, samples in split_by_shard(indices, self._starts):
+        for number, rows, samples in self._split(indices):
             shard_of[rows], limit[rows] = number, self._shards.stats[number].size
             try:
                 shard = self._shards[number]
@@ -213,7 +227,7 @@ class TarSource(Source):
         """The tars; see `Source.shard_records`."""
         shards = self._shards
         return self._known or [
-            ShardRecord(strip_query(url).rpartition("/")[2], stat.size, stat.content, samples, digest)
+            ShardRecord(name_of(url), stat.size, stat.content, samples, digest)
             for url, stat, samples, digest in zip(
                 shards.urls, shards.stats, shards.sizes.tolist(), shards.digests.tolist(), strict=True
             )
@@ -228,7 +242,7 @@ class TarSource(Source):
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
         """Take keys from the indexes; see `Source.read_ids`."""
         parts: list[tuple[NDArray[np.int64], Any]] = []
-        for number, rows, samples in split_by_shard(indices, self._starts):
+        for number, rows, samples in self._split(indices):
             try:
                 parts.append((rows, self._shards[number].index.read_keys(samples)))
             except OSError as error:
@@ -292,9 +306,36 @@ class TarSource(Source):
         for shard, rows, samples in self._load(indices, "keep headers"):
             self._shards.learn(shard, samples, headers[rows])
 
+    def _split(self, indices: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Split sample indices by tar, as `split_by_shard`; waits for the tars up to the last sample."""
+        indices = np.asarray(indices, np.int64)
+        is_outside = bool(indices.min(initial=0) < 0)  # which the message says of all samples
+        return split_by_shard(indices, self._find_starts(sys.maxsize if is_outside else int(indices.max(initial=-1))))
+
+    def _find_starts(self, index: int, wait: bool = True) -> NDArray[np.int64]:
+        """(K + 1,) int64: the first sample of each of the first K tars, and the number of samples in these.
+
+        They hold the sample `index`, unless all tars have fewer samples or, without `wait`, are not counted yet.
+        """
+        starts, shards = self._starts, self._shards
+        if index < starts[-1] or len(starts) > len(shards):
+            return starts
+        if shards.is_complete:
+            starts = np.concatenate([[0], np.cumsum(shards.sizes)])
+        else:
+            found = [int(starts[-1])]
+            for number in range(len(starts) - 1, len(shards)):
+                if found[-1] > index or not (wait or shards.is_known(number)):
+                    break
+                found.append(found[-1] + shards.count(number))
+            starts = np.concatenate([starts, found[1:]])
+        if len(starts) > len(self._starts):  # of several threads, the one that knows most
+            self._starts = starts
+        return starts
+
     def _load(self, indices: NDArray[np.int64], purpose: str) -> Iterator[tuple[Shard, NDArray[Any], NDArray[Any]]]:
         """(shard, rows of `indices`, samples of the shard) of every shard that can be read."""
-        for number, rows, samples in split_by_shard(indices, self._starts):
+        for number, rows, samples in self._split(indices):
             try:
                 shard = self._shards[number]
             except (OSError, SourceError) as error:
@@ -505,48 +546,3 @@ def _member_views(
         if number not in lost:
             views[row][extension] = view[start : start + size]
     return list(views)
-
-
-_LEAST_ARENA = 1 << 20  # bytes; below, the allocator keeps memory itself
-_MOST_ARENAS = 4
-_MOST_SLACK = 8  # a buffer so many times larger than what is asked for is let go
-
-
-class Arenas:
-    """Hands out writable buffers. One comes back when the last view of it is gone, and is handed out again.
-
-    New memory costs a page fault every 4 KiB, a third of what reading from the page cache costs in all; a warm loop
-    over batches of like size takes none. Up to four buffers that nobody uses are kept. Thread-safe without a lock
-    (list operations are atomic), as a buffer may come back in the midst of anything, by garbage collection.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-
-    def __reduce__(self) -> tuple[type[Arenas], tuple[()]]:
-        return Arenas, ()
-
-    def allocate(self, size: int) -> NDArray[np.uint8]:
-        """(size,) uint8, not initialised."""
-        if size < _LEAST_ARENA:
-            return np.empty(size, np.uint8)
-        try:
-            buffer = self._free.pop()
-        except IndexError:
-            buffer = np.empty(0, np.uint8)
-        if not size <= len(buffer) <= _MOST_SLACK * size:
-            buffer = np.empty(size + size // 8, np.uint8)  # room for the next batch, which may be a little larger
-        # Over a memoryview, as numpy makes slices of an array over an *array* point at that one: then this array would
-        # end before its slices do.
-        arena = np.frombuffer(buffer.data, np.uint8, size)
-        weakref.finalize(arena, _give_back, self._free, buffer).atexit = False
-        return arena
-
-    def clear(self) -> None:
-        """Let go of the buffers that nobody uses."""
-        self._free.clear()
-
-
-def _give_back(free: list[NDArray[np.uint8]], buffer: NDArray[np.uint8]) -> None:
-    if len(free) < _MOST_ARENAS:
-        free.append(buffer)
