@@ -59,6 +59,11 @@ class Storage:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
+    @property
+    def keep_limit(self) -> int:
+        """Bytes of remote files that `reader` keeps in memory."""
+        return self._pieces.limit
+
     def __reduce__(self) -> tuple[type[Storage], tuple[int, int]]:
         return Storage, (self._max_open, self._pieces.limit)
 

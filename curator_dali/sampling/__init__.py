@@ -21,6 +21,7 @@ from curator_dali.sampling.order import (
     range_steps,
     uniforms,
 )
+from curator_dali.sampling.streamed import ShardCounts, StreamedOrder, StreamedSteps, join_places, split_place
 
 __all__ = [
     "BucketedOrder",
@@ -30,10 +31,15 @@ __all__ = [
     "Position",
     "Range",
     "Shard",
+    "ShardCounts",
     "Shuffle",
     "ShuffledOrder",
+    "StreamedOrder",
+    "StreamedSteps",
+    "join_places",
     "mix",
     "quantise",
     "range_steps",
+    "split_place",
     "uniforms",
 ]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
 from curator_dali.io import LARGEST_FILE, Stat, one_line
-from curator_dali.sources.base import HEADER_DTYPE, split_by_shard
+from curator_dali.sources.base import HEADER_DTYPE, group_rows
 from curator_dali.sources.tar_index import ENTRY_NUMBERS
 
 _SHARD_SPAN_BITS = 44  # of a place on a line of shards: 16 TiB, more than a store takes as one object
@@ -60,45 +60,49 @@ class Entries:
 class ShardTable(Protocol):
     """Tars whose indexes are loaded one by one; see `tar_shards.Shards`."""
 
-    stats: list[Stat]
+    @property
+    def stats(self) -> Sequence[Stat]:
+        """What each tar is."""
 
-    def __getitem__(self, number: int) -> Any: ...
+    def __getitem__(self, number: int) -> Any:
+        """A loaded tar."""
 
 
-def empty_entries(count: int) -> Entries:
+def empty_entries(shard: NDArray[np.int64], samples: NDArray[np.int64]) -> Entries:
     """Make entries of N samples that are to be filled in."""
-    zeros = np.zeros((3, count), np.int64)
+    count = len(shard)
     table, headers = np.zeros((count, ENTRY_NUMBERS), np.int64), np.zeros(count, HEADER_DTYPE)
-    return Entries(zeros[0], zeros[1], table, headers, [None] * count, zeros[2])
+    return Entries(shard, np.zeros(count, np.int64), table, headers, [None] * count, samples)
 
 
 def gather_loaded(
-    shards: ShardTable, indices: NDArray[np.int64], starts: NDArray[np.int64], *, members: bool = False
+    shards: ShardTable, shard: NDArray[np.int64], samples: NDArray[np.int64], *, members: bool = False
 ) -> Entries:
     """Gather entries from the indexes of single tars, each of which is loaded.
 
     Args:
         shards: The tars.
-        indices: (N,) samples.
-        starts: (S + 1,) the first sample of each tar, and the number of all samples.
+        shard: (N,) the tars of samples.
+        samples: (N,) their numbers in these.
         members: Whether to gather all members.
     """
-    found = empty_entries(len(indices))
+    found = empty_entries(shard, samples)
     parts: list[MemberRows] = []
-    for number, rows, samples in split_by_shard(indices, starts):
-        found.shard[rows], found.limit[rows], found.samples[rows] = number, shards.stats[number].size, samples
+    for rows in group_rows(shard):
+        number = int(shard[rows[0]])
+        found.limit[rows] = shards.stats[number].size
         try:
-            shard = shards[number]
+            loaded = shards[number]
         except (OSError, SourceError) as error:
             found.failed.update(dict.fromkeys(rows.tolist(), one_line(error)))
             continue
-        index = shard.index
-        found.table[rows], found.headers[rows] = index.table[samples], shard.headers[samples]
+        index, at = loaded.index, samples[rows]
+        found.table[rows], found.headers[rows] = index.table[at], loaded.headers[at]
         names, blob = found.names, index.names
         for row, (start, size) in zip(rows.tolist(), found.table[rows, -4:-2].tolist(), strict=True):
             names[row] = blob[start : start + size].decode()
         if members:
-            parts.append(_members_of(index, rows, samples))
+            parts.append(_members_of(index, rows, at))
     if members:
         found.members = join_members(parts)
     return found
@@ -135,18 +139,21 @@ def join_members(parts: Sequence[MemberRows]) -> MemberRows:
     return MemberRows(Items(*(np.concatenate(columns) for columns in items)), extensions)
 
 
-def drop_unreadable(found: MemberRows, limit: NDArray[np.int64]) -> tuple[Items, list[str], Mapping[int, int]]:
+def drop_unreadable(
+    found: MemberRows, limit: NDArray[np.int64], skipped: NDArray[np.bool_]
+) -> tuple[Items, list[str], Mapping[int, int]]:
     """Leave out members that the end of a tar cuts, or that are too large.
 
     Args:
         found: All members.
         limit: (N,) bytes in the tar of each row.
+        skipped: (N,) whether a sample's members are not wanted.
 
     Returns:
         Whole members; their extensions; row -> bytes of a member that is too large to be read.
     """
     row, offset, size = found.items
-    whole = offset + size <= limit[row]
+    whole = (offset + size <= limit[row]) & ~skipped[row]
     over = whole & (size > LARGEST_FILE)
     large = dict(zip(row[over].tolist(), size[over].tolist(), strict=True))
     whole &= ~over

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io import LRU, Stat, Storage, is_remote
-from curator_dali.sources.base import HEADER_DTYPE, check_indices, quote
+from curator_dali.io import Stat, Storage, is_remote
+from curator_dali.sources.base import HEADER_DTYPE, group_rows, quote
 from curator_dali.sources.dataset_index import (
     PLACES,
     PLACES_OF_INDEX,
@@ -29,27 +29,24 @@ from curator_dali.sources.entries import (
     MemberRows,
     empty_entries,
     expand,
-    gather_loaded,
     join_members,
 )
 from curator_dali.sources.index_parts import IndexParts
 from curator_dali.sources.tar_headers import is_header_of
-from curator_dali.sources.tar_index import ENTRY, Summary, TarIndex
-from curator_dali.sources.tar_shards import Shard, Shards, log_warnings
+from curator_dali.sources.tar_index import ENTRY, TarIndex
+from curator_dali.sources.tar_shards import Shard, Shards
 
 logger = logging.getLogger(__name__)
 
 _STAT_THREADS = 8
-_INDEX_MEMORY = 64 << 20  # bytes of the indexes of whole tars in memory
 _PROBES = 3  # samples whose tar headers are looked at in a file that may be a copy
 _AT = {name: number for number, name in enumerate(PLACES)}
+_PREPARE_AGAIN = ". The index of the data set is older: `curator-dali prepare` brings it up to date"
 _DAMAGED = "the index is damaged here: prepare it anew with `curator-dali prepare`"
 _HEADER = 512
 
 
-def open_shards(
-    urls: Sequence[str], storage: Storage, index: str, known: Mapping[str, DatasetIndex | None]
-) -> Shards | IndexedShards:
+def open_shards(urls: Sequence[str], storage: Storage, index: str, known: Mapping[str, DatasetIndex | None]) -> Shards:
     """Open tars by the index of their data set where there is one, else by an index of each.
 
     Args:
@@ -78,7 +75,7 @@ def open_shards(
     return IndexedShards(urls, storage, keep, found, rows)
 
 
-class IndexedShards:
+class IndexedShards(Shards):
     """Tars by number, of which the index of a data set knows all or some.
 
     A local tar of another size, or of another time whose headers are not those of the index, is indexed anew, as are
@@ -92,69 +89,44 @@ class IndexedShards:
         rows: (S,) int64, the row of each tar in the index, -1 where it has none.
 
     Attributes:
-        urls: The tars.
-        remote: Whether any is remote.
-        sizes: (S,) int64, samples in each.
-        stats: Size and version of each.
-        digests: (S,) int64, `Summary.digest` of each.
-        duplicates: Samples that repeat a key of their own tar.
-        keep: Where the index was looked for: what `open_shards` takes.
         prepared: (S,) bool, whether the index has the tar.
 
     Raises:
-        SourceError: Tars that are not in the index are missing, unreadable or no tars; all are named.
+        SourceError: See `Shards`, for tars that are not in the index.
     """
 
     def __init__(
         self, urls: Sequence[str], storage: Storage, keep: Any, index: DatasetIndex, rows: NDArray[np.int64]
     ) -> None:
-        self.urls, self._storage, self._index_keep = list(urls), storage, keep
-        self.remote = any(map(is_remote, self.urls))
         self._folder = index.folder
         self._parts = IndexParts(index.folder, index.parts, _part_sizes(index))
         known = np.maximum(rows, 0)
         # (S, len(PLACES)) and (S,): where the samples of each tar lie in the parts
         self._places, self._part = index.places[known], index.part_of[known]
-        summaries, self.stats = index.summaries(known), index.stats(known)
-        self.sizes = np.array([summary.samples for summary in summaries], np.int64)
         self.prepared = rows >= 0
-        self._learnt: NDArray[np.void] | None = None
-        self._start()
-        self._compare()
-        self._rest, self._rest_number = self._open_rest(keep)
-        self.digests = np.array([summary.digest for summary in summaries], np.int64)
-        for number, at in enumerate(self._rest_number.tolist()):
-            if at >= 0 and self._rest is not None:
-                self.sizes[number], self.digests[number] = self._rest.sizes[at], self._rest.digests[at]
-                self.stats[number] = self._rest.stats[at]
-        good = [(url, summary) for url, summary, ok in zip(urls, summaries, self.prepared, strict=True) if ok]
-        self.duplicates = sum(summary.duplicates for _, summary in good)
-        self.duplicates += 0 if self._rest is None else self._rest.duplicates
-        log_warnings([url for url, _ in good], [summary for _, summary in good])
-        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        self._bytes = np.array([stat.size for stat in self.stats], np.int64)
+        self._bytes = index.numbers("size")[known]  # (S,) as `stats` has it
+        self._learnt: dict[int, NDArray[np.void]] = {}  # headers that the index does not have, by tar
+        self._then = index.stats(known), index.summaries(known)
+        super().__init__(urls, storage, keep)
 
     @property
     def keep(self) -> str:
         """Where the index is looked for by a source of some of the tars."""
         return self._folder
 
-    def gather(self, indices: NDArray[np.int64], *, members: bool = False) -> Entries:
-        """Gather entries of (N,) samples; see `gather_loaded`."""
-        indices = check_indices(indices, int(self._starts[-1]))
-        shard = np.searchsorted(self._starts, indices, "right") - 1
+    def gather(self, shard: NDArray[np.int64], samples: NDArray[np.int64], *, members: bool = False) -> Entries:
+        """Gather what the index says of samples; see `Shards.gather`."""
         prepared = self.prepared[shard]
         if prepared.all():
-            return self._gather_prepared(indices, shard, members)
-        found = empty_entries(len(indices))
+            return self._read_prepared(shard, samples, names=True, members=members)
+        found = empty_entries(shard, samples)
         parts: list[MemberRows] = []
         for rows, is_prepared in ((prepared.nonzero()[0], True), ((~prepared).nonzero()[0], False)):
             if is_prepared:
-                part = self._gather_prepared(indices[rows], shard[rows], members)
+                part = self._read_prepared(shard[rows], samples[rows], names=True, members=members)
             else:
-                part = self._gather_rest(indices[rows], shard[rows], members)
-            found.shard[rows], found.limit[rows], found.samples[rows] = part.shard, part.limit, part.samples
-            found.table[rows], found.headers[rows] = part.table, part.headers
+                part = super().gather(shard[rows], samples[rows], members=members)
+            found.limit[rows], found.table[rows], found.headers[rows] = part.limit, part.table, part.headers
             for row, name in zip(rows.tolist(), part.names, strict=True):
                 found.names[row] = name
             found.failed.update({int(rows[row]): reason for row, reason in part.failed.items()})
@@ -162,90 +134,83 @@ class IndexedShards:
                 items, extensions = part.members
                 parts.append(MemberRows(items._replace(row=rows[items.row]), extensions))
         found.members = join_members(parts) if members else None
-        self._add_learnt(indices, found.headers)
         return found
 
-    def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
-        """Known headers of (N,) samples."""
-        return self._records(indices).headers
-
-    def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N,) bytes in the samples' images; 0 where there is none, -1 where the index cannot be read."""
-        found = self._records(indices)
-        sizes = np.maximum(found.table[:, 1] - 1, 0)
-        sizes[list(found.failed)] = -1
-        return sizes
-
-    def read_keys(self, indices: NDArray[np.int64]) -> Any:
-        """(N,) keys of samples, a `pyarrow.LargeStringArray`.
-
-        Raises:
-            SourceError: The index cannot be read now.
-        """
+    def read_keys(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> Any:
+        """(N,) keys of samples; see `Shards.read_keys`."""
         import pyarrow as pa
 
-        found = self.gather(indices)
+        found = self.gather(shard, samples)
         if found.failed:
             row = min(found.failed)
-            raise SourceError(f"{self.urls[int(found.shard[row])]} cannot be read now: {found.failed[row]}")
+            raise SourceError(f"{self.urls[int(shard[row])]} cannot be read now: {found.failed[row]}")
         lengths = found.table[:, -2].tolist()
         pairs = zip(found.names, lengths, strict=True)
         return pa.array([(name or "")[:length] for name, length in pairs], pa.large_string())
 
-    def learn_at(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
-        """Keep headers that the index does not have in memory."""
-        if self._learnt is None:  # pages that nobody writes to take no memory
-            self._learnt = np.zeros(len(self), HEADER_DTYPE)
-        known = headers["codec"] != 0
-        self._learnt[np.asarray(indices)[known]] = headers[known]
+    def image_sizes(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) bytes in the images of samples; see `Shards.image_sizes`."""
+        found = self._read_numbers_of(shard, samples)
+        sizes: NDArray[np.int64] = np.maximum(found.table[:, 1] - 1, 0)
+        sizes[list(found.failed)] = -1
+        return sizes
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
+    def headers(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.void]:
+        """(N,) known headers of samples."""
+        return self._read_numbers_of(shard, samples).headers
 
-    def __getitem__(self, number: int) -> Shard:
-        """A tar's whole index.
+    def learn_all(self, shard: NDArray[np.int64], samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Keep headers in memory, those of tars that the index does not have as `Shards.learn_all`."""
+        others = ~self.prepared[shard]
+        if others.any():
+            super().learn_all(shard[others], samples[others], headers[others])
+        known = ~others & (headers["codec"] != 0)
+        for rows in group_rows(shard[known]):
+            at = known.nonzero()[0][rows]
+            number = int(shard[at[0]])
+            if number not in self._learnt:
+                self._learnt[number] = np.zeros(self.count(number), HEADER_DTYPE)
+            elif not self._learnt[number].flags.writeable:  # Ray hands arrays to other processes as views of one copy
+                self._learnt[number] = self._learnt[number].copy()
+            self._learnt[number][samples[at]] = headers[at]
 
-        Raises:
-            OSError, SourceError: It cannot be read.
-        """
-        if not self.prepared[number]:
-            assert self._rest is not None
-            return self._rest[int(self._rest_number[number])]
-        return self._loaded.get(number, lambda: self._load(number))
-
-    def learn(self, shard: Shard, samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
-        """Keep headers of a tar's samples in memory."""
-        known = headers["codec"] != 0
-        shard.headers[samples[known]] = headers[known]
+    def advise(self, reason: str) -> str:
+        """Say that an index is older than a tar."""
+        return _PREPARE_AGAIN if "changed after" in reason else ""
 
     def close(self) -> None:
-        """Close the parts of the index, and forget what is in memory. A later look opens them again."""
+        """Close the parts of the index, and what `Shards.close` closes. A later look opens them again."""
         self._parts.close()
-        self._loaded.clear()
-        if self._rest is not None:
-            self._rest.close()
+        super().close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_loaded"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()
-
-    def _start(self) -> None:
-        self._loaded: LRU[int, Shard] = LRU(_INDEX_MEMORY, lambda shard: shard.index.nbytes + shard.headers.nbytes)
-
-    def _compare(self) -> None:
-        """Compare local tars with the index: what is changed is not `prepared`."""
+    def _open(self) -> None:
+        """Compare local tars with the index; index those that it does not have, or not as they are."""
+        stats, summaries = self._then
+        del self._then
+        self.stats = stats
         local = [n for n, url in enumerate(self.urls) if self.prepared[n] and not is_remote(url)]
-        if not local:
-            return
-        with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
-            for number, stat in zip(local, pool.map(lambda n: self._look(n), local), strict=True):
-                if stat is None:
-                    self.prepared[number] = False
-                else:
-                    self.stats[number] = stat
+        if local:
+            with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
+                for number, stat in zip(local, pool.map(self._look, local), strict=True):
+                    self.prepared[number] = stat is not None
+                    stats[number] = stat or stats[number]
+        pairs = zip(summaries, self.prepared.tolist(), strict=True)
+        self._summaries = [summary if is_prepared else None for summary, is_prepared in pairs]
+        others = (~self.prepared).nonzero()[0].tolist()
+        if others:
+            logger.warning(
+                "%d of %d tars, such as %s, are new or have changed since the index %s was made, and are indexed by "
+                "themselves: `curator-dali prepare` brings it up to date",
+                len(others), len(self.urls), quote(self.urls[others[0]]), self._folder,
+            )  # fmt: skip
+            self._do_all(others, self._open_one)
+        self._bytes = np.array([stat.size for stat in stats], np.int64)
+        self._log_warnings([number for number, summary in enumerate(self._summaries) if summary is not None])
+        if None not in self._summaries:
+            self._complete()
+
+    def _load(self, number: int) -> Shard:
+        return self._load_prepared(number) if self.prepared[number] else super()._load(number)
 
     def _look(self, number: int) -> Stat | None:
         """What a local tar is now; None where it is not the one that was indexed."""
@@ -259,7 +224,7 @@ class IndexedShards:
 
     def _is_copy(self, number: int) -> bool:
         """Whether a tar of equal size has, where the index says, the headers of some images."""
-        count = int(self.sizes[number])
+        count = self._then[1][number].samples
         samples = np.unique(np.linspace(0, max(count - 1, 0), min(count, _PROBES)).astype(np.int64))
         found = self._read_prepared(np.full(len(samples), number), samples, names=True)
         if found.failed:
@@ -270,47 +235,20 @@ class IndexedShards:
             for name, (offset, size) in zip(found.names, found.table[:, :2].tolist(), strict=True)
         )
 
-    def _open_rest(self, keep: Any) -> tuple[Shards | None, NDArray[np.int64]]:
-        """Index tars that the index does not know, or not as they are: these, and (S,) their numbers."""
-        numbers = (~self.prepared).nonzero()[0]
-        place = np.full(len(self.urls), -1, np.int64)
-        if not len(numbers):
-            return None, place
-        place[numbers] = np.arange(len(numbers))
-        logger.warning(
-            "%d of %d tars, such as %s, are new or have changed since the index %s was made, and are indexed now: "
-            "`curator-dali prepare` brings it up to date",
-            len(numbers), len(self.urls), quote(self.urls[numbers[0]]), self._folder,
-        )  # fmt: skip
-        return Shards([self.urls[number] for number in numbers.tolist()], self._storage, keep), place
-
-    def _gather_rest(self, indices: NDArray[np.int64], shard: NDArray[np.int64], members: bool) -> Entries:
-        assert self._rest is not None
-        starts = np.concatenate([[0], np.cumsum(self._rest.sizes)])
-        at = self._rest_number[shard]
-        found = gather_loaded(self._rest, indices - self._starts[shard] + starts[at], starts, members=members)
-        found.shard = shard
-        return found
-
-    def _gather_prepared(self, indices: NDArray[np.int64], shard: NDArray[np.int64], members: bool) -> Entries:
-        found = self._read_prepared(shard, indices - self._starts[shard], names=True, members=members)
-        self._add_learnt(indices, found.headers)
-        return found
-
-    def _records(self, indices: NDArray[np.int64]) -> Entries:
-        """Gather numbers and headers, without names."""
-        indices = check_indices(indices, int(self._starts[-1]))
-        shard = np.searchsorted(self._starts, indices, "right") - 1
+    def _read_numbers_of(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> Entries:
+        """Gather numbers and headers, of tars that the index has without names."""
         if not self.prepared[shard].all():
-            return self.gather(indices)
-        found = self._read_prepared(shard, indices - self._starts[shard])
-        self._add_learnt(indices, found.headers)
-        return found
+            return self.gather(shard, samples)
+        return self._read_prepared(shard, samples)
 
-    def _add_learnt(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
-        if self._learnt is not None:
-            unknown = headers["codec"] == 0
-            headers[unknown] = self._learnt[indices[unknown]]
+    def _add_learnt(self, found: Entries) -> None:
+        """Add headers that were learnt to those of the index."""
+        unknown = (found.headers["codec"] == 0).nonzero()[0]
+        for rows in group_rows(found.shard[unknown]):
+            at = unknown[rows]
+            learnt = self._learnt.get(int(found.shard[at[0]]))
+            if learnt is not None:
+                found.headers[at] = learnt[found.samples[at]]
 
     def _read_prepared(
         self, shard: NDArray[np.int64], samples: NDArray[np.int64], *, names: bool = False, members: bool = False
@@ -328,16 +266,14 @@ class IndexedShards:
         if failed:
             rows = list(failed)
             table[rows], records.headers[rows], records.members[rows] = 0, 0, 0
-        found = Entries(shard, self._bytes_of(shard), table, records.headers, [None] * len(shard), samples, failed)
+        found = Entries(shard, self._bytes[shard], table, records.headers, [None] * len(shard), samples, failed)
         if names:
             self._read_names(part, places, found)
         if members:
             found.members = self._read_members(part, places, records.members, found)
+        if self._learnt:
+            self._add_learnt(found)
         return found
-
-    def _bytes_of(self, shard: NDArray[np.int64]) -> NDArray[np.int64]:
-        known: NDArray[np.int64] | None = getattr(self, "_bytes", None)  # not yet while tars are compared
-        return np.array([self.stats[n].size for n in shard.tolist()], np.int64) if known is None else known[shard]
 
     def _read_numbers(
         self, part: NDArray[np.int64], places: NDArray[np.int64], samples: NDArray[np.int64]
@@ -407,9 +343,9 @@ class IndexedShards:
         items = Items(row[kept], columns[0][kept], columns[1][kept])
         return MemberRows(items, [text for text, is_kept in zip(extensions, kept.tolist(), strict=True) if is_kept])
 
-    def _load(self, number: int) -> Shard:
+    def _load_prepared(self, number: int) -> Shard:
         """Read a tar's whole index."""
-        count = int(self.sizes[number])
+        count = self.count(number)
         found = self._read_prepared(np.full(count, number), np.arange(count), names=True, members=True)
         if found.failed:
             raise SourceError(f"{self.urls[number]}: {found.failed[min(found.failed)]}")
@@ -424,11 +360,8 @@ class IndexedShards:
         table[:, -4] = starts[:count]
         first = np.searchsorted(items.row, np.arange(count + 1))
         members = np.stack([items.offset, items.size, starts[count:], sizes[count:]], axis=1)
-        summary = self._summary(number)
+        summary = self.summaries([number])[number]
         return Shard(TarIndex(table, b"".join([*names, *further]), first, members, summary), found.headers.copy())
-
-    def _summary(self, number: int) -> Summary:
-        return Summary(int(self.sizes[number]), 0, int(self.digests[number]))
 
 
 def _part_sizes(index: DatasetIndex) -> list[int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from curator_dali.arguments import checked, list_paths
 from curator_dali.batch import ImageObject
-from curator_dali.errors import SourceError
 from curator_dali.io import (
     LARGEST_FILE,
     Request,
@@ -30,21 +29,20 @@ from curator_dali.io import (
     strip_query,
 )
 from curator_dali.sources.base import (
-    HEADER_DTYPE,
     TAIL_BYTES,
     EncodedBatch,
     Head,
     ShardRecord,
     Source,
+    check_indices,
     make_batch,
-    order_ids,
-    split_by_shard,
 )
-from curator_dali.sources.entries import Entries, Items, coalesce, drop_unreadable, gather_loaded, join_members
-from curator_dali.sources.prepared import IndexedShards, open_shards
+from curator_dali.sources.buffers import Arenas
+from curator_dali.sources.entries import Entries, Items, coalesce, drop_unreadable, join_members
+from curator_dali.sources.prepared import open_shards
 from curator_dali.sources.sidecars import parse_metadata
 from curator_dali.sources.tar_index import ENTRY, Status, TarIndex
-from curator_dali.sources.tar_shards import Shard, Shards
+from curator_dali.sources.tar_places import StreamedTars, name_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
-_PREPARE_AGAIN = ". The index of the data set is older: `curator-dali prepare` brings it up to date"
 _RUN_BYTES = 1 << 26  # of a `run.json`, at the most
 
 
@@ -68,8 +65,9 @@ class TarSource(Source):
 
     A sample without an image, one that the end of a cut tar takes part of, and one behind a damaged header are rows
     with an error. A sample of which any part cannot be read now is a row with an error, too, and is in
-    `EncodedBatch.unread`. Shards are indexed at the first opening. The indexes are kept with their warnings, which each
-    opening logs. All images of a batch are views of one buffer: who keeps one image keeps the batch's bytes.
+    `EncodedBatch.unread`. Local shards are indexed at the first opening, remote ones when their samples are needed. The
+    indexes are kept with their warnings, which each opening logs. All images of a batch are views of one buffer: who
+    keeps one image keeps the batch's bytes.
 
     Args:
         urls: The tars; the order of the samples is theirs.
@@ -80,10 +78,12 @@ class TarSource(Source):
         indexes: Folders of such indexes that were looked into already, with what was found there; None for nothing.
 
     Raises:
-        SourceError: A tar is missing, unreadable or no tar; all of these are named.
+        SourceError: A tar is missing or unreadable, or a local one is no tar; all of these are named. A remote one that
+            is no tar raises where its samples are needed.
     """
 
     _known: Sequence[ShardRecord] = ()  # records of the tars at an earlier place
+    _starts = np.zeros(1, np.int64)  # (K + 1,) the first samples of the tars that are counted, from the first tar on
 
     @checked
     def __init__(
@@ -95,14 +95,22 @@ class TarSource(Source):
         indexes: Mapping[str, Any] | None = None,
     ) -> None:
         self._storage, self._arenas = Storage(), Arenas()
-        paths = list_paths(urls)
-        self._shards: Shards | IndexedShards = open_shards(paths, self._storage, os.fspath(index), indexes or {})
-        self._starts = np.concatenate([[0], np.cumsum(self._shards.sizes)])
+        self._shards = open_shards(list_paths(urls), self._storage, os.fspath(index), indexes or {})
         self.name = name or common_name(self._shards.urls)
         self.read_ahead = 8 if self._shards.remote else 1
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self._shards.sizes.sum())
+
+    def __repr__(self) -> str:
+        if self._shards.is_complete:
+            return super().__repr__()
+        return f"{type(self).__name__}({self.name!r}, {len(self._shards):,} tars that are not all indexed)"
+
+    @property
+    def streamed(self) -> StreamedTars:
+        """The tars, of which remote ones may not be indexed yet."""
+        return StreamedTars(self, self._shards, self._find_starts)
 
     @property
     def has_known_ids(self) -> bool:
@@ -145,9 +153,15 @@ class TarSource(Source):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples: a few large reads a shard into one buffer, which the images are views of."""
+        return self.read_without(indices, np.zeros(len(indices), bool), members=members)
+
+    def read_without(
+        self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
+    ) -> EncodedBatch:
+        """Read samples, of some the sidecars only; see `Source.read_without`."""
         indices = np.asarray(indices, np.int64)
         count = len(indices)
-        found = self._find_entries(indices, members)
+        found = self._shards.gather(*self._locate(indices), members=members)
         batch = make_batch(indices, found.headers)
         errors, unread, limit = batch.errors, batch.unread, found.limit
         errors.update(found.failed)
@@ -158,11 +172,14 @@ class TarSource(Source):
         offsets, sizes = entries["members"]["offset"], entries["members"]["size_plus_one"] - 1
         whole = offsets + sizes <= limit[:, None]
         usable = whole & (sizes <= LARGEST_FILE)
+        skipped = skipped & usable[:, 0] & (sizes[:, 0] > 0)
+        sizes[skipped, 0] = -1
         row, role = ((sizes > 0) & usable).nonzero()
         items = Items(row, offsets[row, role], sizes[row, role])
         extensions: list[str] = []
         if members:
-            extra, extensions, large = drop_unreadable(found.members or join_members([]), limit)
+            every = found.members or join_members([])
+            extra, extensions, large = drop_unreadable(every, limit, skipped)
             errors.update({r: f"a member beside the image has {size:,} bytes{_TOO_LARGE}" for r, size in large.items()})
             items = Items(*(np.concatenate(pair) for pair in zip(items, extra, strict=True)))
         arena, position, lost = self._gather(found.shard[items.row], items)
@@ -199,7 +216,7 @@ class TarSource(Source):
         """The tars; see `Source.shard_records`."""
         shards = self._shards
         return self._known or [
-            ShardRecord(strip_query(url).rpartition("/")[2], stat.size, stat.content, samples, digest)
+            ShardRecord(name_of(url), stat.size, stat.content, samples, digest)
             for url, stat, samples, digest in zip(
                 shards.urls, shards.stats, shards.sizes.tolist(), shards.digests.tolist(), strict=True
             )
@@ -213,41 +230,23 @@ class TarSource(Source):
 
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
         """Take keys from the indexes; see `Source.read_ids`."""
-        if isinstance(self._shards, IndexedShards):
-            return self._shards.read_keys(indices)
-        parts: list[tuple[NDArray[np.int64], Any]] = []
-        for number, rows, samples in split_by_shard(indices, self._starts):
-            try:
-                parts.append((rows, self._shards[number].index.read_keys(samples)))
-            except OSError as error:
-                raise SourceError(f"{self._shards.urls[number]} cannot be read now: {one_line(error)}") from error
-        return order_ids(parts)
+        return self._shards.read_keys(*self._locate(indices))
 
     def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N,) int64: bytes in each sample's image as the index has them, without reading it.
 
         0 where there is none, -1 for those of a shard that cannot be read.
         """
-        if isinstance(self._shards, IndexedShards):
-            return self._shards.image_sizes(indices)
-        sizes = np.full(len(indices), -1, np.int64)
-        for shard, rows, samples in self._load(indices, "look up sizes"):
-            sizes[rows] = shard.index.image_sizes(samples)
-        return sizes
+        return self._shards.image_sizes(*self._locate(indices))
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples; those of a shard that cannot be read are unknown."""
-        if isinstance(self._shards, IndexedShards):
-            return self._shards.headers(indices)
-        headers = np.zeros(len(indices), HEADER_DTYPE)
-        for shard, rows, samples in self._load(indices, "look up headers"):
-            headers[rows] = shard.headers[samples]
-        return headers
+        return self._shards.headers(*self._locate(indices))
 
     def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
         """Read the beginnings and the last two bytes of images; see `Source.read_heads`."""
         count = len(indices)
-        found = self._find_entries(np.asarray(indices, np.int64), False)
+        found = self._shards.gather(*self._locate(indices))
         entries = found.table.view(ENTRY)[:, 0]
         offset, size = entries["members"]["offset"][:, 0], entries["members"]["size_plus_one"][:, 0] - 1
         usable = (offset + size <= found.limit) & (size <= LARGEST_FILE) & (entries["status"] & ~Status.SHADOWED == 0)
@@ -276,21 +275,36 @@ class TarSource(Source):
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers, in memory at once, and beside the index once the source is closed."""
-        if isinstance(self._shards, IndexedShards):
-            self._shards.learn_at(indices, headers)
-            return
-        for shard, rows, samples in self._load(indices, "keep headers"):
-            self._shards.learn(shard, samples, headers[rows])
+        self._shards.learn_all(*self._locate(indices), headers)
 
-    def _load(self, indices: NDArray[np.int64], purpose: str) -> Iterator[tuple[Shard, NDArray[Any], NDArray[Any]]]:
-        """(shard, rows of `indices`, samples of the shard) of every shard that can be read."""
-        for number, rows, samples in split_by_shard(indices, self._starts):
-            try:
-                shard = self._shards[number]
-            except (OSError, SourceError) as error:
-                logger.warning("cannot %s: %s", purpose, one_line(error))
-            else:
-                yield shard, rows, samples
+    def _locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(N,) the tars of samples, and (N,) their numbers in these; waits for the tars up to the last sample."""
+        indices = np.asarray(indices, np.int64)
+        is_outside = bool(indices.min(initial=0) < 0)  # which the message says of all samples
+        starts = self._find_starts(sys.maxsize if is_outside else int(indices.max(initial=-1)))
+        shard = np.searchsorted(starts, check_indices(indices, int(starts[-1])), "right") - 1
+        return shard, indices - starts[shard]
+
+    def _find_starts(self, index: int, wait: bool = True) -> NDArray[np.int64]:
+        """(K + 1,) int64: the first sample of each of the first K tars, and the number of samples in these.
+
+        They hold the sample `index`, unless all tars have fewer samples or, without `wait`, are not counted yet.
+        """
+        starts, shards = self._starts, self._shards
+        if index < starts[-1] or len(starts) > len(shards):
+            return starts
+        if shards.is_complete:
+            starts = np.concatenate([[0], np.cumsum(shards.sizes)])
+        else:
+            found = [int(starts[-1])]
+            for number in range(len(starts) - 1, len(shards)):
+                if found[-1] > index or not (wait or shards.is_known(number)):
+                    break
+                found.append(found[-1] + shards.count(number))
+            starts = np.concatenate([starts, found[1:]])
+        if len(starts) > len(self._starts):  # of several threads, the one that knows most
+            self._starts = starts
+        return starts
 
     def close(self) -> None:
         """Write down headers that were learnt, and close files and threads. A later read opens them again."""
@@ -314,17 +328,10 @@ class TarSource(Source):
         lost: dict[int, str] = {}
         for extent, outcome in enumerate(self._storage.fill(requests)):
             if outcome.reason:
-                if isinstance(self._shards, IndexedShards) and "changed after" in outcome.reason:
-                    outcome = outcome._replace(reason=f"{outcome.reason}{_PREPARE_AGAIN}")
+                outcome = outcome._replace(reason=f"{outcome.reason}{self._shards.advise(outcome.reason)}")
                 short = (extent_of == extent) & (items.offset + items.size > starts[extent] + outcome.done)
                 lost.update(dict.fromkeys(short.nonzero()[0].tolist(), outcome.reason))
         return arena, position, lost
-
-    def _find_entries(self, indices: NDArray[np.int64], members: bool) -> Entries:
-        """Gather what the indexes say of samples."""
-        if isinstance(self._shards, IndexedShards):
-            return self._shards.gather(indices, members=members)
-        return gather_loaded(self._shards, indices, self._starts, members=members)
 
     def _fill(
         self,
@@ -350,7 +357,7 @@ class TarSource(Source):
                 continue
             if i_size > 0:
                 images[row] = arena[i : i + i_size]
-            elif not status:
+            elif i_size == 0 and not status:
                 errors.setdefault(row, "the image has no bytes")
             metadata: Any = {}
             if j_size >= 0 or t_size >= 0 or c_size >= 0:
@@ -425,48 +432,3 @@ def _member_views(
         if number not in lost:
             views[row][extension] = view[start : start + size]
     return list(views)
-
-
-_LEAST_ARENA = 1 << 20  # bytes; below, the allocator keeps memory itself
-_MOST_ARENAS = 4
-_MOST_SLACK = 8  # a buffer so many times larger than what is asked for is let go
-
-
-class Arenas:
-    """Hands out writable buffers. One comes back when the last view of it is gone, and is handed out again.
-
-    New memory costs a page fault every 4 KiB, a third of what reading from the page cache costs in all; a warm loop
-    over batches of like size takes none. Up to four buffers that nobody uses are kept. Thread-safe without a lock
-    (list operations are atomic), as a buffer may come back in the midst of anything, by garbage collection.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-
-    def __reduce__(self) -> tuple[type[Arenas], tuple[()]]:
-        return Arenas, ()
-
-    def allocate(self, size: int) -> NDArray[np.uint8]:
-        """(size,) uint8, not initialised."""
-        if size < _LEAST_ARENA:
-            return np.empty(size, np.uint8)
-        try:
-            buffer = self._free.pop()
-        except IndexError:
-            buffer = np.empty(0, np.uint8)
-        if not size <= len(buffer) <= _MOST_SLACK * size:
-            buffer = np.empty(size + size // 8, np.uint8)  # room for the next batch, which may be a little larger
-        # Over a memoryview, as numpy makes slices of an array over an *array* point at that one: then this array would
-        # end before its slices do.
-        arena = np.frombuffer(buffer.data, np.uint8, size)
-        weakref.finalize(arena, _give_back, self._free, buffer).atexit = False
-        return arena
-
-    def clear(self) -> None:
-        """Let go of the buffers that nobody uses."""
-        self._free.clear()
-
-
-def _give_back(free: list[NDArray[np.uint8]], buffer: NDArray[np.uint8]) -> None:
-    if len(free) < _MOST_ARENAS:
-        free.append(buffer)
