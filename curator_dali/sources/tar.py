@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 _TOO_LARGE = f", over the limit of {LARGEST_FILE:,}"
 _LOCAL_GAP, _REMOTE_GAP = 16 << 10, 256 << 10  # a gap between members that is cheaper to read than to pass over
+_LEAST_OPEN, _MOST_OPEN = 64, 2048  # tars that stay open
 _RUN_BYTES = 1 << 26  # of a `run.json`, at the most
 
 
@@ -94,7 +96,7 @@ class TarSource(Source):
         index: str | os.PathLike[str] = "cache",
         indexes: Mapping[str, Any] | None = None,
     ) -> None:
-        self._storage, self._arenas = Storage(), Arenas()
+        self._storage, self._arenas = Storage(_count_open_files()), Arenas()
         self._shards = open_shards(list_paths(urls), self._storage, os.fspath(index), indexes or {})
         self.name = name or common_name(self._shards.urls)
         self.read_ahead = 8 if self._shards.remote else 1
@@ -384,6 +386,12 @@ class TarSource(Source):
         if status & Status.CUT:
             return f"truncated tar: it ends at byte {self._shards.stats[number].size}, within this sample"
         return f"no image member: the sample begins with {name!r}, and none of its members has an image extension"
+
+
+def _count_open_files() -> int:
+    """How many tars stay open: opening one costs as much as reading a sample. A quarter of what the system allows."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if allowed < 0 else max(_LEAST_OPEN, min(allowed // 4, _MOST_OPEN))
 
 
 def index_of(source: TarSource, number: int) -> tuple[Stat, TarIndex]:
