@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from tests import helpers
+from tests.sources.web_server import Server
 
 GPU_TESTS = Path(__file__).parent / "gpu"
 
@@ -71,3 +74,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory, photos: dict[str, NDArray[n
 def photo(photos: dict[str, NDArray[np.uint8]]) -> Image.Image:
     """One real photograph, 451 x 300 pixels."""
     return Image.fromarray(photos["chelsea"])
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+    yield fs
+    fs.store.clear()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from curator_dali.errors import SourceError
 from curator_dali.io import files
+from curator_dali.io.pieces import Pieces
 from curator_dali.io.remote import PATIENCE, explain, find_wait, is_http, is_remote, one_line, retry
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ V = TypeVar("V")
 
 _RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
 _REMOTE_THREADS = 16
+_KEEP_LIMIT = 512 << 20  # bytes of pieces that are kept in memory
 
 _VERSION_FIELDS = (
     *("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created"),
@@ -45,16 +47,20 @@ class Storage:
 
     Local files are read with `preadv` and never mapped: a mapped file that shrinks ends the process with SIGBUS.
     Descriptors are kept open, the latest `max_open`. Remote requests run at the same time, and are tried again.
+
+    Args:
+        max_open: Local files that stay open.
+        keep_limit: Bytes of remote files that `reader` keeps in memory.
     """
 
-    def __init__(self, max_open: int = 64) -> None:
-        self._max_open = max_open
+    def __init__(self, max_open: int = 64, keep_limit: int = _KEEP_LIMIT) -> None:
+        self._max_open, self._pieces = max_open, Pieces(keep_limit)
         self._files: LRU[str, _File] = LRU(max_open)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Storage], tuple[int]]:
-        return Storage, (self._max_open,)
+    def __reduce__(self) -> tuple[type[Storage], tuple[int, int]]:
+        return Storage, (self._max_open, self._pieces.limit)
 
     def stat(self, url: str) -> Stat:
         """Size and version of a file.
@@ -71,8 +77,12 @@ class Storage:
             raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
         return stat_of(info)
 
-    def reader(self, url: str) -> Callable[[int, int], bytes]:
+    def reader(self, url: str, *, keep: bool = False) -> Callable[[int, int], bytes]:
         """A function `(offset, length) -> bytes`, for going through one file; it returns less at the file's end.
+
+        Args:
+            url: The file.
+            keep: Whether what is read of a remote file stays in memory, for `fill` and `cat`, until `forget`.
 
         Raises:
             OSError: The file cannot be opened. The function raises it too, once trying again did not help.
@@ -84,12 +94,20 @@ class Storage:
         fs, path = filesystem(url)
 
         def read(offset: int, length: int) -> bytes:
+            if (found := self._pieces.find(url, offset, offset + length)) is not None:
+                return found
             data: bytes = ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
             if len(data) > length:
                 raise SourceError(f"{url}: its store sent {len(data):,} bytes for a range of {length:,}")
+            if keep:
+                self._pieces.put(url, offset, data)
             return data
 
         return read
+
+    def forget(self, url: str) -> None:
+        """Let what `reader` kept of a file go."""
+        self._pieces.forget(url)
 
     def fill(self, requests: Sequence[Request]) -> list[Outcome]:
         """Read ranges into their views, all as far as they can be read."""
@@ -107,7 +125,15 @@ class Storage:
             known: URL -> size and ETag that a file of a web server has to have still.
         """
         results: list[bytes | BaseException] = [RuntimeError("not fetched")] * len(ranges)
-        left = list(range(len(ranges)))
+        left = []
+        for number, (url, start, end) in enumerate(ranges):
+            kept = None if start is None or end is None else self._pieces.find(url, start, end)
+            if kept is None:
+                left.append(number)
+            else:
+                results[number] = kept
+        if not left:
+            return results
         begun = time.monotonic()
         # `retry` is of one call; here only those ranges are asked for again that failed, and all of them at once
         for delay in (*_RETRY_DELAYS, None):
@@ -127,6 +153,7 @@ class Storage:
     def close(self) -> None:
         """Close files and threads; both come back when they are needed."""
         self._files.clear()
+        self._pieces.clear()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
