@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from curator_dali.dali import quiet_import
 from curator_dali.decoding import pillow
 from curator_dali.sampling import range_steps
-from curator_dali.sources import Source
+from curator_dali.sources import Head, Source
 from curator_dali.threads import run_ahead
 
 MAX_PIXELS = 178_956_970
@@ -30,11 +30,12 @@ MAX_PIXELS = 178_956_970
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
-_APP1, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xe1", b"\xff\xda", b"\xff\xd9"
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _APP1 = b"\xff\xd8", b"\xff\xd9", b"\xff\xda", b"\xff\xe1"
 _EXIF_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # names of a PNG's texts
 _TABLES = 640  # bytes; enough for the tables and the frame header that usually follow the application's segments
 _MOST_ENTRIES = 512  # of a TIFF's directory; a real one has some dozens
 _SHORT = 3  # the type of an orientation in a TIFF's directory
+_HEAD_LENGTHS = (16 << 10, 128 << 10)  # bytes: enough for most images, and for most with a thumbnail in EXIF
 _CHUNK = 256  # samples a read: large enough for numpy, small enough that a chunk of large images fits in memory
 
 
@@ -97,9 +98,42 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
         The header, or why the image cannot be decoded.
     """
     data = buffer.data
-    codec = _codec_for_dali(data)
+    if not len(data):
+        return Refusal("the image has no bytes")
+    return _inspect_for_dali(buffer, len(data), max_pixels) or _inspect_with_pillow(data, max_pixels)
+
+
+def inspect_head(head: Head, max_pixels: int = MAX_PIXELS) -> Header | Refusal | None:
+    """Read an encoded image's header from the first bytes and the end of the file.
+
+    Args:
+        head: See `Head`.
+        max_pixels: Larger images are refused.
+
+    Returns:
+        The verdict of `inspect` on the whole file; None where only the whole file tells.
+    """
+    buffer, data = head.data, head.data.data
+    if len(data) >= head.size:
+        return inspect(buffer, max_pixels)
+    if bytes(data[:2]) == _START_OF_IMAGE:
+        if head.tail[-2:] != _END_OF_IMAGE or not _reaches_scan(data):
+            return None
+        buffer = np.append(buffer, np.frombuffer(_END_OF_IMAGE, np.uint8))
+    verdict = _inspect_for_dali(buffer, head.size, max_pixels)
+    # what Pillow decodes may depend on any byte
+    return verdict if isinstance(verdict, Refusal) or (verdict is not None and verdict.codec.for_dali) else None
+
+
+def _inspect_for_dali(buffer: NDArray[np.uint8], size: int, max_pixels: int) -> Header | Refusal | None:
+    """Read the header of an image that DALI's parser takes; None where it takes none.
+
+    `buffer` is the file, or its beginning, and `size` the bytes of the file.
+    """
+    data = buffer.data
+    codec = _codec_for_dali(data, size)
     if codec is None:
-        return _inspect_with_pillow(data, max_pixels) if len(data) else Refusal("the image has no bytes")
+        return None
     try:
         stream = _code_stream_type()(buffer)
         height, width, channels = int(stream.height), int(stream.width), stream.num_channels
@@ -107,7 +141,7 @@ def inspect(buffer: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Header |
     except (RuntimeError, ValueError, TypeError):  # reading dtype may raise too
         taken = False
     if not taken:
-        return _inspect_with_pillow(data, max_pixels)
+        return None
     if height * width > max_pixels:
         return _too_large(height, width, max_pixels)
     if codec is not Codec.JPEG:
@@ -137,17 +171,25 @@ def _code_stream_type() -> Any:
     return nvimgcodec.CodeStream
 
 
-def _codec_for_dali(data: memoryview) -> Codec | None:
+def _reaches_scan(data: memoryview) -> bool:
+    """Whether the beginning of a JPEG holds all segments up to the first scan."""
+    at = 2
+    for _, content in _segments(data, 2):
+        at = content - 2 + (data[content - 2] << 8 | data[content - 1])
+    return at + 2 <= len(data) and bytes(data[at : at + 2]) == _START_OF_SCAN
+
+
+def _codec_for_dali(data: memoryview, size: int) -> Codec | None:
     """Return the format of an image that DALI decodes to the RGB of Pillow; None for every other format and variant."""
     head = bytes(data[:12])
-    if head.startswith(b"\xff\xd8"):
+    if head.startswith(_START_OF_IMAGE):
         return Codec.JPEG
     if head.startswith(b"\x89PNG"):
         return Codec.PNG if _plain_png(data) else None
     if head.startswith(b"RIFF") and head.endswith(b"WEBP"):
-        return Codec.WEBP if _plain_webp(data) else None
+        return Codec.WEBP if _plain_webp(data, size) else None
     if head.startswith(b"BM"):
-        return Codec.BMP if _plain_bmp(data) else None
+        return Codec.BMP if _plain_bmp(data, size) else None
     return None
 
 
@@ -167,21 +209,21 @@ def _plain_png(data: memoryview) -> bool:
     return False  # cut off: Pillow says how
 
 
-def _plain_webp(data: memoryview) -> bool:
+def _plain_webp(data: memoryview, size: int) -> bool:
     """Simple or extended without EXIF (0x08), XMP (0x04) and animation (0x02) flags; not cut off."""
-    if len(data) < 21 or struct.unpack_from("<I", data, 4)[0] + 8 > len(data):
+    if len(data) < 21 or struct.unpack_from("<I", data, 4)[0] + 8 > size:
         return False
     return bytes(data[12:16]) != b"VP8X" or not data[20] & 0x0E
 
 
-def _plain_bmp(data: memoryview) -> bool:
+def _plain_bmp(data: memoryview, size: int) -> bool:
     """24 bits, uncompressed: palettes, run lengths, bit fields and alpha are Pillow's; not cut off."""
     if len(data) < 54:
         return False
     (start,) = struct.unpack_from("<I", data, 10)
     width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
     row = (3 * width + 3) // 4 * 4  # bytes; rows begin at multiples of four
-    return bool(bits == 24 and compression == 0 and start + row * abs(height) <= len(data))
+    return bool(bits == 24 and compression == 0 and start + row * abs(height) <= size)
 
 
 _PILLOW_FORMATS = {
@@ -316,44 +358,88 @@ def upright_sizes(headers: NDArray[np.void]) -> NDArray[np.int64]:
     return np.where(np.isin(headers["orientation"], pillow.TURNED)[:, None], sizes[:, ::-1], sizes)
 
 
-def read_headers(
-    source: Source, max_pixels: int = MAX_PIXELS
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.int64]]]:
-    """Iterate over the headers of a source, in order; what is not known yet is read, and the source learns it.
+class Headers(NamedTuple):
+    """Headers of some samples of a source.
 
-    Images of more than `max_pixels` are refused, whether their headers are known already or not.
+    Attributes:
+        indices: (N,) int64, the samples' indices in the source.
+        headers: (N,) `HEADER_DTYPE`, codec 0 for an image that cannot be read.
+        sizes: (N,) int64, bytes of each encoded image, -1 where the source has not got the number.
+        problems: Row -> the reason why an image cannot be read.
+    """
+
+    indices: NDArray[np.int64]
+    headers: NDArray[np.void]
+    sizes: NDArray[np.int64]
+    problems: dict[int, str]
+
+
+def read_headers(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Headers]:
+    """Iterate over the headers of a source, in order; the source learns those that it does not know yet.
+
+    Of an unknown image the first bytes are read, and the whole image only where these do not tell. Images of more
+    than `max_pixels` are refused, whether their headers are known already or not.
 
     Yields:
-        Chunks of indices (N,) int64, headers (N,) `HEADER_DTYPE` with codec 0 for what cannot be read, and the
-        encoded size of each image in bytes (N,) int64, -1 where it is not known.
+        The headers of up to 256 samples at a time.
 
     Raises:
         SourceError: A sample cannot be read now.
     """
 
-    def read(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.void], NDArray[np.int64]]:
-        headers = source.headers(indices).copy()
-        sizes = source.image_sizes(indices)
-        unknown = np.flatnonzero(headers["codec"] == Codec.UNKNOWN)
-        if len(unknown):
-            encoded = source.read(indices[unknown])
+    def read(indices: NDArray[np.int64]) -> Headers:
+        found = Headers(indices, source.headers(indices).copy(), source.image_sizes(indices), {})
+        unknown = np.flatnonzero(found.headers["codec"] == Codec.UNKNOWN)
+        rows = unknown
+        for length in _HEAD_LENGTHS:
+            rows = _read_heads(source, found, rows, length, max_pixels)
+        if len(rows):
+            encoded = source.read(indices[rows])
             encoded.check_read()
-            for position, (row, image) in enumerate(zip(unknown, encoded.images, strict=True)):
-                sizes[row] = len(image)
-                header = None if position in encoded.errors else inspect(image, max_pixels)
-                if isinstance(header, Header):
-                    headers[row] = (header.height, header.width, header.codec, header.orientation)
-            learnt = unknown[headers["codec"][unknown] != Codec.UNKNOWN]
-            source.learn(indices[learnt], headers[learnt])
+            for place, (row, image) in enumerate(zip(rows.tolist(), encoded.images, strict=True)):
+                found.sizes[row] = len(image)
+                if place in encoded.errors:
+                    found.problems[row] = encoded.errors[place]
+                else:
+                    _keep(found, row, inspect(image, max_pixels))
+        learnt = unknown[found.headers["codec"][unknown] != Codec.UNKNOWN]
+        source.learn(indices[learnt], found.headers[learnt])
         # also of headers that were known: what was learnt before must not tell
-        headers["codec"][headers["height"].astype(np.int64) * headers["width"] > max_pixels] = Codec.UNKNOWN
-        return indices, headers, sizes
+        pixels = found.headers["height"].astype(np.int64) * found.headers["width"]
+        for row in np.flatnonzero(pixels > max_pixels).tolist():
+            height, width = found.headers["height"][row], found.headers["width"][row]
+            _keep(found, row, _too_large(int(height), int(width), max_pixels))
+        return found
 
     chunks = (indices for indices, _ in range_steps([(0, len(source))], _CHUNK))
     workers = max(2, source.read_ahead)
     # the window hides a network's latency, and memory does not grow with the source
     with ThreadPoolExecutor(workers, thread_name_prefix="curator-dali-headers") as pool:
         yield from run_ahead(pool, read, chunks, workers - 1)
+
+
+def _read_heads(
+    source: Source, found: Headers, rows: NDArray[np.int64], length: int, max_pixels: int
+) -> NDArray[np.int64]:
+    """Read headers of rows from the first bytes of their images; return the rows that need more bytes."""
+    left = []
+    heads = source.read_heads(found.indices[rows], length) if len(rows) else []
+    for row, head in zip(rows.tolist(), heads, strict=True):
+        verdict = None if head is None else inspect_head(head, max_pixels)
+        if head is None or verdict is None:
+            left.append(row)
+        else:
+            found.sizes[row] = head.size
+            _keep(found, row, verdict)
+    return np.array(left, np.int64)
+
+
+def _keep(found: Headers, row: int, verdict: Header | Refusal) -> None:
+    if isinstance(verdict, Header):
+        found.headers[row] = (verdict.height, verdict.width, verdict.codec, verdict.orientation)
+    else:
+        found.headers["codec"][row] = Codec.UNKNOWN
+        found.problems[row] = verdict.reason
 
 
 def scan(source: Source, progress: Callable[[int], object] | None = None) -> Survey:
@@ -369,7 +455,7 @@ def scan(source: Source, progress: Callable[[int], object] | None = None) -> Sur
     widths: Counter[int] = Counter()
     heights: Counter[int] = Counter()
     pixels = image_bytes = images_sized = 0
-    for indices, headers, sizes in read_headers(source):
+    for indices, headers, sizes, _ in read_headers(source):
         good = headers[headers["codec"] != Codec.UNKNOWN]
         codecs.update(headers["codec"].tolist())
         widths.update(good["width"].tolist())

@@ -52,7 +52,7 @@ def _groups(source: Source, buckets: Buckets, max_pixels: int) -> NDArray[np.uin
     """The bucket of every sample, (N,) uint8."""
     logger.info("reading the headers of %d images of %s, to group them by shape", len(source), source.name)
     groups = np.empty(len(source), np.uint8)
-    for indices, headers, _ in read_headers(source, max_pixels):
+    for indices, headers, *_ in read_headers(source, max_pixels):
         sizes = upright_sizes(headers)
         sizes[headers["codec"] == Codec.UNKNOWN] = 0
         turned = np.flatnonzero((headers["codec"] != Codec.UNKNOWN) & (headers["orientation"] == 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
+    Head,
     Source,
     image_extension,
     image_member,
@@ -32,6 +33,7 @@ __all__ = [
     "DerivedSource",
     "EncodedBatch",
     "FolderSource",
+    "Head",
     "Join",
     "MemorySource",
     "Mixture",

@@ -25,6 +25,9 @@ HEADER_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("codec", "u1"), (
 or 0 where only decoding tells. `curator_dali.decoding.upright_sizes` applies it.
 """
 
+TAIL_BYTES = 2
+"""Bytes of `Head.tail`: the end marker of a JPEG."""
+
 KINDS: dict[str, Any] = {}
 """Classes of sources that are made of others, by the key that their `origin` has: "join", "mixture", "view".
 
@@ -75,6 +78,20 @@ class ShardRecord(NamedTuple):
     content: str
     samples: int
     digest: int
+
+
+class Head(NamedTuple):
+    """The beginning and the end of an encoded image.
+
+    Attributes:
+        data: One-dimensional uint8, the first bytes: all of a short image.
+        tail: The last two bytes.
+        size: Bytes of the whole image.
+    """
+
+    data: NDArray[np.uint8]
+    tail: bytes
+    size: int
 
 
 class Source(ABC):
@@ -233,6 +250,18 @@ class Source(ABC):
     def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Encoded bytes of samples' images, (N,) int64; -1 where only reading would tell."""
         return np.full(len(indices), -1, np.int64)
+
+    def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
+        """Read the beginnings of images, where these cost less than the whole images.
+
+        Args:
+            indices: (N,) int64 in [0, len(self)), in the order wanted.
+            length: Bytes of each beginning.
+
+        Returns:
+            N heads; None for an image that has to be read whole, or that cannot be read now.
+        """
+        return [None] * len(indices)
 
     def __getitems__(self, indices: Sequence[int]) -> EncodedBatch:
         """Read samples for torch's `DataLoader`, as `read`."""

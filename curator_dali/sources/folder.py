@@ -31,7 +31,9 @@ from curator_dali.io import (
 from curator_dali.sources.annotations import Annotations, number_classes
 from curator_dali.sources.base import (
     HEADER_DTYPE,
+    TAIL_BYTES,
     EncodedBatch,
+    Head,
     LearningSource,
     is_image,
     sniff_extension,
@@ -45,7 +47,7 @@ from curator_dali.sources.listing import (
     warn_of_split_folders,
     warn_passed_over,
 )
-from curator_dali.sources.row_groups import is_unread, read_bytes, read_file
+from curator_dali.sources.row_groups import is_unread, read_bytes, read_file, read_head
 from curator_dali.sources.sidecars import SIDECARS, add_sidecars, make_sidecars, parse_metadata
 
 if TYPE_CHECKING:
@@ -214,6 +216,22 @@ class FolderSource(LearningSource):
                 for row, (path, number) in enumerate(zip(paths, numbers, strict=True))
             ]
         return batch
+
+    def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
+        """Read the beginnings and the ends of files; see `Source.read_heads`."""
+        numbers = np.asarray(indices, np.int64).tolist()
+        urls = [f"{self._root}/{os.fsdecode(self._files[number])}" for number in numbers]
+        if not self._remote:
+            return [read_head(url, length) for url in urls]
+        known = [-1 if self._bytes is None else int(self._bytes[number, 0]) for number in numbers]
+        rows = [row for row, size in enumerate(known) if size > length]  # a whole file costs one request, not two
+        ranges = [(urls[row], 0, length) for row in rows]
+        got = self._storage.cat([*ranges, *((urls[row], known[row] - TAIL_BYTES, known[row]) for row in rows)])
+        heads: list[Head | None] = [None] * len(numbers)
+        for row, data, tail in zip(rows, got, got[len(rows) :], strict=False):
+            if isinstance(data, bytes) and isinstance(tail, bytes) and len(data) == length:
+                heads[row] = Head(np.frombuffer(bytearray(data), np.uint8), tail, known[row])
+        return heads
 
     def read_ids(self, indices: NDArray[np.int64]) -> pa.LargeStringArray:
         """Make ids of paths; see `Source.read_ids`."""

@@ -17,6 +17,7 @@ from curator_dali.sources.base import (
     HEADER_DTYPE,
     KINDS,
     EncodedBatch,
+    Head,
     Source,
     make_batch,
     merge_arrow_types,
@@ -184,6 +185,14 @@ class Mixture(Source):
         for _, source, rows, own in self._split(indices):
             sizes[rows] = source.image_sizes(own)
         return sizes
+
+    def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
+        """Read the beginnings of images; see `Source.read_heads`."""
+        heads: list[Head | None] = [None] * len(indices)
+        for _, source, rows, own in self._split(indices):
+            for row, head in zip(rows.tolist(), source.read_heads(own, length), strict=True):
+                heads[row] = head
+        return heads
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Let the sources keep what was learnt."""

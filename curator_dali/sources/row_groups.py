@@ -14,8 +14,8 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.io import Storage, is_remote, one_line, open_regular, strip_query
-from curator_dali.sources.base import quote, sniff_extension
+from curator_dali.io import LARGEST_FILE, Storage, is_remote, one_line, open_regular, strip_query
+from curator_dali.sources.base import TAIL_BYTES, Head, quote, sniff_extension
 
 # Bytes that a row group may unpack to. 10,000 photographs have a few GB, and reading takes three times as many.
 _UNPACKED_LIMIT = 8 << 30
@@ -356,6 +356,21 @@ def read_file(path: str, *, inside: Sequence[str] = (), limit: int | None = None
     except (OSError, MemoryError) as error:
         return error
     return data
+
+
+def read_head(path: str, length: int) -> Head | None:
+    """Read the beginning, of `length` bytes, and the end of a local regular file; None where that fails."""
+    try:
+        fd = open_regular(path, LARGEST_FILE)
+        try:
+            size = os.fstat(fd).st_size
+            data = np.empty(min(length, size), np.uint8)
+            whole = os.preadv(fd, [data.data], 0) == len(data) > 0
+            return Head(data, os.pread(fd, TAIL_BYTES, max(size - TAIL_BYTES, 0)), size) if whole else None
+        finally:
+            os.close(fd)
+    except OSError:
+        return None
 
 
 def read_bytes(path: str, limit: int | None = None) -> bytes | BaseException:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.io import fingerprint
-from curator_dali.sources.base import EncodedBatch, ShardRecord, Source, check_indices
+from curator_dali.sources.base import EncodedBatch, Head, ShardRecord, Source, check_indices
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +48,10 @@ class DerivedSource(Source):
     def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Encoded bytes of samples' images; see `Source.image_sizes`."""
         return self.source.image_sizes(self._whole(indices))
+
+    def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
+        """Read the beginnings of images; see `Source.read_heads`."""
+        return self.source.read_heads(self._whole(indices), length)
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Let the whole keep what was learnt."""
@@ -178,6 +182,14 @@ class Without(DerivedSource):
     def shard_sizes(self) -> NDArray[np.int64]:
         """The whole's."""
         return self.source.shard_sizes
+
+    def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
+        """Read the beginnings of images; none of a sample that is left out, which `read` tells the reason of."""
+        heads = self.source.read_heads(indices, length)
+        return [
+            None if index in self.reasons else head
+            for index, head in zip(np.asarray(indices).tolist(), heads, strict=True)
+        ]
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples; those that are left out come as errors, with no bytes."""

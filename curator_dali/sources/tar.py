@@ -30,7 +30,9 @@ from curator_dali.io import (
 )
 from curator_dali.sources.base import (
     HEADER_DTYPE,
+    TAIL_BYTES,
     EncodedBatch,
+    Head,
     ShardRecord,
     Source,
     make_batch,
@@ -241,6 +243,41 @@ class TarSource(Source):
         for shard, rows, samples in self._load(indices, "look up headers"):
             headers[rows] = shard.headers[samples]
         return headers
+
+    def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
+        """Read the beginnings and the last two bytes of images; see `Source.read_heads`."""
+        count = len(indices)
+        shard_of, offset, size = (np.zeros(count, np.int64) for _ in range(3))
+        for number, rows, samples in split_by_shard(indices, self._starts):
+            try:
+                entries = self._shards[number].index.table[samples].astype(np.int64, copy=False).view(ENTRY)[:, 0]
+            except (OSError, SourceError):
+                continue
+            begins, sizes = entries["members"]["offset"][:, 0], entries["members"]["size_plus_one"][:, 0] - 1
+            whole = begins + sizes <= self._shards.stats[number].size
+            usable = whole & (sizes <= LARGEST_FILE) & (entries["status"] & ~Status.SHADOWED == 0)
+            shard_of[rows], offset[rows], size[rows] = number, begins, np.where(usable, sizes, 0)
+        first, long = np.flatnonzero(size > 0), np.flatnonzero(size > length)  # rows with a head, and with a tail
+        starts = np.concatenate([offset[first], (offset + size)[long] - TAIL_BYTES])
+        items = _Items(
+            np.concatenate([first, long]),
+            starts,
+            np.concatenate([np.minimum(size[first], length), np.full(len(long), TAIL_BYTES, np.int64)]),
+        )
+        arena, position, lost = self._gather(shard_of[items.row], items)
+        heads: list[Head | None] = [None] * count
+        parts = zip(items.row.tolist(), position.tolist(), items.size.tolist(), strict=True)
+        for number, (row, at, nbytes) in enumerate(parts):
+            known = heads[row]
+            if number in lost:
+                heads[row] = None
+            elif number < len(first):
+                heads[row] = Head(
+                    arena[at : at + nbytes], arena[at : at + nbytes][-TAIL_BYTES:].tobytes(), int(size[row])
+                )
+            elif known is not None:
+                heads[row] = known._replace(tail=arena[at : at + nbytes].tobytes())
+        return heads
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers, in memory at once, and beside the index once the source is closed."""
