@@ -16,6 +16,7 @@ from curator_dali.io.files import (
     read_regular,
     write_file,
 )
+from curator_dali.io.links import SAMPLE, RemoteReader
 from curator_dali.io.ranges import (
     LRU,
     Request,
@@ -40,8 +41,10 @@ __all__ = [
     "IMAGE_EXTENSIONS",
     "LARGEST_FILE",
     "LRU",
+    "SAMPLE",
     "AtomicFile",
     "PermanentError",
+    "RemoteReader",
     "Request",
     "Stat",
     "Storage",

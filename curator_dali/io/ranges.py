@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from curator_dali.errors import SourceError
 from curator_dali.io import files
+from curator_dali.io.links import Connections, RemoteReader
 from curator_dali.io.pieces import Pieces
 from curator_dali.io.remote import PATIENCE, explain, find_wait, is_http, is_remote, one_line, retry
 
@@ -58,6 +59,7 @@ class Storage:
         self._files: LRU[str, _File] = LRU(max_open)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._connections = Connections()
 
     def __reduce__(self) -> tuple[type[Storage], tuple[int, int]]:
         return Storage, (self._max_open, self._pieces.limit)
@@ -72,7 +74,8 @@ class Storage:
         if not is_remote(url):
             return Stat.of_local(os.stat(url))
         fs, path = filesystem(url)
-        info = ask(url, lambda: fs.info(path))
+
+        info = ask(url, lambda: self._connections.ask(url, lambda: fs.info(path)))
         if info.get("size") is None:
             raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
         return stat_of(info)
@@ -84,6 +87,9 @@ class Storage:
             url: The file.
             keep: Whether what is read of a remote file stays in memory, for `fill` and `cat`, until `forget`.
 
+        Returns:
+            The function; of a remote file a `RemoteReader`, which the caller closes.
+
         Raises:
             OSError: The file cannot be opened. The function raises it too, once trying again did not help.
             SourceError: The store fails.
@@ -93,17 +99,21 @@ class Storage:
             return lambda offset, length: os.pread(file.fd, length, offset)
         fs, path = filesystem(url)
 
+        def fetch(offset: int, length: int) -> bytes:
+            data: bytes = self._connections.ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
+            return data
+
         def read(offset: int, length: int) -> bytes:
             if (found := self._pieces.find(url, offset, offset + length)) is not None:
                 return found
-            data: bytes = ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
+            data = ask(url, lambda: fetch(offset, length))
             if len(data) > length:
                 raise SourceError(f"{url}: its store sent {len(data):,} bytes for a range of {length:,}")
             if keep:
                 self._pieces.put(url, offset, data)
             return data
 
-        return read
+        return RemoteReader(url, read, self._connections)
 
     def forget(self, url: str) -> None:
         """Let what `reader` kept of a file go."""
@@ -154,6 +164,7 @@ class Storage:
         """Close files and threads; both come back when they are needed."""
         self._files.clear()
         self._pieces.clear()
+        self._connections.close()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
