@@ -26,7 +26,7 @@ from curator_dali.io import join, store
 from curator_dali.outputs import LAYOUT_COLUMNS, FieldColumns, Manifest, Part, RowFiles, RowSchema, is_loadable
 from curator_dali.report import Report, count_parts, leave_report
 from curator_dali.sources import Source, open_source, record_shards
-from curator_dali.stages import STAGES, Plan, Stage, make_plan
+from curator_dali.stages import HEADER_FIELDS, STAGES, Plan, Stage, make_plan
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def _plan(stages: Sequence[Stage], source: Source, settings: Settings) -> tuple[
             f". Of the metadata {min(LOOKED_AT, len(source))} samples were looked at, and none has that field. If it "
             "is rare, say its type, as metadata={'score': 'float64'}"
         )
-        plan = make_plan(stages, types, known, hint)
+        plan = make_plan(stages, types, known, hint, HEADER_FIELDS)
     return plan, types, choose_fields(source, plan, settings, looked)
 
 
