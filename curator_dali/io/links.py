@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class Connections:
             link.add(len(found) if isinstance(found, bytes) else 0, time.perf_counter() - begun)
         return found
 
-    def submit(self, function: Callable[..., bytes], *arguments: int) -> Future[bytes]:
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Call a function, which calls `ask`, on a thread."""
         return self._current().pool.submit(function, *arguments)
 

@@ -53,7 +53,9 @@ FORMATS = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX
 def test_a_remote_scan_finds_what_a_local_one_does(
     tmp_path: Path, sizes: list[int], form: int, even: int, cut: int, damaged: int
 ) -> None:
-    members = [(f"{'long' * 40 * (n % 5 == 3 and form > 0)}{n}.jpg", bytes([n % 256]) * size) for n, size in enumerate(sizes)]
+    members = [
+        (f"{'long' * 40 * (n % 5 == 3 and form > 0)}{n}.jpg", bytes([n % 256]) * size) for n, size in enumerate(sizes)
+    ]
     path = write_tar(tmp_path / "a.tar", members, format=form)
     data = bytearray(path.read_bytes())
     if 0 <= damaged < len(data) and damaged >= 512:
