@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SCREENING = "screening"
+"""Entry of `run.json`: the stages that drop images before these are decoded."""
+
 
 class Curation:
     """A curation that is ready to run: the source is open, the weights are loaded, everything is checked.
@@ -166,7 +169,8 @@ class Curation:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        return label_facts(self.source)
+        screening = list(self.plan.labels[: self.plan.screening])
+        return label_facts(self.source) | ({SCREENING: screening} if screening else {})
 
     def _manifest(self, folder: str) -> Manifest:
         """Begin an output of this run in a folder, or go on with one."""

@@ -24,6 +24,8 @@ from tests.curation.helpers import read_members, read_rows
 from tests.helpers import encode, write_tar
 from tests.sources.web_server import Server
 
+DAMAGED = (12, 18)
+
 
 def make_samples(photo: Image.Image, count: int = 24) -> list[tuple[str, bytes, dict[str, Any]]]:
     """(key, image, metadata): of many sizes, some turned by EXIF, of several formats, some bad."""
@@ -32,12 +34,12 @@ def make_samples(photo: Image.Image, count: int = 24) -> list[tuple[str, bytes, 
     samples = []
     for n in range(count):
         image = photo.resize((40 + 7 * n, 120))
-        format = ("JPEG", "PNG", "WEBP", "GIF", "TIFF")[n % 5]
+        format = "PNG" if n in DAMAGED else ("JPEG", "PNG", "WEBP", "GIF", "TIFF")[n % 5]
         data = encode(image, format, **({"exif": turned} if n % 10 in (5, 6, 7) else {}))
         if n == 11:
             data = b"no image"
-        if n == 15:
-            data = data[: data.rindex(b"\xff\xda") + 30] + b"\xff\xd9"
+        if n in DAMAGED:  # only decoding tells
+            data = data[:100] + bytes(len(data) - 200) + data[-100:]
         samples.append((f"{n:03}", data, {"score": n % 7, "pixels": "x"} if n % 4 else {}))
     return samples
 
@@ -102,7 +104,7 @@ def test_rows_are_those_of_stages_behind_the_decoder(
 ) -> None:
     folder = tmp_path_factory.mktemp("screen")
     samples = [(key, data, {"score": about["score"]} if about else {}) for key, data, about in make_samples(photo)]
-    samples = [sample for sample in samples if sample[0] != "015"]  # whose scan is damaged
+    samples = [sample for sample in samples if int(sample[0]) not in DAMAGED]
     more = [Quality(), cd.Filter("brightness", max=0.9)] if behind else []
     write(folder / "a.tar", samples)
     tar = folder / "a.tar"
@@ -123,17 +125,17 @@ def test_rows_are_those_of_stages_behind_the_decoder(
 
 def test_a_dropped_image_is_not_decoded(photo: Image.Image, tmp_path: Path) -> None:
     samples = make_samples(photo)
-    report = cd.curate(write(tmp_path / "a.tar", samples), tmp_path / "out", stages=[cd.Filter("width", min=160)])
+    report = cd.curate(write(tmp_path / "a.tar", samples), tmp_path / "out", stages=[cd.Filter("width", min=170)])
     rows = {row["image_id"]: row for row in read_rows(tmp_path / "out")}
-    assert rows["015"]["status"] == "dropped"  # its scan is damaged, which only decoding tells
+    assert [rows[f"{n:03}"]["status"] for n in DAMAGED] == ["dropped"] * 2
     assert rows["011"]["status"] == "failed"  # its header is none
     assert sum(report.failed.values()) == 1
     for key, data, _ in samples:
-        if key != "011":
+        if int(key) not in (11, *DAMAGED):
             with Image.open(io.BytesIO(data)) as image:
                 width, height = ImageOps.exif_transpose(image).size
             assert (rows[key]["width"], rows[key]["height"]) == (width, height)
-            assert rows[key]["status"] == ("kept" if width >= 160 else "dropped")
+            assert rows[key]["status"] == ("kept" if width >= 170 else "dropped")
 
 
 def test_known_headers_spare_the_images(photo: Image.Image, tmp_path: Path, server: Server) -> None:
@@ -190,3 +192,21 @@ def test_stages_that_screen() -> None:
     ):
         plan = make_plan(stages, types, derived=HEADER_FIELDS)
         assert (plan.screening, plan.screening_headers) == (count, by_header)
+
+
+@pytest.mark.parametrize("tars", [True, False])
+def test_an_image_that_comes_back_is_decoded_first(photo: Image.Image, tmp_path: Path, tars: bool) -> None:
+    source = TarSource(write(tmp_path / "a.tar", make_samples(photo)).locations)
+    cd.curate(source, tmp_path / "out", stages=[cd.Filter("width", min=170)], tars=tars)
+    filters = {"second": cd.Filter("width", min=160), "third": cd.Filter("width", min=60)}
+    for before, out in (("out", "second"), ("second", "third")):
+        cd.rethreshold(tmp_path / before, tmp_path / out, stages=[filters[out]], source=source, tars=tars)
+    cd.curate(source, tmp_path / "fresh", stages=[Quality(), cd.Filter("width", min=60)], tars=tars)
+    for name in ("status", "stage", "reason", "reason_kind"):
+        assert [row[name] for row in read_rows(tmp_path / "third")] == [
+            row[name] for row in read_rows(tmp_path / "fresh")
+        ]
+    rows = {row["image_id"]: row for row in read_rows(tmp_path / "third")}
+    assert [(rows[f"{n:03}"]["status"], rows[f"{n:03}"]["stage"]) for n in DAMAGED] == [("failed", "decode")] * 2
+    keys = {key for _, key in read_members(tmp_path / "third")}
+    assert keys == ({key for key, row in rows.items() if row["status"] == "kept"} if tars else set())
