@@ -227,9 +227,9 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
     """
     filled: dict[str, int] = {}  # folder -> its number in the order of the paths; "" for the root
     names, numbers = (paths if isinstance(paths, Paths) else Paths(paths)).folders
-    used, numbers = np.unique(numbers, return_inverse=True)
+    used, places = np.unique(numbers, return_inverse=True)
     tops = [filled.setdefault(names[number].partition("/")[0], len(filled)) for number in used.tolist()]
-    above = np.array(tops, np.int32)[numbers]  # (N,) the number of each path's folder right below the root
+    above = np.array(tops, np.int32)[places]  # (N,) the number of each path's folder right below the root
     none = np.full(len(paths), -1, np.int32)
     if "" in filled or not filled:
         if len(filled) > 1:
