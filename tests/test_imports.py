@@ -37,7 +37,7 @@ dali similarity view outputs
 batch transforms index
 sources models
 decoding stages
-loader
+loader preparation
 report torch
 curation
 nemo ray demo

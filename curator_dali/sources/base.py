@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.io import IMAGE_EXTENSIONS
-from curator_dali.sampling import ShardCounts, split_place
+from curator_dali.sampling import ShardCounts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -440,19 +440,12 @@ def split_by_shard(
     """
     indices = check_indices(indices, int(starts[-1]))
     shard = np.searchsorted(starts, indices, "right") - 1
-    for rows in _group(shard):
+    for rows in group_rows(shard):
         number = int(shard[rows[0]])
         yield number, rows, indices[rows] - starts[number]
 
 
-def split_places(places: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """Split the places of samples by their shards, as `split_by_shard`."""
-    shard, samples = split_place(np.asarray(places, np.int64))
-    for rows in _group(shard):
-        yield int(shard[rows[0]]), rows, samples[rows]
-
-
-def _group(shard: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def group_rows(shard: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Yield the rows of each shard, in the order of the shards."""
     order = np.argsort(shard, kind="stable")
     bounds = [*np.flatnonzero(np.diff(shard[order], prepend=-1)).tolist(), len(order)]

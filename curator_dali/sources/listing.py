@@ -376,7 +376,12 @@ def read_patterns(text: str) -> list[Pattern]:
     urls = expand_braces(text)
     if urls != [text] and _is_there(text):
         return [Pattern(text, False)]
-    return [Pattern(url, bool(_WILDCARD.search(strip_query(url))) and not _is_there(url)) for url in urls]
+    return [Pattern(url, is_glob(url) and not _is_there(url)) for url in urls]
+
+
+def is_glob(url: str) -> bool:
+    """Whether a path or URL has wildcards. A file may have such a name, too."""
+    return bool(_WILDCARD.search(strip_query(url)))
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curator_dali.io import fingerprint, strip_query
 from curator_dali.sampling import join_places, split_place
-from curator_dali.sources.base import ReadAhead, Source, split_places
+from curator_dali.sources.base import ReadAhead, Source
 from curator_dali.sources.tar_shards import Shards
 
 
@@ -63,7 +63,7 @@ class StreamedTars:
     def by_place(self) -> Source:
         """The same samples by their places; see `Streamed.by_place`."""
         source = copy.copy(self._source)
-        vars(source)["_split"] = split_places
+        vars(source)["_locate"] = split_place
         return source
 
     def places_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:

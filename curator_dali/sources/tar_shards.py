@@ -6,17 +6,18 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import PassEndedError, SourceError
 from curator_dali.io import LRU, RemoteReader, Stat, Storage, is_remote, one_line
-from curator_dali.sources.base import HEADER_DTYPE
+from curator_dali.sources.base import HEADER_DTYPE, group_rows, order_ids
+from curator_dali.sources.entries import Entries, gather_loaded
 from curator_dali.sources.tar_headers import NotATarError, Scan, scan_tar
 from curator_dali.sources.tar_index import (
     Summary,
@@ -29,6 +30,9 @@ from curator_dali.sources.tar_index import (
     save_index,
 )
 from curator_dali.sources.tar_stream import ShardStream
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -189,9 +193,61 @@ class Shards:
         self._streams = [other for other in self._streams if other is not stream]
 
     @property
-    def keep(self) -> Literal["cache", "beside", "none"]:
+    def keep(self) -> str:
         """Where indexes are kept; see `tar_index.index_path`."""
         return self._keep
+
+    def gather(self, shard: NDArray[np.int64], samples: NDArray[np.int64], *, members: bool = False) -> Entries:
+        """Gather what the indexes say of samples, by (N,) tars and (N,) numbers in these; see `Entries`."""
+        return gather_loaded(self, shard, samples, members=members)
+
+    def read_keys(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> pa.LargeStringArray:
+        """(N,) keys of samples.
+
+        Raises:
+            SourceError: A tar cannot be read now.
+        """
+        parts: list[tuple[NDArray[np.int64], Any]] = []
+        for rows in group_rows(shard):
+            number = int(shard[rows[0]])
+            try:
+                parts.append((rows, self[number].index.read_keys(samples[rows])))
+            except OSError as error:
+                raise SourceError(f"{self.urls[number]} cannot be read now: {one_line(error)}") from error
+        return order_ids(parts)
+
+    def image_sizes(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) bytes in the images of samples; 0 where there is none, -1 for a tar that cannot be read."""
+        sizes = np.full(len(shard), -1, np.int64)
+        for rows, loaded in self._load_each(shard, "look up sizes"):
+            sizes[rows] = loaded.index.image_sizes(samples[rows])
+        return sizes
+
+    def headers(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.void]:
+        """(N,) known headers of samples; those of a tar that cannot be read are unknown."""
+        headers = np.zeros(len(shard), HEADER_DTYPE)
+        for rows, loaded in self._load_each(shard, "look up headers"):
+            headers[rows] = loaded.headers[samples[rows]]
+        return headers
+
+    def learn_all(self, shard: NDArray[np.int64], samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Keep headers of samples in memory; `close` writes them down."""
+        for rows, loaded in self._load_each(shard, "keep headers"):
+            self.learn(loaded, samples[rows], headers[rows])
+
+    def advise(self, reason: str) -> str:
+        """Say what to do where a tar cannot be read for a reason; "" where the reason says it."""
+        return ""
+
+    def _load_each(self, shard: NDArray[np.int64], purpose: str) -> Iterator[tuple[NDArray[np.int64], Shard]]:
+        """Load every tar that can be read: the rows of `shard` that are its own, and it."""
+        for rows in group_rows(shard):
+            try:
+                loaded = self[int(shard[rows[0]])]
+            except (OSError, SourceError) as error:
+                logger.warning("cannot %s: %s", purpose, one_line(error))
+            else:
+                yield rows, loaded
 
     def learn(self, shard: Shard, samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers of a shard's samples in memory; `close` writes them down."""

@@ -93,7 +93,9 @@ def test_tars_over_http(server: Server, tmp_path: Path) -> None:
     source.read(np.arange(12))
     assert len(server.requests) == gets + 2  # one request a shard: neighbours are read together
     again = open_source(f"{server.url}/s/{{0..1}}.tar")  # the index was kept
-    assert {command for command, _ in server.requests[gets + 2 :]} == {"HEAD"}
+    looks, *rest = server.requests[gets + 2 :]
+    assert looks == ("GET", "/s/.curator_dali_index/files.arrow None")
+    assert {command for command, _ in rest} == {"HEAD"}
     check(again, ORDER)
     obj = source.read(np.array([7])).objects[0]
     assert obj.image_path == f"tar://1-1.jpg::{server.url}/s/1.tar"
