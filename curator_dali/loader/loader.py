@@ -280,7 +280,7 @@ class ImageLoader:
         if not isinstance(steps, StreamedSteps):
             return Steps(steps)
         stream = read_ahead(self.source, steps.shards)
-        return Steps(steps, stream, steps.is_ready, lambda indices, end: steps.find_used(end))
+        return Steps(steps, stream, steps.find_missing, lambda indices, end: steps.find_used(end))
 
     @property
     def _key(self) -> tuple[int, int]:

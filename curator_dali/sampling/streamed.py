@@ -156,13 +156,14 @@ class EpochShards:
                 self._known = max(self._known, known + 1)
         return bool(self._ends[self._known] >= position)
 
-    def is_near(self, position: int) -> bool:
-        """Whether `reach` does not wait."""
+    def find_missing(self, position: int) -> int | None:
+        """The shard that `reach` has to wait for first; None where all that it needs are counted."""
         while (known := self._known) < len(self.numbers) and self._ends[known] < position:
-            if not self._counts.is_known(int(self.numbers[known])):
-                return False
+            number = int(self.numbers[known])
+            if not self._counts.is_known(number):
+                return number
             self.reach(int(self._ends[known]) + 1)
-        return True
+        return None
 
     def find_places(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """(M,) int64 places of the samples at positions, when the shards are laid end to end."""
@@ -202,9 +203,9 @@ class StreamedSteps(Iterator[tuple[NDArray[np.int64], int]]):
         self._first += self._batch_size
         return self._order.indices(positions, self._epoch), end
 
-    def is_ready(self) -> bool:
-        """Whether the next step does not wait for shards."""
-        return self._rest is not None or self._shards.is_near(self._next_needs()[1])
+    def find_missing(self) -> int | None:
+        """The shard that the next step has to wait for first; None where it does not wait."""
+        return None if self._rest is not None else self._shards.find_missing(self._next_needs()[1])
 
     @property
     def shards(self) -> list[int]:

@@ -88,6 +88,14 @@ class ReadAhead(Protocol):
     def total(self) -> int:
         """How many shards it reads in all."""
 
+    def wait(self, number: int) -> bool:
+        """Wait until a shard is indexed. False: it is none of those that are read.
+
+        Raises:
+            SourceError: It cannot be read. Only the first caller is told.
+            PassEndedError: The reading was ended.
+        """
+
     def release(self, numbers: Iterable[int]) -> None:
         """Let the bytes of shards go, whose samples the pass has read."""
 

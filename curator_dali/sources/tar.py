@@ -262,7 +262,7 @@ class TarSource(Source):
         """Read the beginnings and the last two bytes of images; see `Source.read_heads`."""
         count = len(indices)
         shard_of, offset, size = (np.zeros(count, np.int64) for _ in range(3))
-        for number, rows, samples in split_by_shard(indices, self._starts):
+        for number, rows, samples in self._split(indices):
             try:
                 entries = self._shards[number].index.table[samples].astype(np.int64, copy=False).view(ENTRY)[:, 0]
             except (OSError, SourceError):

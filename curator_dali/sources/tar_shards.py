@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -120,22 +121,21 @@ class Shards:
 
         Raises:
             SourceError: It cannot be read, or is no tar. Another call tries again.
-            PassEndedError: A pass read the shard, and was ended meanwhile.
         """
         if (known := self._summaries[number]) is not None:
             return known.samples
+        for stream in self._streams:  # a pass reads the shard anyway
+            with suppress(PassEndedError):
+                stream.wait(number)
         try:
-            for stream in self._streams:  # a pass reads the shard anyway
-                if stream.wait(number):
-                    break
             return self.index(number).samples
-        except NotATarError:
-            reason = _NO_TAR
-        except PassEndedError:
-            raise
         except Exception as error:  # whatever a hostile header or a store comes up with
-            reason = one_line(error)
-        raise SourceError(f"{self.urls[number]} cannot be read: {reason}. {_REPAIR}")
+            raise self.explain(number, error) from error
+
+    def explain(self, number: int, error: BaseException) -> SourceError:
+        """Make the exception that names a shard, and why it cannot be indexed."""
+        reason = _NO_TAR if isinstance(error, NotATarError) else one_line(error)
+        return SourceError(f"{self.urls[number]} cannot be read: {reason}. {_REPAIR}")
 
     def index(self, number: int, scan: Callable[[str, Stat], TarIndex] | None = None) -> Summary:
         """Index a shard, unless that is done. One caller does it, however many ask.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from curator_dali.errors import PassEndedError
+from curator_dali.errors import PassEndedError, SourceError
 from curator_dali.io import Stat, Storage
 from curator_dali.sources.tar_headers import Scan, scan_tar
 from curator_dali.sources.tar_index import TarIndex
@@ -33,6 +33,9 @@ class Tars(Protocol):
     def index(self, number: int, scan: Callable[[str, Stat], TarIndex] | None = None) -> object:
         """Index a tar, unless that is done."""
 
+    def explain(self, number: int, error: BaseException) -> SourceError:
+        """Make the exception that names a tar, and why it cannot be indexed."""
+
     def end(self, stream: ShardStream) -> None:
         """No longer wait for a stream."""
 
@@ -55,7 +58,7 @@ class ShardStream:
         self._place = {number: place for place, number in enumerate(self._numbers)}
         self._wanted = 0  # how many of the first tars somebody waits for
         self._held: dict[int, int] = {}  # number -> bytes, of tars that are asked for and not used up
-        self._errors: dict[int, BaseException] = {}
+        self._errors: dict[int, SourceError] = {}
         self._done: set[int] = set()
         self._cancelled = False
         self._process = os.getpid()
@@ -69,14 +72,9 @@ class ShardStream:
         return len(self._numbers)
 
     def wait(self, number: int) -> bool:
-        """Wait until a tar is indexed. False: this stream does not read it.
-
-        Raises:
-            OSError, SourceError, NotATarError: It cannot be read, or is no tar. Only the first caller is told.
-            PassEndedError: The pass ends.
-        """
+        """Wait until a tar is indexed; see `ReadAhead.wait`."""
         place = self._place.get(number)
-        if place is None or self._cancelled or os.getpid() != self._process:  # a forked child has no threads of it
+        if place is None or os.getpid() != self._process:  # a forked child has no threads of it
             return False
         with self._changed:
             self._wanted = max(self._wanted, place + 1)
@@ -144,7 +142,7 @@ class ShardStream:
                 )  # fmt: skip
                 self._shards.index(number)
         except BaseException as error:  # raised where somebody waits for the tar
-            self._errors[number] = error
+            self._errors[number] = self._shards.explain(number, error)
         with self._changed:
             self._done.add(number)
             self._changed.notify_all()
