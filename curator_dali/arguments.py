@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -218,3 +219,12 @@ def list_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
         if not isinstance(item, (str, os.PathLike)):
             raise ValueError(f"{item!r} is no path; allowed: a text, a path")
     return [str(item) if isinstance(item, str) else os.fspath(item) for item in items]  # as Python's own, also of numpy
+
+
+def parse_size(text: str) -> int | None:
+    """Parse bytes as people write them: `500000`, `64MB`, `1.5 GiB`, `2TB`; None for another text."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None:
+        return None
+    step = 1024 if match[3] else 1000
+    return int(float(match[1]) * step ** " kmgt".index(match[2] or " "))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curator_dali.arguments import parse_size
 from curator_dali.errors import terminal_safe
 
 if TYPE_CHECKING:
@@ -186,9 +186,7 @@ def add_output(parser: Any, embeddings: str) -> None:
 
 def size_in_bytes(text: str) -> int:
     """Bytes, of a text such as 500000, 64MB or 1GiB, for argparse."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
-    step = 1024 if match and match[3] else 1000
-    size = int(float(match[1]) * step ** " kmgt".index(match[2] or " ")) if match else 0
+    size = parse_size(text) or 0
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 64MB or 1GB")
     return size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from curator_dali.batch import ImageBatch, ImageObject
 from curator_dali.curation.config import Settings
 from curator_dali.curation.fields import add_misfits, make_fields, to_column
 from curator_dali.curation.rows import Account, Output, Rows, write_rows
-from curator_dali.curation.worker import Finished, Progress, encode_rows, make_encoder
+from curator_dali.curation.worker import DECODE_CHECK_VIEW, Finished, Progress, encode_rows, make_encoder
 from curator_dali.curation.write import Encoder
 from curator_dali.errors import StageError, kind_of_failure
 from curator_dali.io import join
@@ -61,6 +61,7 @@ class Decisions:
         reasons: Sample -> reason, of those that are dropped here.
         columns: Name -> (N,) values that the `GlobalSelector`s added.
         seconds: Stage -> what deciding took.
+        failures: Sample -> reason, of those that `check_decoding` found damaged.
     """
 
     stage: NDArray[np.int16]
@@ -68,6 +69,7 @@ class Decisions:
     reasons: dict[int, str] = field(default_factory=dict)
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
 
     def drop(self, number: int, rows: NDArray[np.int64], reasons: NDArray[np.object_]) -> NDArray[np.int64]:
         """Write down a stage's reasons for (M,) rows, each a text or None; returns the rows with None.
@@ -174,6 +176,56 @@ def _find_known(files: RowFiles, name: str) -> NDArray[np.bool_]:
     """(N,) whether a column has a value."""
     masks = [batch.column(0).is_valid().to_numpy(zero_copy_only=False) for batch in files.batches([name])]
     return np.concatenate([np.empty(0, bool), *masks])
+
+
+def find_undecoded(files: RowFiles, labels: Collection[str], decisions: Decisions) -> NDArray[np.int64]:
+    """Find the samples that are kept now, and that the output's run dropped before they were decoded.
+
+    Args:
+        files: The output's rows.
+        labels: The stages that drop images before these are decoded.
+        decisions: On all its samples.
+
+    Returns:
+        (M,) sample indices.
+    """
+    if not labels:
+        return np.zeros(0, np.int64)
+    dropped = np.isin(files.columns(["stage"])["stage"].astype(str), sorted(labels))
+    return np.flatnonzero(dropped & (decisions.stage == _KEPT))
+
+
+def check_decoding(
+    source: Source, samples: NDArray[np.int64], decisions: Decisions, settings: Settings, device: str
+) -> None:
+    """Decode samples, and let those fail that do not decode.
+
+    Args:
+        source: The data set.
+        samples: (M,) indices.
+        decisions: Gets the failures.
+        settings: Of the run.
+        device: Where images are decoded.
+
+    Raises:
+        SourceError: A sample cannot be read now.
+    """
+    logger.info("decoding %d images that the first run dropped by their headers", len(samples))
+    chosen = Subset(source, samples)
+    loader = ImageLoader(
+        chosen,
+        batch_size=settings.batch_size,
+        device=device,
+        transforms=None,
+        views=(DECODE_CHECK_VIEW,),
+        num_threads=settings.num_threads,
+        max_pixels=settings.max_pixels,
+    )
+    loader.max_errors = 0
+    with loader, closing(loader.over([(0, len(chosen))], refuse_unread=True)) as steps:
+        for decoded, _ in steps:
+            for row, reason in decoded.errors.items():
+                decisions.failures[int(samples[decoded.encoded.indices[row]])] = reason
 
 
 def write_decided(
@@ -312,6 +364,9 @@ def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) 
         judged = np.flatnonzero(rows.columns["status"] != "failed")
         for name, value in zip(DECIDED, ("kept", None, None, None), strict=True):
             rows.columns[name][judged] = value
+    for sample, reason in decisions.failures.items():
+        if part[0] <= sample < part[1]:
+            rows.decide([sample - part[0]], "failed", DECODE, [reason], [kind_of_failure(reason)])
     dropped = np.array([sample in decisions.reasons for sample in range(*part)], bool)
     numbers = decisions.stage[part[0] : part[1]]
     for number in np.unique(numbers[dropped]).tolist():

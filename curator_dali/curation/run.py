@@ -26,7 +26,7 @@ from curator_dali.io import join, store
 from curator_dali.outputs import LAYOUT_COLUMNS, FieldColumns, Manifest, Part, RowFiles, RowSchema, is_loadable
 from curator_dali.report import Report, count_parts, leave_report
 from curator_dali.sources import Source, open_source, record_shards
-from curator_dali.stages import STAGES, Plan, Stage, make_plan
+from curator_dali.stages import HEADER_FIELDS, STAGES, Plan, Stage, make_plan
 from curator_dali.threads import ignore
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
+
+SCREENING = "screening"
+"""Entry of `run.json`: the stages that drop images before these are decoded."""
 
 
 class Curation:
@@ -166,7 +169,8 @@ class Curation:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        return label_facts(self.source)
+        screening = list(self.plan.labels[: self.plan.screening])
+        return label_facts(self.source) | ({SCREENING: screening} if screening else {})
 
     def _manifest(self, folder: str) -> Manifest:
         """Begin an output of this run in a folder, or go on with one."""
@@ -300,7 +304,7 @@ def _plan(stages: Sequence[Stage], source: Source, settings: Settings) -> tuple[
             f". Of the metadata {min(LOOKED_AT, len(source))} samples were looked at, and none has that field. If it "
             "is rare, say its type, as metadata={'score': 'float64'}"
         )
-        plan = make_plan(stages, types, known, hint)
+        plan = make_plan(stages, types, known, hint, HEADER_FIELDS)
     return plan, types, choose_fields(source, plan, settings, looked)
 
 

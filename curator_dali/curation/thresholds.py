@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from curator_dali.arguments import Count, Limits, checked
 from curator_dali.arrays import resolve_device
 from curator_dali.curation.config import Settings, check_out, make_stage
-from curator_dali.curation.decide import WORK_FOLDER, decide, write_decided
+from curator_dali.curation.decide import WORK_FOLDER, check_decoding, decide, find_undecoded, write_decided
 from curator_dali.curation.encoding import WRITTEN
 from curator_dali.curation.rows import open_output
-from curator_dali.curation.run import check_columns, choose_fields, executor_of, label_facts
+from curator_dali.curation.run import SCREENING, check_columns, choose_fields, executor_of, label_facts
 from curator_dali.curation.worker import Executor
 from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
@@ -65,7 +65,8 @@ def rethreshold(
 
     `stages` are all that decide: those of `out` no longer count (`stages_of(out)` gives them, to change one). A stage
     that made scores may be among them as it was in that run: its columns are there. Images that could not be decoded
-    stay failed. Images that were dropped before they were scored have no scores and therefore remain dropped.
+    stay failed. Images that were dropped before they were scored have no scores and therefore remain dropped. An image
+    that was dropped by its header, and is kept now, is decoded first: it fails if it is damaged.
 
     `new` becomes an output like any other, with the original bytes of what is kept. The same call goes on where it was
     interrupted or killed.
@@ -97,7 +98,8 @@ def rethreshold(
     out, new = os.fspath(out), os.fspath(new)
     shards: dict[str, Any] = {"shard_samples": shard_samples, "shard_bytes": shard_bytes}
     settings = Settings(tars=tars, embeddings=embeddings or False, html=html, write=write, **shards)
-    device = "cpu" if settings.encoding is None else resolve_device(device)
+    decoding_device = resolve_device(device)
+    device = "cpu" if settings.encoding is None else decoding_device
     old = _load_finished(out, new)
     settings = replace(settings, max_pixels=old.run["settings"].get("max_pixels", MAX_PIXELS))
     files = RowFiles(out) if old.samples else None
@@ -115,7 +117,12 @@ def rethreshold(
             if parts and files is not None:
                 with sharing.workers(join(manifest.folder, WORK_FOLDER)) as workers:
                     decisions = decide(files, plan, workers, anew=True)
-                write_decided(data, old, plan, decisions, output, parts, progress=progress or ignore, device=device)
+                undecoded = find_undecoded(files, old.run.get(SCREENING, ()), decisions)
+                if len(undecoded):
+                    data = data or open_recorded(old, source, argument="source=")
+                    check_decoding(data, undecoded, decisions, settings, decoding_device)
+                bytes_of = data if tars else None
+                write_decided(bytes_of, old, plan, decisions, output, parts, progress=progress or ignore, device=device)
             about: dict[str, Any] = {"source": out if data is None else data.name, "out": new, "device": device}
             about |= {"earlier": sum(b - a for a, b in present), "seconds": time.perf_counter() - began}
             report = count_parts(manifest, plan.labels, **about)
@@ -155,6 +162,8 @@ def _open_new(
     """Begin the new output, or go on with it."""
     known = settings.recorded(plan.stages)
     facts = {name: old.run[name] for name in ("class_names", "class_lists") if name in old.run}
+    # a sample that is dropped again has not been decoded yet, whichever stage drops it now
+    undecoded = {SCREENING: list(plan.labels)} if old.run.get(SCREENING) else {}
     own = {label: s.lineage for label, s in zip(plan.labels, plan.stages, strict=True) if s.lineage}
     return Manifest.open(
         new,
@@ -169,7 +178,7 @@ def _open_new(
         },
         lineage={**old.run["lineage"], **own},
         origin=old.run.get("origin") if data is None else data.origin,
-        facts=facts or (None if data is None else label_facts(data)),
+        facts={**(facts or ({} if data is None else label_facts(data))), **undecoded},
     )
 
 

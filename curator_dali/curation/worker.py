@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from curator_dali import arrays, dali
 from curator_dali.batch import ImageBatch
 from curator_dali.curation.config import Settings
-from curator_dali.curation.fields import add_columns, make_fields
+from curator_dali.curation.fields import add_columns, add_misfits, make_fields
 from curator_dali.curation.rows import Output, Rows, Writing
+from curator_dali.curation.screen import PlanScreen, Screened, add_header_columns
 from curator_dali.curation.write import STAGE, Encoder
 from curator_dali.decoding import Decoded
 from curator_dali.errors import OutputError
@@ -79,7 +80,7 @@ class Worker:
         part = next(waiting, (0, 0))
         with _current(self.device), Writing(self.output, finished) as writing:
             # a sample that cannot be read now must not count as a bad image for good
-            steps = self._load().over(parts, refuse_unread=True)
+            steps = self._load().over(parts, refuse_unread=True, screen=self._screen())
             try:
                 while True:
                     began = time.perf_counter()
@@ -91,6 +92,8 @@ class Worker:
                         part = next(waiting)
                     rows = Rows.from_step(decoded, self.output.settings.add_written(self.plan.columns))
                     rows.seconds[DECODE] += time.perf_counter() - began
+                    if decoded.screened is not None:
+                        self._record_screened(decoded.screened, rows)
                     if batch is not None:
                         try:
                             self._take_through(batch, decoded, rows)
@@ -140,6 +143,13 @@ class Worker:
             self._loader.max_errors = 0  # the rows have them
         return self._loader
 
+    def _screen(self) -> PlanScreen | None:
+        """What leaves images out before they are decoded; None where no stage can."""
+        settings = self.output.settings
+        if not self.plan.screening:
+            return None
+        return PlanScreen(self.plan, self.types, self.source.name, settings.max_pixels)
+
     @property
     def _reads_metadata(self) -> bool:
         return bool(self.plan.metadata or self.output.schema.fields)
@@ -149,6 +159,20 @@ class Worker:
         """The views of the stages, and the one that is encoded."""
         encoding = self.output.settings.encoding
         return self.plan.views if encoding is None else tuple(dict.fromkeys((*self.plan.views, encoding.view)))
+
+    def _record_screened(self, screened: Screened, rows: Rows) -> None:
+        """Let the rows know of the images that were left out before they were decoded."""
+        begin = 0
+        for number, at, reasons in screened.dropped:
+            batch = screened.batch[begin : begin + len(at)]
+            begin += len(at)
+            add_misfits(rows.misfits, add_columns(batch, self.plan.metadata, self.types))
+            rows.record(at, batch, 0)
+            stage = self.plan.stages[number]
+            assert isinstance(stage, Selector)
+            rows.decide(at, "dropped", self.plan.labels[number], reasons, [stage.kind(reason) for reason in reasons])
+        for label, seconds in screened.seconds.items():
+            rows.add_time(label, seconds)
 
     def _take_through(self, batch: ImageBatch, decoded: Decoded, rows: Rows) -> None:
         """Take one batch through all stages; `rows` get to know what becomes of it."""
@@ -165,10 +189,13 @@ class Worker:
             rows.decide(at[dropped], "dropped", self.plan.labels[number], given, kinds)
             at = at[~dropped]
 
-        rows.misfits = add_columns(batch, self.plan.metadata, self.types)
+        add_misfits(rows.misfits, add_columns(batch, self.plan.metadata, self.types))
+        add_header_columns(batch, self.plan.derived, decoded.encoded.headers[decoded.rows])
+        screened = decoded.screened
+        first = self.plan.screening if screened is not None and screened.complete else 0
         settings = self.output.settings
         pixels = None if settings.encoding is None else batch.views[settings.encoding.view]
-        batch = self.plan.run(batch, drop, rows.add_time)
+        batch = self.plan.run(batch, drop, rows.add_time, first)
         if len(batch):
             rows.record(at, batch, dim)
             rows.keep(at, batch.encoded if settings.tars else None)

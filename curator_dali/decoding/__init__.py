@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from curator_dali.decoding import pillow
-from curator_dali.decoding.decoder import Decoded, Decoder, Gated, gate, read_gated
+from curator_dali.decoding.decoder import Decoded, Decoder, Gated, Screen, gate, read_gated
 from curator_dali.decoding.headers import MAX_PIXELS, Codec, read_headers, scan, upright_sizes
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Decoded",
     "Decoder",
     "Gated",
+    "Screen",
     "gate",
     "pillow",
     "read_gated",

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,32 @@ _PARTS = 8  # of a failed batch: halves would decode an image near a bad one eig
 _HW_DECODER_LOAD = 0.65  # the share of JPEGs for a GPU's hardware engine; DALI's default
 
 
+class Screen(Protocol):
+    """Leaves images out before they are decoded. Its methods are called in several threads."""
+
+    def skip(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Choose images that need not be read.
+
+        Args:
+            indices: (N,) int64, the samples' indices in the source.
+            headers: (N,) `HEADER_DTYPE`, the known headers; codec 0 where none is known.
+
+        Returns:
+            (N,) whether `judge` will leave a sample out.
+        """
+
+    def judge(self, gated: Gated, skipped: NDArray[np.bool_]) -> Any:
+        """Choose the images to decode: take rows out of `gated.dali` and `gated.pillow`.
+
+        Args:
+            gated: A batch whose headers are known.
+            skipped: (N,) the result of `skip`: these rows have to go.
+
+        Returns:
+            The screen's own record, for `Decoded.screened`.
+        """
+
+
 @dataclass
 class Gated:
     """A batch after the gate: which rows DALI decodes, which Pillow, and which nobody.
@@ -52,6 +78,7 @@ class Gated:
         pillow: Rows for Pillow.
         errors: Row -> reason.
         learnt: Rows whose header was not known before.
+        screened: The record of a `Screen`; None without one.
         read_seconds: What reading took.
         gate_seconds: What the gate took.
     """
@@ -61,6 +88,7 @@ class Gated:
     pillow: list[int]
     errors: dict[int, str]
     learnt: list[int]
+    screened: Any = None
     read_seconds: float = 0.0
     gate_seconds: float = 0.0
 
@@ -77,6 +105,7 @@ class Decoded:
         sizes: (M, 2) int64, heights and widths of the upright originals, in pixels.
         errors: Row -> reason.
         fallback: How many Pillow decoded.
+        screened: The record of a `Screen`, which left out the rows that are in neither; None without one.
     """
 
     encoded: EncodedBatch
@@ -85,6 +114,7 @@ class Decoded:
     sizes: NDArray[np.int64]
     errors: dict[int, str] = field(default_factory=dict)
     fallback: int = 0
+    screened: Any = None
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -129,18 +159,26 @@ def gate(encoded: EncodedBatch, max_pixels: int = MAX_PIXELS) -> Gated:
     return gated
 
 
-def read_gated(source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int) -> Gated:
+def read_gated(
+    source: Source, indices: NDArray[np.int64], members: bool, max_pixels: int, screen: Screen | None = None
+) -> Gated:
     """Read samples, whole ones with `members`, and gate them; the source keeps the headers that were not known.
 
-    Runs on any thread.
+    Runs on any thread. A `screen` may leave out images before they are read, and before they are decoded.
     """
     began = time.perf_counter()
-    encoded = source.read(indices, members=members)
+    skipped = np.zeros(len(indices), bool) if screen is None else screen.skip(indices, source.headers(indices))
+    if skipped.any():
+        encoded = source.read_without(indices, skipped, members=members)
+    else:
+        encoded = source.read(indices, members=members)
     loaded = time.perf_counter()
     gated = gate(encoded, max_pixels)
     if gated.learnt:
         rows = np.array(gated.learnt)
         source.learn(encoded.indices[rows], encoded.headers[rows])
+    if screen is not None:
+        gated.screened = screen.judge(gated, skipped)
     gated.read_seconds, gated.gate_seconds = loaded - began, time.perf_counter() - loaded
     return gated
 
@@ -252,7 +290,7 @@ class Decoder:
             for i in range(len(outputs)):
                 these = [made[i] for _, made in parts]
                 outputs[i] = dali.merge_ready(list(zip(places, these, strict=True)), len(rows), self.device)
-        return Decoded(encoded, rows, outputs, sizes[rows], errors, fallback)
+        return Decoded(encoded, rows, outputs, sizes[rows], errors, fallback, gated.screened)
 
     def decode(self, gated: Gated, key: tuple[int, int] = (0, 0)) -> Decoded:
         """Decode one batch, with no other under way; see `submit` and `collect`."""

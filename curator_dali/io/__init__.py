@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from curator_dali.io import store
+from curator_dali.io.cache import Cache, clear_cache, read_cache_info, use_cache
 from curator_dali.io.files import (
     DEEP,
     IMAGE_EXTENSIONS,
@@ -16,8 +17,9 @@ from curator_dali.io.files import (
     read_regular,
     write_file,
 )
+from curator_dali.io.links import SAMPLE, RemoteReader
+from curator_dali.io.lru import LRU
 from curator_dali.io.ranges import (
-    LRU,
     Request,
     Stat,
     Storage,
@@ -29,9 +31,8 @@ from curator_dali.io.ranges import (
     fingerprint,
     stat_of,
     strip_query,
-    strip_signature,
 )
-from curator_dali.io.remote import LARGEST_FILE, PermanentError, is_http, is_remote, one_line
+from curator_dali.io.remote import LARGEST_FILE, PermanentError, is_http, is_remote, one_line, strip_signature
 from curator_dali.io.store import differences, explained, join, prepare_folder, printable
 from curator_dali.io.tables import Table, open_table, parse_csv, read_names
 
@@ -40,8 +41,11 @@ __all__ = [
     "IMAGE_EXTENSIONS",
     "LARGEST_FILE",
     "LRU",
+    "SAMPLE",
     "AtomicFile",
+    "Cache",
     "PermanentError",
+    "RemoteReader",
     "Request",
     "Stat",
     "Storage",
@@ -51,6 +55,7 @@ __all__ = [
     "ask_listing",
     "cache_path",
     "check_depth",
+    "clear_cache",
     "common_name",
     "content_hash",
     "differences",
@@ -68,11 +73,13 @@ __all__ = [
     "parse_json",
     "prepare_folder",
     "printable",
+    "read_cache_info",
     "read_names",
     "read_regular",
     "stat_of",
     "store",
     "strip_query",
     "strip_signature",
+    "use_cache",
     "write_file",
 ]

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import re
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from curator_dali.errors import SourceError
 from curator_dali.io import files
+from curator_dali.io.blocks import CachedFiles
+from curator_dali.io.cache import Cache, current_cache
+from curator_dali.io.links import SAMPLE, Connections, RemoteReader
+from curator_dali.io.lru import LRU
 from curator_dali.io.pieces import Pieces
 from curator_dali.io.remote import PATIENCE, explain, find_wait, is_http, is_remote, one_line, retry
 
 logger = logging.getLogger(__name__)
 
-K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
 _REMOTE_THREADS = 16
 _KEEP_LIMIT = 512 << 20  # bytes of pieces that are kept in memory
+_STREAM_BUFFER = 256 << 10
 
 _VERSION_FIELDS = (
     *("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created"),
@@ -33,13 +37,6 @@ _VERSION_FIELDS = (
 )
 _HASH_FIELDS = ("md5Hash", "crc32c", "Content-MD5", "blob_id", "ETag", "etag")
 _HASH_ETAG = re.compile(r'"?[0-9a-fA-F]{32,}(-\d+)?"?')  # S3's; those of web servers and Azure tell a time
-
-# Parameters of signed URLs: of S3, GCS, OSS and COS, CloudFront, Azure; a token. The first pattern tells such a URL.
-_SIGNATURE = re.compile(r"(x-(amz|goog|oss|cos)-)?signature|q-signature|sig|token|access_token")
-_SIGNING = re.compile(
-    r"x-(amz|goog|oss|cos)-.*|q-.*|(aws|oss)accesskeyid|googleaccessid|signature|expires|policy|key-pair-id|"
-    r"hash-algorithm|security-token|sig|s[eiprstv]|spr|srt|sip|sk(oid|tid|[test]|v)|token|access_token"
-)
 
 
 class Storage:
@@ -51,21 +48,30 @@ class Storage:
     Args:
         max_open: Local files that stay open.
         keep_limit: Bytes of remote files that `reader` keeps in memory.
+        cache: Where blocks of remote files are kept; None for the one of `use_cache`, if there is any.
     """
 
-    def __init__(self, max_open: int = 64, keep_limit: int = _KEEP_LIMIT) -> None:
+    def __init__(self, max_open: int = 64, keep_limit: int = _KEEP_LIMIT, cache: Cache | None = None) -> None:
         self._max_open, self._pieces = max_open, Pieces(keep_limit)
+        cache = cache or current_cache()
+        self._cached = None if cache is None else CachedFiles(cache)
         self._files: LRU[str, _File] = LRU(max_open)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._connections = Connections()
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[int, int, Cache | None]]:
+        return Storage, (self._max_open, self._pieces.limit, self.cache)
+
+    @property
+    def cache(self) -> Cache | None:
+        """Where blocks of remote files are kept."""
+        return None if self._cached is None else self._cached.setting
 
     @property
     def keep_limit(self) -> int:
         """Bytes of remote files that `reader` keeps in memory."""
         return self._pieces.limit
-
-    def __reduce__(self) -> tuple[type[Storage], tuple[int, int]]:
-        return Storage, (self._max_open, self._pieces.limit)
 
     def stat(self, url: str) -> Stat:
         """Size and version of a file.
@@ -77,17 +83,23 @@ class Storage:
         if not is_remote(url):
             return Stat.of_local(os.stat(url))
         fs, path = filesystem(url)
-        info = ask(url, lambda: fs.info(path))
+
+        info = ask(url, lambda: self._connections.ask(url, lambda: fs.info(path)))
         if info.get("size") is None:
             raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
         return stat_of(info)
 
-    def reader(self, url: str, *, keep: bool = False) -> Callable[[int, int], bytes]:
+    def reader(self, url: str, *, keep: bool = False, stat: Stat | None = None) -> Callable[[int, int], bytes]:
         """A function `(offset, length) -> bytes`, for going through one file; it returns less at the file's end.
 
         Args:
             url: The file.
-            keep: Whether what is read of a remote file stays in memory, for `fill` and `cat`, until `forget`.
+            keep: Whether what is read of a remote file stays in memory, for `fill` and `cat`, until `forget`. What the
+                cache keeps does not.
+            stat: What the file is, which the cache has to know; small ranges are only read from it, not added.
+
+        Returns:
+            The function; of a remote file a `RemoteReader`, which the caller closes.
 
         Raises:
             OSError: The file cannot be opened. The function raises it too, once trying again did not help.
@@ -98,36 +110,56 @@ class Storage:
             return lambda offset, length: os.pread(file.fd, length, offset)
         fs, path = filesystem(url)
 
+        def fetch(offset: int, length: int) -> bytes:
+            data: bytes = self._connections.ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
+            return data
+
         def read(offset: int, length: int) -> bytes:
             if (found := self._pieces.find(url, offset, offset + length)) is not None:
                 return found
-            data: bytes = ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
+            if stat is not None and (found := self._read_cached(url, stat, offset, length)) is not None:
+                return found
+            data = ask(url, lambda: fetch(offset, length))
             if len(data) > length:
                 raise SourceError(f"{url}: its store sent {len(data):,} bytes for a range of {length:,}")
             if keep:
                 self._pieces.put(url, offset, data)
             return data
 
-        return read
+        return RemoteReader(url, read, self._connections)
 
     def forget(self, url: str) -> None:
         """Let what `reader` kept of a file go."""
         self._pieces.forget(url)
 
-    def fill(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Read ranges into their views, all as far as they can be read."""
+    def open(self, url: str, stat: Stat) -> IO[bytes]:
+        """Open a remote file, for reading it through the cache; there has to be one."""
+        return io.BufferedReader(_CachedStream(self, url, stat), _STREAM_BUFFER)
+
+    def fill(self, requests: Sequence[Request], *, keep: bool = True) -> list[Outcome]:
+        """Read ranges into their views, all as far as they can be read.
+
+        Args:
+            requests: The ranges.
+            keep: Whether the cache downloads the blocks of ranges that it does not have; else it keeps nothing of
+                them, as of headers between which most of a file is not read.
+        """
         local = iter(self._fill_all_local([request for request in requests if not is_remote(request.url)]))
-        remote = iter(self._fill_all_remote([request for request in requests if is_remote(request.url)]))
+        remote = iter(self._fill_all_remote([request for request in requests if is_remote(request.url)], keep))
         return [next(remote if is_remote(request.url) else local) for request in requests]
 
     def cat(
-        self, ranges: Sequence[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None = None
+        self,
+        ranges: Sequence[tuple[str, int | None, int | None]],
+        known: Mapping[str, tuple[int, str]] | None = None,
+        stats: Mapping[str, Stat] | None = None,
     ) -> list[bytes | BaseException]:
         """Fetch ranges of remote files at the same time.
 
         Args:
             ranges: `(url, start, end)`; (None, None) for the whole file.
             known: URL -> size and ETag that a file of a web server has to have still.
+            stats: URL -> what a file is. Such files come from the cache, if there is one, where they are read whole.
         """
         results: list[bytes | BaseException] = [RuntimeError("not fetched")] * len(ranges)
         left = []
@@ -137,6 +169,8 @@ class Storage:
                 left.append(number)
             else:
                 results[number] = kept
+        if self._cached is not None and stats:
+            left = self._cat_cached(ranges, left, stats, results)
         if not left:
             return results
         begun = time.monotonic()
@@ -159,15 +193,75 @@ class Storage:
         """Close files and threads; both come back when they are needed."""
         self._files.clear()
         self._pieces.clear()
+        self._connections.close()
+        if self._cached is not None:
+            self._cached.close()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fill_all_remote(self, requests: Sequence[Request]) -> list[Outcome]:
-        known = {request.url: (request.stat.size, request.stat.etag) for request in requests}
-        found = self.cat([(r.url, r.offset, r.offset + len(r.view)) for r in requests], known) if requests else ()
-        return [_accept(request, data) for request, data in zip(requests, found, strict=True)]
+    def _fill_all_remote(self, requests: Sequence[Request], keep: bool) -> list[Outcome]:
+        if not requests:
+            return []
+        outcomes: list[Outcome | None] = [None] * len(requests)
+        if self._cached is not None:
+            found = self._cached.fill(requests, self._fetch, self._run_all, keep=keep)
+            outcomes = [None if outcome is None else Outcome(*outcome) for outcome in found]
+        left = [request for request, outcome in zip(requests, outcomes, strict=True) if outcome is None]
+        known = {request.url: (request.stat.size, request.stat.etag) for request in left}
+        data = self.cat([(r.url, r.offset, r.offset + len(r.view)) for r in left], known)
+        direct = iter(map(_accept, left, data))
+        return [next(direct) if outcome is None else outcome for outcome in outcomes]
+
+    def _fetch(self, url: str, stat: Stat, start: int, end: int) -> bytes:
+        """Download a range for the cache, once a connection is free."""
+        found = self._connections.ask(url, lambda: self.cat([(url, start, end)], {url: (stat.size, stat.etag)})[0])
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def _run_all(self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a function with each tuple of arguments, on threads where there are several."""
+        if len(jobs) < 2:
+            return [function(*job) for job in jobs]
+        return [future.result() for future in [self._connections.submit(function, *job) for job in jobs]]
+
+    def _read_cached(self, url: str, stat: Stat, offset: int, length: int, least: int = SAMPLE) -> bytes | None:
+        """Read a range through the cache; None where that is not possible, or the range is short and not there."""
+        length = min(length, stat.size - offset)
+        if self._cached is None or length <= 0:
+            return None
+        data = bytearray(length)
+        request, here = (
+            Request(url, stat, offset, memoryview(data)),
+            lambda function, jobs: [function(*j) for j in jobs],
+        )
+        outcome = self._cached.fill([request], self._fetch, here, keep=length >= least)[0]
+        if outcome is not None and outcome[1]:
+            raise SourceError(f"cannot read {url!r}: {outcome[1]}")
+        return None if outcome is None else bytes(data)
+
+    def _cat_cached(
+        self,
+        ranges: Sequence[tuple[str, int | None, int | None]],
+        numbers: list[int],
+        stats: Mapping[str, Stat],
+        results: list[bytes | BaseException],
+    ) -> list[int]:
+        """Read whole files through the cache; returns the numbers of the ranges that are left."""
+        assert self._cached is not None
+        some = [n for n in numbers if ranges[n][1] is None and (stat := stats.get(ranges[n][0])) and stat.size > 0]
+        data = [bytearray(stats[ranges[n][0]].size) for n in some]
+        requests = [
+            Request(ranges[n][0], stats[ranges[n][0]], 0, memoryview(d)) for n, d in zip(some, data, strict=True)
+        ]
+        done = set()
+        for n, d, outcome in zip(some, data, self._cached.fill(requests, self._fetch, self._run_all), strict=True):
+            if outcome is not None and not outcome[1]:  # the reason of a failure comes from the store itself
+                results[n] = bytes(d)
+                done.add(n)
+        return [n for n in numbers if n not in done]
 
     def _fill_all_local(self, requests: Sequence[Request]) -> list[Outcome]:
         outcomes = [self._fill_local(request) for request in requests]
@@ -245,6 +339,37 @@ class Storage:
             return list(pool.map(lambda path, start, end: _caught(fs.cat_file, path, start, end), paths, starts, ends))
         except Exception as error:
             return [error] * len(paths)
+
+
+class _CachedStream(io.RawIOBase):
+    """A remote file, read through a cache."""
+
+    def __init__(self, storage: Storage, url: str, stat: Stat) -> None:
+        self._storage, self._url, self._stat = storage, url, stat
+        self._reader = storage.reader(url)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(offset + (0, self._at, self._stat.size)[whence], 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        length = max(min(len(view), self._stat.size - self._at), 0)
+        data = self._storage._read_cached(self._url, self._stat, self._at, length, least=0) if length else b""
+        data = self._reader(self._at, length) if data is None else data
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 class Request(NamedTuple):
@@ -389,87 +514,9 @@ def strip_query(url: str) -> str:
     return url.partition("?")[0] if is_http(url) else url
 
 
-def strip_signature(url: str) -> str:
-    """Return a web URL without the parameters that sign it, which change while the file stays; others as they are.
-
-    Parameters that name a content stay: `versionId` of S3, `id`.
-    """
-    if "?" not in url or not is_http(url):
-        return url
-    path, _, query = url.partition("?")
-    parameters = query.split("&")
-    names = [parameter.partition("=")[0].lower() for parameter in parameters]
-    if not any(map(_SIGNATURE.fullmatch, names)):
-        return url
-    kept = [text for text, name in zip(parameters, names, strict=True) if not _SIGNING.fullmatch(name)]
-    return f"{path}?{'&'.join(kept)}" if kept else path
-
-
 def fingerprint(kind: str, parts: Iterable[object]) -> str:
     """A short text that changes when any of `parts` does."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(repr(part).encode())
     return f"{kind}-{digest.hexdigest()}"
-
-
-class LRU(Generic[K, V]):
-    """A thread-safe mapping that drops the least recently used values once their weights pass `limit`.
-
-    A value is loaded once however many threads ask for it, and loads of different keys run at the same time.
-    """
-
-    def __init__(
-        self,
-        limit: int,
-        weigh: Callable[[V], int] = lambda value: 1,
-        dropped: Callable[[K, V], None] | None = None,
-    ) -> None:
-        self._limit, self._weigh, self._dropped = limit, weigh, dropped
-        self._items: OrderedDict[K, tuple[V, int]] = OrderedDict()
-        self._weight = 0
-        self._lock = threading.Lock()
-        self._loading: dict[K, threading.Lock] = {}
-
-    def get(self, key: K, load: Callable[[], V]) -> V:
-        """The value of `key`, loaded if it is not there."""
-        with self._lock:
-            if (item := self._items.get(key)) is not None:
-                self._items.move_to_end(key)
-                return item[0]
-            loading = self._loading.setdefault(key, threading.Lock())
-        with loading:
-            with self._lock:
-                if (item := self._items.get(key)) is not None:
-                    return item[0]
-            try:
-                value = load()
-                self.put(key, value)
-            finally:
-                with self._lock:
-                    self._loading.pop(key, None)
-        return value
-
-    def put(self, key: K, value: V) -> None:
-        """Keep `value`, and drop the oldest ones (never the one just put)."""
-        out: list[tuple[K, V]] = []
-        with self._lock:
-            self._weight -= self._items.pop(key, (None, 0))[1]
-            weight = self._weigh(value)
-            self._items[key] = value, weight
-            self._weight += weight
-            while self._weight > self._limit and len(self._items) > 1:
-                old, (gone, weight) = self._items.popitem(last=False)
-                self._weight -= weight
-                out.append((old, gone))
-        if self._dropped is not None:
-            for old, gone in out:
-                self._dropped(old, gone)
-
-    def clear(self) -> None:
-        """Drop everything."""
-        with self._lock:
-            items, self._items, self._weight = self._items, OrderedDict(), 0
-        if self._dropped is not None:
-            for key, (value, _) in items.items():
-                self._dropped(key, value)

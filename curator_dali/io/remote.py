@@ -21,6 +21,12 @@ PATIENCE = 30.0  # seconds after which a store that is silent is not asked again
 LARGEST_FILE = 1 << 30
 _MOST_SERVER_WAIT = 30.0  # seconds of a server's Retry-After that are waited for
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
+# Parameters of signed URLs: of S3, GCS, OSS and COS, CloudFront, Azure; a token. The first pattern tells such a URL.
+_SIGNATURE = re.compile(r"(x-(amz|goog|oss|cos)-)?signature|q-signature|sig|token|access_token")
+_SIGNING = re.compile(
+    r"x-(amz|goog|oss|cos)-.*|q-.*|(aws|oss)accesskeyid|googleaccessid|signature|expires|policy|key-pair-id|"
+    r"hash-algorithm|security-token|sig|s[eiprstv]|spr|srt|sip|sk(oid|tid|[test]|v)|token|access_token"
+)
 _PASSING_STATUSES = frozenset([408, 425, 429])  # of the statuses 400 to 499, which say that a request is wrong
 
 
@@ -53,6 +59,22 @@ def is_remote(url: str) -> bool:
 def is_http(url: str) -> bool:
     """Whether a URL, or the last one of a chain, is one of a web server: only there is a `?` no part of a name."""
     return url.rpartition("::")[2].startswith(("http://", "https://"))
+
+
+def strip_signature(url: str) -> str:
+    """Return a web URL without the parameters that sign it, which change while the file stays; others as they are.
+
+    Parameters that name a content stay: `versionId` of S3, `id`.
+    """
+    if "?" not in url or not is_http(url):
+        return url
+    path, _, query = url.partition("?")
+    parameters = query.split("&")
+    names = [parameter.partition("=")[0].lower() for parameter in parameters]
+    if not any(map(_SIGNATURE.fullmatch, names)):
+        return url
+    kept = [text for text, name in zip(parameters, names, strict=True) if not _SIGNING.fullmatch(name)]
+    return f"{path}?{'&'.join(kept)}" if kept else path
 
 
 def one_line(error: object) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from curator_dali import arrays, dali
 from curator_dali.arguments import Count, Natural, Share, checked
 from curator_dali.batch import ImageBatch, concat
-from curator_dali.decoding import MAX_PIXELS, Decoded, Decoder, gate, read_gated
+from curator_dali.decoding import MAX_PIXELS, Decoded, Decoder, Screen, gate, read_gated
 from curator_dali.errors import PassEndedError, TooManyErrors
 from curator_dali.loader.prefetch import Pass, Steps, read_ahead
 from curator_dali.loader.results import ErrorList, LoaderStats
@@ -200,7 +200,12 @@ class ImageLoader:
         return self._load(steps, self._read_from, moves=True)
 
     def over(
-        self, ranges: Sequence[Range], source: Source | None = None, *, refuse_unread: bool = False
+        self,
+        ranges: Sequence[Range],
+        source: Source | None = None,
+        *,
+        refuse_unread: bool = False,
+        screen: Screen | None = None,
     ) -> Generator[tuple[Decoded, ImageBatch | None], None, None]:
         """A pass over ranges of samples, in the source's order, with this loader's decoder; epoch and position stay.
 
@@ -210,6 +215,7 @@ class ImageLoader:
             ranges: [start, stop) of sample indices. A step lies within one range.
             source: Another source than the loader's, which the caller closes.
             refuse_unread: Raise for a sample that cannot be read now, which otherwise counts as a bad image.
+            screen: Leaves images out before they are decoded; experimental.
 
         Yields:
             Every step, as `steps` does; `columns["index"]` of a batch has the samples' indices.
@@ -218,7 +224,7 @@ class ImageLoader:
             SourceError: A sample cannot be read now, with `refuse_unread`.
         """
         steps = Steps(range_steps(ranges, self.batch_size))
-        for decoded, batch in self._load(steps, source or self.source, refuse_unread=refuse_unread):
+        for decoded, batch in self._load(steps, source or self.source, refuse_unread=refuse_unread, screen=screen):
             if batch is not None:
                 batch.columns["index"] = decoded.indices
             yield decoded, batch
@@ -305,6 +311,7 @@ class ImageLoader:
         *,
         moves: bool = False,
         refuse_unread: bool = False,
+        screen: Screen | None = None,
     ) -> Iterator[tuple[Decoded, ImageBatch | None]]:
         """Start a pass over steps; `moves` says whether the loader's position goes along."""
         self._stop_pass()
@@ -313,7 +320,9 @@ class ImageLoader:
             if self._decoder is None:
                 self._decoder = self._make_decoder()
             with uninterrupted():  # a pass that nobody knows of could not be stopped
-                running = self._pass = Pass(steps, source, self._decoder, self._prefetch, self._keep_encoded, self._key)
+                running = self._pass = Pass(
+                    steps, source, self._decoder, self._prefetch, self._keep_encoded, self._key, screen
+                )
         except BaseException:  # an interrupt that came meanwhile: nobody will take this pass's batches
             steps.close()
             self._stop_pass()
@@ -324,7 +333,7 @@ class ImageLoader:
         self, running: Pass, dataset_name: str, moves: bool, refuse_unread: bool
     ) -> Iterator[tuple[Decoded, ImageBatch | None]]:
         began = time.perf_counter()
-        stats, errors = self.stats, self.errors
+        stats, errors, seen = self.stats, self.errors, 0
         try:
             for step in itertools.count():
                 asked = time.perf_counter()
@@ -335,7 +344,7 @@ class ImageLoader:
                     if running.stopped:
                         raise PassEndedError
                     errors.resolve()
-                    self._check_error_rate(stats, errors, at_end=True)
+                    self._check_error_rate(stats, errors, seen, at_end=True)
                     return
                 decoded = item.decoded
                 if moves:
@@ -346,11 +355,12 @@ class ImageLoader:
                 stats.bytes += sum(image.nbytes for image in decoded.encoded.images)
                 stats.samples += len(decoded.rows)
                 stats.failed += len(decoded.errors)
+                seen += len(decoded.encoded)
                 stats.fallback += decoded.fallback
                 if refuse_unread:
                     decoded.encoded.check_read()
                 self._record(decoded, errors, self._places if moves else None)
-                self._check_error_rate(stats, errors, at_end=False)
+                self._check_error_rate(stats, errors, seen, at_end=False)
                 stats.batches += bool(len(decoded.rows))
                 yield decoded, self._batch(decoded, step, dataset_name) if len(decoded.rows) else None
         finally:
@@ -366,8 +376,7 @@ class ImageLoader:
             logger.debug("left out: %s", error)
             errors.add(error, self.max_errors)
 
-    def _check_error_rate(self, stats: LoaderStats, errors: ErrorList, at_end: bool) -> None:
-        seen = stats.samples + stats.failed
+    def _check_error_rate(self, stats: LoaderStats, errors: ErrorList, seen: int, at_end: bool) -> None:
         if self.max_error_rate is None or not seen or (seen < _MIN_SEEN and not at_end):
             return
         if stats.failed > self.max_error_rate * seen:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.dali import check_process, use_device
-from curator_dali.decoding import Decoded, Decoder, Gated, read_gated
+from curator_dali.decoding import Decoded, Decoder, Gated, Screen, read_gated
 from curator_dali.sources import ReadAhead, Source
 from curator_dali.threads import Background, HandOver, run_ahead, uninterrupted
 
@@ -105,7 +105,8 @@ class Pass:
     """The threads of one pass. They hold no reference to the loader, so a forgotten loader stops them.
 
     Until the pass ends, the decoder is this pass's alone; `prefetch` batches are under way or waiting besides the
-    consumer's. `members` says whether to read whole samples, and random transforms follow from `key`, (seed, epoch).
+    consumer's. `members` says whether to read whole samples, random transforms follow from `key`, (seed, epoch), and
+    `screen` leaves images out.
 
     Attributes:
         stopped: Whether the pass was stopped before its end.
@@ -121,6 +122,7 @@ class Pass:
         prefetch: int,
         members: bool,
         key: tuple[int, int],
+        screen: Screen | None = None,
     ) -> None:
         self._steps = steps
         self._batches: HandOver[Item] = HandOver(prefetch + 1)  # one is the consumer's, until it asks for the next
@@ -129,7 +131,7 @@ class Pass:
         with uninterrupted():
             self._thread = Background(
                 _decode_all,
-                steps, source, decoder, prefetch, members, key, self._batches,
+                steps, source, decoder, prefetch, members, key, screen, self._batches,
                 name="curator-dali-decode",
             )  # fmt: skip
             weakref.finalize(self, _stop, self._thread, self._batches, steps)
@@ -170,6 +172,7 @@ def _decode_all(
     prefetch: int,
     members: bool,
     key: tuple[int, int],
+    screen: Screen | None,
     batches: HandOver[Item],
 ) -> None:
     """Keep `read_ahead` reads and `prefetch` batches under way, and hand the batches over in order."""
@@ -178,7 +181,7 @@ def _decode_all(
 
     def read(step: tuple[NDArray[np.int64], int]) -> tuple[Gated, int]:
         indices, end = step
-        return read_gated(source, indices, members, decoder.max_pixels), end
+        return read_gated(source, indices, members, decoder.max_pixels, screen), end
 
     def hand_over() -> None:
         began = time.perf_counter()

@@ -304,6 +304,19 @@ class Source(ABC):
             SourceError: The source cannot be read at all.
         """
 
+    def read_without(
+        self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
+    ) -> EncodedBatch:
+        """Read samples as `read` does, some of them without their images.
+
+        Args:
+            indices: (N,) int64 in [0, len(self)), in the order wanted.
+            skipped: (N,) whether a sample's image is not wanted. Its path, id and metadata are. The image and the
+                members may be empty, which is no error. The base class reads everything.
+            members: See `read`.
+        """
+        return self.read(indices, members=members)
+
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples, (N,) `HEADER_DTYPE`; codec 0 where nothing is known yet. Reads no image."""
         return np.zeros(len(indices), HEADER_DTYPE)

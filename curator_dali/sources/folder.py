@@ -186,25 +186,31 @@ class FolderSource(LearningSource):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read files, each into a buffer of its own; see `Source.read`."""
+        return self.read_without(indices, np.zeros(len(indices), bool), members=members)
+
+    def read_without(
+        self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
+    ) -> EncodedBatch:
+        """Read files, of some samples the sidecars only; see `Source.read_without`."""
         indices = np.asarray(indices, np.int64)
         numbers = indices.tolist()
         paths = [os.fsdecode(self._files[number]) for number in numbers]
         spelled = self._sidecars[indices].tolist()
         sidecars = [self._sidecar_urls(path, row) for path, row in zip(paths, spelled, strict=True)]
-        results, fetched = self._read_images(paths, sidecars)
+        results, fetched = self._read_images(paths, sidecars, skipped)
         if members and not self._remote:
             fetched = {url: read_bytes(url, LARGEST_FILE) for beside in sidecars for url in beside.values()}
         batch = EncodedBatch(indices, [], [], [self._root] * len(numbers), self.headers(indices))
         for row, (path, number, result) in enumerate(zip(paths, numbers, results, strict=True)):
             url = f"{self._root}/{path}"
-            result = self._check_size(result, number, 0)
+            result = result if skipped[row] else self._check_size(result, number, 0)
             if isinstance(result, BaseException):
                 batch.errors[row] = one_line(result)
                 readable = self._was_readable(number, 0)
                 if is_unread(result, url, listed=bool(self._listed[number]), readable=readable):
                     batch.unread.add(row)
                 result = np.empty(0, np.uint8)
-            elif len(result) == 0:
+            elif len(result) == 0 and not skipped[row]:
                 batch.errors[row] = "the image has no bytes"
             batch.images.append(result)
             metadata = self._metadata(number, sidecars[row], fetched)
@@ -271,7 +277,7 @@ class FolderSource(LearningSource):
         """A sample's members. One that has a sidecar which cannot be read now is unread: its metadata would be lost."""
         found: dict[str, memoryview] = {}
         lost = False
-        if row not in batch.errors:
+        if row not in batch.errors and len(batch.images[row]):
             image = batch.images[row].data
             found[path.rpartition(".")[2] if is_image(path) else sniff_extension(image)] = image
         for ext, url in sidecars.items():
@@ -351,18 +357,20 @@ class FolderSource(LearningSource):
         return {ext: f"{stem}.{self._spellings[at]}" for ext, at in zip(SIDECARS, spelled, strict=True) if at}
 
     def _read_images(
-        self, paths: list[str], sidecars: list[Mapping[str, str]]
+        self, paths: list[str], sidecars: list[Mapping[str, str]], skipped: NDArray[np.bool_]
     ) -> tuple[list[NDArray[np.uint8] | BaseException], Mapping[str, bytes | BaseException]]:
         """Read a batch's images; of remote ones also the sidecars, in the same round trip."""
-        urls = [f"{self._root}/{path}" for path in paths]
+        images: list[NDArray[np.uint8] | BaseException] = [np.empty(0, np.uint8)] * len(paths)
+        rows = np.flatnonzero(~skipped).tolist()
+        urls = [f"{self._root}/{paths[row]}" for row in rows]
         if not self._remote:
-            return [read_file(url, limit=LARGEST_FILE) for url in urls], {}
+            for row, url in zip(rows, urls, strict=True):
+                images[row] = read_file(url, limit=LARGEST_FILE)
+            return images, {}
         more = list(dict.fromkeys(url for beside in sidecars for url in beside.values()))
         got = self._storage.cat([(url, None, None) for url in urls + more])
-        images = [
-            data if isinstance(data, BaseException) else np.frombuffer(bytearray(data), np.uint8)
-            for data in got[: len(urls)]
-        ]
+        for row, data in zip(rows, got, strict=False):
+            images[row] = data if isinstance(data, BaseException) else np.frombuffer(bytearray(data), np.uint8)
         return images, dict(zip(more, got[len(urls) :], strict=True))
 
 

@@ -296,7 +296,16 @@ class RowSource(Subset):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples; see `Source.read`. Rows are looked up when somebody reads the metadata."""
-        batch = super().read(indices, members=members)
+        return self._add_fields(super().read(indices, members=members))
+
+    def read_without(
+        self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
+    ) -> EncodedBatch:
+        """Read samples, some of them without their images; see `Source.read_without`."""
+        return self._add_fields(super().read_without(indices, skipped, members=members))
+
+    def _add_fields(self, batch: EncodedBatch) -> EncodedBatch:
+        """Put the fields of rows among the samples' metadata."""
         batch.objects = list(batch.objects)
         merge, table, create = self._merge, self._table, object.__new__
         # a sample may be an object that its source keeps, so another one gets the further fields; `batch.clone` would

@@ -140,6 +140,13 @@ class Subset(DerivedSource):
         batch = self.source.read(self._whole(indices), members=members)
         return replace(batch, indices=np.asarray(indices, np.int64))
 
+    def read_without(
+        self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
+    ) -> EncodedBatch:
+        """Read samples, some of them without their images; see `Source.read_without`."""
+        batch = self.source.read_without(self._whole(indices), skipped, members=members)
+        return replace(batch, indices=np.asarray(indices, np.int64))
+
     def _whole(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         indices = check_indices(indices, len(self))
         rows = self._rows
@@ -193,8 +200,16 @@ class Without(DerivedSource):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples; those that are left out come as errors, with no bytes."""
-        batch = self.source.read(indices, members=members)
-        for row, index in enumerate(np.asarray(indices).tolist()):
+        return self._leave_out(self.source.read(indices, members=members))
+
+    def read_without(
+        self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
+    ) -> EncodedBatch:
+        """Read samples, some of them without their images; see `Source.read_without`."""
+        return self._leave_out(self.source.read_without(indices, skipped, members=members))
+
+    def _leave_out(self, batch: EncodedBatch) -> EncodedBatch:
+        for row, index in enumerate(batch.indices.tolist()):
             if index in self.reasons:
                 batch.errors[row] = self.reasons[index]
                 batch.unread.discard(row)

@@ -151,6 +151,12 @@ class TarSource(Source):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples: a few large reads a shard into one buffer, which the images are views of."""
+        return self.read_without(indices, np.zeros(len(indices), bool), members=members)
+
+    def read_without(
+        self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
+    ) -> EncodedBatch:
+        """Read samples, of some the sidecars only; see `Source.read_without`."""
         indices = np.asarray(indices, np.int64)
         count = len(indices)
         table = np.zeros((count, ENTRY_NUMBERS), np.int64)
@@ -178,11 +184,13 @@ class TarSource(Source):
         offsets, sizes = entries["members"]["offset"], entries["members"]["size_plus_one"] - 1
         whole = offsets + sizes <= limit[:, None]
         usable = whole & (sizes <= LARGEST_FILE)
+        skipped = skipped & usable[:, 0] & (sizes[:, 0] > 0)
+        sizes[skipped, 0] = -1
         row, role = ((sizes > 0) & usable).nonzero()
         items = _Items(row, offsets[row, role], sizes[row, role])
         extensions: list[str] = []
         if members:
-            extra, extensions, large = _all_members(groups, limit)
+            extra, extensions, large = _all_members(groups, limit, skipped)
             errors.update({r: f"a member beside the image has {size:,} bytes{_TOO_LARGE}" for r, size in large.items()})
             items = _Items(*(np.concatenate(pair) for pair in zip(items, extra, strict=True)))
         arena, position, lost = self._gather(shard_of[items.row], items)
@@ -388,7 +396,7 @@ class TarSource(Source):
                 shards[row] = url
                 if i_size > 0:
                     images[row] = arena[i : i + i_size]
-                elif not status:
+                elif i_size == 0 and not status:
                     errors.setdefault(row, "the image has no bytes")
                 metadata: Any = {}
                 if j_size >= 0 or t_size >= 0 or c_size >= 0:
@@ -466,8 +474,15 @@ def coalesce(
     return extent, s[first], starts, ends, laid[extent] + offset - starts[extent]
 
 
-def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items, list[str], dict[int, int]]:
-    """Find all members of samples that can be read; `limit` is (N,) bytes in the shard of each row.
+def _all_members(
+    groups: list[_Group], limit: NDArray[np.int64], skipped: NDArray[np.bool_]
+) -> tuple[_Items, list[str], dict[int, int]]:
+    """Find all members of samples that can be read.
+
+    Args:
+        groups: The samples.
+        limit: (N,) bytes in the shard of each row.
+        skipped: (N,) whether a sample's members are not wanted.
 
     Returns:
         Whole members; their extensions as the names have them (`jpg`, `left.JPG`); row -> bytes of a member that is
@@ -481,7 +496,7 @@ def _all_members(groups: list[_Group], limit: NDArray[np.int64]) -> tuple[_Items
         ends = np.cumsum(counts)
         numbers = np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)
         found, row = group.entries.members[numbers].astype(np.int64), np.repeat(group.rows, counts)
-        whole = found[:, 0] + found[:, 1] <= limit[row]
+        whole = (found[:, 0] + found[:, 1] <= limit[row]) & ~skipped[row]
         over = whole & (found[:, 1] > LARGEST_FILE)
         large |= zip(row[over].tolist(), found[over, 1].tolist(), strict=True)
         whole &= ~over

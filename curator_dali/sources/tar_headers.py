@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from curator_dali.io import SAMPLE, RemoteReader
+
 _BLOCK = 512
 DAMAGED, CUT = 1, 2  # kinds of `Scan.problems`
 _MAX_RECORD = 1 << 24  # a longer PAX or longname record, or map of holes, is nonsense: damage
@@ -20,6 +22,11 @@ _MAP_BYTES = 64 * _BLOCK  # of a map of holes, read at once
 _SMALL_WINDOW, _LARGE_WINDOW = 4096, 1 << 20
 _LARGEST_WINDOW = 8 << 20  # where no header is near
 _SEEK_STEP = 8192  # members further apart than this are sought, nearer ones are read through
+_HOP = 64 << 10  # read of a remote tar where its members are far apart: the next headers, and how an image begins
+_FIRST_PIECE = 4 << 20  # read of the first remote tars, whose members may lie near or far apart
+_PIECES = (SAMPLE, 16 << 20)  # the least and the most of a remote tar whose members lie near each other
+_ROUND_TRIPS = 8  # of which a piece takes the time, so that waiting for it is a small part
+_FORGOTTEN = 0.75  # of the weight that distances seen before have beside those of a new window
 _PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=]+)=")
 _PAX_KEYS = (b"path=", b"size=", b"GNU.sparse.")
 _ZEROS = bytes(_BLOCK)
@@ -68,7 +75,9 @@ class Scan:
         self.sizes.append(size)
 
 
-def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, least: int = _SMALL_WINDOW) -> Scan:
+def scan_tar(
+    read_at: Callable[[int, int], bytes], size: int, *, least: int = _SMALL_WINDOW, remote: RemoteReader | None = None
+) -> Scan:
     """Walk through the headers of a tar, to the end of the file.
 
     The walk goes on behind an end marker, since tars may be joined and downloads may leave holes of zeros. Behind a
@@ -78,12 +87,14 @@ def scan_tar(read_at: Callable[[int, int], bytes], size: int, *, least: int = _S
         read_at: `(offset, length) -> bytes`, less than `length` only at the end of the file.
         size: Bytes in the file.
         least: The least that is worth reading at once, in bytes: little for a local file, much where each read waits.
+        remote: The reader of a remote file, which tells what is worth reading and reads ahead; then `least` is not
+            used.
 
     Raises:
         NotATarError: There is no header at the start (and the file is not empty).
     """
     scan = Scan()
-    window = _Window(read_at, least)
+    window = _Window(read_at, least) if remote is None else _RemoteWindow(remote, size, scan)
     buffer, start = b"", 0  # the bytes of the file from `start` on
     position = digest = 0
     pending: dict[str, bytes] = {}  # name and size from PAX or GNU records, for the next member
@@ -173,16 +184,76 @@ class _Window:
         elif hops:  # a long way between headers: seek; many in a window: read on in large pieces
             far = (position - self.start) // hops > max(_SEEK_STEP, self._least)
             self._ahead = self._least if far else max(_LARGE_WINDOW, self._least)
-        self.start = max(position - _BLOCK, 0)
-        at = position - self.start
-        self.buffer = self._read_at(self.start, at + self._ahead)
-        return len(self.buffer) >= at + _BLOCK
+        return self._load(position, max(position - _BLOCK, 0), position + self._ahead)
+
+    def _load(self, position: int, start: int, end: int) -> bool:
+        """Read the bytes [start, end), and return whether the block at a place is among them."""
+        self.start, self.buffer = start, self._read_at(start, end - start)
+        return position + _BLOCK <= start + len(self.buffer)
 
     def read(self, position: int, length: int) -> bytes:
         """Read bytes behind the window's start, which need not lie in the window."""
         at = position - self.start
         found = self.buffer[at : at + length]
         return found if len(found) == length else self._read_at(position, length)
+
+
+class _RemoteWindow(_Window):
+    """A window of a remote file: small where the next header is far for its store, else large and read ahead.
+
+    Reading on costs `distance / bandwidth` seconds a member, hopping to it a round trip. Members that fit into a hop
+    cost no step of their own: the distance is that between the others.
+
+    Args:
+        reader: Of the file.
+        size: Bytes in the file.
+        scan: What is found, which the distances are taken from.
+    """
+
+    def __init__(self, reader: RemoteReader, size: int, scan: Scan) -> None:
+        super().__init__(reader, _HOP)
+        self._reader, self._size, self._scan = reader, size, scan
+        self._seen = 0  # members whose distances are counted
+        self._way, self._steps = 0.0, 0.0  # bytes passed, and members in them that are larger than a hop
+        self._first = self._piece = 0  # where pieces begin that are read one after the other, and bytes in each
+
+    def move(self, position: int, hops: int, searching: bool) -> bool:
+        """Move to a place; see `_Window.move`."""
+        link, sizes = self._reader.link, self._scan.sizes[self._seen :]
+        self._seen += len(sizes)
+        if hops:
+            self._way = _FORGOTTEN * self._way + position - self.start
+            self._steps = _FORGOTTEN * self._steps + sum(size > _HOP for size in sizes)
+            link.distance = self._way / max(self._steps, 1.0)
+        if searching:
+            self._ahead = min(max(_LARGE_WINDOW, 2 * self._ahead), _LARGEST_WINDOW)
+        else:
+            distance = self._way / self._steps if self._steps else 0.0 if self._way else link.distance
+            if distance <= link.break_even:
+                return self._read_on(position)
+            self._ahead = SAMPLE if link.is_sample_due(distance) else _HOP
+        self._piece = 0
+        return self._load(position, max(position - _BLOCK, 0), position + self._ahead)
+
+    def _read_on(self, position: int) -> bool:
+        """Load the piece that a header lies in, and begin to read those behind it."""
+        link = self._reader.link
+        if not self._piece:
+            size = min(max(_ROUND_TRIPS * link.break_even, _PIECES[0]), _PIECES[1])
+            self._first = position
+            self._piece = size // _BLOCK * _BLOCK if link.distance else _FIRST_PIECE
+        piece = self._piece
+        number = (position + _BLOCK - 1 - self._first) // piece  # a header may lie across the border
+        count = self._reader.room if link.distance else 1
+        # each piece begins two blocks early: with the block before a header, and all of one across the border
+        starts = [max(self._first + n * piece - 2 * _BLOCK, 0) for n in range(number, number + count)]
+        ends = [self._first + (n + 1) * piece for n in range(number, number + count)]
+        ahead = [(start, end - start) for start, end in zip(starts, ends, strict=True) if start < self._size]
+        if len(ahead) > 1:
+            self._reader.read_ahead(ahead)
+        if not link.distance:
+            self._piece = 0  # the next piece is as long as this one says
+        return self._load(position, starts[0], ends[0])
 
 
 def _add_member(

@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import PassEndedError, SourceError
-from curator_dali.io import LRU, Stat, Storage, is_remote, one_line
+from curator_dali.io import LRU, RemoteReader, Stat, Storage, is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE
 from curator_dali.sources.tar_headers import NotATarError, Scan, scan_tar
 from curator_dali.sources.tar_index import (
@@ -33,7 +33,6 @@ from curator_dali.sources.tar_stream import ShardStream
 logger = logging.getLogger(__name__)
 
 _INDEX_MEMORY = 256 << 20  # bytes of indexes in memory: about two million samples with JSON
-_LOCAL_WINDOW, _REMOTE_WINDOW = 4096, 1 << 20  # what is worth reading at once when looking for headers
 _WORTH_WRITING = 8  # a shard dropped from memory writes its headers when one in so many was learnt anew
 _MOST_WARNED = 10  # shards whose warnings are logged; further ones are counted
 _NOT_PICKLED = {"_lock", "_indexing", "_streams", "_loaded", "_closing", "_process"}
@@ -254,9 +253,12 @@ class Shards:
     def _scan(self, url: str, stat: Stat) -> TarIndex:
         if stat.size == 0:
             return TarIndex.from_scan(Scan(ended=True), 0)
-        window = _REMOTE_WINDOW if is_remote(url) else _LOCAL_WINDOW
         try:
-            return TarIndex.from_scan(scan_tar(self._storage.reader(url), stat.size, least=window), stat.size)
+            reader = self._storage.reader(url)
+            if not isinstance(reader, RemoteReader):
+                return TarIndex.from_scan(scan_tar(reader, stat.size), stat.size)
+            with closing(reader):
+                return TarIndex.from_scan(scan_tar(reader, stat.size, remote=reader), stat.size)
         except (OSError, SourceError, NotATarError):
             raise
         except Exception as error:

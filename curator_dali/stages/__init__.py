@@ -8,10 +8,11 @@ from curator_dali.stages.embed import NSFW, Aesthetic, CLIPScore, Embed, ZeroSho
 from curator_dali.stages.file_info import FileInfo
 from curator_dali.stages.filter import Filter
 from curator_dali.stages.lists import Exclude, Include
-from curator_dali.stages.plan import Plan, check_type, make_plan, written
+from curator_dali.stages.plan import HEADER_FIELDS, Plan, check_type, make_plan, written
 from curator_dali.stages.quality import Quality
 
 __all__ = [
+    "HEADER_FIELDS",
     "NSFW",
     "STAGES",
     "Aesthetic",

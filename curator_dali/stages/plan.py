@@ -20,6 +20,12 @@ from curator_dali.threads import ignore, import_whole
 _ENCODED = "encoded"  # `batch.encoded`: no column, and there only if a stage asks for it
 _RESERVED = (*(name for name in FIXED_COLUMNS if name not in LOADED), _ENCODED)  # columns that every output has
 
+HEADER_FIELDS = {"width": "int32", "height": "int32", "pixels": "int64", "aspect_ratio": "float64", "format": "string"}
+"""Fields that an image's header tells, with their types of `DTYPES`.
+
+`pixels` is width times height, `aspect_ratio` width by height, `format` a lower-case name such as "jpeg".
+"""
+
 _Drop: TypeAlias = Callable[[int, ImageBatch, NDArray[np.bool_], NDArray[np.object_]], object]
 """Takes a stage's number, the M images that it judged, (M,) whether it drops each, and (M,) why, or None."""
 
@@ -35,6 +41,7 @@ class Plan:
             metadata that a stage reads, and what the stages write.
         metadata: The columns that come from the metadata.
         embeds: Whether a stage writes embeddings.
+        derived: The columns that are made of the header, for the stages that read these.
     """
 
     stages: tuple[Stage, ...]
@@ -42,6 +49,7 @@ class Plan:
     columns: Mapping[str, str]
     metadata: tuple[str, ...]
     embeds: bool
+    derived: tuple[str, ...] = ()
     _device: ClassVar[str] = ""  # that it is set up for; no field: a plan is the same one before and after
 
     @property
@@ -53,6 +61,24 @@ class Plan:
     def views(self) -> tuple[View, ...]:
         """The views that the stages look at, each once; known when all are set up."""
         return tuple(dict.fromkeys(view for stage in self.stages for view in stage.views))
+
+    @property
+    def screening(self) -> int:
+        """How many of the first stages decide by header, id, path and metadata, before anything is decoded."""
+        known = {*LOADED, *self.metadata, *self.derived}
+        return self._count_selectors(known)
+
+    @property
+    def screening_headers(self) -> int:
+        """How many of these decide by the header alone, before the image is read."""
+        return self._count_selectors(HEADER_FIELDS.keys() - {*self.metadata})
+
+    def _count_selectors(self, known: Collection[str]) -> int:
+        """Count the first stages that are selectors and read nothing but fields that are known."""
+        for number, stage in enumerate(self.stages):
+            if not isinstance(stage, Selector) or stage.views or not stage.reads or not stage.reads <= {*known}:
+                return number
+        return len(self.stages)
 
     def setup(self, device: str) -> None:
         """Load what the stages need, and let each look at those before it. Does nothing if that is done.
@@ -72,13 +98,16 @@ class Plan:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_device"}
 
-    def run(self, batch: ImageBatch, drop: _Drop, add_time: Callable[[str, float], object] = ignore) -> ImageBatch:
+    def run(
+        self, batch: ImageBatch, drop: _Drop, add_time: Callable[[str, float], object] = ignore, first: int = 0
+    ) -> ImageBatch:
         """Take a batch through the stages, which are set up.
 
         Args:
             batch: Images, with the columns and views that the stages read. Views that are done with go.
             drop: Called before images are left out.
             add_time: Called with a stage's label and the seconds that it took.
+            first: The number of the first stage to run.
 
         Returns:
             The images that all stages keep.
@@ -86,7 +115,8 @@ class Plan:
         Raises:
             StageError: A stage that is no `Selector` left images out.
         """
-        for number, (stage, label) in enumerate(zip(self.stages, self.labels, strict=True)):
+        for number in range(first, len(self.stages)):
+            stage, label = self.stages[number], self.labels[number]
             began = time.perf_counter()
             if isinstance(stage, Selector):
                 reasons = stage.judge(batch)
@@ -133,6 +163,7 @@ def make_plan(
     metadata: Mapping[str, str] | None = None,
     known: Collection[type[Stage]] = (),
     hint: str = "",
+    derived: Mapping[str, str] | None = None,
 ) -> Plan:
     """Check that every stage finds what it reads.
 
@@ -141,13 +172,15 @@ def make_plan(
         metadata: Fields of the samples' metadata, with the type of `DTYPES` that each is kept as.
         known: Kinds of stages to look for what is missing in.
         hint: What else may be done about a field that is nowhere; for the error.
+        derived: Fields that can be made where a stage reads one that is nowhere else, with their types.
 
     Raises:
         StageError: A stage reads what no earlier one writes, compares a text with a number, or writes what is there
             already; or something is no stage.
     """
     known_types, metadata = dict(LOADED), metadata or {}  # of every field that a stage may read by then
-    columns, taken = dict(LOADED), []
+    columns, taken, made = dict(LOADED), [], []
+    derived = derived or {}
     writers: dict[str, str] = dict.fromkeys(LOADED, "the loader")
     for number, stage in enumerate(stages):
         if not isinstance(stage, Stage):
@@ -155,8 +188,14 @@ def make_plan(
     labels = labels_of(stage.name for stage in stages)
     for number, (stage, label) in enumerate(zip(stages, labels, strict=True)):
         for field in sorted(stage.reads):
-            check_type(stage, field, known_types.get(field, metadata.get(field)))
+            kind = known_types.get(field, metadata.get(field, derived.get(field)))
+            check_type(stage, field, kind)
             if field in known_types or field == _ENCODED:
+                continue
+            if field in derived and field not in metadata:
+                made.append(field)
+                known_types[field] = columns[field] = derived[field]
+                writers[field] = "the loader"
                 continue
             if field not in metadata or field in _RESERVED:
                 raise StageError(_missing(field, number, stages, writers, metadata, known) + hint)
@@ -166,14 +205,14 @@ def make_plan(
         for field, kind in written(stage).items():
             if kind not in DTYPES:
                 raise StageError(f"{label} writes {field!r} as {kind!r}; allowed: {', '.join(DTYPES)}")
-            if field in _RESERVED or (field in known_types and field != "embeddings"):
+            if field in _RESERVED or (field in known_types and field not in ("embeddings", *made)):
                 by = writers.get(field, "every run")
                 raise StageError(f"{label} writes {field!r}, which {by} writes already; leave one of them out")
             known_types[field] = kind
             writers[field] = label
             if field != "embeddings":
                 columns[field] = kind
-    return Plan(tuple(stages), tuple(labels), columns, tuple(taken), "embeddings" in known_types)
+    return Plan(tuple(stages), tuple(labels), columns, tuple(taken), "embeddings" in known_types, tuple(made))
 
 
 def check_type(stage: Stage, field: str, kind: str | None) -> None:
