@@ -63,7 +63,8 @@ class Steps(Iterator[tuple[NDArray[np.int64], int]]):
     def __next__(self) -> tuple[NDArray[np.int64], int]:
         # wait here, where `cancel` wakes this thread
         while self._stream is not None and (number := self._find_missing()) is not None:
-            self._stream.wait(number)
+            if not self._stream.wait(number):
+                break
         step = next(self._steps)
         self.taken += 1
         return step

@@ -135,6 +135,16 @@ class Streamed(ShardCounts, Protocol):
     def count_to(self, count: int) -> int:
         """Count samples from the first on, `count` at most; waits for the shards of these."""
 
+    def index(self, numbers: Sequence[int]) -> Mapping[int, Any]:
+        """Index some shards, and return what `adopt` in another process takes: shard -> what is known of it.
+
+        Raises:
+            SourceError: Shards cannot be read; all are named.
+        """
+
+    def adopt(self, found: Mapping[int, Any]) -> None:
+        """Take over what another process found by `index`."""
+
 
 class Head(NamedTuple):
     """The beginning and the end of an encoded image.

@@ -159,6 +159,14 @@ class Shards:
             self.adopt({number: index.summary})
         return index.summary
 
+    def index_all(self, numbers: Iterable[int]) -> None:
+        """Index some shards, many at once.
+
+        Raises:
+            SourceError: Some cannot be read, or are no tars; all are named.
+        """
+        self._do_all([number for number in numbers if self._summaries[number] is None], self.index)
+
     def adopt(self, summaries: Mapping[int, Summary]) -> None:
         """Take over what was found elsewhere of shards, by their numbers, and log their warnings."""
         for number, summary in summaries.items():
@@ -290,7 +298,7 @@ class Shards:
     def _wait(self) -> NDArray[np.int64]:
         """Index all shards; (S, 3) int64 samples, digest and repeated keys of each."""
         if not self.is_complete:
-            self._do_all([number for number, known in enumerate(self._summaries) if known is None], self.index)
+            self.index_all(range(len(self.urls)))
             self._complete()
         assert self._table is not None
         return self._table
