@@ -21,7 +21,18 @@ from curator_dali.errors import PassEndedError, TooManyErrors
 from curator_dali.loader.prefetch import Pass, Steps, read_ahead
 from curator_dali.loader.results import ErrorList, LoaderStats
 from curator_dali.loader.state import check_state, is_counted, is_listed, make_state, order_of
-from curator_dali.sampling import Buckets, Position, Range, Shard, Shuffle, StreamedOrder, StreamedSteps, range_steps
+from curator_dali.sampling import (
+    Buckets,
+    Position,
+    Range,
+    RangeSteps,
+    Shard,
+    Shuffle,
+    StreamedOrder,
+    StreamedRanges,
+    StreamedSteps,
+    range_steps,
+)
 from curator_dali.sources import EncodedBatch, Source, Streamed, open_source
 from curator_dali.threads import uninterrupted
 from curator_dali.transforms import Transform, bring_to, output_size
@@ -201,7 +212,7 @@ class ImageLoader:
 
     def over(
         self,
-        ranges: Sequence[Range],
+        ranges: Sequence[Range] | StreamedRanges,
         source: Source | None = None,
         *,
         refuse_unread: bool = False,
@@ -212,7 +223,8 @@ class ImageLoader:
         To build a decoder costs as much as to decode a small shard: one loader can do many ranges, of many sources.
 
         Args:
-            ranges: [start, stop) of sample indices. A step lies within one range.
+            ranges: [start, stop) of sample indices. A step lies within one range. Tars without an index are read ahead
+                where the ranges are `StreamedRanges`.
             source: Another source than the loader's, which the caller closes.
             refuse_unread: Raise for a sample that cannot be read now, which otherwise counts as a bad image.
             screen: Leaves images out before they are decoded; experimental.
@@ -223,8 +235,13 @@ class ImageLoader:
         Raises:
             SourceError: A sample cannot be read now, with `refuse_unread`.
         """
-        steps = Steps(range_steps(ranges, self.batch_size))
-        for decoded, batch in self._load(steps, source or self.source, refuse_unread=refuse_unread, screen=screen):
+        source = source or self.source
+        if isinstance(ranges, StreamedRanges):
+            ahead, waiting = read_ahead(source, ranges.shards), RangeSteps(ranges, self.batch_size)
+            steps = Steps(waiting, ahead, waiting.find_missing, lambda indices, end: ranges.find_used(indices[-1] + 1))
+        else:
+            steps = Steps(range_steps(ranges, self.batch_size))
+        for decoded, batch in self._load(steps, source, refuse_unread=refuse_unread, screen=screen):
             if batch is not None:
                 batch.columns["index"] = decoded.indices
             yield decoded, batch
@@ -286,7 +303,7 @@ class ImageLoader:
         if not isinstance(steps, StreamedSteps):
             return Steps(steps)
         stream = read_ahead(self.source, steps.shards)
-        return Steps(steps, stream, steps.is_ready, lambda indices, end: steps.find_used(end))
+        return Steps(steps, stream, steps.find_missing, lambda indices, end: steps.find_used(end))
 
     @property
     def _key(self) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class Steps(Iterator[tuple[NDArray[np.int64], int]]):
     Args:
         steps: The steps.
         stream: Reads shards ahead that are not indexed; the steps wait for these.
-        is_ready: Whether the next step is known, so that it does not wait for shards.
+        find_missing: The shard that the next step has to wait for first; None where it does not wait.
         find_used: From the samples of a step and the position behind it, shards whose samples were all read then.
 
     Attributes:
@@ -53,17 +53,25 @@ class Steps(Iterator[tuple[NDArray[np.int64], int]]):
         self,
         steps: Iterator[tuple[NDArray[np.int64], int]],
         stream: ReadAhead | None = None,
-        is_ready: Callable[[], bool] = lambda: True,
+        find_missing: Callable[[], int | None] = lambda: None,
         find_used: Callable[[NDArray[np.int64], int], Iterable[int]] = lambda indices, end: (),
     ) -> None:
         self._steps, self._stream, self._find_used = steps, stream, find_used
-        self.is_ready = is_ready
+        self._find_missing = find_missing
         self.taken = 0
 
     def __next__(self) -> tuple[NDArray[np.int64], int]:
+        # wait here, where `cancel` wakes this thread
+        while self._stream is not None and (number := self._find_missing()) is not None:
+            if not self._stream.wait(number):
+                break
         step = next(self._steps)
         self.taken += 1
         return step
+
+    def is_ready(self) -> bool:
+        """Whether the next step comes without waiting for a shard."""
+        return self._stream is None or self._find_missing() is None
 
     def finish(self, indices: NDArray[np.int64], end: int) -> None:
         """Let shards go; the samples of this step and of all steps before it were read."""

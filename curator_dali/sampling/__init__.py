@@ -21,7 +21,15 @@ from curator_dali.sampling.order import (
     range_steps,
     uniforms,
 )
-from curator_dali.sampling.streamed import ShardCounts, StreamedOrder, StreamedSteps, join_places, split_place
+from curator_dali.sampling.streamed import (
+    RangeSteps,
+    ShardCounts,
+    StreamedOrder,
+    StreamedRanges,
+    StreamedSteps,
+    join_places,
+    split_place,
+)
 
 __all__ = [
     "BucketedOrder",
@@ -30,11 +38,13 @@ __all__ = [
     "Order",
     "Position",
     "Range",
+    "RangeSteps",
     "Shard",
     "ShardCounts",
     "Shuffle",
     "ShuffledOrder",
     "StreamedOrder",
+    "StreamedRanges",
     "StreamedSteps",
     "join_places",
     "mix",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.sampling.order import Order, Shard, Shuffle, mix_windows, order_shards
+from curator_dali.sampling.order import Order, Range, Shard, Shuffle, mix_windows, order_shards
 
 _SAMPLE_BITS = 32  # of a place; a shard has fewer samples than 2**32
 
@@ -156,13 +157,14 @@ class EpochShards:
                 self._known = max(self._known, known + 1)
         return bool(self._ends[self._known] >= position)
 
-    def is_near(self, position: int) -> bool:
-        """Whether `reach` does not wait."""
+    def find_missing(self, position: int) -> int | None:
+        """The shard that `reach` has to wait for first; None where all that it needs are counted."""
         while (known := self._known) < len(self.numbers) and self._ends[known] < position:
-            if not self._counts.is_known(int(self.numbers[known])):
-                return False
+            number = int(self.numbers[known])
+            if not self._counts.is_known(number):
+                return number
             self.reach(int(self._ends[known]) + 1)
-        return True
+        return None
 
     def find_places(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """(M,) int64 places of the samples at positions, when the shards are laid end to end."""
@@ -173,6 +175,96 @@ class EpochShards:
     def find_used(self, position: int) -> int:
         """How many of the first shards end at a position, or before it."""
         return int(np.searchsorted(self._ends[1 : self._known + 1], position, "right"))
+
+
+class StreamedRanges(Iterator[Range]):
+    """Ranges of at most `size` samples of a source, in its order, while its shards are counted.
+
+    They are those into which the whole source is cut at the multiples of `size`, without what is done.
+
+    Args:
+        counts: The source's shards.
+        size: Samples.
+        done: Ranges that are left out, in order.
+
+    Attributes:
+        begun: Those that were taken from it, in order; whoever needs them may remove these.
+    """
+
+    def __init__(self, counts: ShardCounts, size: int, done: Sequence[Range] = ()) -> None:
+        self._shards = EpochShards(0, counts, np.arange(len(counts)))
+        self._size, self._done = size, done
+        self._at = 0  # the end of the block that was cut last
+        self._cut: deque[Range] = deque()
+        self._is_over = False
+        self._used = 0  # shards
+        self.begun: deque[Range] = deque()
+
+    def __next__(self) -> Range:
+        while not self._cut:
+            if self._is_over:
+                raise StopIteration
+            self._is_over = not self._shards.reach(self._at + self._size)
+            stop = min(self._at + self._size, self._shards.reached)
+            self._cut.extend(find_gaps(self._at, stop, self._done))
+            self._at = stop
+        self.begun.append(self._cut[0])
+        return self._cut.popleft()
+
+    @property
+    def shards(self) -> list[int]:
+        """The numbers of all shards."""
+        return list(range(len(self._shards.numbers)))
+
+    def find_missing(self) -> int | None:
+        """The shard that the next range has to wait for first; None where it does not wait."""
+        return None if self._cut or self._is_over else self._shards.find_missing(self._at + self._size)
+
+    def find_used(self, stop: int) -> list[int]:
+        """Further shards whose samples all lie before `stop`."""
+        used = self._shards.find_used(stop)
+        found = list(range(self._used, used))
+        self._used = max(self._used, used)
+        return found
+
+
+class RangeSteps(Iterator[tuple[NDArray[np.int64], int]]):
+    """The steps of `range_steps`, over ranges that may have to be waited for.
+
+    Args:
+        ranges: The ranges.
+        batch_size: Samples a step at most.
+    """
+
+    def __init__(self, ranges: StreamedRanges, batch_size: int) -> None:
+        self._ranges, self._batch_size = ranges, batch_size
+        self._first = self._stop = self._done = 0
+
+    def __next__(self) -> tuple[NDArray[np.int64], int]:
+        if self._first >= self._stop:
+            self._first, self._stop = next(self._ranges)
+        last = min(self._first + self._batch_size, self._stop)
+        indices = np.arange(self._first, last, dtype=np.int64)
+        self._first, self._done = last, self._done + len(indices)
+        return indices, self._done
+
+    def find_missing(self) -> int | None:
+        """The shard that the next step has to wait for first; None where it does not wait."""
+        return None if self._first < self._stop else self._ranges.find_missing()
+
+
+def find_gaps(start: int, stop: int, done: Sequence[Range]) -> Iterator[Range]:
+    """Yield the ranges within [start, stop) that none of some others holds, which are in order."""
+    for begin, end in done:
+        if end <= start:
+            continue
+        if begin >= stop:
+            break
+        if begin > start:
+            yield start, begin
+        start = max(start, end)
+    if start < stop:
+        yield start, stop
 
 
 class StreamedSteps(Iterator[tuple[NDArray[np.int64], int]]):
@@ -202,9 +294,9 @@ class StreamedSteps(Iterator[tuple[NDArray[np.int64], int]]):
         self._first += self._batch_size
         return self._order.indices(positions, self._epoch), end
 
-    def is_ready(self) -> bool:
-        """Whether the next step does not wait for shards."""
-        return self._rest is not None or self._shards.is_near(self._next_needs()[1])
+    def find_missing(self) -> int | None:
+        """The shard that the next step has to wait for first; None where it does not wait."""
+        return None if self._rest is not None else self._shards.find_missing(self._next_needs()[1])
 
     @property
     def shards(self) -> list[int]:

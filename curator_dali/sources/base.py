@@ -88,6 +88,14 @@ class ReadAhead(Protocol):
     def total(self) -> int:
         """How many shards it reads in all."""
 
+    def wait(self, number: int) -> bool:
+        """Wait until a shard is indexed. False: it is none of those that are read.
+
+        Raises:
+            SourceError: It cannot be read. Only the first caller is told.
+            PassEndedError: The reading was ended.
+        """
+
     def release(self, numbers: Iterable[int]) -> None:
         """Let the bytes of shards go, whose samples the pass has read."""
 
@@ -126,6 +134,16 @@ class Streamed(ShardCounts, Protocol):
 
     def count_to(self, count: int) -> int:
         """Count samples from the first on, `count` at most; waits for the shards of these."""
+
+    def index(self, numbers: Sequence[int]) -> Mapping[int, Any]:
+        """Index some shards, and return what `adopt` in another process takes: shard -> what is known of it.
+
+        Raises:
+            SourceError: Shards cannot be read; all are named.
+        """
+
+    def adopt(self, found: Mapping[int, Any]) -> None:
+        """Take over what another process found by `index`."""
 
 
 class Head(NamedTuple):

@@ -250,7 +250,7 @@ def _in_folder(folder: str) -> list[Match]:
         return [Match("folder", folder)]
     listing = list_folder(folder) if is_remote(folder) else None
     deep: dict[str, list[str]] = {"tar": [], "parquet": [], OTHER: []}
-    for file in list_local(folder) if listing is None else listing.paths:
+    for file in list_local(folder, in_order=False) if listing is None else listing.paths:
         if is_image(file):
             return [Match("folder", folder, listing=listing)]
         if file.lower().endswith(".tar"):

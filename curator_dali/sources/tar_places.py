@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from curator_dali.io import fingerprint, strip_query
 from curator_dali.sampling import join_places, split_place
 from curator_dali.sources.base import ReadAhead, Source
+from curator_dali.sources.tar_index import Summary
 from curator_dali.sources.tar_shards import Shards
 
 
@@ -82,6 +83,15 @@ class StreamedTars:
     def count_to(self, count: int) -> int:
         """Count samples from the first on; see `Streamed.count_to`."""
         return min(count, int(self._find_starts(count - 1, True)[-1]))
+
+    def index(self, numbers: Sequence[int]) -> Mapping[int, Summary]:
+        """Index some tars; see `Streamed.index`."""
+        self._shards.index_all(numbers)
+        return self._shards.summaries(numbers)
+
+    def adopt(self, found: Mapping[int, Summary]) -> None:
+        """Take over what another process found; see `Streamed.adopt`."""
+        self._shards.adopt(found)
 
 
 def name_of(url: str) -> str:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -124,22 +124,21 @@ class Shards:
 
         Raises:
             SourceError: It cannot be read, or is no tar. Another call tries again.
-            PassEndedError: A pass read the shard, and was ended meanwhile.
         """
         if (known := self._summaries[number]) is not None:
             return known.samples
+        for stream in self._streams:  # a pass reads the shard anyway
+            with suppress(PassEndedError):
+                stream.wait(number)
         try:
-            for stream in self._streams:  # a pass reads the shard anyway
-                if stream.wait(number):
-                    break
             return self.index(number).samples
-        except NotATarError:
-            reason = _NO_TAR
-        except PassEndedError:
-            raise
         except Exception as error:  # whatever a hostile header or a store comes up with
-            reason = one_line(error)
-        raise SourceError(f"{self.urls[number]} cannot be read: {reason}. {_REPAIR}")
+            raise self.explain(number, error) from error
+
+    def explain(self, number: int, error: BaseException) -> SourceError:
+        """Make the exception that names a shard, and why it cannot be indexed."""
+        reason = _NO_TAR if isinstance(error, NotATarError) else one_line(error)
+        return SourceError(f"{self.urls[number]} cannot be read: {reason}. {_REPAIR}")
 
     def index(self, number: int, scan: Callable[[str, Stat], TarIndex] | None = None) -> Summary:
         """Index a shard, unless that is done. One caller does it, however many ask.
@@ -163,6 +162,14 @@ class Shards:
             self._keep_index(number, index)
             self.adopt({number: index.summary})
         return index.summary
+
+    def index_all(self, numbers: Iterable[int]) -> None:
+        """Index some shards, many at once.
+
+        Raises:
+            SourceError: Some cannot be read, or are no tars; all are named.
+        """
+        self._do_all([number for number in numbers if self._summaries[number] is None], self.index)
 
     def adopt(self, summaries: Mapping[int, Summary]) -> None:
         """Take over what was found elsewhere of shards, by their numbers, and log their warnings."""
@@ -347,7 +354,7 @@ class Shards:
     def _wait(self) -> NDArray[np.int64]:
         """Index all shards; (S, 3) int64 samples, digest and repeated keys of each."""
         if not self.is_complete:
-            self._do_all([number for number, known in enumerate(self._summaries) if known is None], self.index)
+            self.index_all(range(len(self.urls)))
             self._complete()
         assert self._table is not None
         return self._table

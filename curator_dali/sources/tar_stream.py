@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from curator_dali.errors import PassEndedError
-from curator_dali.io import Stat, Storage
+from curator_dali.errors import PassEndedError, SourceError
+from curator_dali.io import RemoteReader, Stat, Storage
 from curator_dali.sources.tar_headers import Scan, scan_tar
 from curator_dali.sources.tar_index import TarIndex
 from curator_dali.threads import Background
@@ -33,6 +33,9 @@ class Tars(Protocol):
     def index(self, number: int, scan: Callable[[str, Stat], TarIndex] | None = None) -> object:
         """Index a tar, unless that is done."""
 
+    def explain(self, number: int, error: BaseException) -> SourceError:
+        """Make the exception that names a tar, and why it cannot be indexed."""
+
     def end(self, stream: ShardStream) -> None:
         """No longer wait for a stream."""
 
@@ -41,7 +44,7 @@ class ShardStream:
     """Reads remote tars for a pass in the order given, indexes these, and keeps their bytes until they are used up.
 
     Two tars are read ahead, or as many as hold 256 MiB together. A tar that somebody waits for is read in any case. A
-    tar that is larger than what `Storage` keeps is indexed only, and its samples are read later.
+    tar for which `Storage` has no room is indexed only, and its samples are read later.
 
     Args:
         shards: The source's tars.
@@ -55,9 +58,9 @@ class ShardStream:
         self._place = {number: place for place, number in enumerate(self._numbers)}
         self._wanted = 0  # how many of the first tars somebody waits for
         self._held: dict[int, int] = {}  # number -> bytes, of tars that are asked for and not used up
-        self._errors: dict[int, BaseException] = {}
+        self._errors: dict[int, SourceError] = {}
         self._done: set[int] = set()
-        self._cancelled = False
+        self._cancelled = self._told = False
         self._process = os.getpid()
         self._changed = threading.Condition()
         self._ranges = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="curator-dali-stream")
@@ -69,14 +72,9 @@ class ShardStream:
         return len(self._numbers)
 
     def wait(self, number: int) -> bool:
-        """Wait until a tar is indexed. False: this stream does not read it.
-
-        Raises:
-            OSError, SourceError, NotATarError: It cannot be read, or is no tar. Only the first caller is told.
-            PassEndedError: The pass ends.
-        """
+        """Wait until a tar is indexed; see `ReadAhead.wait`."""
         place = self._place.get(number)
-        if place is None or self._cancelled or os.getpid() != self._process:  # a forked child has no threads of it
+        if place is None or os.getpid() != self._process:  # a forked child has no threads of it
             return False
         with self._changed:
             self._wanted = max(self._wanted, place + 1)
@@ -120,31 +118,31 @@ class ShardStream:
                         self._changed.wait()
                     if self._cancelled:
                         return
-                    if size <= self._storage.keep_limit:
-                        self._held[number] = size
-                pool.submit(self._take, number, keep=size <= self._storage.keep_limit)
+                    keep = sum(self._held.values()) + size <= self._storage.keep_limit
+                    self._held[number] = size if keep else 0
+                pool.submit(self._take, number, keep)
 
     def _has_room(self, size: int) -> bool:
         """Whether a tar may be read that nobody waits for."""
-        limit = self._storage.keep_limit
-        return len(self._held) < 1 or sum(self._held.values()) + size <= (
-            limit if len(self._held) < _LEAST_AHEAD else min(_AHEAD_BYTES, limit)
-        )
+        limit, total = self._storage.keep_limit, sum(self._held.values()) + size
+        if len(self._held) < _LEAST_AHEAD:
+            return not self._held or total <= limit or size > limit
+        return total <= min(_AHEAD_BYTES, limit)
 
     def _take(self, number: int, keep: bool) -> None:
         """Read and index one tar."""
         try:
-            if keep:
-                self._shards.index(number, self._read_whole)
-            else:
+            if not keep and not self._told:
+                self._told = True
                 logger.warning(
-                    "%s has %d bytes, and %d are kept of tars without an index: it is read twice, unless "
-                    "`curator-dali prepare` makes an index",
-                    self._shards.urls[number], self._shards.stats[number].size, self._storage.keep_limit,
-                )  # fmt: skip
-                self._shards.index(number)
+                    "%s and all that is needed with it hold more than the %d bytes that are kept of tars without an "
+                    "index: such tars are read twice. `curator-dali prepare` makes an index",
+                    self._shards.urls[number],
+                    self._storage.keep_limit,
+                )
+            self._shards.index(number, self._read_whole if keep else None)
         except BaseException as error:  # raised where somebody waits for the tar
-            self._errors[number] = error
+            self._errors[number] = self._shards.explain(number, error)
         with self._changed:
             self._done.add(number)
             self._changed.notify_all()
@@ -153,17 +151,21 @@ class ShardStream:
         """Read a tar in large ranges at once, and walk through its headers as these arrive."""
         if stat.size == 0:
             return TarIndex.from_scan(Scan(ended=True), 0)
-        read = self._storage.reader(url, keep=True)
+        reader = self._storage.reader(url, keep=True, stat=stat)
         step = -(-stat.size // max(1, stat.size // _RANGE_BYTES))
 
         def fetch(offset: int) -> bytes:
-            data = read(offset, min(step, stat.size - offset))
+            data = reader(offset, min(step, stat.size - offset))
             if self._cancelled:
                 self._storage.forget(url)
             return data
 
         pieces = [self._ranges.submit(fetch, offset) for offset in range(0, stat.size, step)]
-        return TarIndex.from_scan(scan_tar(_read_from(pieces, step), stat.size, least=_WINDOW), stat.size)
+        try:
+            return TarIndex.from_scan(scan_tar(_read_from(pieces, step), stat.size, least=_WINDOW), stat.size)
+        finally:
+            if isinstance(reader, RemoteReader):
+                reader.close()
 
 
 def _read_from(pieces: Sequence[Future[bytes]], step: int) -> Callable[[int, int], bytes]:

@@ -96,9 +96,9 @@ def test_a_step_waits_for_no_more_than_its_window(sizes: list[int], shuffle: Shu
     numbers = steps.shards
     assert sorted(numbers) == list(range(len(sizes)))
     for end in range(batch, sum(sizes) + 1, batch):
-        is_ready, asked = steps.is_ready(), len(counts.asked)
+        missing, asked = steps.find_missing(), len(counts.asked)
         next(steps)
-        assert is_ready == (len(counts.asked) == asked)
+        assert counts.asked[asked : asked + 1] == ([] if missing is None else [missing])
         needed = -(-end // window) * window
         held = np.cumsum([sizes[number] for number in numbers])
         assert counts.asked == numbers[: int(np.searchsorted(held, needed)) + 1]
