@@ -490,7 +490,8 @@ def _load(path: Path | None, stat: Stat) -> tuple[Summary, list[NDArray[Any]]] |
             # smaller than its tar but for the warnings: 512 bytes of a header make fewer here
             if not _HEAD_BYTES <= status.st_size <= stat.size + _WARNING_BYTES:
                 return None
-            data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        data = memoryview(mapped)
         head = _parse_head(bytes(data[:_HEAD_BYTES]), stat)
         if head is None:
             return None
@@ -499,6 +500,7 @@ def _load(path: Path | None, stat: Stat) -> tuple[Summary, list[NDArray[Any]]] |
             if zlib.crc32(data[_HEAD_BYTES:]) != head[6]:
                 return None
             _CHECKED.add(key)
+            mapped.madvise(mmap.MADV_DONTNEED)  # what was read for the sum need not stay in memory
         return _parse_summary(bytes(data[: _HEAD_BYTES + head[8]]), head), _parse_arrays(data, _HEAD_BYTES + head[8])
     except (OSError, ValueError, TypeError, EOFError, MemoryError):
         return None
