@@ -15,7 +15,19 @@ import numpy as np
 
 from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError
-from curator_dali.io import Storage, ask_listing, filesystem, is_http, is_remote, join, one_line, store, strip_query
+from curator_dali.io import (
+    Cache,
+    Storage,
+    ask_listing,
+    filesystem,
+    is_http,
+    is_remote,
+    join,
+    one_line,
+    store,
+    strip_query,
+    use_cache,
+)
 from curator_dali.outputs import IMAGES
 from curator_dali.sources.base import KINDS, Source, is_image, sniff_extension
 from curator_dali.sources.folder import FolderSource
@@ -72,6 +84,7 @@ def open_source(
     allow_outside: bool = False,
     columns: Sequence[str] | None = None,
     view: bool = False,
+    cache: Cache | None = None,
 ) -> Source:
     """Open whatever holds encoded images.
 
@@ -91,12 +104,26 @@ def open_source(
         allow_outside: For Parquet: see `ParquetSource`.
         columns: For Parquet: see `ParquetSource`.
         view: Whether an output of a curation is a `View` also where it has tars.
+        cache: Where this node keeps what is read of remote files.
 
     Raises:
         SourceError: There is nothing of that name, or it is nothing that can be read; with `view`, it is no output.
+            The folder of the cache cannot be used.
     """
     if isinstance(spec, Source):
+        if cache is not None:
+            raise SourceError(f"cache= is for paths and URLs: give it to open_source() that opens {spec.name!r}")
         return spec
+    if cache is not None:
+        further: dict[str, Any] = {
+            "image_column": image_column,
+            "index": index,
+            "name": name,
+            "columns": columns,
+            "view": view,
+        }
+        with use_cache(cache):
+            return open_source(spec, label_from_folder=label_from_folder, allow_outside=allow_outside, **further)
     if isinstance(spec, (str, os.PathLike)) and (view or _is_output_without_data(os.fspath(spec))):
         if view and not _has_manifest(os.fspath(spec)):
             raise SourceError(
@@ -110,7 +137,7 @@ def open_source(
         spec = spec.tolist()
     options: dict[str, Any] = {"label_from_folder": label_from_folder, "image_column": image_column}
     options |= {"index": index, "name": name}
-    further: dict[str, Any] = {"allow_outside": True} if allow_outside else {}
+    further = {"allow_outside": True} if allow_outside else {}
     further |= {} if columns is None else {"columns": list(columns)}
     source = _open(spec, further, **options)
     specs = [spec] if isinstance(spec, (str, os.PathLike)) else spec
