@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # each name twice: that is how type checkers know that it is 
     from curator_dali.index import Index as Index
     from curator_dali.index import open_index as open_index
     from curator_dali.index import write_index as write_index
+    from curator_dali.io import Cache as Cache
     from curator_dali.loader import ImageLoader as ImageLoader
     from curator_dali.loader import LoaderStats as LoaderStats
     from curator_dali.loader import write_errors as write_errors
@@ -89,6 +90,7 @@ _NAMES = {
         "TooManyErrors",
     ),
     "index": ("Index", "open_index", "write_index"),
+    "io": ("Cache",),
     "loader": ("ImageLoader", "LoaderStats", "write_errors"),
     "preparation": ("Prepared", "prepare"),
     "report": ("DuplicateGroup", "Found", "Leak", "Report", "duplicate_groups", "leaks", "search", "write_report"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from curator_dali._version import __version__
 from curator_dali.cli import curate, inspect, outputs, preparing
-from curator_dali.cli.common import EXIT_INTERRUPTED, SOURCES, device_of, positive
+from curator_dali.cli.common import EXIT_INTERRUPTED, SOURCES, add_cache, cache_of, device_of, positive
 
 __all__ = ["main"]
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     arguments = _make_parser().parse_args(argv)
     try:
-        code: int | None = arguments.command(arguments)
+        code = _run(arguments)
         sys.stdout.flush()
         return code or 0
     except BrokenPipeError:  # `curator-dali info ... | head`: nobody reads on
@@ -53,6 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _EXIT_ERROR
 
 
+def _run(arguments: argparse.Namespace) -> int | None:
+    """Run the command, with the cache that the flags ask for."""
+    if not getattr(arguments, "cache", None) and not getattr(arguments, "cache_limit", None):
+        return arguments.command(arguments)  # type: ignore[no-any-return]
+    from curator_dali.io import use_cache
+
+    with use_cache(cache_of(arguments)):
+        return arguments.command(arguments)  # type: ignore[no-any-return]
+
+
 def _make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; `arguments.command` is the function to call."""
     parser = argparse.ArgumentParser(
@@ -65,6 +75,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument("source", metavar="SRC", nargs="+", help=SOURCES)
+    add_cache(source)
     as_json = argparse.ArgumentParser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print JSON instead of text")
     device = argparse.ArgumentParser(add_help=False)
@@ -112,6 +123,9 @@ def _make_parser() -> argparse.ArgumentParser:
         command("search", outputs.search, "find images of an output by an image or a text", device, as_json)
     )
     outputs.add_report(command("report", outputs.report, "write an output's report.html, pictures included", device))
+    cached = command("cache", outputs.cache, "say what a --cache folder holds, or remove it", as_json)
+    cached.add_argument("action", choices=["info", "clear"], help="say it, or remove what the cache keeps")
+    cached.add_argument("folder", metavar="DIR", help="the folder")
     demo = command("demo", _demo, "load real photographs, some of them broken, and show what comes out", device)
     demo.add_argument("--out", type=Path, default=Path("curator-dali-demo"), help="folder (default curator-dali-demo)")
     return parser

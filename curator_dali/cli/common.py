@@ -14,6 +14,7 @@ from curator_dali.arguments import parse_size
 from curator_dali.errors import terminal_safe
 
 if TYPE_CHECKING:
+    from curator_dali.io import Cache
     from curator_dali.stages import Stage
 
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells have it
@@ -210,6 +211,22 @@ def write_of(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str
     flags = {field.name: "write_quality" if field.name == "quality" else field.name for field in fields(Write)}
     given = {name: value for name, flag in flags.items() if (value := getattr(arguments, flag)) is not None}
     return {"write": replace(options.get("write") or Write(), **given)} if given else {}
+
+
+def add_cache(parser: Any) -> None:
+    """Add the flags of a cache."""
+    parser.add_argument("--cache", metavar="DIR", help="keep what is read of remote files in this folder of the node")
+    parser.add_argument("--cache-limit", metavar="SIZE", help="bytes that the cache may take, as 2TB")
+
+
+def cache_of(arguments: argparse.Namespace) -> Cache | None:
+    """The cache that the flags ask for, if they do."""
+    from curator_dali.io import Cache
+
+    folder, limit = getattr(arguments, "cache", None), getattr(arguments, "cache_limit", None)
+    if (folder is None) != (limit is None):
+        raise ValueError("--cache DIR and --cache-limit SIZE belong together, as --cache /nvme/cache --cache-limit 2TB")
+    return None if folder is None or limit is None else Cache(folder, limit)
 
 
 def add_executor(parser: Any) -> None:

@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--batch-size", type=common.positive, metavar="N", help="images a batch (default 64)")
     running.add_argument("--threads", dest="num_threads", type=common.positive, metavar="N", help="decoding threads")
     common.add_executor(running)
+    common.add_cache(running)
     running.add_argument("--limit", type=common.positive, metavar="N", help="only the first N samples")
     running.add_argument("--max-error-rate", type=float, metavar="X", help="end if this share (0 to 1) is broken")
 

@@ -235,3 +235,18 @@ def report(arguments: argparse.Namespace) -> None:
         common.check_folder_of(arguments.to)
     device = common.device_of(arguments.device)
     print("wrote", write_report(arguments.out, source=arguments.source, to=arguments.to, device=device))
+
+
+def cache(arguments: argparse.Namespace) -> None:
+    """Say what the folder of a cache holds, or remove it."""
+    from curator_dali.io import clear_cache, read_cache_info
+
+    is_clear = arguments.action == "clear"
+    about = (clear_cache if is_clear else read_cache_info)(arguments.folder)
+    if arguments.json:
+        common.print_json(about._asdict())
+        return
+    text = common.size_text
+    rows = [("files", f"{about.files:,}"), ("bytes", f"{text(about.bytes)} of at most {text(about.limit)}")]
+    rows += [("read from it", text(about.hits)), ("downloaded", text(about.downloads))]
+    common.print_rows([("removed", f"{about.files:,} files, {text(about.bytes)}")] if is_clear else rows)

@@ -22,7 +22,7 @@ from curator_dali.curation.worker import Executor, LocalExecutor, Parts, Progres
 from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
-from curator_dali.io import join, store
+from curator_dali.io import Cache, join, store
 from curator_dali.outputs import LAYOUT_COLUMNS, FieldColumns, Manifest, Part, RowFiles, RowSchema, is_loadable
 from curator_dali.report import Report, count_parts, leave_report
 from curator_dali.sampling import StreamedRanges
@@ -63,13 +63,14 @@ class Curation:
         stages: Annotated[Sequence[Stage], Limits("a list of stages, as [Quality()]")],
         device: str | torch.device = "auto",
         executor: Literal["local", "ray"] | Executor = "local",
+        cache: Cache | None = None,
         **settings: Any,
     ) -> None:
         self._executor = executor_of(executor)
         self._settings = Settings(**settings)
         self.out = os.fspath(out)
         self.device = resolve_device(device)
-        self.source: Source = open_source(source)
+        self.source: Source = open_source(source, cache=cache)
         self._owns_source = self.source is not source
         try:
             check_out(self.out, self.source)
@@ -268,6 +269,7 @@ def curate(
     html: bool = True,
     write: Write | None = None,
     progress: Callable[[int], object] | None = None,
+    cache: Cache | None = None,
 ) -> Report:
     """Take a data set through stages, and write what is kept, and what is known of every sample.
 
@@ -304,6 +306,7 @@ def curate(
         write: How to write the images that are kept: scaled, encoded, for Hugging Face. None writes their original
             bytes into tars.
         progress: Called with the number of samples done since the last call.
+        cache: Where each node keeps what is read of remote files.
 
     Raises:
         StageError: The stages do not fit together; the missing field is named. Before anything is written.
@@ -312,7 +315,7 @@ def curate(
     """
     arguments = locals()
     settings = {field.name: arguments[field.name] for field in fields(Settings)}
-    with Curation(source, out, stages=stages, device=device, executor=executor, **settings) as curation:
+    with Curation(source, out, stages=stages, device=device, executor=executor, cache=cache, **settings) as curation:
         return curation.run(progress)
 
 

@@ -25,6 +25,7 @@ from functools import cache
 from typing import Any
 
 from curator_dali.io.cache import Cache, CacheFolder, is_full
+from curator_dali.io.files import parse_json
 from curator_dali.io.lru import LRU
 from curator_dali.io.remote import one_line, strip_signature
 
@@ -110,13 +111,17 @@ class CachedFiles:
         Returns:
             For each request how many bytes were read, and why not all; None where the store has to be asked itself.
         """
-        entries = [self.open(request.url, request.stat) if len(request.view) else None for request in requests]
+        entries: list[Entry | None] = []
         missing: dict[Entry, set[int]] = {}
-        for request, entry in zip(requests, entries, strict=True):
-            if entry is not None and not entry.holds(blocks := entry.blocks_of(request.offset, len(request.view))):
-                entry.look(blocks)
-                if wanted := [block for block in blocks if not entry.have[block]]:
+        for url, stat, offset, view in requests:
+            entry = self.open(url, stat) if len(view) else None
+            if entry is not None and not entry.holds(blocks := entry.blocks_of(offset, len(view))):
+                if entry.is_removed():
+                    self._entries.drop((url, stat))
+                    entry = self.open(url, stat)
+                if entry is not None and (wanted := entry.look(blocks)):
                     missing.setdefault(entry, set()).update(wanted)
+            entries.append(entry)
         held: dict[Entry, dict[int, bytes | Exception]] = {}
         if missing and keep:
             jobs = [
@@ -185,16 +190,14 @@ class CachedFiles:
     ) -> list[int]:
         """Download those blocks that nobody else downloads now, and return the others."""
         if time.monotonic() < self._idle_until or not entry.writable:
-            entry.look(blocks)
-            self._download(entry, [block for block in blocks if not entry.have[block]], fetch, held, store=False)
+            self._download(entry, entry.look(blocks), fetch, held, store=False)
             return []
         mine, others = entry.claim(blocks)
         try:
-            entry.look(blocks)
-            self._download(entry, [block for block in mine if not entry.have[block]], fetch, held, store=True)
+            self._download(entry, entry.look(mine), fetch, held, store=True)
         finally:
             entry.release(mine)
-        return [block for block in others if not entry.have[block]]
+        return entry.look(others)
 
     def _download(
         self, entry: Entry, blocks: list[int], fetch: Fetch, held: dict[int, bytes | Exception], store: bool
@@ -216,7 +219,8 @@ class CachedFiles:
         """Write blocks, and return whether that was possible."""
         try:
             hits, self._hits = self._hits, 0
-            if entry.is_removed() or not self._open_folder().reserve(len(data), entry.path, hits):
+            place = entry.place_of(first)
+            if entry.is_removed() or not self._open_folder().reserve(entry.fd, entry.path, place, len(data), hits):
                 return False
             entry.write(first, data)
             return True
@@ -288,12 +292,16 @@ class Entry:
         """Return the blocks that a range lies in."""
         return range(offset // BLOCK, -(-min(offset + length, self.size) // BLOCK))
 
+    def place_of(self, block: int) -> int:
+        """Return where a block begins in the file of the cache."""
+        return self._data + block * BLOCK
+
     def holds(self, blocks: range) -> bool:
         """Whether all blocks of a range are known to be there."""
         return self.have.find(0, blocks.start, blocks.stop) < 0
 
-    def look(self, blocks: Sequence[int]) -> None:
-        """Look which blocks of an increasing sequence are there by now."""
+    def look(self, blocks: Sequence[int]) -> list[int]:
+        """Look which blocks of an increasing sequence are there by now, and return the others."""
         if blocks:
             first, last = blocks[0], blocks[-1]
             sums = os.pread(self.fd, 4 * (last + 1 - first), _HEADER + 4 * first)
@@ -301,6 +309,7 @@ class Entry:
                 at = 4 * (block - first)
                 if sums[at : at + 4].strip(b"\0"):
                     self.have[block] = 1
+        return [block for block in blocks if not self.have[block]]
 
     def read(self, offset: int, view: memoryview) -> int:
         """Read bytes of blocks that are there; returns how many."""
@@ -317,7 +326,7 @@ class Entry:
         view = memoryview(data)
         done = 0
         while done < len(view):
-            done += os.pwrite(self.fd, view[done:], self._data + first * BLOCK + done)
+            done += os.pwrite(self.fd, view[done:], self.place_of(first) + done)
         sums = [_checksum(view[begin : begin + BLOCK]) for begin in range(0, len(view), BLOCK)]
         os.pwrite(self.fd, struct.pack(f"<{len(sums)}I", *sums), _HEADER + 4 * first)
         self.have[first : first + len(sums)] = b"\1" * len(sums)
@@ -369,6 +378,7 @@ class Entry:
                 os.pwrite(fd, self._make_header().ljust(self._data, b"\0"), 0)
                 os.ftruncate(fd, self._data + self.size)
                 os.rename(new, self.path)
+                folder.add_used(self._data)
             finally:
                 os.close(fd)
             self._reopen()
@@ -386,7 +396,7 @@ class Entry:
 
     def _read_header(self) -> dict[str, Any]:
         try:
-            about = json.loads(os.pread(self.fd, _HEADER, 0))
+            about = parse_json(os.pread(self.fd, _HEADER, 0))
         except ValueError:
             return {}
         return about if isinstance(about, dict) else {}
@@ -402,7 +412,7 @@ class Entry:
             return
         sums = struct.unpack(f"<{self._count}I", os.pread(self.fd, 4 * self._count, _HEADER))
         for block in (block for block, stored in enumerate(sums) if stored):
-            data = os.pread(self.fd, min(BLOCK, self.size - block * BLOCK), self._data + block * BLOCK)
+            data = os.pread(self.fd, min(BLOCK, self.size - block * BLOCK), self.place_of(block))
             if _checksum(data) != sums[block]:
                 os.pwrite(self.fd, bytes(4), _HEADER + 4 * block)
         os.pwrite(self.fd, self._make_header(), 0)

@@ -165,27 +165,39 @@ class CacheFolder:
                 with contextlib.suppress(OSError):
                     fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def reserve(self, size: int, keep: str, hits: int = 0) -> bool:
-        """Make room for bytes that are about to be written.
+    def reserve(self, fd: int, path: str, place: int, size: int, hits: int = 0) -> bool:
+        """Make room on the disk for bytes that are about to be written.
 
         Args:
+            fd: The file that they belong to.
+            path: Its path. The file is not removed for them.
+            place: Where they begin in the file.
             size: How many.
-            keep: The path of the file that they belong to, which is not removed for them.
             hits: Bytes that were read from the cache since the last call.
 
         Returns:
             Whether there is room.
+
+        Raises:
+            OSError: The disk is full.
         """
         with self.locked():
             counts = self._read_counts()
             used = counts.used
             if used + size > self.limit:
-                used = self._remove_oldest(self.limit - size - self.limit // _ROOM, keep)
+                used = self._remove_oldest(self.limit - size - self.limit // _ROOM, path)
             fits = used + size <= self.limit
+            if fits:  # within the lock, so that whoever counts the bytes of files counts these
+                os.posix_fallocate(fd, place, size)
             self._write_counts(
                 Counts(used + size * fits, self.limit, counts.hits + hits, counts.downloads + size * fits)
             )
         return fits
+
+    def add_used(self, size: int) -> None:
+        """Count bytes of a new file; whoever makes it holds the lock."""
+        counts = self._read_counts()
+        self._write_counts(counts._replace(used=counts.used + size, limit=self.limit))
 
     def add_hits(self, hits: int) -> None:
         """Count bytes that were read from the cache."""
@@ -289,14 +301,14 @@ def clear_cache(folder: str) -> CacheInfo:
         with files.locked():
             left = [path for _, _, path in find_entries(folder) if not remove_entry(path)]
             files._write_counts(Counts(0, before.limit))
+            for shelf in _scan(folder):
+                if _SHELF.fullmatch(shelf.name):
+                    with contextlib.suppress(OSError):  # somebody else has a file there
+                        os.rmdir(shelf.path)
     except OSError as error:
         raise SourceError(f"cannot clear the cache {folder!r}: {one_line(error)}") from error
     if left:
         raise SourceError(f"cannot remove {len(left)} files of the cache, such as {left[0]!r}: check its permissions")
-    for shelf in _scan(folder):
-        if _SHELF.fullmatch(shelf.name):
-            with contextlib.suppress(OSError):  # another process has made a file meanwhile
-                os.rmdir(shelf.path)
     return before
 
 

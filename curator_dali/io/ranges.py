@@ -343,8 +343,7 @@ class _CachedStream(io.RawIOBase):
 
     def __init__(self, storage: Storage, url: str, stat: Stat) -> None:
         self._storage, self._url, self._stat = storage, url, stat
-        self._reader = storage.reader(url)
-        self._at = 0
+        self._reader, self._at = storage.reader(url), 0
 
     def readable(self) -> bool:
         return True
@@ -367,6 +366,11 @@ class _CachedStream(io.RawIOBase):
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+    def close(self) -> None:
+        if isinstance(self._reader, RemoteReader):
+            self._reader.close()
+        super().close()
 
 
 class Request(NamedTuple):
@@ -406,6 +410,10 @@ class _File:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+
+def _run_here(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [function(*job) for job in jobs]
 
 
 def _caught(function: Callable[..., bytes], *args: Any) -> bytes | BaseException:

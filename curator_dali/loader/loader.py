@@ -18,6 +18,7 @@ from curator_dali.arguments import Count, Natural, Share, checked
 from curator_dali.batch import ImageBatch, concat
 from curator_dali.decoding import MAX_PIXELS, Decoded, Decoder, Screen, gate, read_gated
 from curator_dali.errors import PassEndedError, TooManyErrors
+from curator_dali.io import Cache
 from curator_dali.loader.prefetch import Pass, Steps, read_ahead
 from curator_dali.loader.results import ErrorList, LoaderStats
 from curator_dali.loader.state import check_state, is_counted, is_listed, make_state, order_of
@@ -70,6 +71,7 @@ class ImageLoader:
         buckets: Bring images to the nearest of some sizes, and make batches of one size each: see `Buckets` and
             `BucketedOrder`. Reads every image of the source once, for its size, when the order is first needed.
         drop_last: Leave out the steps at the end of the epoch (of each bucket) that are not full on every rank.
+        cache: Where this node keeps what is read of remote files, for all its ranks and later epochs.
 
     Attributes:
         errors: The first `max_errors` bad images of the pass, as `ImageError`s; `stats.failed` counts all.
@@ -109,6 +111,7 @@ class ImageLoader:
         max_pixels: Count = MAX_PIXELS,
         buckets: Buckets | None = None,
         drop_last: bool = False,
+        cache: Cache | None = None,
     ) -> None:
         if isinstance(transforms, Transform):
             transforms = (transforms,)
@@ -132,7 +135,7 @@ class ImageLoader:
         self.shard = Shard.from_torch() if shard == "torch" else shard or Shard()
         self.follows_torch = shard == "torch"
         self.buckets, self.drop_last = buckets, drop_last
-        self.source: Source = open_source(source)
+        self.source: Source = open_source(source, cache=cache)
         self._owns_source = self.source is not source
         self._prefetch, self._keep_encoded, self._max_pixels = prefetch, keep_encoded, max_pixels
         self._num_threads = num_threads or dali.default_threads(self.device)

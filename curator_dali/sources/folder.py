@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError, count
 from curator_dali.io import (
     LARGEST_FILE,
+    Stat,
     Storage,
     fingerprint,
     is_http,
@@ -86,6 +88,8 @@ class FolderSource(LearningSource):
         SourceError: The folder, or one in it, is missing or cannot be listed; a metadata file is damaged.
     """
 
+    _stamps: NDArray[np.int64] | None = None  # (N, 4), hashes of what the listing says of each file; for a cache
+
     @checked
     def __init__(
         self,
@@ -145,6 +149,10 @@ class FolderSource(LearningSource):
             found = (listing.versions.get(os.fsdecode(path)) for path in self._all_files())
             sizes = (-1 if not version or version[0] is None else int(version[0]) for version in found)
             self._keep_sizes(np.fromiter(sizes, np.int64))
+            if self._storage.cache is not None:
+                found = (listing.versions.get(os.fsdecode(path)) for path in self._all_files())
+                stamps = (zlib.crc32(repr(version).encode()) for version in found)
+                self._stamps = self._lay_out(np.fromiter(stamps, np.int64))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -202,7 +210,8 @@ class FolderSource(LearningSource):
         paths = [self._files[number] for number in numbers]
         spelled = self._sidecars[indices].tolist()
         sidecars = [self._sidecar_urls(path, row) for path, row in zip(paths, spelled, strict=True)]
-        results, fetched = self._read_images(paths, sidecars, skipped)
+        stats = self._find_stats(numbers, paths, sidecars)
+        results, fetched = self._read_images(paths, sidecars, skipped, stats)
         if members and not self._remote:
             fetched = {url: read_bytes(url, LARGEST_FILE) for beside in sidecars for url in beside.values()}
         batch = EncodedBatch(indices, [], [], [self._root] * len(numbers), self.headers(indices))
@@ -311,15 +320,33 @@ class FolderSource(LearningSource):
     def _keep_sizes(self, sizes: NDArray[np.int64]) -> None:
         """Keep the bytes of `_all_files`, -1 for a file that cannot be read.
 
-        `_bytes` is then (N, 4), of each image and its sidecars; (N, 1) where no image has sidecars. A file that has
-        another size when it is read was changed meanwhile. One that cannot be read any more is unread: an image that
-        never could be read is a bad one.
+        A file that has another size when it is read was changed meanwhile. One that cannot be read any more is
+        unread: an image that never could be read is a bad one.
+        """
+        self._bytes = self._lay_out(sizes)
+
+    def _lay_out(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Lay out a number for each of `_all_files`: (N, 4), the image and its sidecars, -1 where there is none.
+
+        (N, 1) where no image has sidecars.
         """
         count = len(self._files)
         there = self._sidecars > 0
-        self._bytes = np.full((count, 1 + len(SIDECARS) * bool(there.any())), -1, np.int64)
-        self._bytes[:, 0] = sizes[:count]
-        self._bytes[:, 1:][there[:, : self._bytes.shape[1] - 1]] = sizes[count + len(self._tables) :]
+        table = np.full((count, 1 + len(SIDECARS) * bool(there.any())), -1, np.int64)
+        table[:, 0] = values[:count]
+        table[:, 1:][there[:, : table.shape[1] - 1]] = values[count + len(self._tables) :]
+        return table
+
+    def _find_stats(self, numbers: list[int], paths: list[str], sidecars: list[Mapping[str, str]]) -> dict[str, Stat]:
+        """Return URL -> `Stat` of images and sidecars, by which a cache knows them; nothing without a cache."""
+        if self._stamps is None or self._bytes is None:
+            return {}
+        found = {}
+        for number, path, beside in zip(numbers, paths, sidecars, strict=True):
+            columns = {f"{self._root}/{path}": 0} | {url: 1 + SIDECARS.index(ext) for ext, url in beside.items()}
+            for url, column in columns.items():
+                found[url] = Stat(int(self._bytes[number, column]), int(self._stamps[number, column]))
+        return found
 
     def _check_size(self, data: Any, number: int, column: int) -> Any:
         """Data that were read, or an error where they have not the size that is kept."""
@@ -363,7 +390,11 @@ class FolderSource(LearningSource):
         return {ext: f"{stem}.{self._spellings[at]}" for ext, at in zip(SIDECARS, spelled, strict=True) if at}
 
     def _read_images(
-        self, paths: list[str], sidecars: list[Mapping[str, str]], skipped: NDArray[np.bool_]
+        self,
+        paths: list[str],
+        sidecars: list[Mapping[str, str]],
+        skipped: NDArray[np.bool_],
+        stats: Mapping[str, Stat],
     ) -> tuple[list[NDArray[np.uint8] | BaseException], Mapping[str, bytes | BaseException]]:
         """Read a batch's images; of remote ones also the sidecars, in the same round trip."""
         images: list[NDArray[np.uint8] | BaseException] = [np.empty(0, np.uint8)] * len(paths)
@@ -374,7 +405,7 @@ class FolderSource(LearningSource):
                 images[row] = read_file(url, limit=LARGEST_FILE)
             return images, {}
         more = list(dict.fromkeys(url for beside in sidecars for url in beside.values()))
-        got = self._storage.cat([(url, None, None) for url in urls + more])
+        got = self._storage.cat([(url, None, None) for url in urls + more], stats=stats)
         for row, data in zip(rows, got, strict=False):
             images[row] = data if isinstance(data, BaseException) else np.frombuffer(bytearray(data), np.uint8)
         return images, dict(zip(more, got[len(urls) :], strict=True))

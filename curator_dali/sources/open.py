@@ -13,7 +13,7 @@ import numpy as np
 
 from curator_dali.arguments import checked, list_paths
 from curator_dali.errors import SourceError
-from curator_dali.io import is_http, is_remote, join, store
+from curator_dali.io import Cache, is_http, is_remote, join, store, use_cache
 from curator_dali.outputs import IMAGES
 from curator_dali.sources.base import KINDS, Source, is_image
 from curator_dali.sources.dataset_index import PLACES_OF_INDEX, DatasetIndex, find_reference, open_index
@@ -73,6 +73,7 @@ def open_source(
     allow_outside: bool = False,
     columns: Sequence[str] | None = None,
     view: bool = False,
+    cache: Cache | None = None,
 ) -> Source:
     """Open whatever holds encoded images.
 
@@ -94,12 +95,26 @@ def open_source(
         allow_outside: For Parquet: see `ParquetSource`.
         columns: For Parquet: see `ParquetSource`.
         view: Whether an output of a curation is a `View` also where it has tars.
+        cache: Where this node keeps what is read of remote files.
 
     Raises:
         SourceError: There is nothing of that name, or it is nothing that can be read; with `view`, it is no output.
+            The folder of the cache cannot be used.
     """
     if isinstance(spec, Source):
+        if cache is not None:
+            raise SourceError(f"cache= is for paths and URLs: give it to open_source() that opens {spec.name!r}")
         return spec
+    if cache is not None:
+        further: dict[str, Any] = {
+            "image_column": image_column,
+            "index": index,
+            "name": name,
+            "columns": columns,
+            "view": view,
+        }
+        with use_cache(cache):
+            return open_source(spec, label_from_folder=label_from_folder, allow_outside=allow_outside, **further)
     index = os.fspath(index)
     texts = _list_texts(spec)
     known = None if view else find_known(texts, index)
@@ -118,7 +133,7 @@ def open_source(
     place = index if is_remote(index) or index in PLACES_OF_INDEX else os.path.abspath(index)
     options: dict[str, Any] = {"label_from_folder": label_from_folder, "image_column": image_column}
     options |= {"index": place, "name": name}
-    further: dict[str, Any] = {"allow_outside": True} if allow_outside else {}
+    further = {"allow_outside": True} if allow_outside else {}
     further |= {} if columns is None else {"columns": list(columns)}
     indexes = {} if known is None else {known.folder: known.table}
     if known is not None and known.table is not None and known.urls:

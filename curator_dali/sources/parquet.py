@@ -362,8 +362,12 @@ class ParquetSource(Source):
         import pyarrow.parquet as pq
 
         fs, path = filesystem(url)
-        file = fs.open(path, "rb") if is_remote(url) else os.fdopen(open_regular(path), "rb")
-        now = _stat(url, file, fs, path)
+        if is_remote(url) and self._storage.cache is not None:
+            now = self._storage.stat(url) if known is None else Stat(*known)
+            file: Any = self._storage.open(url, now)
+        else:
+            file = fs.open(path, "rb") if is_remote(url) else os.fdopen(open_regular(path), "rb")
+            now = _stat(url, file, fs, path)
         if known is not None and now[: len(known)] != known:
             file.close()
             raise _Changed(f"{url} changed after it was opened: open the source again")

@@ -260,7 +260,7 @@ class TarSource(Source):
             starts,
             np.concatenate([np.minimum(size[first], length), np.full(len(long), TAIL_BYTES, np.int64)]),
         )
-        arena, position, lost = self._gather(found.shard[items.row], items)
+        arena, position, lost = self._gather(found.shard[items.row], items, keep=False)
         heads: list[Head | None] = [None] * count
         parts = zip(items.row.tolist(), position.tolist(), items.size.tolist(), strict=True)
         for number, (row, at, nbytes) in enumerate(parts):
@@ -315,10 +315,15 @@ class TarSource(Source):
         self._arenas.clear()
 
     def _gather(
-        self, shard: NDArray[np.int64], items: Items
+        self, shard: NDArray[np.int64], items: Items, *, keep: bool = True
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]:
-        """Read items into one buffer: it, (M,) where each item begins in it, item -> why it could not be read."""
-        gap = _REMOTE_GAP if self._shards.remote else _LOCAL_GAP
+        """Read items into one buffer: it, (M,) where each item begins in it, item -> why it could not be read.
+
+        `keep`: whether a cache downloads what it does not have.
+        """
+        # a cache reads whole blocks of a store, and what it has as fast as a local file
+        is_far = self._shards.remote and self._storage.cache is None
+        gap = _REMOTE_GAP if is_far else _LOCAL_GAP
         extent_of, shards, starts, ends, position = coalesce(shard, items.offset, items.size, gap)
         arena = self._arenas.allocate(int((ends - starts).sum()))
         view, begin = arena.data, 0
@@ -328,7 +333,7 @@ class TarSource(Source):
             requests.append(Request(self._shards.urls[s], self._shards.stats[s], start, target))
             begin += end - start
         lost: dict[int, str] = {}
-        for extent, outcome in enumerate(self._storage.fill(requests)):
+        for extent, outcome in enumerate(self._storage.fill(requests, keep=keep)):
             if outcome.reason:
                 outcome = outcome._replace(reason=f"{outcome.reason}{self._shards.advise(outcome.reason)}")
                 short = (extent_of == extent) & (items.offset + items.size > starts[extent] + outcome.done)

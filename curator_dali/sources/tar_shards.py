@@ -318,7 +318,7 @@ class Shards:
         if stat.size == 0:
             return TarIndex.from_scan(Scan(ended=True), 0)
         try:
-            reader = self._storage.reader(url)
+            reader = self._storage.reader(url, stat=stat)
             if not isinstance(reader, RemoteReader):
                 return TarIndex.from_scan(scan_tar(reader, stat.size), stat.size)
             with closing(reader):
