@@ -40,6 +40,8 @@ if TYPE_CHECKING:  # each name twice: that is how type checkers know that it is 
     from curator_dali.loader import ImageLoader as ImageLoader
     from curator_dali.loader import LoaderStats as LoaderStats
     from curator_dali.loader import write_errors as write_errors
+    from curator_dali.preparation import Prepared as Prepared
+    from curator_dali.preparation import prepare as prepare
     from curator_dali.report import DuplicateGroup as DuplicateGroup
     from curator_dali.report import Found as Found
     from curator_dali.report import Leak as Leak
@@ -90,6 +92,7 @@ _NAMES = {
     "index": ("Index", "open_index", "write_index"),
     "io": ("Cache",),
     "loader": ("ImageLoader", "LoaderStats", "write_errors"),
+    "preparation": ("Prepared", "prepare"),
     "report": ("DuplicateGroup", "Found", "Leak", "Report", "duplicate_groups", "leaks", "search", "write_report"),
     "sampling": ("Buckets", "Position", "Shard", "Shuffle"),
     "sources": (

@@ -49,7 +49,7 @@ class ImageError(CuratorDaliError):
         image_path: URL of the member, as in `ImageObject.image_path`.
         shard: The file that holds it (a tar, a Parquet file), or the folder.
         reason: Why, in one line.
-        index: The sample's index in its source.
+        index: The sample's index in its source; -1 as long as tars before the sample's are not indexed.
         unread: Whether the image could not be read now, so that nothing is known of it (a file that is gone or changed,
             a store that does not answer).
     """

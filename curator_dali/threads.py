@@ -129,7 +129,13 @@ class HandOver(Generic[T]):
         self.finish(error)
 
 
-def run_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], window: int) -> Generator[R, None, None]:
+def run_ahead(
+    pool: Executor,
+    function: Callable[[T], R],
+    items: Iterable[T],
+    window: int,
+    is_ready: Callable[[], bool] = lambda: True,
+) -> Generator[R, None, None]:
     """Yield the result of a function for each item, in order, while a pool works on the next items.
 
     Args:
@@ -137,14 +143,25 @@ def run_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], wi
         function: Of one item.
         items: Taken in the calling thread, one at a time.
         window: How many further items are under way, or done, while a result is waited for; then the next one begins.
+        is_ready: Whether the next item comes without waiting. One that does not is taken only if none is under way.
     """
     left = iter(items)
     waiting: deque[Future[R]] = deque()
+
+    def begin(wait: bool) -> None:
+        while len(waiting) <= window and (wait or is_ready()):
+            if not (item := list(islice(left, 1))):
+                return
+            waiting.append(pool.submit(function, *item))
+            wait = False
+
     try:
-        waiting.extend(pool.submit(function, item) for item in islice(left, window + 1))
-        while waiting:
+        while True:
+            begin(wait=not waiting)
+            if not waiting:
+                return
             result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(left, 1))
+            begin(wait=False)
             yield result
     finally:
         for future in waiting:

@@ -203,12 +203,8 @@ class TorchImageLoader:
     def _begin(self) -> object:
         """Choose the epoch of a pass that begins, and end the one that is under way."""
         self._check_ranks()
-        if self.drop_last and self.loader.num_samples and not len(self):
-            world = self.loader.shard.world_size
-            raise ValueError(
-                f"drop_last leaves nothing of {self.loader.num_samples} samples: a step takes {self.batch_size} on "
-                f"each of {world} rank(s); give a smaller batch_size, or drop_last=False"
-            )
+        if self.loader.is_counted:
+            self._check_drop()
         if self._wanted is not None:
             self._move_to(self._wanted)
         elif self._begun:
@@ -216,11 +212,21 @@ class TorchImageLoader:
         self._current = running = object()
         return running
 
+    def _check_drop(self) -> None:
+        """Refuse a batch size of which no full step comes."""
+        if self.drop_last and self.loader.num_samples and not len(self):
+            world = self.loader.shard.world_size
+            raise ValueError(
+                f"drop_last leaves nothing of {self.loader.num_samples} samples: a step takes {self.batch_size} on "
+                f"each of {world} rank(s); give a smaller batch_size, or drop_last=False"
+            )
+
     def _go_through(self, running: object, steps: Iterator[T]) -> Iterator[T]:
         """Yield the steps of a pass, and move on to the next epoch if nobody stopped it."""
         try:
             yield from steps
             if running is self._current:
+                self._check_drop()  # now that all samples are counted
                 done, wanted = self.epoch, self._wanted
                 self._move_to(done + 1 if wanted is None or wanted == done else wanted)
         finally:
@@ -404,6 +410,8 @@ class Targets:
                 f"the parts of {source.name!r} number different classes: {named}; give target='label_name' and "
                 "classes=[...], or a function of the ImageObject"
             )
+        if source.streamed is not None and not source.streamed.is_complete:
+            return  # a look at samples everywhere would wait for all tars: the first batch will tell
         parts = list(source.sources.values()) if isinstance(source, Mixture) else [source]
         items = []
         for part in parts:

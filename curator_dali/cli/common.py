@@ -51,12 +51,15 @@ def check_folder_of(path: Path) -> None:
         raise ValueError(f"cannot write {str(path)!r}: the folder {str(path.parent)!r} does not exist")
 
 
-def progress(total: int, unit: str, initial: int = 0) -> Any:
-    """A bar on stderr with images/s and the time left; `initial` are done already, and count for neither."""
+def progress(total: int | None, unit: str, initial: int = 0) -> Any:
+    """A bar on stderr with images/s and the time left; `initial` are done already, and count for neither.
+
+    Where `total` is None it tells no time left.
+    """
     from tqdm import tqdm
 
     # disable=None: silent where stderr is no terminal
-    scale = total >= 100_000
+    scale = total is None or total >= 100_000
     return tqdm(total=total, initial=initial, desc=unit, unit="img", unit_scale=scale, disable=None, leave=False)
 
 

@@ -151,7 +151,9 @@ def _stages(arguments: argparse.Namespace) -> list[Stage]:
 
 def _print_plan(curation: Curation, as_json: bool) -> None:
     plan = curation.plan
+    len(curation.source)  # waits for tars that are not indexed
     done, total = curation.work
+    assert total is not None
     if as_json:
         steps = [{"stage": label, "reads": reads, "writes": writes} for label, reads, writes in plan.rows()]
         about = {"source": curation.source.name, "samples": len(curation.source), "out": curation.out}

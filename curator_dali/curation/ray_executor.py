@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeGuard, TypeVar
 
 from curator_dali.arguments import Count, Limits, checked
-from curator_dali.curation.worker import Finished, Progress, Worker, scratch_folder
+from curator_dali.curation.worker import Finished, Parts, Progress, Worker, scratch_folder
 from curator_dali.errors import CuratorDaliError, OutputError, SourceError
 from curator_dali.io import join, make_folder
 from curator_dali.loader import ImageLoader
 from curator_dali.outputs import Part
-from curator_dali.sampling import Range
-from curator_dali.sources import Subset, Without
+from curator_dali.sampling import Range, StreamedRanges
+from curator_dali.sources import Source, Subset, Without
 from curator_dali.stages import Workers
 from curator_dali.threads import ignore
 
@@ -34,6 +34,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PATIENCE = 30.0  # seconds without anything finished, before a message says what is waited for
+_TARS_A_TASK = 16  # that a task indexes, as many at once
+_INDEX_RETRIES = 2  # of such a task whose process dies
 _AHEAD = 4  # items handed out and not yet asked for, times the workers: so that one slow item holds nobody up
 
 
@@ -65,7 +67,7 @@ class RayExecutor:
     gpus_per_worker: Annotated[float, Limits("0, 1, or a share of one", 0)] | None = None
     max_deaths: Count = 2
 
-    def run(self, worker: Worker, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
+    def run(self, worker: Worker, parts: Parts, finished: Finished, progress: Progress) -> None:
         """Do parts; see `curator_dali.curation.worker.Executor`.
 
         Raises:
@@ -74,7 +76,7 @@ class RayExecutor:
                 does.
             Exception: What a part raised each time that it was tried.
         """
-        if not parts:
+        if not isinstance(parts, StreamedRanges) and not parts:
             return
         settings = worker.output.settings
         settings = replace(settings, num_threads=settings.num_threads or self.cpus_per_worker)
@@ -82,7 +84,9 @@ class RayExecutor:
         device = "cuda:0" if resources["num_gpus"] else "cpu"  # Ray shows an actor its own GPUs alone
         worker = replace(worker, device=device, output=replace(worker.output, settings=settings))
         with _connected(self.address):
-            count = min(self.count(resources), len(parts))
+            count = self.count(resources)
+            if not isinstance(parts, StreamedRanges):
+                count = min(count, len(parts))
             pool = _Pool(resources, self.max_deaths, worker, count)
             try:
                 pool.run(parts, finished, progress)
@@ -174,40 +178,68 @@ class _Pool:
     _shared: Any = field(default=None, init=False)  # the worker in Ray's object store
     _deaths_at_start: int = field(default=0, init=False)
 
-    def run(self, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
+    def run(self, parts: Parts, finished: Finished, progress: Progress) -> None:
         """Do all parts."""
         self._shared = ray.put(self.worker)
         for _ in range(self.count):
             self._start()
-        waiting, troubles = deque(parts), Counter[Range]()
-        while waiting or self._busy:
-            while waiting and self._idle:
-                actor, part = self._idle.pop(), waiting.popleft()
-                self._busy[actor.run.remote(part, self._left_out.get(part, {}))] = (actor, part)
-            done, _ = ray.wait([*self._busy, *self._starting], timeout=_PATIENCE)
-            if not done:
-                logger.info(
-                    "waiting for %d parts and %d workers that start; free: %s",
-                    len(self._busy), len(self._starting), _describe_free(),
-                )  # fmt: skip
-            for task in done:
-                if task in self._starting:
-                    self._started(task)
-                    continue
-                actor, part = self._busy.pop(task)
-                try:
-                    record = ray.get(task)
-                except RayError as error:
-                    troubles[part] += 1
-                    if _is_raised(error):
-                        self._excuse(actor, part, error, troubles[part])
-                    else:
-                        self._bury(actor, part, error, troubles[part])
-                    waiting.appendleft(part)
+        indexing = _Indexing(self.worker.source, 2 * self.count) if isinstance(parts, StreamedRanges) else None
+        waiting, troubles = deque([] if indexing else parts), Counter[Range]()
+        try:
+            while True:
+                if indexing is not None:
+                    indexing.begin()
+                    waiting.extend(_take_known(parts))
+                while waiting and self._idle:
+                    actor, part = self._idle.pop(), waiting.popleft()
+                    found = {} if indexing is None else indexing.find_new(actor)
+                    self._busy[actor.run.remote(part, self._left_out.get(part, {}), found)] = (actor, part)
+                tasks = [*self._busy, *([] if indexing is None else indexing.tasks)]
+                if not (waiting or tasks):
+                    return
+                self._wait(tasks, indexing, waiting, troubles, finished, progress)
+        finally:
+            if indexing is not None:
+                indexing.close()
+
+    def _wait(
+        self,
+        tasks: Sequence[Any],
+        indexing: _Indexing | None,
+        waiting: deque[Range],
+        troubles: Counter[Range],
+        finished: Finished,
+        progress: Progress,
+    ) -> None:
+        """Wait until something is done; parts that failed go back among those that wait."""
+        done, _ = ray.wait([*tasks, *self._starting], timeout=_PATIENCE)
+        if not done:
+            logger.info(
+                "waiting for %d parts, %d tasks that index, and %d workers that start; free: %s",
+                len(self._busy), len(tasks) - len(self._busy), len(self._starting), _describe_free(),
+            )  # fmt: skip
+        for task in done:
+            if task in self._starting:
+                self._started(task)
+                continue
+            if task not in self._busy:
+                assert indexing is not None
+                indexing.finish(task)
+                continue
+            actor, part = self._busy.pop(task)
+            try:
+                record = ray.get(task)
+            except RayError as error:
+                troubles[part] += 1
+                if _is_raised(error):
+                    self._excuse(actor, part, error, troubles[part])
                 else:
-                    self._idle.append(actor)
-                    finished(record)
-                    progress(part[1] - part[0])
+                    self._bury(actor, part, error, troubles[part])
+                waiting.appendleft(part)
+            else:
+                self._idle.append(actor)
+                finished(record)
+                progress(part[1] - part[0])
 
     def _start(self) -> None:
         """Ask for an actor; it gets work once it runs, for which there may never be room."""
@@ -265,6 +297,72 @@ class _Pool:
             ray.kill(actor)
 
 
+class _Indexing:
+    """Tars that tasks of the cluster index, in the source's order, and what the driver and the actors know of these.
+
+    Args:
+        source: Has tars that are not indexed.
+        most: Tasks at once.
+
+    Attributes:
+        tasks: Those under way.
+    """
+
+    def __init__(self, source: Source, most: int) -> None:
+        assert source.streamed is not None
+        self._counts, self._most = source.streamed, most
+        self._shared = ray.put(source)
+        known = range(len(self._counts))
+        self._left = deque(number for number in known if not self._counts.is_known(number))
+        self._found: list[tuple[int, Any]] = []  # shard, and what is known of it, in the order of finding
+        self._given: dict[Any, int] = {}  # actor -> how many of these it was given
+        self._index = ray.remote(_index).options(num_cpus=0, max_retries=_INDEX_RETRIES)  # a task waits for the store
+        self.tasks: set[Any] = set()
+
+    def begin(self) -> None:
+        """Hand out further tars."""
+        while self._left and len(self.tasks) < self._most:
+            numbers = [self._left.popleft() for _ in range(min(_TARS_A_TASK, len(self._left)))]
+            self.tasks.add(self._index.remote(self._shared, numbers))
+
+    def finish(self, task: Any) -> None:
+        """Take over what a task found.
+
+        Raises:
+            SourceError: Tars cannot be read.
+            RayError: The task's process died again and again.
+        """
+        self.tasks.discard(task)
+        try:
+            found = ray.get(task)
+        except RayTaskError as error:
+            raise error.cause or error from None
+        self._counts.adopt(found)
+        self._found += found.items()
+
+    def find_new(self, actor: Any) -> dict[int, Any]:
+        """What was found since an actor was asked the last time."""
+        given, self._given[actor] = self._given.get(actor, 0), len(self._found)
+        return dict(self._found[given:])
+
+    def close(self) -> None:
+        """End the tasks."""
+        for task in self.tasks:
+            ray.cancel(task, force=True)
+
+
+def _index(source: Any, numbers: list[int]) -> Mapping[int, Any]:
+    found: Mapping[int, Any] = source.streamed.index(numbers)
+    return found
+
+
+def _take_known(parts: Parts) -> Iterator[Range]:
+    """Take the ranges that need not be waited for."""
+    assert isinstance(parts, StreamedRanges)
+    while parts.find_missing() is None and (part := next(parts, None)) is not None:
+        yield part
+
+
 class _Actor:
     """One worker in a process of its own."""
 
@@ -274,9 +372,14 @@ class _Actor:
     def ready(self) -> None:
         """Answers once the process has started."""
 
-    def run(self, part: Range, left_out: dict[int, str]) -> Part:
-        """Do one part, without some of its samples, and say what became of it."""
+    def run(self, part: Range, left_out: dict[int, str], found: dict[int, Any]) -> Part:
+        """Do one part, without some of its samples, and say what became of it.
+
+        `found` is what is known of further tars, so that this process need not index those before the part.
+        """
         worker = self._worker
+        if found and worker.source.streamed is not None:
+            worker.source.streamed.adopt(found)
         if left_out:
             worker = replace(worker, source=Without(worker.source, left_out))
         done: list[Part] = []

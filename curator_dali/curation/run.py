@@ -18,13 +18,14 @@ from curator_dali.curation.decide import WORK_FOLDER, decide, write_decided
 from curator_dali.curation.encoding import WRITTEN
 from curator_dali.curation.fields import LOOKED_AT, field_types, look_at_fields, plan_fields
 from curator_dali.curation.rows import Output, open_output
-from curator_dali.curation.worker import Executor, LocalExecutor, Progress, Worker
+from curator_dali.curation.worker import Executor, LocalExecutor, Parts, Progress, Worker
 from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import OutputError, StageError
 from curator_dali.io import Cache, join, store
 from curator_dali.outputs import LAYOUT_COLUMNS, FieldColumns, Manifest, Part, RowFiles, RowSchema, is_loadable
 from curator_dali.report import Report, count_parts, leave_report
+from curator_dali.sampling import StreamedRanges
 from curator_dali.sources import Source, open_source, record_shards
 from curator_dali.stages import HEADER_FIELDS, STAGES, Plan, Stage, make_plan
 from curator_dali.threads import ignore
@@ -100,11 +101,16 @@ class Curation:
         return {label: stage.lineage for label, stage in pairs if stage.lineage}
 
     @property
-    def work(self) -> tuple[int, int]:
-        """(samples that earlier runs have done, samples in all); a stage that sees them all doubles both numbers."""
+    def work(self) -> tuple[int, int | None]:
+        """(samples that earlier runs have done, samples in all); a stage that sees them all doubles both numbers.
+
+        The second is None while tars of the source are not indexed.
+        """
         folders = [self.out, join(self.out, SCORED)] if self.plan.is_global else [self.out]
         ranges = [_ranges(folder) for folder in folders]
         done = [sum(stop - start for start, stop in found) for found in ranges]
+        if not self._is_counted:
+            return sum(done), None
         if self.plan.is_global and done[0] == len(self.source):  # then what was scored is gone
             done[1] = done[0]
         return sum(done), len(self.source) * len(folders)
@@ -128,7 +134,8 @@ class Curation:
         """
         began = time.perf_counter()
         with self._manifest(self.out) as manifest:
-            record_shards(manifest, self.source.shard_records)
+            if self._is_counted:
+                record_shards(manifest, self.source.shard_records)
             earlier = sum(stop - start for start, stop in manifest.ranges())
             try:
                 if self.plan.is_global:
@@ -138,10 +145,11 @@ class Curation:
             except KeyboardInterrupt:
                 done, total = self.work
                 logger.warning(
-                    "interrupted: %s of %s samples are done and stay in %s; the same call goes on from there",
-                    f"{done:,}", f"{total:,}", self.out,
+                    "interrupted: %s samples are done and stay in %s; the same call goes on from there",
+                    f"{done:,}" if total is None else f"{done:,} of {total:,}", self.out,
                 )  # fmt: skip
                 raise
+            record_shards(manifest, self.source.shard_records)
             about: dict[str, Any] = {"source": self.source.name, "out": self.out, "device": self.device}
             about |= {"earlier": earlier, "seconds": time.perf_counter() - began}
             report = count_parts(manifest, self.plan.labels, **about)
@@ -173,16 +181,26 @@ class Curation:
         screening = list(self.plan.labels[: self.plan.screening])
         return label_facts(self.source) | ({SCREENING: screening} if screening else {})
 
+    @property
+    def _is_counted(self) -> bool:
+        """Whether the number of samples is known; not that of tars without an index."""
+        return self.source.streamed is None or self.source.streamed.is_complete
+
     def _manifest(self, folder: str) -> Manifest:
         """Begin an output of this run in a folder, or go on with one."""
+        counts = self.source.streamed
+        listing = None if counts is None else counts.fingerprint
+        # an output that was begun with indexed tars does not say how these were listed: wait for the indexes
+        is_counted = self._is_counted or _is_begun_without_listing(folder)
         return Manifest.open(
             folder,
-            source=self.source.fingerprint,
-            samples=len(self.source),
+            source=self.source.fingerprint if is_counted else None,
+            samples=len(self.source) if is_counted else None,
             settings=self.settings,
             lineage=self.lineage,
             origin=self.source.origin,
             facts=self._facts,
+            listing=listing,
         )
 
     def _output(self, manifest: Manifest, scored: bool = False) -> Output:
@@ -198,17 +216,28 @@ class Curation:
 
     def _score(self, output: Output, progress: Progress) -> None:
         """Take what an output lacks through the stages."""
-        if missing := output.manifest.missing(self._settings.part_size):
-            self._executor.run(self._worker(output), missing, _finished, progress)
+        counts, size, manifest = self.source.streamed, self._settings.part_size, output.manifest
+        parts: Parts
+        if counts is None or counts.is_complete:
+            parts = manifest.missing(size)
+        else:
+            parts = StreamedRanges(counts, size, manifest.ranges())
+        if isinstance(parts, StreamedRanges) or parts:
+            self._executor.run(self._worker(output), parts, _finished, progress)
+        manifest.complete(self.source.fingerprint, len(self.source))
 
     def _run_twice(self, manifest: Manifest, progress: Progress) -> None:
         """Score all samples, let the stages decide that see them all, and write what is kept from the source."""
         folder = join(manifest.folder, SCORED)
-        if not manifest.missing():
+        if manifest.is_counted and not manifest.missing():
             store.remove_folder(folder)  # of a run that was killed when all was written
             return
         with self._manifest(folder) as scored:
             self._score(self._output(scored, scored=True), progress)
+            manifest.complete(self.source.fingerprint, len(self.source))
+            if not manifest.missing():  # no samples at all
+                store.remove_folder(folder)
+                return
             present = set(manifest.ranges())
             parts = [part for part in scored.ranges() if part not in present]
             with self._executor.workers(join(manifest.folder, WORK_FOLDER)) as workers:
@@ -359,6 +388,14 @@ def _ranges(folder: str) -> list[tuple[int, int]]:
         return Manifest.load(folder).ranges()
     except OutputError:
         return []
+
+
+def _is_begun_without_listing(folder: str) -> bool:
+    """Whether a folder holds the output of a run that began with an indexed data set."""
+    try:
+        return "listing" not in Manifest.load(folder).run
+    except OutputError:
+        return False
 
 
 def _finished(part: Part) -> None:

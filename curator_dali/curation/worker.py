@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -24,12 +25,15 @@ from curator_dali.errors import OutputError
 from curator_dali.io import store
 from curator_dali.loader import ImageLoader
 from curator_dali.outputs import DECODE, Part
-from curator_dali.sampling import Range
+from curator_dali.sampling import Range, StreamedRanges
 from curator_dali.sources import Source
 from curator_dali.stages import Plan, Selector, View, Workers
 from curator_dali.transforms import Resize
 
 logger = logging.getLogger(__name__)
+
+Parts = Sequence[Range] | StreamedRanges
+"""Ranges of a source. `StreamedRanges`, where tars are not indexed yet, can only be iterated over."""
 
 Finished = Callable[[Part], object]
 """Called with each part that is written and recorded."""
@@ -66,7 +70,7 @@ class Worker:
     _loader: ImageLoader | None = field(default=None, init=False, repr=False)
     _encoder: Encoder | None = field(default=None, init=False, repr=False)
 
-    def run(self, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
+    def run(self, parts: Parts, finished: Finished, progress: Progress) -> None:
         """Do parts, which are ranges of the source, in order. `finished` is called in another thread.
 
         Raises:
@@ -76,8 +80,8 @@ class Worker:
             StageError: The stages, which are set up here where they are not yet, do not fit together.
         """
         self.plan.setup(self.device)
-        waiting = iter(parts)
-        part = next(waiting, (0, 0))
+        waiting = parts.begun if isinstance(parts, StreamedRanges) else deque(parts)
+        part = (0, 0)
         with _current(self.device), Writing(self.output, finished) as writing:
             # a sample that cannot be read now must not count as a bad image for good
             steps = self._load().over(parts, refuse_unread=True, screen=self._screen())
@@ -88,8 +92,8 @@ class Worker:
                     if step is None:
                         break
                     decoded, batch = step
-                    if not part[0] <= decoded.encoded.indices[0] < part[1]:
-                        part = next(waiting)
+                    while not part[0] <= decoded.encoded.indices[0] < part[1]:
+                        part = waiting.popleft()
                     rows = Rows.from_step(decoded, self.output.settings.add_written(self.plan.columns))
                     rows.seconds[DECODE] += time.perf_counter() - began
                     if decoded.screened is not None:
@@ -255,7 +259,7 @@ def _current(device: str) -> AbstractContextManager[object]:
 class Executor(Protocol):
     """Has parts done by workers, in any order, each exactly once."""
 
-    def run(self, worker: Worker, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
+    def run(self, worker: Worker, parts: Parts, finished: Finished, progress: Progress) -> None:
         """Do parts.
 
         Args:
@@ -276,7 +280,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """This process, part after part."""
 
-    def run(self, worker: Worker, parts: Sequence[Range], finished: Finished, progress: Progress) -> None:
+    def run(self, worker: Worker, parts: Parts, finished: Finished, progress: Progress) -> None:
         """Do parts; see `Executor.run`."""
         try:
             worker.run(parts, finished, progress)

@@ -68,6 +68,11 @@ class Storage:
         """Where blocks of remote files are kept."""
         return None if self._cached is None else self._cached.setting
 
+    @property
+    def keep_limit(self) -> int:
+        """Bytes of remote files that `reader` keeps in memory."""
+        return self._pieces.limit
+
     def stat(self, url: str) -> Stat:
         """Size and version of a file.
 
@@ -259,19 +264,23 @@ class Storage:
         return [n for n in numbers if n not in done]
 
     def _fill_all_local(self, requests: Sequence[Request]) -> list[Outcome]:
-        outcomes = [self._fill_local(request) for request in requests]
-        for url, stat in {(request.url, request.stat) for request in requests}:
-            if self._is_changed(url, stat):  # written to while it was open
+        opened: dict[str, _File] = {}
+        outcomes = [self._fill_local(request, opened) for request in requests]
+        for url, stat in {request.url: request.stat for request in requests}.items():
+            if url in opened and opened[url].is_changed(stat):  # written to while it was open
                 changed = Outcome(0, _changed(url))
                 pairs = zip(requests, outcomes, strict=True)
                 outcomes = [changed if r.url == url and not o.reason else o for r, o in pairs]
         return outcomes
 
-    def _fill_local(self, request: Request) -> Outcome:
+    def _fill_local(self, request: Request, opened: dict[str, _File]) -> Outcome:
+        """Read a range; the file that it is read from goes into `opened`."""
         url, stat, offset, view = request
         done = 0
         try:
-            file = self._files.get(url, lambda: _File(url))
+            file = opened.get(url)
+            if file is None:
+                file = opened[url] = self._files.get(url, lambda: _File(url))
             if file.stat != stat:
                 return Outcome(0, _changed(url))
             while done < len(view):
@@ -282,13 +291,6 @@ class Storage:
         except OSError as error:
             return Outcome(done, one_line(error))
         return Outcome(done, "")
-
-    def _is_changed(self, url: str, stat: Stat) -> bool:
-        """Whether an open file is another one than it was; false where it is not open, as its outcomes tell more."""
-        try:
-            return Stat.of_local(os.fstat(self._files.get(url, lambda: _File(url)).fd)) != stat
-        except OSError:
-            return False
 
     def _cat_once(
         self, ranges: list[tuple[str, int | None, int | None]], known: Mapping[str, tuple[int, str]] | None
@@ -396,6 +398,14 @@ class _File:
         self.fd = -1
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.stat = Stat.of_local(os.fstat(self.fd))
+
+    def is_changed(self, stat: Stat) -> bool:
+        """Whether the file is another one than it was; false where that cannot be asked."""
+        try:
+            now = os.fstat(self.fd)
+        except OSError:
+            return False
+        return now.st_mtime_ns != stat.version or now.st_size != stat.size
 
     def __del__(self) -> None:
         if self.fd >= 0:

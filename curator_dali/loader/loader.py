@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,11 +19,22 @@ from curator_dali.batch import ImageBatch, concat
 from curator_dali.decoding import MAX_PIXELS, Decoded, Decoder, Screen, gate, read_gated
 from curator_dali.errors import PassEndedError, TooManyErrors
 from curator_dali.io import Cache
-from curator_dali.loader.prefetch import Pass
+from curator_dali.loader.prefetch import Pass, Steps, read_ahead
 from curator_dali.loader.results import ErrorList, LoaderStats
-from curator_dali.loader.state import check_state, make_state, order_of
-from curator_dali.sampling import Buckets, Position, Range, Shard, Shuffle, range_steps
-from curator_dali.sources import EncodedBatch, Source, open_source
+from curator_dali.loader.state import check_state, is_counted, is_listed, make_state, order_of
+from curator_dali.sampling import (
+    Buckets,
+    Position,
+    Range,
+    RangeSteps,
+    Shard,
+    Shuffle,
+    StreamedOrder,
+    StreamedRanges,
+    StreamedSteps,
+    range_steps,
+)
+from curator_dali.sources import EncodedBatch, Source, Streamed, open_source
 from curator_dali.threads import uninterrupted
 from curator_dali.transforms import Transform, bring_to, output_size
 from curator_dali.view import loader_html
@@ -139,11 +151,16 @@ class ImageLoader:
 
     @property
     def num_samples(self) -> int:
-        """Samples of an epoch, over all ranks."""
+        """Samples of an epoch, over all ranks. Waits until all tars are indexed; see `is_counted`."""
         return self._order.num_samples
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether `num_samples` and `len()` are known; false for remote tars of which some are not indexed yet."""
+        return is_counted(self._order)
+
     def __len__(self) -> int:
-        """Batches of a whole epoch on this rank."""
+        """Batches of a whole epoch on this rank. Waits until all tars are indexed; see `is_counted`."""
         return self._order.count(self._epoch, 0, self.batch_size, self.shard, self.drop_last)
 
     @property
@@ -163,8 +180,12 @@ class ImageLoader:
         self._position = self._resume
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the consumer stands, as plain JSON. The same on every rank after the same number of steps."""
-        return make_state(self.source, self._order, self._epoch, self._position)
+        """Where the consumer stands, as plain JSON. The same on every rank after the same number of steps.
+
+        Does not wait. While tars are not indexed yet, `num_samples` is None, and the fingerprint is that of the tars'
+        names, sizes and content hashes; such a state is loaded as any other, also once all are indexed.
+        """
+        return make_state(self.source, self._order, self._epoch, self._position, not self.is_counted)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, also with another world size, batch size or device.
@@ -172,7 +193,8 @@ class ImageLoader:
         Raises:
             ValueError: The state is of another data set, another seed, mixture or buckets, or another version.
         """
-        check_state(state, self.state_dict())
+        listed = isinstance(self._order, StreamedOrder) and is_listed(state)
+        check_state(state, make_state(self.source, self._order, self._epoch, self._position, listed))
         self._stop_pass()
         self._order = self._order.resume(state)
         self._epoch, self._position, self._resume = state["epoch"], state["position"], state["position"]
@@ -187,13 +209,13 @@ class ImageLoader:
         the batch holds.
         """
         self._stop_pass()
-        steps = self.indices()  # here and not in a thread, so that Ctrl-C ends it
+        steps = self._begin_steps()  # here and not in a thread, so that Ctrl-C ends it
         self._position, self._resume = self._resume, 0
-        return self._load(steps, self.source, moves=True)
+        return self._load(steps, self._read_from, moves=True)
 
     def over(
         self,
-        ranges: Sequence[Range],
+        ranges: Sequence[Range] | StreamedRanges,
         source: Source | None = None,
         *,
         refuse_unread: bool = False,
@@ -204,7 +226,8 @@ class ImageLoader:
         To build a decoder costs as much as to decode a small shard: one loader can do many ranges, of many sources.
 
         Args:
-            ranges: [start, stop) of sample indices. A step lies within one range.
+            ranges: [start, stop) of sample indices. A step lies within one range. Tars without an index are read ahead
+                where the ranges are `StreamedRanges`.
             source: Another source than the loader's, which the caller closes.
             refuse_unread: Raise for a sample that cannot be read now, which otherwise counts as a bad image.
             screen: Leaves images out before they are decoded; experimental.
@@ -215,16 +238,24 @@ class ImageLoader:
         Raises:
             SourceError: A sample cannot be read now, with `refuse_unread`.
         """
-        steps = range_steps(ranges, self.batch_size)
-        for decoded, batch in self._load(steps, source or self.source, refuse_unread=refuse_unread, screen=screen):
+        source = source or self.source
+        if isinstance(ranges, StreamedRanges):
+            ahead, waiting = read_ahead(source, ranges.shards), RangeSteps(ranges, self.batch_size)
+            steps = Steps(waiting, ahead, waiting.find_missing, lambda indices, end: ranges.find_used(indices[-1] + 1))
+        else:
+            steps = Steps(range_steps(ranges, self.batch_size))
+        for decoded, batch in self._load(steps, source, refuse_unread=refuse_unread, screen=screen):
             if batch is not None:
                 batch.columns["index"] = decoded.indices
             yield decoded, batch
 
     def indices(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         """Return the sample indices of each step of the next pass, and the position behind it; nothing is read."""
-        self._order.prepare(self._epoch)
-        return self._order.steps(self._epoch, self._resume, self.batch_size, self.shard, self.drop_last)
+        steps, places = self._make_steps(), self._places
+        if places is None:
+            return steps
+        assert places.sizes is not None  # waits until all are known
+        return ((places.indices_of(found), end) for found, end in steps)
 
     def walk(self) -> Iterator[NDArray[np.int64]]:
         """Begin a pass whose samples somebody else reads, for `decode`; yield the sample indices of each step."""
@@ -240,10 +271,12 @@ class ImageLoader:
         """Decode a step that was read outside of the loader; the batch is None where every image is bad."""
         if self._decoder is None:
             self._decoder = self._make_decoder()
+        if (places := self._places) is not None:  # from these random transforms follow
+            encoded = replace(encoded, indices=places.places_of(encoded.indices))
         decoded = self._decoder.decode(gate(encoded, self._max_pixels), self._key)
         self.stats.samples += len(decoded.rows)
         self.stats.failed += len(decoded.errors)
-        self._record(decoded, self.errors)
+        self._record(decoded, self.errors, places)
         return decoded, self._batch(decoded, 0, self.source.name) if len(decoded.rows) else None
 
     @property
@@ -252,8 +285,32 @@ class ImageLoader:
         return [*([] if self.transforms is None else [self.transforms]), *self.views]
 
     @property
+    def _places(self) -> Streamed | None:
+        """What knows the places of samples, where the order's steps are such; see `Streamed.by_place`."""
+        is_placed = isinstance(self._order, StreamedOrder) and self._order.has_places
+        return self.source.streamed if is_placed else None
+
+    @property
+    def _read_from(self) -> Source:
+        """The source that reads what the order's steps are."""
+        places = self._places
+        return self.source if places is None else places.by_place()
+
+    def _make_steps(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+        self._order.prepare(self._epoch)
+        return self._order.steps(self._epoch, self._resume, self.batch_size, self.shard, self.drop_last)
+
+    def _begin_steps(self) -> Steps:
+        """Make the steps of a pass; tars that are not indexed are read ahead from here on."""
+        steps = self._make_steps()
+        if not isinstance(steps, StreamedSteps):
+            return Steps(steps)
+        stream = read_ahead(self.source, steps.shards)
+        return Steps(steps, stream, steps.find_missing, lambda indices, end: steps.find_used(end))
+
+    @property
     def _key(self) -> tuple[int, int]:
-        """What random transforms depend on, besides the sample's index."""
+        """What random transforms depend on, besides the sample's index (its place, with a window over tars)."""
         return (self.shuffle.seed if self.shuffle else 0, self._epoch)
 
     def _make_decoder(self) -> Decoder:
@@ -269,7 +326,7 @@ class ImageLoader:
 
     def _load(
         self,
-        steps: Iterator[tuple[NDArray[np.int64], int]],
+        steps: Steps,
         source: Source,
         *,
         moves: bool = False,
@@ -279,14 +336,15 @@ class ImageLoader:
         """Start a pass over steps; `moves` says whether the loader's position goes along."""
         self._stop_pass()
         self.errors, self.stats = ErrorList(), LoaderStats()
-        if self._decoder is None:
-            self._decoder = self._make_decoder()
         try:
+            if self._decoder is None:
+                self._decoder = self._make_decoder()
             with uninterrupted():  # a pass that nobody knows of could not be stopped
                 running = self._pass = Pass(
                     steps, source, self._decoder, self._prefetch, self._keep_encoded, self._key, screen
                 )
         except BaseException:  # an interrupt that came meanwhile: nobody will take this pass's batches
+            steps.close()
             self._stop_pass()
             raise
         return self._batches(running, source.name, moves, refuse_unread)
@@ -305,6 +363,7 @@ class ImageLoader:
                 if item is None:
                     if running.stopped:
                         raise PassEndedError
+                    errors.resolve()
                     self._check_error_rate(stats, errors, seen, at_end=True)
                     return
                 decoded = item.decoded
@@ -320,16 +379,18 @@ class ImageLoader:
                 stats.fallback += decoded.fallback
                 if refuse_unread:
                     decoded.encoded.check_read()
-                self._record(decoded, errors)
+                self._record(decoded, errors, self._places if moves else None)
                 self._check_error_rate(stats, errors, seen, at_end=False)
                 stats.batches += bool(len(decoded.rows))
                 yield decoded, self._batch(decoded, step, dataset_name) if len(decoded.rows) else None
         finally:
             running.stop()
 
-    def _record(self, decoded: Decoded, errors: ErrorList) -> None:
+    def _record(self, decoded: Decoded, errors: ErrorList, places: Streamed | None) -> None:
         for row in sorted(decoded.errors):
             error = decoded.error(row)
+            if places is not None:
+                errors.place(error, places)
             if self.on_error == "raise":
                 raise error
             logger.debug("left out: %s", error)
@@ -359,7 +420,7 @@ class ImageLoader:
     @checked
     def peek(self, n: int = 16) -> ImageBatch:
         """The first `n` samples of the epoch's order, decoded; consumes nothing and records no errors."""
-        positions = np.arange(min(max(n, 0), self.num_samples), dtype=np.int64)
+        positions = np.arange(self._order.reach(max(n, 0), self._epoch), dtype=np.int64)
         samples = self._order.indices(positions, self._epoch) if len(positions) else positions
         steps = (samples[first : first + self.batch_size] for first in range(0, len(samples), self.batch_size))
         with closing(self._make_decoder()) as decoder:
@@ -385,7 +446,7 @@ class ImageLoader:
         raise TooManyErrors(f"none of the {self.num_samples} images can be used{last}")
 
     def _read_and_decode(self, decoder: Decoder, indices: NDArray[np.int64]) -> Decoded:
-        gated = read_gated(self.source, indices, self._keep_encoded, self._max_pixels)
+        gated = read_gated(self._read_from, indices, self._keep_encoded, self._max_pixels)
         return decoder.decode(gated, self._key)
 
     def _stop_pass(self) -> None:
@@ -416,7 +477,8 @@ class ImageLoader:
         return loader_html(self)
 
     def __repr__(self) -> str:
+        number = f"{self.num_samples:,} " if self.is_counted else ""
         return (
-            f"ImageLoader({self.source!r}, {self.num_samples:,} in batches of {self.batch_size}, {self.device}, "
+            f"ImageLoader({self.source!r}, {number}in batches of {self.batch_size}, {self.device}, "
             f"epoch {self._epoch}, rank {self.shard.rank} of {self.shard.world_size})"
         )

@@ -7,10 +7,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from curator_dali.arguments import checked
 from curator_dali.errors import ImageError
 from curator_dali.io import AtomicFile
+from curator_dali.sources import Streamed
 from curator_dali.view import html
+
+_MOST_UNKNOWN = 10_000  # bad images whose indices are found out at the end of a pass
 
 
 @dataclass
@@ -63,6 +68,20 @@ class ErrorList(list[ImageError]):
 
     more: int = 0
     last: ImageError | None = None
+    _unknown: tuple[tuple[ImageError, int, Streamed], ...] = ()
+
+    def place(self, error: ImageError, places: Streamed) -> None:
+        """Replace the place of an error's sample by its index, now or, where tars before it are not indexed, later."""
+        place = error.index
+        error.index = int(places.indices_of(np.array([place]))[0])
+        if error.index < 0 and len(self._unknown) < _MOST_UNKNOWN:
+            self._unknown += ((error, place, places),)
+
+    def resolve(self) -> None:
+        """Find the indices that were not known when their errors came."""
+        for error, place, places in self._unknown:
+            error.index = int(places.indices_of(np.array([place]))[0])
+        self._unknown = ()
 
     def add(self, error: ImageError, most: int) -> None:
         """Append a bad image, or only count it where the list holds `most` already."""

@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.decoding import Codec, pillow, read_headers, upright_sizes
-from curator_dali.sampling import BucketedOrder, Buckets, MixedOrder, Order, Shuffle, ShuffledOrder, quantise
+from curator_dali.sampling import (
+    BucketedOrder,
+    Buckets,
+    MixedOrder,
+    Order,
+    Shuffle,
+    ShuffledOrder,
+    StreamedOrder,
+    quantise,
+)
 from curator_dali.sources import Mixture, Source
 
 logger = logging.getLogger(__name__)
@@ -42,6 +51,16 @@ def order_of(source: Source, shuffle: Shuffle | None, buckets: Buckets | None, r
             shuffle, sizes, list(source.sources), list(quantise(source.weights).values()), source.samples
         )
     else:
+        counts = source.streamed
+        if counts is not None and buckets is None and (shuffle is None or shuffle.window is not None):
+            return StreamedOrder(shuffle, counts)
+        if counts is not None and not counts.is_complete:
+            logger.warning(
+                "all %d tars of %s are indexed before the first batch. `curator-dali prepare` makes an index once for "
+                "all; and with Shuffle(window=...) and without buckets the first batch comes after the first tars",
+                len(counts),
+                source.name,
+            )
         order = ShuffledOrder(shuffle, source.shard_sizes)
     if buckets is None:
         return order
@@ -73,16 +92,30 @@ def _upright_size(image: NDArray[np.uint8]) -> tuple[int, int]:
         return 0, 0
 
 
-def make_state(source: Source, order: Order, epoch: int, position: int) -> dict[str, Any]:
-    """The state of a loader whose ranks together have consumed `position` samples of an epoch."""
+def is_counted(order: Order) -> bool:
+    """Whether the number of samples is known, so that asking for it does not wait."""
+    return not isinstance(order, StreamedOrder) or order.is_counted
+
+
+def make_state(source: Source, order: Order, epoch: int, position: int, listed: bool = False) -> dict[str, Any]:
+    """The state of a loader whose ranks together have consumed `position` samples of an epoch.
+
+    With `listed` it is that of a source that is not indexed: its files are known, and their samples are not counted.
+    """
+    counts = source.streamed if listed else None
     return {
         "version": 2,
         "epoch": epoch,
         "position": position,
-        "num_samples": order.num_samples,
-        "fingerprint": source.fingerprint,
+        "num_samples": order.num_samples if counts is None else None,
+        "fingerprint": source.fingerprint if counts is None else counts.fingerprint,
         **order.describe(epoch),
     }
+
+
+def is_listed(state: Mapping[str, Any]) -> bool:
+    """Whether a state was taken before all tars were indexed; see `make_state`."""
+    return isinstance(state, Mapping) and state.get("num_samples", 0) is None
 
 
 def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
@@ -100,7 +133,7 @@ def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
         saved, here = state.get(name), mine.get(name)
         if _comparable(saved) != _comparable(here):
             raise ValueError(f"the state's {name} is {saved!r}, the loader's {here!r}; {fix}")
-    if not (_is_count(state["epoch"]) and _is_count(state["position"]) and state["position"] <= mine["num_samples"]):
+    if not (_is_count(state["epoch"]) and _is_count(state["position"]) and _is_within(state, mine)):
         raise ValueError(f"the state's epoch {state['epoch']} or position {state['position']} is out of range")
 
 
@@ -108,6 +141,10 @@ def _comparable(value: Any) -> Any:
     """A state's value without how its buckets were cut, which a resume takes over."""
     cut = ("run", "done")
     return {name: part for name, part in value.items() if name not in cut} if isinstance(value, Mapping) else value
+
+
+def _is_within(state: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+    return mine["num_samples"] is None or bool(state["position"] <= mine["num_samples"])
 
 
 def _is_count(value: Any) -> bool:

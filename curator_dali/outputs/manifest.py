@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,8 @@ class Manifest:
     Attributes:
         folder: The output folder.
         run: The content of `run.json`: `source`, `samples`, `settings`, `lineage`, `version`, `origin`, and
-            further facts of the data set, as `class_names`.
+            further facts of the data set, as `class_names`. `source` and `samples` are None as long as the data set is
+            not indexed; `listing` is then the fingerprint of its files' names and sizes.
     """
 
     def __init__(self, folder: str, run: Mapping[str, Any]) -> None:
@@ -74,12 +75,13 @@ class Manifest:
         cls,
         folder: str,
         *,
-        source: str,
-        samples: int,
+        source: str | None,
+        samples: int | None,
         settings: Mapping[str, Any],
         lineage: Mapping[str, Any] | None = None,
         origin: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
+        listing: str | None = None,
     ) -> Manifest:
         """Begin an output, or go on with one; then every tar and Parquet file of a part is that of a finished one.
 
@@ -88,19 +90,21 @@ class Manifest:
 
         Args:
             folder: Path or URL.
-            source: The data set's fingerprint.
-            samples: How many samples it has.
+            source: The data set's fingerprint; None where it is not indexed yet.
+            samples: How many samples it has; None where it is not indexed yet.
             settings: Everything that decides what is written, in JSON's types; functions as `Function`.
             lineage: What it is written with: models, hashes of weights, versions, in JSON's types.
             origin: How the data set is opened again, in JSON's types; may differ from an earlier run's.
             facts: Further facts of the data set, in JSON's types; may differ as well.
+            listing: The fingerprint of what is known without an index. It tells whether the data set is the same where
+                this run or the earlier one has no `source`.
 
         Raises:
             OutputError: The folder cannot be written to, another run works on it, or it has been written from another
                 data set, with other settings or models, or by another version.
         """
         given = {"source": source, "samples": samples, "settings": dict(settings), "lineage": dict(lineage or {})}
-        known = {"origin": origin, **(facts or {})}
+        known = {"origin": origin, **(facts or {})} | ({"listing": listing} if source is None else {})
         run = json.loads(json.dumps({"format": _FORMAT, "version": __version__, **given, **known}))
         folder = prepare_folder(folder)
         inner = prepare_folder(join(folder, _FOLDER))
@@ -110,16 +114,21 @@ class Manifest:
             prepare_folder(join(inner, "parts"))
             earlier = _read_run(folder)
             if earlier is not None:
-                _check_same_run(folder, earlier, run, spell_former(given["settings"]))
+                if source is None or earlier.get("source") is None:
+                    given = {**run, "listing": listing}
+                    _check_same_run(folder, earlier, given, spell_former(settings), ("listing",))
+                else:
+                    _check_same_run(folder, earlier, run, spell_former(settings))
                 manifest.run = earlier
+                if source is not None and samples is not None:
+                    manifest.complete(source, samples)
                 manifest._clean()
             else:
                 if any(map(_OUTPUT_NAME.fullmatch, store.names(folder))) or manifest.ranges():
                     raise OutputError(
                         f"{folder} holds the output of a run whose {_FOLDER}/run.json is gone: choose another folder"
                     )
-                with explained(folder):
-                    write_file(join(inner, "run.json"), json.dumps(run, indent=1).encode())
+                manifest._write_run()
         except BaseException:
             manifest.close()
             raise
@@ -139,9 +148,30 @@ class Manifest:
         return cls(folder, run)
 
     @property
+    def is_counted(self) -> bool:
+        """Whether the number of samples is known."""
+        return self.run["samples"] is not None
+
+    @property
     def samples(self) -> int:
-        """Samples of the source."""
-        return int(self.run["samples"])
+        """Samples of the source; where these are not counted yet, those up to the end of the last finished part."""
+        if self.is_counted:
+            return int(self.run["samples"])
+        return max((stop for _, stop in self.ranges()), default=0)
+
+    def complete(self, source: str, samples: int) -> None:
+        """Record the fingerprint and the number of samples, now that the data set is indexed.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        if not self.is_counted:
+            self.run = {**self.run, "source": source, "samples": samples}
+            self._write_run()
+
+    def _write_run(self) -> None:
+        with explained(self.folder):
+            write_file(join(self.folder, f"{_FOLDER}/run.json"), json.dumps(self.run, indent=1).encode())
 
     def commit(self, part: Part) -> None:
         """Record a part, whose files must all be there. A record of the same range is replaced.
@@ -150,7 +180,7 @@ class Manifest:
             OutputError: The record cannot be written.
             ValueError: It is no range of the source.
         """
-        if part.stop > self.samples:
+        if self.is_counted and part.stop > self.samples:
             raise ValueError(f"[{part.start}, {part.stop}) is no range of the {self.samples} samples")
         self._records.write(part)
 
@@ -287,16 +317,25 @@ def _read_run(folder: str) -> dict[str, Any] | None:
     return run  # type: ignore[no-any-return]
 
 
-def _check_same_run(folder: str, earlier: Mapping[str, Any], run: Mapping[str, Any], former: Any) -> None:
-    """Refuse a folder whose `run.json` says another run; `former` are the settings as earlier versions spelt them."""
+def _check_same_run(
+    folder: str,
+    earlier: Mapping[str, Any],
+    run: Mapping[str, Any],
+    former: Any,
+    data: Sequence[str] = ("source", "samples"),
+) -> None:
+    """Refuse a folder whose `run.json` says another run.
+
+    `former` are the settings as earlier versions spelt them, `data` the entries by which data sets are told apart.
+    """
     if not differences(earlier.get("settings"), json.loads(json.dumps(former)), "settings"):
         run = {**run, "settings": earlier["settings"]}
-    names = ("source", "samples", "settings", "lineage")
+    names = (*data, "settings", "lineage")
     differing = [line for name in names for line in differences(earlier.get(name), run[name], name)]
     if differing:
         more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         message = ""
-        if earlier.get("source") != run["source"]:
+        if any(earlier.get(name) != run[name] for name in data):
             message = " (of files that were written anew; earlier versions had other fingerprints)"
         elif any(_NEWLY_SPELT.search(line) for line in differing):
             message = (

@@ -58,7 +58,7 @@ class PartWriter:
         shard_bytes: int | None = None,
         layout: Literal["webdataset", "huggingface"] = "webdataset",
     ) -> None:
-        if not 0 <= start < stop <= manifest.samples:
+        if not 0 <= start < stop or (manifest.is_counted and stop > manifest.samples):
             raise ValueError(f"[{start}, {stop}) is no range of the {manifest.samples} samples")
         self._manifest, self.start, self.stop = manifest, start, stop
         name = part_name(start, stop)

@@ -21,6 +21,15 @@ from curator_dali.sampling.order import (
     range_steps,
     uniforms,
 )
+from curator_dali.sampling.streamed import (
+    RangeSteps,
+    ShardCounts,
+    StreamedOrder,
+    StreamedRanges,
+    StreamedSteps,
+    join_places,
+    split_place,
+)
 
 __all__ = [
     "BucketedOrder",
@@ -29,11 +38,18 @@ __all__ = [
     "Order",
     "Position",
     "Range",
+    "RangeSteps",
     "Shard",
+    "ShardCounts",
     "Shuffle",
     "ShuffledOrder",
+    "StreamedOrder",
+    "StreamedRanges",
+    "StreamedSteps",
+    "join_places",
     "mix",
     "quantise",
     "range_steps",
+    "split_place",
     "uniforms",
 ]

@@ -34,6 +34,10 @@ class Order(ABC):
     def describe(self, epoch: int = 0) -> dict[str, Any]:
         """What the order of an epoch depends on, as plain JSON: kept in a loader's state to refuse a wrong resume."""
 
+    def reach(self, count: int, epoch: int) -> int:
+        """Return how many of the first `count` positions of an epoch there are."""
+        return min(count, self.num_samples)
+
     def prepare(self, epoch: int) -> None:  # noqa: B027 - only some have anything to do
         """Do what an epoch needs once before its first step, and what may take long."""
 
@@ -46,13 +50,19 @@ class Order(ABC):
     ) -> Iterator[tuple[NDArray[np.int64], int]]:
         """A rank's steps of an epoch (re)started at position `start`; every rank makes the same number of them.
 
-        Yields:
-            Sample indices, at most `batch_size` and at least one, (M,) int64; and the position that all ranks
-            together have reached after the step.
+        Returns:
+            Of each step the sample indices, at most `batch_size` and at least one, (M,) int64; and the position that
+            all ranks together have reached after the step.
         """
+        return self.steps_after(0, epoch, start, batch_size, shard, drop_last)
+
+    def steps_after(
+        self, taken: int, epoch: int, start: int, batch_size: int, shard: Shard, drop_last: bool
+    ) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """The steps without the first ones, in which each rank has taken so many samples; see `steps`."""
         n = self.num_samples
         mine = self._share(start, batch_size, shard, drop_last)
-        for first in range(0, mine, batch_size):
+        for first in range(taken, mine, batch_size):
             count = min(batch_size, mine - first)
             positions = shard.positions(start, count, n, first)
             yield self.indices(positions, epoch), min(start + (first + count) * shard.world_size, n)
@@ -145,11 +155,7 @@ class Shuffle:
         n = int(shard_sizes.sum())
         if self.window is None:
             return permute(positions, n, self.seed, epoch)
-        mixed = positions.copy()
-        for start in np.unique(positions // self.window) * self.window:
-            inside = (positions >= start) & (positions < start + self.window)
-            size = min(self.window, n - int(start))
-            mixed[inside] = start + permute(positions[inside] - start, size, self.seed, epoch, int(start))
+        mixed = mix_windows(self, positions, epoch, n)
         ends, shifts = self._shards(epoch, shard_sizes)
         found: NDArray[np.int64] = mixed + shifts[np.searchsorted(ends, mixed, side="right")]
         return found
@@ -168,7 +174,7 @@ class Shuffle:
         """
         last = self.__dict__.get("_last")
         if last is None or last[0] != epoch or not np.array_equal(last[1], sizes):
-            order = permute(np.arange(len(sizes)), len(sizes), self.seed, epoch, -1)
+            order = order_shards(self, epoch, len(sizes))
             ends = np.cumsum(sizes[order])
             begins = np.cumsum(sizes) - sizes
             shifts = begins[order] - (ends - sizes[order])
@@ -248,6 +254,32 @@ class Position:
     seed: int | None
     epoch: int
     position: int
+
+
+def mix_windows(shuffle: Shuffle, positions: NDArray[np.int64], epoch: int, count: int) -> NDArray[np.int64]:
+    """Shuffle positions within the windows of a shuffle.
+
+    Args:
+        shuffle: Has a window.
+        positions: (M,) int64 in [0, count).
+        epoch: Which epoch.
+        count: Samples in all, or in so many windows from the first on; the last window ends there.
+
+    Returns:
+        (M,) int64 positions among the samples of the shards, which are laid end to end in the epoch's order.
+    """
+    assert shuffle.window is not None
+    mixed = positions.copy()
+    for start in np.unique(positions // shuffle.window) * shuffle.window:
+        inside = (positions >= start) & (positions < start + shuffle.window)
+        size = min(shuffle.window, count - int(start))
+        mixed[inside] = start + permute(positions[inside] - start, size, shuffle.seed, epoch, int(start))
+    return mixed
+
+
+def order_shards(shuffle: Shuffle, epoch: int, count: int) -> NDArray[np.int64]:
+    """(count,) int64: the numbers of all shards in an epoch's order, with a window."""
+    return permute(np.arange(count), count, shuffle.seed, epoch, -1)
 
 
 def permute(positions: NDArray[np.int64], n: int, *key: int) -> NDArray[np.int64]:

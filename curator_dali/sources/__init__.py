@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from curator_dali.sources import dataset_index
 from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
     Head,
+    ReadAhead,
     Source,
+    Streamed,
     image_extension,
     image_member,
     kind_of_type,
@@ -15,16 +18,17 @@ from curator_dali.sources.base import (
 from curator_dali.sources.curated import View
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.join import Join
+from curator_dali.sources.known import covers
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
-from curator_dali.sources.open import open_source, reopen
+from curator_dali.sources.open import find_shards, open_source, reopen
 from curator_dali.sources.parquet import ParquetSource
 from curator_dali.sources.recorded import open_recorded, read_shards, record_shards
 from curator_dali.sources.row_groups import read_bytes
 from curator_dali.sources.sidecars import ABSENT, SIDECARS, dump_fields, is_same, merge_rest, restore_types, to_text
 from curator_dali.sources.subset import DerivedSource, Subset, Without
-from curator_dali.sources.tar import TarSource
+from curator_dali.sources.tar import TarSource, index_of
 
 __all__ = [
     "ABSENT",
@@ -38,15 +42,21 @@ __all__ = [
     "MemorySource",
     "Mixture",
     "ParquetSource",
+    "ReadAhead",
     "Source",
+    "Streamed",
     "Subset",
     "TarSource",
     "View",
     "Without",
+    "covers",
+    "dataset_index",
     "dump_fields",
     "expand_braces",
+    "find_shards",
     "image_extension",
     "image_member",
+    "index_of",
     "is_same",
     "kind_of_type",
     "merge_rest",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from curator_dali.errors import SourceError
 from curator_dali.io import one_line, parse_csv, parse_json, read_names, strip_query
 from curator_dali.sources.listing import common_folder, list_names, warn_of_split_folders
+from curator_dali.sources.paths import Paths
 from curator_dali.sources.row_groups import read_row, read_row_group
 from curator_dali.sources.sidecars import restore_types
 
@@ -224,8 +225,11 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
     Returns:
         Names by label, and (N,) int32 labels; no names and -1 where there are no class folders.
     """
-    above = [path.partition("/")[0] if "/" in path else "" for path in paths]
-    filled = set(above)
+    filled: dict[str, int] = {}  # folder -> its number in the order of the paths; "" for the root
+    names, numbers = (paths if isinstance(paths, Paths) else Paths(paths)).folders
+    used, places = np.unique(numbers, return_inverse=True)
+    tops = [filled.setdefault(names[number].partition("/")[0], len(filled)) for number in used.tolist()]
+    above = np.array(tops, np.int32)[places]  # (N,) the number of each path's folder right below the root
     none = np.full(len(paths), -1, np.int32)
     if "" in filled or not filled:
         if len(filled) > 1:
@@ -233,12 +237,12 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
                 "no labels are made of the folders in %s: %d of %d images lie beside the folders %s, in no class. Move "
                 "these images into a folder, or give label_from_folder=False if folders are no classes",
                 root,
-                above.count(""),
+                int((above == filled[""]).sum()),
                 len(above),
-                list_names(filled - {""}),
+                list_names(filled.keys() - {""}),
             )
         return [], none
-    names = sorted(filled.union(folders))
+    names = sorted({*filled, *folders})
     if empty := [name for name in names if name not in filled]:
         logger.warning(
             "%d of %d class folders in %s have no images: %s. Each keeps its label; remove these folders if they are "
@@ -249,8 +253,8 @@ def number_classes(paths: Sequence[str], folders: Iterable[str], root: str) -> t
             list_names(empty),
         )
     warn_of_split_folders(names, root)
-    numbers = {name: number for number, name in enumerate(names)}
-    return names, np.array([numbers[folder] for folder in above], np.int32)
+    labels = np.searchsorted(names, list(filled)) if names else none
+    return names, np.asarray(labels, np.int32)[above]
 
 
 def read_class_names(schema: Any) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from curator_dali.batch import ImageObject
 from curator_dali.errors import SourceError
 from curator_dali.io import IMAGE_EXTENSIONS
+from curator_dali.sampling import ShardCounts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,6 +79,71 @@ class ShardRecord(NamedTuple):
     content: str
     samples: int
     digest: int
+
+
+class ReadAhead(Protocol):
+    """Shards that are read ahead of a pass; see `Streamed.read_ahead`."""
+
+    @property
+    def total(self) -> int:
+        """How many shards it reads in all."""
+
+    def wait(self, number: int) -> bool:
+        """Wait until a shard is indexed. False: it is none of those that are read.
+
+        Raises:
+            SourceError: It cannot be read. Only the first caller is told.
+            PassEndedError: The reading was ended.
+        """
+
+    def release(self, numbers: Iterable[int]) -> None:
+        """Let the bytes of shards go, whose samples the pass has read."""
+
+    def cancel(self) -> None:
+        """End the reading, and wake who waits for a shard. Does not wait. May be called again."""
+
+    def close(self) -> None:
+        """End the reading, and let all bytes go. May be called again."""
+
+
+class Streamed(ShardCounts, Protocol):
+    """The shards of a source, which may be counted one after the other; places and indices of the samples in these."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is known of the shards before they are indexed: names, sizes and content hashes."""
+
+    def read_ahead(self, numbers: Iterable[int]) -> ReadAhead | None:
+        """Begin to read shards that are not indexed, in the order given, and keep their bytes until these are used.
+
+        Args:
+            numbers: Of shards; those that are indexed are passed over.
+
+        Returns:
+            None where there is none. Close it at the end of the pass.
+        """
+
+    def by_place(self) -> Source:
+        """The same samples in a source whose indices are places, `shard << 32 | sample`."""
+
+    def places_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) int64: places of samples; waits for the shards up to the last of these."""
+
+    def indices_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) int64: indices of samples by their places; -1 where earlier shards are not counted. Does not wait."""
+
+    def count_to(self, count: int) -> int:
+        """Count samples from the first on, `count` at most; waits for the shards of these."""
+
+    def index(self, numbers: Sequence[int]) -> Mapping[int, Any]:
+        """Index some shards, and return what `adopt` in another process takes: shard -> what is known of it.
+
+        Raises:
+            SourceError: Shards cannot be read; all are named.
+        """
+
+    def adopt(self, found: Mapping[int, Any]) -> None:
+        """Take over what another process found by `index`."""
 
 
 class Head(NamedTuple):
@@ -157,6 +223,11 @@ class Source(ABC):
     def shard_sizes(self) -> NDArray[np.int64]:
         """(S,) int64: samples a shard, in order. A sequential shuffle permutes these."""
         return np.array([len(self)], dtype=np.int64)
+
+    @property
+    def streamed(self) -> Streamed | None:
+        """Its shards, where these may be counted one after the other, during a pass; None where all are counted."""
+        return None
 
     @property
     def shard_records(self) -> Sequence[ShardRecord]:
@@ -387,12 +458,17 @@ def split_by_shard(
     """
     indices = check_indices(indices, int(starts[-1]))
     shard = np.searchsorted(starts, indices, "right") - 1
+    for rows in group_rows(shard):
+        number = int(shard[rows[0]])
+        yield number, rows, indices[rows] - starts[number]
+
+
+def group_rows(shard: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of each shard, in the order of the shards."""
     order = np.argsort(shard, kind="stable")
     bounds = [*np.flatnonzero(np.diff(shard[order], prepend=-1)).tolist(), len(order)]
     for begin, end in pairwise(bounds):
-        rows = order[begin:end]
-        number = int(shard[rows[0]])
-        yield number, rows, indices[rows] - starts[number]
+        yield order[begin:end]
 
 
 def order_ids(parts: Sequence[tuple[NDArray[np.int64], Any]]) -> pa.LargeStringArray:

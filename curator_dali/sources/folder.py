@@ -6,10 +6,11 @@ import logging
 import os
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,10 @@ from curator_dali.sources.listing import (
     warn_of_split_folders,
     warn_passed_over,
 )
+from curator_dali.sources.paths import HashGroups, Paths
 from curator_dali.sources.row_groups import is_unread, read_bytes, read_file, read_head
 from curator_dali.sources.sidecars import SIDECARS, add_sidecars, make_sidecars, parse_metadata
+from curator_dali.threads import run_ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,25 +115,19 @@ class FolderSource(LearningSource):
             listing = list_folder(self._root)
         elif listing is None:
             listing = Listing() if self._remote else list_beside(self._root, files or ())
-        paths = [path for path in listing.paths if is_image(path)] if files is None else list(files)
-        self._files = np.array([os.fsencode(path) for path in paths], object)  # bytes: half the memory of str
-        known = set(listing.paths)
-        self._listed = np.array([path in known for path in paths], bool)
-        others = sorted(known.difference(paths))
-        self._signed = is_http(f"{self._root}/") and any("?" in path for path in paths)
-        names = [self._unsign(path) for path in paths] if self._signed else paths
-        if len(set(names)) < len(set(paths)):  # what tells images apart is no signature
-            self._signed, names = False, paths
-        stems = [stem_of(name) for name in names]
-        self._sidecars, self._spellings = _match_sidecars(stems, others)
-        seen: set[str] = set()
-        repeated = {stem for stem in stems if stem in seen or seen.add(stem)}  # type: ignore[func-returns-value]
-        repeated |= seen.intersection(names)  # "a.jpg.jpg" must not be "a.jpg", which may be an id, too
-        self._repeated = np.array([stem in repeated for stem in stems], bool)
+        self._files, others, self._listed = _pick_images(listing, files)
+        count = len(self._files)
+        self._signed = is_http(f"{self._root}/") and any("?" in path for path in self._files)
+        names: Sequence[str] = [self._unsign(path) for path in self._files] if self._signed else self._files
+        if self._signed and len(set(names)) < len(set(self._files)):  # what tells images apart is no signature
+            self._signed, names = False, self._files
+        stems = HashGroups(map(stem_of, names), count)
+        self._sidecars, self._spellings, used = _match_sidecars(names, stems, others)
+        self._repeated = _find_repeated(names, stems)
         self._tables = [path for path in others if is_metadata_file(path)]
-        self._annotations = Annotations(self._root, self._tables, paths, self._read_table, whole=files is None)
+        self._annotations = Annotations(self._root, self._tables, self._files, self._read_table, whole=files is None)
         self._classes: list[str] = []
-        self._labels = np.full(len(paths), -1, np.int32)
+        self._labels = np.full(count, -1, np.int32)
         if self._annotations:
             logger.info("%s has metadata files: no labels are made of folders", self._root)
             if label_from_folder:
@@ -140,18 +137,27 @@ class FolderSource(LearningSource):
         self._class_fields = [{"label": number, "label_name": name} for number, name in enumerate(self._classes)]
         self._class_sidecars = [make_sidecars(fields) for fields in self._class_fields]
         if files is None:
-            used = {*seen, *listing.folders}  # img2dataset has a Parquet file of metadata beside each folder
-            warn_passed_over(self._root, others, used)
-        self._headers = np.zeros(len(paths), HEADER_DTYPE)
+            # img2dataset has a Parquet file of metadata beside each folder
+            known = _Stems(names, stems, listing.folders)
+            warn_passed_over(self._root, compress(others, ~used), known)
+        self._headers = np.zeros(count, HEADER_DTYPE)
         self._bytes: NDArray[np.int64] | None = None  # what `_keep_sizes` keeps
         self._listed_as = ""  # a digest of what the listing says of the files; local files are asked themselves
         if listing.versions:
-            versions = [listing.versions.get(os.fsdecode(path)) for path in self._all_files()]
+            versions = (listing.versions.get(os.fsdecode(path)) for path in self._all_files())
             self._listed_as = fingerprint("listing", zip(self._all_files(), versions, strict=True))
-            sizes = (version[0] if version else None for version in versions)
-            self._keep_sizes([-1 if size is None else int(size) for size in sizes])
+            found = (listing.versions.get(os.fsdecode(path)) for path in self._all_files())
+            sizes = (-1 if not version or version[0] is None else int(version[0]) for version in found)
+            self._keep_sizes(np.fromiter(sizes, np.int64))
             if self._storage.cache is not None:
-                self._stamps = self._lay_out([zlib.crc32(repr(version).encode()) for version in versions])
+                found = (listing.versions.get(os.fsdecode(path)) for path in self._all_files())
+                stamps = (zlib.crc32(repr(version).encode()) for version in found)
+                self._stamps = self._lay_out(np.fromiter(stamps, np.int64))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if not isinstance(files := state["_files"], Paths):  # an array of bytes, of an earlier version
+            self._files = Paths(map(os.fsdecode, files.tolist()))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -171,7 +177,7 @@ class FolderSource(LearningSource):
         """The folder, or the files that were named."""
         if not self._named:
             return [f"{self._root}/"]
-        return [f"{self._root}/{os.fsdecode(path)}" for path in self._files]
+        return [f"{self._root}/{path}" for path in self._files]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -183,11 +189,12 @@ class FolderSource(LearningSource):
         """
         files: Iterable[object] = self._all_files()
         if self._signed:
-            files = [os.fsencode(self._unsign(os.fsdecode(path))) for path in self._all_files()]
+            files = (os.fsencode(self._unsign(os.fsdecode(path))) for path in self._all_files())
         if not self._remote:
-            sizes, readable = zip(*_stat_files(self._root, self._all_files()), strict=True) if len(self) else ((), ())
-            self._keep_sizes([size if can else -1 for size, can in zip(sizes, readable, strict=True)])
-            files = zip(files, sizes, strict=True)
+            found = np.fromiter(_stat_files(self._root, self._all_files()), np.dtype("i8, ?"))
+            sizes, readable = found["f0"], found["f1"]
+            self._keep_sizes(np.where(readable, sizes, -1))
+            files = zip(files, map(int, sizes), strict=True)
         return fingerprint("folder", chain([self._classes, self._listed_as], files))
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
@@ -200,7 +207,7 @@ class FolderSource(LearningSource):
         """Read files, of some samples the sidecars only; see `Source.read_without`."""
         indices = np.asarray(indices, np.int64)
         numbers = indices.tolist()
-        paths = [os.fsdecode(self._files[number]) for number in numbers]
+        paths = [self._files[number] for number in numbers]
         spelled = self._sidecars[indices].tolist()
         sidecars = [self._sidecar_urls(path, row) for path, row in zip(paths, spelled, strict=True)]
         stats = self._find_stats(numbers, paths, sidecars)
@@ -214,7 +221,8 @@ class FolderSource(LearningSource):
             if isinstance(result, BaseException):
                 batch.errors[row] = one_line(result)
                 readable = self._was_readable(number, 0)
-                if is_unread(result, url, listed=bool(self._listed[number]), readable=readable):
+                listed = self._listed is None or bool(self._listed[number])
+                if is_unread(result, url, listed=listed, readable=readable):
                     batch.unread.add(row)
                 result = np.empty(0, np.uint8)
             elif len(result) == 0 and not skipped[row]:
@@ -233,7 +241,7 @@ class FolderSource(LearningSource):
     def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
         """Read the beginnings and the ends of files; see `Source.read_heads`."""
         numbers = np.asarray(indices, np.int64).tolist()
-        urls = [f"{self._root}/{os.fsdecode(self._files[number])}" for number in numbers]
+        urls = [f"{self._root}/{self._files[number]}" for number in numbers]
         if not self._remote:
             return [read_head(url, length) for url in urls]
         known = [-1 if self._bytes is None else int(self._bytes[number, 0]) for number in numbers]
@@ -251,7 +259,7 @@ class FolderSource(LearningSource):
         import pyarrow as pa
 
         numbers = np.asarray(indices, np.int64).tolist()
-        return pa.array([self._make_id(os.fsdecode(self._files[n]), n) for n in numbers], pa.large_string())
+        return pa.array([self._make_id(self._files[n], n) for n in numbers], pa.large_string())
 
     def close(self) -> None:
         """Close threads. A later read opens them again."""
@@ -309,20 +317,22 @@ class FolderSource(LearningSource):
         """Return a path below the root without the signature of its URL."""
         return strip_signature(f"{self._root}/{path}")[len(self._root) + 1 :]
 
-    def _keep_sizes(self, sizes: Sequence[int]) -> None:
-        """Keep the bytes of `_all_files`, -1 for a file that cannot be read: (N, 4), the image and its sidecars.
+    def _keep_sizes(self, sizes: NDArray[np.int64]) -> None:
+        """Keep the bytes of `_all_files`, -1 for a file that cannot be read.
 
-        A file that has another size when it is read was changed meanwhile. One that cannot be read any more is
-        unread: an image that never could be read is a bad one.
+        `_bytes` is then (N, 4), of each image and its sidecars; (N, 1) where no image has sidecars. A file that has
+        another size when it is read was changed meanwhile. One that cannot be read any more is unread: an image that
+        never could be read is a bad one.
         """
         self._bytes = self._lay_out(sizes)
 
-    def _lay_out(self, values: Sequence[int]) -> NDArray[np.int64]:
-        """Return a number for each of `_all_files`: (N, 4), the image and its sidecars, -1 where there is none."""
+    def _lay_out(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return numbers of `_all_files` as (N, 4), of each image and its sidecars, or (N, 1) without any; -1 for none."""
         count = len(self._files)
-        table = np.full((count, 1 + len(SIDECARS)), -1, np.int64)
+        there = self._sidecars > 0
+        table = np.full((count, 1 + len(SIDECARS) * bool(there.any())), -1, np.int64)
         table[:, 0] = values[:count]
-        table[:, 1:][self._sidecars > 0] = values[count + len(self._tables) :]
+        table[:, 1:][there[:, : table.shape[1] - 1]] = values[count + len(self._tables) :]
         return table
 
     def _find_stats(self, numbers: list[int], paths: list[str], sidecars: list[Mapping[str, str]]) -> dict[str, Stat]:
@@ -357,13 +367,12 @@ class FolderSource(LearningSource):
 
     def _all_files(self) -> Iterator[bytes]:
         """Paths of all files that this is made of: images, metadata files and sidecars."""
-        yield from self._files
+        yield from map(os.fsencode, self._files)
         yield from map(os.fsencode, self._tables)
         spellings = [spelling.encode() for spelling in self._spellings]
-        some = np.flatnonzero(self._sidecars.any(1))
-        for file, spelled in zip(self._files[some], self._sidecars[some].tolist(), strict=True):
-            stem = os.fsencode(stem_of(os.fsdecode(file)))
-            yield from (b"%s.%s" % (stem, spellings[at]) for at in spelled if at)
+        for number in np.flatnonzero(self._sidecars.any(1)).tolist():
+            stem = os.fsencode(stem_of(self._files[number]))
+            yield from (b"%s.%s" % (stem, spellings[at]) for at in self._sidecars[number].tolist() if at)
 
     def _read_table(self, path: str) -> bytes:
         url = f"{self._root}/{path}"
@@ -400,41 +409,98 @@ class FolderSource(LearningSource):
         return images, dict(zip(more, got[len(urls) :], strict=True))
 
 
-def _match_sidecars(stems: Sequence[str], others: Sequence[str]) -> tuple[NDArray[np.uint8], list[str]]:
+def _pick_images(
+    listing: Listing, files: Sequence[str] | None
+) -> tuple[Paths, Sequence[str], NDArray[np.bool_] | None]:
+    """Pick the images of a listing, or those that are named.
+
+    Returns:
+        The N images; the other files, in order; and (N,) whether each is in the listing, None where all are.
+    """
+    if files is not None:
+        known = set(listing.paths)
+        return Paths(files), sorted(known.difference(files)), np.array([path in known for path in files], bool)
+    listed = listing.paths if isinstance(listing.paths, Paths) else Paths(listing.paths)
+    mask = np.fromiter(map(is_image, listed), bool, len(listed))
+    return listed.where(mask), listed.where(~mask), None
+
+
+class _Stems:
+    """Stems of images, and names of folders.
+
+    Args:
+        names: N paths of images.
+        groups: Their stems.
+        folders: Names.
+    """
+
+    def __init__(self, names: Sequence[str], groups: HashGroups, folders: Iterable[str]) -> None:
+        self._names, self._groups, self._folders = names, groups, frozenset(folders)
+
+    def __contains__(self, stem: object) -> bool:
+        rows = self._groups.find(str(stem))
+        return stem in self._folders or any(stem_of(self._names[row]) == stem for row in rows)
+
+
+def _find_repeated(names: Sequence[str], stems: HashGroups) -> NDArray[np.bool_]:
+    """(N,) whether the stem of an image's name is another's stem, or the whole name of another.
+
+    "a.jpg.jpg" must not be "a.jpg", which may be an id, too.
+    """
+    repeated = np.zeros(len(names), bool)
+    for rows in stems.repeated():
+        counts = Counter(stem_of(names[row]) for row in rows)
+        repeated[[row for row in rows if counts[stem_of(names[row])] > 1]] = True
+    for number, name in enumerate(names):
+        stem = stem_of(name)
+        if is_image(stem) and any(names[row] == stem for row in stems.find(stem_of(stem))):
+            repeated[number] = True
+    return repeated
+
+
+def _match_sidecars(
+    names: Sequence[str], stems: HashGroups, others: Sequence[str]
+) -> tuple[NDArray[np.uint8], list[str], NDArray[np.bool_]]:
     """Find the sidecars beside images. The case of an extension does not matter, and lower case goes first.
 
     Args:
-        stems: N paths of images without their extensions.
-        others: Paths of other files.
+        names: N paths of images.
+        stems: Their stems.
+        others: M paths of other files, in order.
 
     Returns:
-        (N, 3) uint8, places in the list of spellings, a column each of SIDECARS, 0 where there is none; and that list.
+        (N, 3) uint8, places in the list of spellings, a column each of SIDECARS, 0 where there is none; that list; and
+        (M,) whether a file lies beside an image of its stem.
     """
     spellings = [""]
-    rivals: list[tuple[str, str]] = []  # those of one name in lower case that do not count, and their stems
-    spelled: dict[str, int] = {}  # path with the extension in lower case -> which spelling is there
-    for path in others:
+    found = np.zeros((len(names), len(SIDECARS)), np.uint8)
+    used = np.zeros(len(others), bool)
+    unused: list[str] = []  # those of one name in lower case that do not count
+    for number, path in enumerate(others):
         stem, dot, extension = path.rpartition(".")
         lower = extension.lower()
         if not dot or lower not in SIDECARS:
             continue
-        if known := spelled.get(f"{stem}.{lower}"):
-            rivals.append((f"{stem}.{spellings[known] if extension == lower else extension}", stem))
-            if extension != lower:
-                continue
+        rows = [row for row in stems.find(stem) if stem_of(names[row]) == stem]
         if extension not in spellings:
             spellings.append(extension)
-        spelled[f"{stem}.{lower}"] = spellings.index(extension)
-    images = set(stems) if rivals else set()
-    if unused := [path for path, stem in rivals if stem in images]:
+        if not rows:
+            continue
+        used[number] = True
+        column = SIDECARS.index(lower)
+        if before := int(found[rows[0], column]):
+            unused.append(f"{stem}.{spellings[before] if extension == lower else extension}")
+            if extension != lower:
+                continue
+        found[rows, column] = spellings.index(extension)
+    if unused:
         logger.warning(
             "passing over %s that differ from another in nothing but the case of the extension, such as %r: lower case "
             "goes first, then the first by name",
             count(len(unused), "sidecar"),
             unused[0],
         )
-    found = [[spelled.get(f"{stem}.{extension}", 0) for extension in SIDECARS] for stem in stems] if spelled else None
-    return np.array(found or np.zeros((len(stems), len(SIDECARS))), np.uint8).reshape(-1, len(SIDECARS)), spellings
+    return found, spellings, used
 
 
 def _stat_files(root: str, paths: Iterable[bytes]) -> Iterator[tuple[int, bool]]:
@@ -444,7 +510,7 @@ def _stat_files(root: str, paths: Iterable[bytes]) -> Iterator[tuple[int, bool]]
     """
     with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
         blocks = iter(partial(lambda it: list(islice(it, _STAT_FILES)), iter(paths)), [])
-        for found in pool.map(partial(_stat_block, os.fsencode(root)), blocks):
+        for found in run_ahead(pool, partial(_stat_block, os.fsencode(root)), blocks, 2 * _STAT_THREADS):
             yield from found
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from curator_dali.errors import SourceError, count
 from curator_dali.io import ask_listing, content_hash, filesystem, is_http, is_remote, strip_query
+from curator_dali.sources.paths import Names, Paths
 from curator_dali.sources.sidecars import SIDECARS
 
 logger = logging.getLogger(__name__)
@@ -20,6 +23,7 @@ OUTPUT = "_manifest"
 
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
+_TOLD_SECONDS = 5.0  # between lines of the log, while a folder is listed
 _MOST_ENDINGS = 6
 _BESIDE_ENDINGS = (*(f".{extension}" for extension in SIDECARS), ".parquet")
 _USUAL_STEMS, _USUAL_ENDINGS = (
@@ -58,6 +62,10 @@ _ARCHIVE_URL = re.compile(r"(?:^|::)(zip|tar|libarchive|dir)(?:://|::)")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 
 
+_Listed: TypeAlias = tuple[str, frozenset[tuple[int, int]]]
+_Run: TypeAlias = tuple[str, Names, int, int]
+
+
 class Listing(NamedTuple):
     """Files and folders below a folder.
 
@@ -89,20 +97,31 @@ def list_folder(root: str) -> Listing:
     if is_remote(root):
         return _list_remote(root)
     folders: list[str] = []
-    return Listing(sorted(list_local(root, folders)), sorted(folders))
+    return Listing(Paths(list_local(root, folders)), sorted(folders))
 
 
-def list_local(root: str, folders: list[str] | None = None) -> Iterator[str]:
+def list_local(root: str, folders: list[str] | None = None, *, in_order: bool = True) -> Iterator[str]:
     """All files below a local folder, as paths relative to it; links to folders are followed, once round a loop.
 
-    The names of the folders right below `root` are put into `folders`.
+    Args:
+        root: The folder.
+        folders: Gets the names of the folders right below it.
+        in_order: Whether files come in the order of their paths; else each comes as soon as it is found.
 
     Raises:
         SourceError: The folder, or one in it, is missing or cannot be listed.
     """
-    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    listed, told = 0, time.monotonic()
+    # folders to list, with those above; and runs of files: the folder, its files in order, the first, behind the last
+    stack: list[_Listed | _Run] = [("", frozenset())]
     while stack:
-        below, above = stack.pop()
+        entry = stack.pop()
+        if len(entry) == 4:
+            below, files, begin, end = entry
+            for name in files if (begin, end) == (0, len(files)) else files[begin:end]:
+                yield below + name
+            continue
+        below, above = entry
         folder = os.path.join(root, below)
         try:
             status = os.stat(folder)
@@ -115,16 +134,38 @@ def list_local(root: str, folders: list[str] | None = None) -> Iterator[str]:
                 continue
             if folders is not None and below.count("/") == 1:
                 folders.append(below[:-1])
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if not entry.is_dir():
-                        yield below + entry.name
-                    elif below or entry.name != OUTPUT:
-                        stack.append((f"{below}{entry.name}/", above | {here}))
+            inner: list[str] = []
+            if not in_order:
+                yield from (below + name for name in _list_names(folder, inner))
+                stack += [(f"{below}{name}/", above | {here}) for name in inner if below or name != OUTPUT]
+                continue
+            files = Names(_list_names(folder, inner)).sort()
         except OSError as error:
             raise SourceError(f"cannot list the folder {folder!r}: {error.strerror or error}") from error
+        listed += len(files)
+        if time.monotonic() - told > _TOLD_SECONDS:
+            told = time.monotonic()
+            logger.info("listed %s files in %s so far", f"{listed:,}", root)
+        begin = 0
+        runs: list[_Listed | _Run] = []
+        for name in sorted(f"{name}/" for name in inner if below or name != OUTPUT):
+            end = bisect_left(files, name, begin)  # files before "a/x.jpg": "a-b.jpg" is one, "a0.jpg" none
+            runs += [(below, files, begin, end), (below + name, above | {here})]
+            begin = end
+        runs.append((below, files, begin, len(files)))
+        stack += reversed(runs)
+
+
+def _list_names(folder: str, folders: list[str]) -> Iterator[str]:
+    """Iterate over the names of the files right in a local folder, hidden ones left out; add those of its folders."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            else:
+                yield entry.name
 
 
 def _list_remote(root: str) -> Listing:
@@ -335,7 +376,12 @@ def read_patterns(text: str) -> list[Pattern]:
     urls = expand_braces(text)
     if urls != [text] and _is_there(text):
         return [Pattern(text, False)]
-    return [Pattern(url, bool(_WILDCARD.search(strip_query(url))) and not _is_there(url)) for url in urls]
+    return [Pattern(url, is_glob(url) and not _is_there(url)) for url in urls]
+
+
+def is_glob(url: str) -> bool:
+    """Whether a path or URL has wildcards. A file may have such a name, too."""
+    return bool(_WILDCARD.search(strip_query(url)))
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -101,8 +101,6 @@ class TarIndex:
 
     def read_keys(self, samples: NDArray[np.int64]) -> pa.LargeStringArray:
         """(N,) keys of some samples, which are their ids."""
-        import pyarrow as pa
-
         entries = self.table[samples].astype(np.int64, copy=False).view(ENTRY)[:, 0]  # (N,)
         begins, characters = entries["name_start"], entries["key_length"]
         blob = np.frombuffer(self.names, np.uint8)
@@ -112,11 +110,7 @@ class TarIndex:
             heads = np.flatnonzero((blob & 0xC0) != 0x80)  # (C,) the byte that each character of the blob begins at
             after = np.searchsorted(heads, begins) + characters  # (N,) the character behind each key
             lengths = np.append(heads, len(blob))[after] - begins
-        offsets = np.zeros(len(samples) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        # (B,) the byte of the blob that each byte of the keys is, when these are laid end to end
-        places = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)
-        return pa.LargeStringArray.from_buffers(len(samples), pa.py_buffer(offsets), pa.py_buffer(blob[places]))
+        return take_texts(self.names, begins, lengths)
 
     @classmethod
     def from_scan(cls, scan: Scan, size: int) -> TarIndex:
@@ -163,6 +157,18 @@ class TarIndex:
             note,
         )
         return cls(_narrow(table), blob, _narrow(first), _narrow(columns[order]), summary)
+
+
+def take_texts(blob: bytes, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> pa.LargeStringArray:
+    """(N,) texts out of UTF-8: where each begins in it, and its bytes."""
+    import pyarrow as pa
+
+    offsets = np.zeros(len(begins) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    # (B,) the byte of the blob that each byte of the texts is, when these are laid end to end
+    places = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)
+    texts = np.frombuffer(blob, np.uint8)[places]
+    return pa.LargeStringArray.from_buffers(len(begins), pa.py_buffer(offsets), pa.py_buffer(texts))
 
 
 class Status:

@@ -6,17 +6,18 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from typing import Any, Literal
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.errors import SourceError
+from curator_dali.errors import PassEndedError, SourceError
 from curator_dali.io import LRU, RemoteReader, Stat, Storage, is_remote, one_line
-from curator_dali.sources.base import HEADER_DTYPE
+from curator_dali.sources.base import HEADER_DTYPE, group_rows, order_ids
+from curator_dali.sources.entries import Entries, gather_loaded
 from curator_dali.sources.tar_headers import NotATarError, Scan, scan_tar
 from curator_dali.sources.tar_index import (
     Summary,
@@ -28,16 +29,27 @@ from curator_dali.sources.tar_index import (
     save_headers,
     save_index,
 )
+from curator_dali.sources.tar_stream import ShardStream
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
 _INDEX_MEMORY = 256 << 20  # bytes of indexes in memory: about two million samples with JSON
 _WORTH_WRITING = 8  # a shard dropped from memory writes its headers when one in so many was learnt anew
 _MOST_WARNED = 10  # shards whose warnings are logged; further ones are counted
+_NOT_PICKLED = {"_lock", "_indexing", "_streams", "_loaded", "_closing", "_process"}
+_NO_TAR = "not a tar (a compressed one must be unpacked first)"
+_REPAIR = "Shards must be uncompressed tars: repair these or leave them out"
 
 
 class Shards:
-    """Tars by number. Indexes are made at the first opening, kept on disk, and in memory while they are in use.
+    """Tars by number. Indexes are made when they are needed, kept on disk, and in memory while they are in use.
+
+    The opening asks for the size and version of every tar, and looks for kept indexes. Local tars without one are
+    indexed then. A remote tar without one is indexed by the first caller that asks for it: by `count` alone, by `sizes`
+    with all others, or by a pass that reads ahead (`ShardStream`).
 
     Args:
         urls: The tars.
@@ -46,22 +58,27 @@ class Shards:
     Attributes:
         urls: The tars; local ones as absolute paths.
         remote: Whether any is remote.
-        sizes: (S,) int64, samples in each.
         stats: Size and version of each, as they were at the opening.
-        digests: (S,) int64, `Summary.digest` of each.
-        duplicates: Samples that repeat a key of their own tar.
 
     Raises:
-        SourceError: Tars are missing, unreadable or no tars; all are named.
+        SourceError: Tars are missing or unreadable, or local ones are no tars; all are named.
     """
 
+    _streams: list[ShardStream]
+
     def __init__(self, urls: Sequence[str], storage: Storage, keep: Literal["cache", "beside", "none"]) -> None:
-        self.urls = [url if is_remote(url) else os.path.abspath(url) for url in urls]
+        self.urls: Sequence[str] = [url if is_remote(url) else os.path.abspath(url) for url in urls]
         self.remote = any(map(is_remote, self.urls))
-        self.stats = [Stat(0, 0)] * len(self.urls)
+        self.stats: list[Stat] = [Stat(0, 0)] * len(self.urls)
+        self._summaries: list[Summary | None] = [None] * len(self.urls)
+        self._table: NDArray[np.int64] | None = None  # (S, 3) samples, digest, repeated keys, once all are known
+        self._warned = 0  # shards with warnings so far
         self._storage, self._keep = storage, keep
         self._start()
         self._open()
+
+    def __len__(self) -> int:
+        return len(self.urls)
 
     def __getitem__(self, number: int) -> Shard:
         """A shard, loaded if it is not in memory.
@@ -73,9 +90,171 @@ class Shards:
         return self._loaded.get(number, lambda: self._load(number))
 
     @property
-    def keep(self) -> Literal["cache", "beside", "none"]:
+    def is_complete(self) -> bool:
+        """Whether the number of samples is known of every shard."""
+        if self._table is None and None not in self._summaries:
+            self._complete()
+        return self._table is not None
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(S,) int64, samples in each; waits until all are indexed.
+
+        Raises:
+            SourceError: Tars cannot be read; all are named.
+        """
+        return self._wait()[:, 0]
+
+    @property
+    def digests(self) -> NDArray[np.int64]:
+        """(S,) int64, `Summary.digest` of each; waits as `sizes`."""
+        return self._wait()[:, 1]
+
+    @property
+    def duplicates(self) -> int:
+        """Samples that repeat a key of their own tar; waits as `sizes`."""
+        return int(self._wait()[:, 2].sum())
+
+    def is_known(self, number: int) -> bool:
+        """Whether the number of samples of a shard is known, so that `count` does not wait."""
+        return self._summaries[number] is not None
+
+    def count(self, number: int) -> int:
+        """Count the samples of a shard; it is indexed where it is not yet.
+
+        Raises:
+            SourceError: It cannot be read, or is no tar. Another call tries again.
+        """
+        if (known := self._summaries[number]) is not None:
+            return known.samples
+        for stream in self._streams:  # a pass reads the shard anyway
+            with suppress(PassEndedError):
+                stream.wait(number)
+        try:
+            return self.index(number).samples
+        except Exception as error:  # whatever a hostile header or a store comes up with
+            raise self.explain(number, error) from error
+
+    def explain(self, number: int, error: BaseException) -> SourceError:
+        """Make the exception that names a shard, and why it cannot be indexed."""
+        reason = _NO_TAR if isinstance(error, NotATarError) else one_line(error)
+        return SourceError(f"{self.urls[number]} cannot be read: {reason}. {_REPAIR}")
+
+    def index(self, number: int, scan: Callable[[str, Stat], TarIndex] | None = None) -> Summary:
+        """Index a shard, unless that is done. One caller does it, however many ask.
+
+        Args:
+            number: Of the shard.
+            scan: Makes the index of a URL and its `Stat`. By default it reads as little as the store allows.
+
+        Raises:
+            OSError, SourceError, NotATarError: It cannot be read, or is no tar.
+        """
+        if self._process != os.getpid():  # locks of threads that a fork left behind
+            self._start()
+        with self._lock:
+            indexing = self._indexing.setdefault(number, threading.Lock())
+        with indexing:
+            if (known := self._summaries[number]) is not None:
+                return known
+            url, stat = self.urls[number], self.stats[number]
+            index = (scan or self._scan)(url, stat)
+            self._keep_index(number, index)
+            self.adopt({number: index.summary})
+        return index.summary
+
+    def index_all(self, numbers: Iterable[int]) -> None:
+        """Index some shards, many at once.
+
+        Raises:
+            SourceError: Some cannot be read, or are no tars; all are named.
+        """
+        self._do_all([number for number in numbers if self._summaries[number] is None], self.index)
+
+    def adopt(self, summaries: Mapping[int, Summary]) -> None:
+        """Take over what was found elsewhere of shards, by their numbers, and log their warnings."""
+        for number, summary in summaries.items():
+            if self._summaries[number] is None:
+                self._summaries[number] = summary
+                self._log_warnings([number])
+
+    def summaries(self, numbers: Iterable[int]) -> dict[int, Summary]:
+        """What is known of some shards, by their numbers."""
+        return {number: summary for number in numbers if (summary := self._summaries[number]) is not None}
+
+    def stream(self, numbers: Iterable[int]) -> ShardStream | None:
+        """Begin to read remote shards whose samples are not counted, whole and ahead of a pass, in the order given.
+
+        Returns:
+            None where there is none of these. Close it at the end of the pass.
+        """
+        new = [n for n in numbers if self._summaries[n] is None and is_remote(self.urls[n])]
+        if not new:
+            return None
+        stream = ShardStream(self, self._storage, new)
+        self._streams = [*self._streams, stream]
+        return stream
+
+    def end(self, stream: ShardStream) -> None:
+        """No longer wait for a stream."""
+        self._streams = [other for other in self._streams if other is not stream]
+
+    @property
+    def keep(self) -> str:
         """Where indexes are kept; see `tar_index.index_path`."""
         return self._keep
+
+    def gather(self, shard: NDArray[np.int64], samples: NDArray[np.int64], *, members: bool = False) -> Entries:
+        """Gather what the indexes say of samples, by (N,) tars and (N,) numbers in these; see `Entries`."""
+        return gather_loaded(self, shard, samples, members=members)
+
+    def read_keys(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> pa.LargeStringArray:
+        """(N,) keys of samples.
+
+        Raises:
+            SourceError: A tar cannot be read now.
+        """
+        parts: list[tuple[NDArray[np.int64], Any]] = []
+        for rows in group_rows(shard):
+            number = int(shard[rows[0]])
+            try:
+                parts.append((rows, self[number].index.read_keys(samples[rows])))
+            except OSError as error:
+                raise SourceError(f"{self.urls[number]} cannot be read now: {one_line(error)}") from error
+        return order_ids(parts)
+
+    def image_sizes(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) bytes in the images of samples; 0 where there is none, -1 for a tar that cannot be read."""
+        sizes = np.full(len(shard), -1, np.int64)
+        for rows, loaded in self._load_each(shard, "look up sizes"):
+            sizes[rows] = loaded.index.image_sizes(samples[rows])
+        return sizes
+
+    def headers(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.void]:
+        """(N,) known headers of samples; those of a tar that cannot be read are unknown."""
+        headers = np.zeros(len(shard), HEADER_DTYPE)
+        for rows, loaded in self._load_each(shard, "look up headers"):
+            headers[rows] = loaded.headers[samples[rows]]
+        return headers
+
+    def learn_all(self, shard: NDArray[np.int64], samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
+        """Keep headers of samples in memory; `close` writes them down."""
+        for rows, loaded in self._load_each(shard, "keep headers"):
+            self.learn(loaded, samples[rows], headers[rows])
+
+    def advise(self, reason: str) -> str:
+        """Say what to do where a tar cannot be read for a reason; "" where the reason says it."""
+        return ""
+
+    def _load_each(self, shard: NDArray[np.int64], purpose: str) -> Iterator[tuple[NDArray[np.int64], Shard]]:
+        """Load every tar that can be read: the rows of `shard` that are its own, and it."""
+        for rows in group_rows(shard):
+            try:
+                loaded = self[int(shard[rows[0]])]
+            except (OSError, SourceError) as error:
+                logger.warning("cannot %s: %s", purpose, one_line(error))
+            else:
+                yield rows, loaded
 
     def learn(self, shard: Shard, samples: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers of a shard's samples in memory; `close` writes them down."""
@@ -91,14 +270,24 @@ class Shards:
         self._closing = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_loaded", "_closing")}
+        return {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "sizes" in state:  # of an earlier version, which knew all shards after the opening
+            sizes, digests, repeated = state.pop("sizes"), state.pop("digests"), state.pop("duplicates")
+            state |= {"_table": None, "_warned": 0}
+            state["_summaries"] = [
+                Summary(size, repeated * (number == 0), digest)
+                for number, (size, digest) in enumerate(zip(sizes.tolist(), digests.tolist(), strict=True))
+            ]
         vars(self).update(state)
         self._start()
 
     def _start(self) -> None:
         self._lock = threading.Lock()
+        self._indexing: dict[int, threading.Lock] = {}
+        self._streams = []
+        self._process = os.getpid()
         self._closing = False
         self._loaded: LRU[int, Shard] = LRU(_INDEX_MEMORY, lambda s: s.index.nbytes + s.headers.nbytes, self._drop)
 
@@ -121,7 +310,7 @@ class Shards:
             except NotATarError as error:
                 raise SourceError(f"{url} changed after it was indexed: it is no tar any more") from error
             save_index(path, stat, index)
-        if len(index) != self.sizes[number]:
+        if len(index) != self.count(number):
             raise SourceError(f"{url} changed after it was indexed: open the source again")
         return Shard(index, load_headers(path, stat, len(index)))
 
@@ -140,63 +329,91 @@ class Shards:
             raise SourceError(f"{url} cannot be indexed: {one_line(error)}") from error
 
     def _open(self) -> None:
-        """Learn how many samples each shard has, from the kept indexes or by making them."""
-        found: list[Summary | str] = []
+        """Ask for every shard's size and version, and find kept indexes; index local tars without one."""
+        self._do_all(range(len(self.urls)), self._open_one)
+        self._log_warnings([number for number, summary in enumerate(self._summaries) if summary is not None])
+        if None not in self._summaries:
+            self._complete()
+
+    def _open_one(self, number: int) -> None:
+        url = self.urls[number]
+        stat = self.stats[number] = self._storage.stat(url)
+        summary = peek_index(index_path(url, self._keep), stat)
+        if summary is None and not is_remote(url):
+            self._keep_index(number, index := self._scan(url, stat))
+            summary = index.summary
+        self._summaries[number] = summary
+
+    def _keep_index(self, number: int, index: TarIndex) -> None:
+        """Keep a new index on disk and in memory."""
+        stat = self.stats[number]
+        path = index_path(self.urls[number], self._keep)
+        save_index(path, stat, index)
+        self._loaded.put(number, Shard(index, load_headers(path, stat, len(index))))
+
+    def _wait(self) -> NDArray[np.int64]:
+        """Index all shards; (S, 3) int64 samples, digest and repeated keys of each."""
+        if not self.is_complete:
+            self.index_all(range(len(self.urls)))
+            self._complete()
+        assert self._table is not None
+        return self._table
+
+    def _do_all(self, numbers: Sequence[int], work: Callable[[int], object]) -> None:
+        """Do work for shards, many at once; once all are tried, refuse those for which it raised."""
+        bad: dict[str, str] = {}
         told = time.monotonic()
-        silent = threading.Event()
+        silent = threading.Event()  # set once the store was silent for as long as it is waited for: no more shards then
+
+        def attempt(number: int) -> str:
+            try:
+                if silent.is_set() and is_remote(self.urls[number]):
+                    raise TimeoutError("not asked for, as the store is silent")
+                work(number)
+            except NotATarError:
+                return _NO_TAR
+            except Exception as error:  # whatever a hostile header or a store comes up with costs one shard
+                if isinstance(error, TimeoutError):
+                    silent.set()
+                return one_line(error)
+            return ""
+
         with ThreadPoolExecutor(32 if self.remote else 8, thread_name_prefix="curator-dali-index") as pool:
-            for result in pool.map(lambda number: self._open_one(number, silent), range(len(self.urls))):
-                found.append(result)
+            for number, reason in zip(numbers, pool.map(attempt, numbers), strict=True):
+                if reason:
+                    bad[self.urls[number]] = reason
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
-                    logger.info("indexed %d of %d tars", len(found), len(self.urls))
-        summaries = [Summary() if isinstance(result, str) else result for result in found]
-        self.sizes = np.array([summary.samples for summary in summaries], np.int64)
-        self.digests = np.array([summary.digest for summary in summaries], np.int64)
-        self.duplicates = sum(summary.duplicates for summary in summaries)
-        self._log_warnings(summaries)
-        bad = {url: result for url, result in zip(self.urls, found, strict=True) if isinstance(result, str)}
+                    known = len(self.urls) - self._summaries.count(None)
+                    logger.info("indexed %d of %d tars", known, len(self.urls))
         if bad:
             shown = "; ".join(f"{url}: {reason}" for url, reason in sorted(bad.items())[:10])
             raise SourceError(
                 f"{len(bad)} of {len(self.urls)} shards cannot be read: {shown}{'; ...' if len(bad) > 10 else ''}. "
-                "Shards must be uncompressed tars: repair these or leave them out"
+                f"{_REPAIR}"
             )
 
-    def _open_one(self, number: int, silent: threading.Event) -> Summary | str:
-        """Learn what each opening needs of a shard, or why the shard cannot be read.
-
-        `silent` is set once the store was silent for as long as it is waited for: no other shard is waited for then.
-        """
-        url = self.urls[number]
-        try:
-            if silent.is_set() and is_remote(url):
-                raise TimeoutError("not asked for, as the store is silent")
-            stat = self.stats[number] = self._storage.stat(url)
-            path = index_path(url, self._keep)
-            if (summary := peek_index(path, stat)) is not None:
-                return summary
-            index = self._scan(url, stat)
-            save_index(path, stat, index)
-            self._loaded.put(number, Shard(index, load_headers(path, stat, len(index))))
-            return index.summary
-        except NotATarError:
-            return "not a tar (a compressed one must be unpacked first)"
-        except Exception as error:  # whatever a hostile header or a store comes up with costs one shard
-            if isinstance(error, TimeoutError):
-                silent.set()
-            return one_line(error)
-
-    def _log_warnings(self, summaries: Sequence[Summary]) -> None:
-        """Log the warnings of shards, without a flood of lines."""
-        warned = [(url, about.warnings) for url, about in zip(self.urls, summaries, strict=True) if about.warnings]
-        for place, (url, warnings) in enumerate(warned):
-            logger.log(logging.WARNING if place < _MOST_WARNED else logging.DEBUG, "%s: %s", url, "; ".join(warnings))
-        if len(warned) > _MOST_WARNED:
-            logger.warning("%d more shards have warnings: log level DEBUG shows them", len(warned) - _MOST_WARNED)
-        noted = [(url, about.note) for url, about in zip(self.urls, summaries, strict=True) if about.note]
+    def _complete(self) -> None:
+        """All shards are known: make the table, and log what was not logged shard by shard."""
+        rows = [(s.samples, s.digest, s.duplicates) for s in self._summaries if s is not None]
+        with self._lock:
+            if self._table is not None:
+                return
+            self._table = np.array(rows, np.int64).reshape(-1, 3)
+        if self._warned > _MOST_WARNED:
+            logger.warning("%d more shards have warnings: log level DEBUG shows them", self._warned - _MOST_WARNED)
+        noted = [(url, s.note) for url, s in zip(self.urls, self._summaries, strict=True) if s is not None and s.note]
         if noted:
             logger.info("%s: %s (such shards: %d of %d)", *noted[0], len(noted), len(self.urls))
+
+    def _log_warnings(self, numbers: Sequence[int]) -> None:
+        """Log the warnings of shards, without a flood of lines."""
+        for number in numbers:
+            summary = self._summaries[number]
+            if summary is not None and summary.warnings:
+                level = logging.WARNING if self._warned < _MOST_WARNED else logging.DEBUG
+                logger.log(level, "%s: %s", self.urls[number], "; ".join(summary.warnings))
+                self._warned += 1
 
 
 class Shard:

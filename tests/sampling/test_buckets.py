@@ -119,7 +119,7 @@ def test_images_over_the_limit_have_no_bucket_whether_their_headers_are_known_or
     assert len(list(read_headers(source))) == 1  # with the default limit: now all are known
     assert source.headers(np.arange(6))["codec"].all()
     assert order_of(source, Shuffle(1), SIZES, 2, 1000).indices(np.arange(6), 0).tolist() == fresh
-    (_, headers, _) = next(read_headers(source, 1000))
+    headers = next(read_headers(source, 1000)).headers
     assert headers["codec"].astype(bool).tolist() == [False, True, False, False, True, False]
 
 

@@ -188,12 +188,15 @@ class _Server:
             # a chunk goes out when its last byte would arrive
             if self.rate and (ahead := first + (at + size - start) / self.rate - time.perf_counter()) > 0:
                 time.sleep(ahead)
+            with self.turn:  # before they go out: who has read them may ask for the count at once
+                self.bytes[path] += size
             sent = os.sendfile(client.fileno(), file, at, size)
+            if sent < size:
+                with self.turn:
+                    self.bytes[path] += sent - size
             if not sent:
                 raise OSError("the file was cut")
             at += sent
-            with self.turn:
-                self.bytes[path] += sent
 
     def send(self, client: socket.socket, status: int, headers: str) -> None:
         word = {200: "OK", 206: "Partial Content", 404: "Not Found", 416: "Range Not Satisfiable"}[status]

@@ -68,6 +68,7 @@ def test_tars_in_memory(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> No
 def test_large_members_are_passed_over_when_indexing(server: Server, tmp_path: Path) -> None:
     data = server.files["/big.tar"] = tar_bytes(tmp_path, 0, size=1_500_000)
     source = open_source(f"{server.url}/big.tar")
+    assert len(source) == 6
     indexed = server.ranges_sent("/big.tar")
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         headers = [member.offset_data - 512 for member in tar]
@@ -92,7 +93,9 @@ def test_tars_over_http(server: Server, tmp_path: Path) -> None:
     source.read(np.arange(12))
     assert len(server.requests) == gets + 2  # one request a shard: neighbours are read together
     again = open_source(f"{server.url}/s/{{0..1}}.tar")  # the index was kept
-    assert {command for command, _ in server.requests[gets + 2 :]} == {"HEAD"}
+    looks, *rest = server.requests[gets + 2 :]
+    assert looks == ("GET", "/s/.curator_dali_index/files.arrow None")
+    assert {command for command, _ in rest} == {"HEAD"}
     check(again, ORDER)
     obj = source.read(np.array([7])).objects[0]
     assert obj.image_path == f"tar://1-1.jpg::{server.url}/s/1.tar"
@@ -134,6 +137,7 @@ def test_a_sample_of_which_a_part_cannot_be_read_is_unread(server: Server, tmp_p
         places = {member.name: member.offset_data for member in tar}
     server.files["/a.tar"] = path.read_bytes()
     source = open_source(f"{server.url}/a.tar")
+    assert len(source) == 3
     for lost, unread in (
         ("a.jpg", {0}),
         ("a.json", {0}),
@@ -159,13 +163,14 @@ def test_a_store_that_fails_when_an_index_is_made_again(server: Server, tmp_path
     for shard in range(2):
         server.files[f"/{shard}.tar"] = tar_bytes(tmp_path, shard)
     source = open_source(f"{server.url}/{{0..1}}.tar", index="none")
+    assert len(source) == 12
     source.close()
     server.failures["/1.tar"] = 99
     batch = source.read(np.array(ORDER))
     assert batch.unread == batch.errors.keys() == {0, 2, 5}
     assert "500" in batch.errors[0]
     with pytest.raises(SourceError, match=r"1 of 2 shards cannot be read.*1\.tar.*500"):
-        open_source(f"{server.url}/{{0..1}}.tar", index="none")
+        len(open_source(f"{server.url}/{{0..1}}.tar", index="none"))
 
 
 def test_a_new_signature_or_time_is_the_same_data_set_and_new_content_another(server: Server, tmp_path: Path) -> None:
@@ -210,9 +215,10 @@ def test_a_server_without_ranges_says_so(server: Server, tmp_path: Path) -> None
     server.files["/0.tar"] = tar_bytes(tmp_path, 0, size=2_000_000)
     server.ranges = False
     with pytest.raises(SourceError, match=r"does not serve byte ranges.*simplecache"):
-        open_source(f"{server.url}/0.tar")
+        len(open_source(f"{server.url}/0.tar"))
     server.ranges = True
     source = open_source(f"{server.url}/0.tar")
+    assert len(source) == 6
     server.ranges = False
     assert "does not serve byte ranges" in source.read(np.array([2])).errors[0]
 
@@ -220,6 +226,7 @@ def test_a_server_without_ranges_says_so(server: Server, tmp_path: Path) -> None
 def test_a_remote_tar_that_was_replaced_by_a_shorter_one(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     memory.pipe("/0.tar", tar_bytes(tmp_path, 0))
     source = open_source("memory://0.tar")
+    assert len(source) == 6
     memory.pipe("/0.tar", tar_bytes(tmp_path, 0)[:4900])
     batch = source.read(np.arange(6))
     assert batch.unread == batch.errors.keys() == set(range(6))  # also the first: its bytes may be another tar's

@@ -261,7 +261,8 @@ def test_pickle_and_threads(paths: list[str]) -> None:
         assert bytes(batch.images[1]) == image(*divmod(19 - n % 20, 12))
 
 
-def test_more_shards_than_open_files(tmp_path: Path) -> None:
+def test_more_shards_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curator_dali.sources.tar._MOST_OPEN", 64)
     paths = [str(write_tar(tmp_path / f"{n:03d}.tar", [("a.jpg", b"%d" % n)])) for n in range(100)]
     source = TarSource(paths)
     before = len(os.listdir("/proc/self/fd"))
@@ -344,8 +345,8 @@ def test_image_sizes_come_from_the_index(paths: list[str]) -> None:
 
 
 def test_an_unknown_place_for_indexes(paths: list[str]) -> None:
-    with pytest.raises(ValueError, match='allowed: "cache", "beside", "none"'):
-        TarSource(paths, index="there")  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match=r'holds no index .* allowed: "cache", "beside", "none"'):
+        TarSource(paths, index="there")
 
 
 items = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 500), st.integers(1, 60)), max_size=40)

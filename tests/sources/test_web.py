@@ -62,6 +62,13 @@ def data(server: Server, images: list[bytes], tmp_path: Path) -> Callable[[str],
     return specs.__getitem__
 
 
+def open_indexed(spec: Any, **options: Any) -> Source:
+    """Open a source, and wait until all its files are indexed."""
+    source = open_source(spec, **options)
+    assert len(source) > 0
+    return source
+
+
 def check(source: Source, images: list[bytes]) -> None:
     batch = source.read(np.arange(len(source)))
     assert batch.errors == {}
@@ -114,7 +121,9 @@ def test_a_server_that_forbids_is_told_as_such_and_asked_once(
         return
     with pytest.raises(SourceError, match=message):
         open_source(data(kind))
-    assert len(server.requests) <= {"tar": 2, "parquet": 2, "sniffed": COUNT, "glob": 1}[kind]  # HEAD, and GET
+    assert (
+        len(server.requests) <= {"tar": 3, "parquet": 3, "sniffed": COUNT, "glob": 2}[kind]
+    )  # an index, HEAD, and GET
 
 
 @pytest.mark.parametrize("status", [400, 404, 410, 451])
@@ -122,7 +131,7 @@ def test_other_refusals_are_final(server: Server, data: Callable[[str], Any], st
     server.status = status
     with pytest.raises(SourceError, match="404 Not Found" if status == 404 else str(status)):
         open_source(data("tar"))
-    assert len(server.requests) == 2
+    assert len(server.requests) == 3  # the index of the data set, HEAD, and GET
     batch = open_source(data("images")).read(np.arange(COUNT))
     assert batch.unread == (set() if status in (404, 410) else set(range(COUNT)))  # nobody has seen those images
 
@@ -145,7 +154,7 @@ def test_the_opening_from_a_silent_server_ends(
     for silent in ({"HEAD", "GET"}, {"GET"}):
         server.silent = silent
         with pytest.raises(SourceError, match=r"silent for too long \(\$CURATOR_DALI_TIMEOUT"):
-            open_source(data(kind), index="none")
+            open_indexed(data(kind), index="none")
     assert time.monotonic() - begun < 8
 
 
@@ -155,7 +164,7 @@ def test_a_read_from_a_silent_server_ends(
     server: Server, data: Callable[[str], Any], images: list[bytes], kind: str, stops: bool, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv(remote.TIMEOUT_VARIABLE, "0.2")
-    source = open_source(data(kind))
+    source = open_indexed(data(kind))
     server.stops = stops  # in the middle of an answer
     server.silent = set() if stops and kind != "images" else {"GET"}
     begun = time.monotonic()
@@ -245,7 +254,7 @@ def test_a_limit_that_is_no_number_is_refused(value: str, monkeypatch: pytest.Mo
 def test_another_range_than_was_asked_for_is_no_image(
     server: Server, data: Callable[[str], Any], images: list[bytes], kind: str, shift: int, short: int
 ) -> None:
-    source = open_source(data(kind))
+    source = open_indexed(data(kind))
     server.shift, server.short = shift, short
     last = np.array([COUNT - 1])
     batch = source.read(last)
@@ -262,9 +271,9 @@ def test_a_range_without_an_end(server: Server, data: Callable[[str], Any], kind
     server.endless = {status}
     server.ranges = status == 206
     with pytest.raises(SourceError, match=r"sent more bytes than|does not serve byte ranges"):
-        open_source(data(kind))
+        open_indexed(data(kind))
     server.endless, server.ranges = set(), True
-    source = open_source(data(kind))
+    source = open_indexed(data(kind))
     server.endless, server.ranges = {status}, status == 206
     batch = source.read(np.arange(COUNT))
     assert sorted(batch.errors) == sorted(batch.unread) == list(range(COUNT))
@@ -287,7 +296,7 @@ def test_an_image_without_an_end(
 def test_an_answer_that_unpacks_to_more_than_was_asked_for(
     server: Server, data: Callable[[str], Any], tmp_path: Path, ranges: bool
 ) -> None:
-    source = open_source(data("tar"))
+    source = open_indexed(data("tar"))
     server.files["/a.tar"] = bytes(64 << 20)
     server.encoded, server.ranges = True, ranges
     batch = source.read(np.arange(COUNT))
@@ -296,7 +305,7 @@ def test_an_answer_that_unpacks_to_more_than_was_asked_for(
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_a_server_that_ignores_ranges(server: Server, data: Callable[[str], Any], kind: str) -> None:
-    source = open_source(data(kind))
+    source = open_indexed(data(kind))
     server.ranges = False
     server.requests.clear()
     batch = source.read(np.arange(COUNT))
@@ -308,7 +317,7 @@ def test_a_server_that_ignores_ranges(server: Server, data: Callable[[str], Any]
         pq.write_table(pa.table({"jpg": [bytes(1_000_000)]}), buffer, compression="NONE")
         server.files["/a.parquet"] = buffer.getvalue()
         with pytest.raises(SourceError, match="does not serve byte ranges"):
-            open_source(data(kind))
+            open_indexed(data(kind))
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
@@ -347,7 +356,7 @@ def test_a_file_that_was_replaced_on_the_server(
 def test_a_file_of_another_size_is_another_file(
     server: Server, data: Callable[[str], Any], images: list[bytes], kind: str
 ) -> None:
-    source = open_source(data(kind))
+    source = open_indexed(data(kind))
     server.files = {path: b"x" * 512 + content for path, content in server.files.items()}
     batch = source.read(np.arange(2))
     assert batch.unread == batch.errors.keys() == {0, 1}
@@ -358,14 +367,14 @@ def test_weak_etags_and_times_do_not_tell_a_change_while_a_file_is_read(
     server: Server, data: Callable[[str], Any], images: list[bytes]
 ) -> None:
     server.etag = 'W/"one"'
-    source = open_source(data("tar"))
+    source = open_indexed(data("tar"))
     server.etag = 'W/"two"'
     check(source, images)
     server.etag, server.headers = "", {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
-    open_source(data("tar"))
+    open_indexed(data("tar"))
     server.requests.clear()
     server.headers = {"Last-Modified": "Mon, 01 Jan 2024 00:00:01 GMT"}
-    check(open_source(data("tar")), images)
+    check(open_indexed(data("tar")), images)
     assert server.ranges_sent("/a.tar")[0][0] == 0  # indexed again
 
 
@@ -396,7 +405,7 @@ def test_a_new_signature_is_the_same_data_set(server: Server, data: Callable[[st
     server.requests.clear()
     open_source(sign(data("tar"), queries[0]))
     assert {command for command, _ in server.requests} == {"HEAD"}  # the index was found
-    open_source(sign(data("tar"), "versionId=3"))
+    open_indexed(sign(data("tar"), "versionId=3"))
     assert "GET" in {command for command, _ in server.requests}
 
 

@@ -29,6 +29,7 @@ class Server(ThreadingHTTPServer):
         shift: How many bytes further a range is than it was asked for.
         short: How many bytes less of a range are sent than its header says.
         silent: Methods that are never answered.
+        held: Paths whose GET requests are not answered before `over`, or before they are taken out.
         endless: Bodies of these statuses go on and on.
         encoded: Whether bodies of answers are packed by gzip.
         stops: Whether the bodies of ranges stop halfway, without an end.
@@ -51,6 +52,7 @@ class Server(ThreadingHTTPServer):
         self.shift = 0
         self.short = 0
         self.silent: set[str] = set()
+        self.held: set[str] = set()
         self.endless: set[int] = set()
         self.encoded = False
         self.stops = False
@@ -85,6 +87,8 @@ class Handler(BaseHTTPRequestHandler):
             server.over.wait(60)
             self.close_connection = True
             return
+        while body and self.path in server.held and not server.over.wait(0.01):
+            pass
         data = server.files.get(self.path)
         status = 404 if data is None else 200
         if server.status or server.statuses.get(self.path):

@@ -1,0 +1,362 @@
+"""`prepare`: the index of a data set, made by threads, processes, ranks or a cluster."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from curator_dali.arguments import Count, checked
+from curator_dali.errors import SourceError
+from curator_dali.io import AtomicFile, Stat, Storage, is_remote, join, one_line, store
+from curator_dali.preparation.groups import File, Group, index_group, make_groups, silence_interrupts
+from curator_dali.sampling import Shard
+from curator_dali.sources import covers, find_shards
+from curator_dali.sources import dataset_index as layout
+from curator_dali.threads import ignore, run_ahead
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, int], object]
+"""Called with the numbers of files and samples done since the last call, and of files in all."""
+
+_THREADS, _REMOTE_THREADS = 4, 16  # files at a time, where nothing is said
+_MOST_NAMED = 10  # files in an error
+
+
+class Executor(Protocol):
+    """Has workers; see `curator_dali.curation.worker.Executor`."""
+
+    def workers(self, folder: str) -> AbstractContextManager[Any]:
+        """Processes, on machines that see the data and the index; see `curator_dali.stages.Workers`."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the index of a data set has.
+
+    Attributes:
+        folder: The index's folder.
+        files: Files.
+        samples: Samples.
+        nbytes: Bytes of the files.
+        refused: Kind of reason -> images that the gate refuses for it.
+        indexed: Files that this call indexed.
+        complete: Whether all files are indexed; false where other ranks have not done theirs yet.
+        headers: Whether the headers of all images are known.
+    """
+
+    folder: str
+    files: int
+    samples: int = 0
+    nbytes: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    indexed: int = 0
+    complete: bool = True
+    headers: bool = True
+
+    def __str__(self) -> str:
+        if not self.complete:
+            return f"indexed {self.indexed:,} of {self.files:,} files; the index is written once all ranks are done"
+        refused = sum(self.refused.values())
+        reasons = "; ".join(f"{reason}: {count:,}" for reason, count in self.refused.items())
+        reasons = f" ({reasons})" if reasons else ""
+        unknown = "" if self.headers else ". Headers of images are not in it"
+        return (
+            f"{self.folder}: {self.samples:,} samples in {self.files:,} files, {self.nbytes / 1e9:,.2f} GB, "
+            f"{self.indexed:,} files indexed now; images refused: {refused:,}{reasons}{unknown}"
+        )
+
+
+@checked
+def prepare(
+    source: Any,
+    index: str | os.PathLike[str] | None = None,
+    *,
+    threads: Count | None = None,
+    processes: Count = 1,
+    shard: Shard | None = None,
+    executor: Executor | None = None,
+    headers: bool = True,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Make the index of a data set of tars, by which `open_source` opens it without looking at the files.
+
+    The index is a folder, `.curator_dali_index/`, beside the data: `files.arrow` and the parts `samples-*.arrow`. A
+    call that was interrupted is taken up again, group of files by group. A later call indexes files that are new or
+    have changed, and drops those that are gone.
+
+    Args:
+        source: What `open_source` takes: a folder of tars, a glob, a brace list, URLs.
+        index: The index's folder or URL, where it shall not lie beside the data. Give it to `open_source`, too.
+        threads: Files that each process reads at the same time: 4, or 16 of a store.
+        processes: Processes on this machine.
+        shard: Do the groups of this rank alone. The rank that finds all groups done writes `files.arrow`.
+        executor: Has workers of a cluster do the groups, such as `curator_dali.ray.RayExecutor()`. The index must lie
+            where all see it.
+        headers: Whether the header of each image is read, for width, height, format, orientation and whether it can
+            be decoded.
+        progress: See `Progress`.
+
+    Returns:
+        What the index has.
+
+    Raises:
+        SourceError: Files cannot be read; those of other groups are done, and are not read again.
+        OSError: The index cannot be written.
+
+    Example:
+        >>> print(cd.prepare("s3://bucket/shards/*.tar", processes=8))
+    """
+    found = find_shards(source)
+    files = _look_at(found.urls, found.root)
+    folder = os.fspath(index) if index is not None else join(found.root, layout.FOLDER)
+    folder = store.prepare_folder(folder)
+    known = _read_known(folder, found.kind)
+    kept = _find_kept(known, files, headers)
+    groups = make_groups(folder, [file for file in files if file.name not in kept], headers)
+    wanted = groups if shard is None else groups[shard.rank :: shard.world_size]
+    lock, total = threading.Lock(), len(files)
+
+    def tell(files: int, samples: int) -> None:
+        if progress is not None:
+            with lock:  # threads of one process call it
+                progress(files, samples, total)
+
+    tell(len(kept), 0)
+    indexed = _run(wanted, _find_done(folder), threads, processes, executor, tell)
+    done = _find_done(folder)
+    if not all(map(done, groups)):
+        return Prepared(folder, len(files), indexed=indexed, complete=False, headers=headers)
+    about = {"root": ".." if index is None else found.root, "kind": found.kind, "covers": found.covers}
+    table = _finish(folder, about, known, kept, groups, files)
+    return _summarize(folder, table, indexed)
+
+
+def _look_at(urls: Sequence[str], root: str) -> list[File]:
+    """Ask what each file is, in the order of their names."""
+    storage = Storage()
+    names = layout.relative_names(urls, root)
+    if len(set(names)) < len(names):
+        raise SourceError(f"{max(names, key=names.count)!r} is given twice: an index has each file once")
+
+    def ask(url: str) -> Stat | str:
+        try:
+            return storage.stat(url)
+        except (OSError, SourceError) as error:
+            return one_line(error)
+
+    with ThreadPoolExecutor(32, thread_name_prefix="curator-dali-stat") as pool:
+        stats = list(pool.map(ask, urls))
+    bad = {url: stat for url, stat in zip(urls, stats, strict=True) if isinstance(stat, str)}
+    if bad:
+        raise SourceError(f"{len(bad)} of {len(urls)} files cannot be read: {_list(bad)}")
+    pairs = zip(urls, names, stats, strict=True)
+    files = [File(url, name, stat) for url, name, stat in pairs if isinstance(stat, Stat)]
+    return sorted(files, key=lambda file: file.name)
+
+
+def _list(bad: Mapping[str, str]) -> str:
+    shown = [f"{url}: {reason}" for url, reason in bad.items()]
+    return "; ".join(shown[:_MOST_NAMED]) + "; ..." * (len(shown) > _MOST_NAMED)
+
+
+def _read_known(folder: str, kind: str) -> layout.DatasetIndex | None:
+    """The index as it is; None where there is none, or one that is damaged, which is made anew."""
+    try:
+        known = layout.read_index(folder)
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        logger.warning("the index %s cannot be read, and is made anew: %s", folder, one_line(error))
+        return None
+    return known if known.kind == kind else None
+
+
+def _find_kept(known: layout.DatasetIndex | None, files: Sequence[File], headers: bool) -> dict[str, int]:
+    """Find files that the index has as they are: name -> row."""
+    there = [] if known is None else [file for file in files if file.name in known.row_of]
+    if known is None or not there:
+        return {}
+    rows = [known.row_of[file.name] for file in there]
+    has_headers = known.table.column("headers").to_pylist()
+    return {
+        file.name: row
+        for file, row, stat in zip(there, rows, known.stats(np.array(rows, np.int64)), strict=True)
+        if stat == file.stat and (has_headers[row] or not headers)
+    }
+
+
+def _find_done(folder: str) -> Callable[[Group], bool]:
+    """Make a function that tells of a group whether its part and its record are there, by one listing."""
+    present = store.listing(folder)
+    return lambda group: group.record in present and group.part in present
+
+
+def _run(
+    groups: Sequence[Group],
+    is_done: Callable[[Group], bool],
+    threads: int | None,
+    processes: int,
+    executor: Executor | None,
+    progress: Callable[[int, int], object],
+) -> int:
+    """Do groups that are not done; return how many files they have.
+
+    Raises:
+        SourceError: Files cannot be read. All other groups are done.
+    """
+    for group in groups:
+        if is_done(group):
+            progress(len(group.files), 0)
+    waiting = [group for group in groups if not is_done(group)]
+    if not waiting:
+        return 0
+    remote = any(is_remote(file.url) for file in waiting[0].files)
+    threads = threads or (_REMOTE_THREADS if remote else _THREADS)
+    work = partial(_try_group, threads=threads)
+    if executor is not None:
+        results = _run_on_cluster(executor, waiting, work, progress)
+    elif processes > 1 and len(waiting) > 1:
+        results = _run_in_processes(min(processes, len(waiting)), waiting, work, progress)
+    else:
+        results = _run_in_threads(threads, waiting, progress)
+    bad = [result for result in results if isinstance(result, str)]
+    if bad:
+        raise SourceError(
+            f"{len(bad)} of {len(waiting)} groups of files are not indexed, as files of these cannot be read: "
+            f"{'; '.join(bad[:_MOST_NAMED])}. Shards must be uncompressed tars: repair these or leave them out. All "
+            "other groups are done, and the same call goes on from there"
+        )
+    return sum(len(group.files) for group in waiting)
+
+
+def _try_group(
+    group: Group,
+    threads: int,
+    progress: Callable[[int, int], object] = ignore,
+    is_stopped: Callable[[], bool] = bool,
+) -> int | str:
+    """Index a group: samples, or why files cannot be read."""
+    try:
+        return index_group(group, threads, progress, is_stopped)
+    except SourceError as error:
+        return str(error)
+
+
+def _run_in_threads(
+    threads: int, groups: Sequence[Group], progress: Callable[[int, int], object]
+) -> Iterator[int | str]:
+    """Do groups in this process, as many at a time as there are threads."""
+    count, stopped = min(threads, len(groups)), threading.Event()
+    work = partial(_try_group, threads=threads // count, progress=progress, is_stopped=stopped.is_set)
+    with ThreadPoolExecutor(count, thread_name_prefix="curator-dali-prepare") as pool:
+        try:
+            yield from run_ahead(pool, work, groups, count - 1)
+        finally:
+            stopped.set()
+
+
+def _run_in_processes(
+    count: int, groups: Sequence[Group], work: Callable[[Group], int | str], progress: Callable[[int, int], object]
+) -> Iterator[int | str]:
+    """Have processes do groups, in any order."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=silence_interrupts)
+    try:
+        futures = {pool.submit(work, group): group for group in groups}
+        for future in as_completed(futures):
+            result = future.result()
+            progress(len(futures[future].files), result if isinstance(result, int) else 0)
+            yield result
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_on_cluster(
+    executor: Executor,
+    groups: Sequence[Group],
+    work: Callable[[Group], int | str],
+    progress: Callable[[int, int], object],
+) -> Iterator[int | str]:
+    """Have the workers of an executor do groups."""
+    with executor.workers(join(groups[0].folder, "_work")) as workers:
+        if workers is None:
+            for group in groups:
+                result = work(group)
+                progress(len(group.files), result if isinstance(result, int) else 0)
+                yield result
+            return
+        for group, result in zip(groups, workers.map(work, groups), strict=True):
+            progress(len(group.files), result if isinstance(result, int) else 0)
+            yield result
+
+
+def _finish(
+    folder: str,
+    about: Mapping[str, Any],
+    known: layout.DatasetIndex | None,
+    kept: Mapping[str, int],
+    groups: Sequence[Group],
+    files: Sequence[File],
+) -> Any:
+    """Write `files.arrow` of rows that are kept and those of the groups; then remove what it does not need."""
+    import pyarrow as pa
+
+    listed = {file.name for file in files}
+    rows = sorted(kept.values())
+    old_covers: Sequence[str] = ()
+    if known is not None:  # files of another part of the data set, which this call was not given
+        old_covers = known.covers
+        others = enumerate(known.names)
+        rows += [r for r, name in others if name not in listed and not any(covers(p, name) for p in about["covers"])]
+    tables = [] if known is None else [known.table.take(rows)]
+    try:
+        tables += [layout.read_index(folder, group.record).table for group in groups]
+    except FileNotFoundError:  # another rank has finished it meanwhile
+        index = layout.read_index(folder)
+        if len(_find_kept(index, files, headers=False)) == len(files):
+            return index.table
+        raise
+    table = pa.concat_tables(tables or [layout.file_schema().empty_table()]).sort_by("name")
+    patterns = sorted({*about["covers"], *old_covers})
+    written = {**about, "covers": [""] if "" in patterns else patterns}
+    if known is None or groups or len(table) != len(known) or written["covers"] != list(known.covers):
+        with AtomicFile(join(folder, layout.FILES)) as file:
+            layout.write_files(file, table, written)
+    used = {*table.column("part").to_pylist(), layout.FILES}
+    for name in store.listing(folder):
+        if name.startswith(("samples-", "group-")) and name.endswith(".arrow") and name not in used:
+            store.remove(join(folder, name))
+    return table
+
+
+def _summarize(folder: str, table: Any, indexed: int) -> Prepared:
+    import pyarrow.compute as pc
+
+    refused: Counter[str] = Counter()
+    for reasons in table.column("reasons").to_pylist():
+        refused.update(dict(reasons or ()))
+    return Prepared(
+        folder,
+        files=len(table),
+        samples=int(pc.sum(table.column("samples")).as_py() or 0),
+        nbytes=int(pc.sum(table.column("size")).as_py() or 0),
+        refused=dict(refused.most_common()),
+        indexed=indexed,
+        headers=all(table.column("headers").to_pylist()),
+    )

@@ -1,0 +1,456 @@
+"""The index of a data set: one folder that says where the members of all samples of all files lie.
+
+`files.arrow` has a row a file, and is all that an opening reads. `samples-*.arrow`, the parts, have a row a sample,
+those of a file in one record batch. Parts are never parsed: `files.arrow` says at which byte of a part each column of a
+file begins, so that a batch costs a few bytes a sample however many samples there are. Parts are read by `pread`, as
+data are, and not mapped: a mapped part that another machine removes from a shared disk would end the process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curator_dali.errors import SourceError
+from curator_dali.io import (
+    Stat,
+    filesystem,
+    is_http,
+    is_remote,
+    join,
+    one_line,
+    parse_json,
+    read_regular,
+    strip_signature,
+)
+from curator_dali.sources.base import HEADER_DTYPE, quote
+from curator_dali.sources.entries import extension_of
+from curator_dali.sources.listing import common_folder
+from curator_dali.sources.tar_index import ENTRY_NUMBERS, Summary, TarIndex, take_texts
+
+logger = logging.getLogger(__name__)
+
+FOLDER = ".curator_dali_index"
+"""The folder of an index beside its data; hidden, so that folders and globs pass over it."""
+
+PLACES_OF_INDEX = ("cache", "beside", "none")
+"""What `index=` may be besides a folder."""
+
+FILES = "files.arrow"
+"""The table of the files, which is written last."""
+
+MEMBERS = ("first", "count")
+RECORD_NUMBERS = ENTRY_NUMBERS + 3 + len(MEMBERS) + 1
+"""Numbers of the column `entry`.
+
+Those of `tar_index.ENTRY`; height, width, codec + 256 * orientation; the number of the sample's first member in its
+file, and how many it has; and a number by which the exclusive or of all is `CHECK`.
+"""
+
+CHECK = 0x4344_4958
+PLACES = (
+    *("part_size", "entry_bytes", "entries", "names", "names_size"),
+    *("member_offsets", "member_sizes", "members", "extension_offsets", "extensions", "extensions_size"),
+)
+"""Of a file, about the part that has its samples: bytes in the part, bytes of a number of `entry`, and where in the
+part the values of columns begin, with the lengths of those that vary."""
+
+_METADATA = b"curator_dali"
+_VERSION = 1
+_MOST_BYTES = 4 << 30  # of `files.arrow`: ten million files
+_ARROW_MAGIC = b"ARROW1"
+_SMALL = 2**32 - 1
+
+
+class Reference(NamedTuple):
+    """An index that is to be opened: its folder, and whether it has to be there."""
+
+    folder: str
+    must_exist: bool
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """The table of the files of an index.
+
+    Attributes:
+        folder: The index's folder.
+        root: The folder that names of files count from, as it was when the index was made.
+        kind: "tar", "parquet" or "folder".
+        covers: Patterns, relative to the root, of which the index has all files; "" is the root itself.
+        table: The rows, a `pyarrow.Table`.
+    """
+
+    folder: str
+    root: str
+    kind: str
+    covers: tuple[str, ...]
+    table: Any
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("folder", "root", "kind", "covers", "table")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """F names of files, relative to the root."""
+        names: list[str] = self.table.column("name").to_pylist()
+        return names
+
+    @cached_property
+    def row_of(self) -> Mapping[str, int]:
+        """Name -> row."""
+        return {name: row for row, name in enumerate(self.names)}
+
+    @cached_property
+    def parts(self) -> list[str]:
+        """Names of the parts, each once."""
+        names: list[str] = self.table.column("part").unique().to_pylist()
+        return names
+
+    @cached_property
+    def part_of(self) -> NDArray[np.int64]:
+        """(F,) int64: the number of each file's part in `parts`."""
+        import pyarrow.compute as pc
+
+        values = pc.index_in(self.table.column("part"), self.table.column("part").unique())
+        found: NDArray[np.int64] = values.to_numpy().astype(np.int64)
+        return found
+
+    def numbers(self, column: str) -> NDArray[np.int64]:
+        """(F,) int64 values of a column of whole numbers."""
+        values: NDArray[np.int64] = self.table.column(column).to_numpy().astype(np.int64)
+        return values
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """(F, len(PLACES)) int64."""
+        values = self.table.column("places").combine_chunks()
+        found: NDArray[np.int64] = np.asarray(values.flatten()).reshape(len(self), len(PLACES))
+        return found
+
+    def stats(self, rows: NDArray[np.int64]) -> list[Stat]:
+        """What files were when they were indexed."""
+        columns = [self.table.column(name).take(rows).to_pylist() for name in ("size", "version", "content", "etag")]
+        return [Stat(*values) for values in zip(*columns, strict=True)]
+
+    def summaries(self, rows: NDArray[np.int64]) -> list[Summary]:
+        """What each opening needs of files."""
+        names = ("samples", "duplicates", "digest", "warnings", "note")
+        columns = [self.table.column(name).take(rows).to_pylist() for name in names]
+        return [
+            Summary(samples, duplicates, digest, tuple(warnings), note)
+            for samples, duplicates, digest, warnings, note in zip(*columns, strict=True)
+        ]
+
+    def find(self, urls: Sequence[str]) -> NDArray[np.int64]:
+        """(len(urls),) int64: the row of each file, -1 for a file that the index does not know.
+
+        Where the data set was moved, names count from the deepest folder that all files lie in.
+        """
+        known = self.row_of
+        for root in dict.fromkeys([self.root, *([common_folder(urls)] if urls else [])]):
+            rows = np.array([known.get(_relative(url, root), -1) for url in urls], np.int64)
+            if (rows >= 0).any():
+                return rows
+        return np.full(len(urls), -1, np.int64)
+
+
+def find_reference(urls: Sequence[str], index: str) -> Reference | None:
+    """Find where the index of files is, or would be.
+
+    Args:
+        urls: Files, or one folder with a slash at its end.
+        index: "cache" or "beside": in the folder that all files lie in. "none": nowhere. Else the index's own folder.
+    """
+    if index == "none" or not urls:
+        return None
+    if index not in ("cache", "beside"):
+        return Reference(index if is_remote(index) else os.path.abspath(os.path.expanduser(index)), True)
+    if any(is_http(url) and "?" in url for url in urls):  # a signature is of one file
+        return None
+    folder = common_folder(urls)
+    if not folder or folder.endswith((":", ":/")):  # files that have nothing in common
+        return None
+    return Reference(join(folder, FOLDER), False)
+
+
+def open_index(reference: Reference) -> DatasetIndex | None:
+    """Open an index, by one request where it is remote; None where there is none.
+
+    Raises:
+        SourceError: It was named, and is missing or damaged.
+    """
+    folder, must_exist = reference
+    try:
+        return read_index(folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if must_exist:
+            raise SourceError(
+                f"index={folder!r} holds no index of a data set: `curator-dali prepare SRC --index {folder}` makes "
+                'one. Else allowed: "cache", "beside", "none"'
+            ) from error
+    except Exception as error:
+        if must_exist:
+            raise SourceError(f"the index {folder!r} cannot be read: {one_line(error)}") from error
+        if is_remote(folder) and not isinstance(error, _Damaged):  # a store may forbid what it does not have
+            logger.info("no index at %s: %s", folder, one_line(error))
+        else:
+            logger.warning("the index %s cannot be read, and the data set is opened without it: %s", folder, error)
+    return None
+
+
+class _Damaged(SourceError):
+    """A file that begins like an index and is none, or one of a later version."""
+
+
+def read_index(folder: str, name: str = FILES) -> DatasetIndex:
+    """Read the table of the files of an index, or another table of its columns.
+
+    Raises:
+        OSError: It cannot be read.
+        SourceError: It is damaged.
+    """
+    import pyarrow as pa
+
+    url = join(folder, name)
+    if is_remote(url):
+        fs, path = filesystem(url)
+        data = fs.cat_file(path)
+    else:
+        data = read_regular(url, _MOST_BYTES)
+    if not data.startswith(_ARROW_MAGIC):
+        raise SourceError("it is no Arrow file")
+    try:
+        reader = pa.ipc.open_file(pa.py_buffer(data))
+        about = parse_json((reader.schema.metadata or {})[_METADATA])
+        if about["version"] != _VERSION:
+            raise _Damaged(f"it is of version {about['version']}, and this one reads {_VERSION}: prepare it anew")
+        table = reader.read_all()
+        table.validate(full=True)
+        index = DatasetIndex(folder, str(about["root"]), str(about["kind"]), tuple(about["covers"]), table)
+        if about["root"] == "..":  # beside the data
+            index = DatasetIndex(folder, folder.rpartition("/")[0], index.kind, index.covers, table)
+        if index.kind == "tar":
+            _check_places(index)
+        return index
+    except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, _Damaged):
+            raise
+        raise _Damaged(f"it is damaged: {one_line(error)}") from error
+
+
+def _check_places(index: DatasetIndex) -> None:
+    """Refuse a table by which bytes would be read that no part has."""
+    places = dict(zip(PLACES, index.places.T, strict=True))
+    samples, members = index.numbers("samples"), places["members"]
+    ends = [
+        (places["entries"], samples * places["entry_bytes"] * RECORD_NUMBERS),
+        (places["names"], places["names_size"]),
+        (places["member_offsets"], members * 8),
+        (places["member_sizes"], members * 8),
+        (places["extension_offsets"], (members + 1) * 4),
+        (places["extensions"], places["extensions_size"]),
+    ]
+    fits = np.isin(places["entry_bytes"], (4, 8)) & (samples >= 0) & (members >= 0)
+    for begin, size in ends:
+        fits &= (begin >= 0) & (size >= 0) & (begin + size <= places["part_size"])
+    if not fits.all():
+        raise ValueError(f"what it says of {quote(index.names[int(np.argmin(fits))])} cannot be")
+
+
+def _relative(url: str, root: str) -> str:
+    """The name of a file below a root; the URL itself where it lies elsewhere."""
+    url = strip_signature(url) if is_remote(url) else url
+    prefix = f"{root.rstrip('/')}/"
+    return url[len(prefix) :] if url.startswith(prefix) else url
+
+
+def relative_names(urls: Sequence[str], root: str) -> list[str]:
+    """Names of files below a root."""
+    return [_relative(url, root) for url in urls]
+
+
+FILE_FIELDS = (
+    *(("name", "string"), ("size", "int64"), ("version", "int64"), ("content", "string"), ("etag", "string")),
+    *(("samples", "int64"), ("digest", "int64"), ("duplicates", "int64"), ("note", "string")),
+    *(("refused", "int64"), ("part", "string"), ("row", "int64"), ("headers", "bool_")),
+)
+"""Names and types of the plain columns of `files.arrow`."""
+
+
+def file_schema() -> Any:
+    """The columns of `files.arrow`."""
+    import pyarrow as pa
+
+    plain = [pa.field(name, getattr(pa, kind)()) for name, kind in FILE_FIELDS]
+    further = {
+        "warnings": pa.list_(pa.string()),
+        "reasons": pa.map_(pa.string(), pa.int64()),
+        "places": pa.list_(pa.int64(), len(PLACES)),
+        "footer": pa.large_binary(),
+    }
+    return pa.schema([*plain, *(pa.field(name, kind) for name, kind in further.items())])
+
+
+def write_files(file: Any, table: Any, about: Mapping[str, Any]) -> None:
+    """Write `files.arrow` to an open file, compressed.
+
+    `about` are `root`, `kind` and `covers` of the index.
+    """
+    import pyarrow as pa
+
+    metadata = {_METADATA: json.dumps({"version": _VERSION, **about}).encode()}
+    table = table.cast(file_schema()).replace_schema_metadata(metadata)
+    with pa.ipc.new_file(file, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+
+
+def sample_schema(small: bool) -> Any:
+    """The columns of a part; `small`: whether all numbers of an entry are below 2**32."""
+    import pyarrow as pa
+
+    member = pa.struct([("extension", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+    return pa.schema(
+        [
+            ("key", pa.large_string()),
+            ("file", pa.dictionary(pa.int32(), pa.string())),
+            ("offset", pa.int64()),
+            ("size", pa.int64()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("codec", pa.dictionary(pa.int8(), pa.string())),
+            ("orientation", pa.uint8()),
+            ("problem", pa.string()),
+            ("members", pa.list_(member)),
+            ("name", pa.large_string()),
+            ("entry", pa.list_(pa.uint32() if small else pa.int64(), RECORD_NUMBERS)),
+        ]
+    )
+
+
+class Codecs(NamedTuple):
+    """Names of formats, and which of these each value of `HEADER_DTYPE`'s `codec` is."""
+
+    names: tuple[str, ...]
+    numbers: Mapping[int, int]
+
+
+def make_batch(
+    number: int,
+    files: Sequence[str],
+    index: TarIndex,
+    headers: NDArray[np.void],
+    problems: Mapping[int, str],
+    codecs: Codecs,
+    small: bool,
+) -> Any:
+    """Make the record batch of a tar's samples.
+
+    Args:
+        number: The tar's number among the files of its part.
+        files: Names of these.
+        index: The tar's index, of S samples.
+        headers: (S,) `HEADER_DTYPE`, codec 0 where nothing is known.
+        problems: Sample -> why its image is refused.
+        codecs: Names of formats.
+        small: See `sample_schema`.
+    """
+    import pyarrow as pa
+
+    count = len(index)
+    table = index.table.astype(np.int64)
+    first = index.first.astype(np.int64)
+    names, keys = take_texts(index.names, table[:, -4], table[:, -3]), index.read_keys(np.arange(count))
+    entries = np.zeros((count, RECORD_NUMBERS), np.int64)
+    entries[:, :ENTRY_NUMBERS] = table
+    entries[:, ENTRY_NUMBERS - 4] = np.cumsum(table[:, -3]) - table[:, -3]  # where names begin in their own column
+    entries[:, -6], entries[:, -5] = headers["height"], headers["width"]
+    entries[:, -4] = headers["codec"] + 256 * headers["orientation"].astype(np.int64)
+    entries[:, -3], entries[:, -2] = first[:-1], np.diff(first)
+    if small:  # only a member that the end of its tar cuts has more bytes
+        np.minimum(entries, _SMALL, out=entries)
+    entries[:, -1] = np.bitwise_xor.reduce(entries[:, :-1], axis=1) ^ CHECK
+    numbers = entries.astype(np.uint32 if small else np.int64)
+
+    unknown, absent = headers["codec"] == 0, table[:, 1] == 0
+    format_of = np.array([codecs.numbers.get(value, 0) for value in headers["codec"].tolist()], np.int8)
+    members = index.members.astype(np.int64)
+    extensions = [extension_of(index.names[start : start + size]) for start, size in members[:, 2:].tolist()]
+    schema = sample_schema(small)
+    child = pa.StructArray.from_arrays(
+        [pa.array(extensions, pa.string()), pa.array(members[:, 0]), pa.array(members[:, 1])],
+        fields=list(schema.field("members").type.value_type),
+    )
+    columns = [
+        keys,
+        pa.DictionaryArray.from_arrays(pa.array(np.full(count, number, np.int32)), pa.array(files, pa.string())),
+        pa.array(table[:, 0], mask=absent),
+        pa.array(np.maximum(table[:, 1] - 1, 0), mask=absent),
+        pa.array(headers["width"].astype(np.int32), mask=unknown),
+        pa.array(headers["height"].astype(np.int32), mask=unknown),
+        pa.DictionaryArray.from_arrays(pa.array(format_of, mask=unknown), pa.array(codecs.names, pa.string())),
+        pa.array(headers["orientation"], mask=unknown),
+        pa.array([problems.get(sample) for sample in range(count)] if problems else [None] * count, pa.string()),
+        pa.ListArray.from_arrays(pa.array(first.astype(np.int32)), child),
+        names,
+        pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), RECORD_NUMBERS),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def locate_columns(path: str) -> NDArray[np.int64]:
+    """(B, len(PLACES)): where the columns of each record batch of a part lie in it."""
+    import pyarrow as pa
+
+    mapped = pa.memory_map(path)
+    size = mapped.size()
+    base = mapped.read_buffer(size).address
+    reader = pa.ipc.open_file(mapped)
+    places = np.zeros((reader.num_record_batches, len(PLACES)), np.int64)
+
+    def begin(buffer: Any) -> int:
+        return buffer.address - base if buffer is not None and buffer.size else 0
+
+    for number in range(len(places)):
+        batch = reader.get_batch(number)
+        entry, names = batch.column("entry").values, batch.column("name").buffers()
+        extension, offset, length = batch.column("members").values.flatten()
+        texts = extension.buffers()
+        places[number] = (
+            *(size, entry.type.bit_width // 8, begin(entry.buffers()[1]), begin(names[2])),
+            *(names[2].size if names[2] is not None else 0, begin(offset.buffers()[1]), begin(length.buffers()[1])),
+            *(len(extension), begin(texts[1]), begin(texts[2]), texts[2].size if texts[2] is not None else 0),
+        )
+    return places
+
+
+class Records(NamedTuple):
+    """Rows of the column `entry`: (N, 12) numbers of `ENTRY`, headers, and the first member and number of members."""
+
+    table: NDArray[np.int64]
+    headers: NDArray[np.void]
+    members: NDArray[np.int64]
+    sound: NDArray[np.bool_]
+
+    @classmethod
+    def parse(cls, numbers: NDArray[np.int64]) -> Records:
+        """Take rows of (N, RECORD_NUMBERS) apart. `sound` is false for a row that is damaged."""
+        headers = np.zeros(len(numbers), HEADER_DTYPE)
+        headers["height"], headers["width"] = numbers[:, -6], numbers[:, -5]
+        headers["codec"], headers["orientation"] = numbers[:, -4] & 0xFF, numbers[:, -4] >> 8
+        sound = np.bitwise_xor.reduce(numbers, axis=1) == CHECK
+        return cls(numbers[:, :ENTRY_NUMBERS], headers, numbers[:, -3:-1], sound)
