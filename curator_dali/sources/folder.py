@@ -327,7 +327,7 @@ class FolderSource(LearningSource):
         self._bytes = self._lay_out(sizes)
 
     def _lay_out(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return numbers of `_all_files` as (N, 4), of each image and its sidecars, or (N, 1) without any; -1 for none."""
+        """Return numbers of `_all_files` as (N, 4), of each image and its sidecars or (N, 1); -1 for none."""
         count = len(self._files)
         there = self._sidecars > 0
         table = np.full((count, 1 + len(SIDECARS) * bool(there.any())), -1, np.int64)
