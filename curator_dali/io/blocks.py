@@ -434,6 +434,11 @@ class Entry:
         os.pwrite(self.fd, self._make_header(), 0)
 
 
+def span_of(offset: int, length: int, size: int) -> int:
+    """Count the bytes of the blocks that a range lies in, of a file of `size` bytes."""
+    return min(-(-(offset + length) // BLOCK) * BLOCK, size) - offset // BLOCK * BLOCK
+
+
 def split_runs(blocks: Iterable[int]) -> list[tuple[int, int]]:
     """Split increasing blocks into runs without gaps, the first and last block of each; runs are not too long."""
     runs: list[tuple[int, int]] = []

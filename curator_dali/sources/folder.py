@@ -320,14 +320,16 @@ class FolderSource(LearningSource):
     def _keep_sizes(self, sizes: NDArray[np.int64]) -> None:
         """Keep the bytes of `_all_files`, -1 for a file that cannot be read.
 
-        `_bytes` is then (N, 4), of each image and its sidecars; (N, 1) where no image has sidecars. A file that has
-        another size when it is read was changed meanwhile. One that cannot be read any more is unread: an image that
-        never could be read is a bad one.
+        A file that has another size when it is read was changed meanwhile. One that cannot be read any more is
+        unread: an image that never could be read is a bad one.
         """
         self._bytes = self._lay_out(sizes)
 
     def _lay_out(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return numbers of `_all_files` as (N, 4), of each image and its sidecars or (N, 1); -1 for none."""
+        """Lay out a number for each of `_all_files`: (N, 4), the image and its sidecars, -1 where there is none.
+
+        (N, 1) where no image has sidecars.
+        """
         count = len(self._files)
         there = self._sidecars > 0
         table = np.full((count, 1 + len(SIDECARS) * bool(there.any())), -1, np.int64)

@@ -55,6 +55,7 @@ class SimulatedStore:
     def __init__(
         self, root: str | os.PathLike[str], *, delay: float = 0.03, rate: float = 100e6, connections: int = 16
     ) -> None:
+        self.root = os.fspath(root)
         command = [sys.executable, "-m", "tests.sources.store_server", os.fspath(root)]
         command += ["--delay", str(delay), "--rate", str(rate), "--connections", str(connections)]
         here = Path(__file__).parents[2]
