@@ -230,7 +230,8 @@ def test_sizes_of_the_metadata_spare_the_images(photo: Image.Image, tmp_path: Pa
             (tmp_path / "a" / f"{key}.json").write_text(json.dumps(claims))
         source = cd.open_source(tmp_path / "a")
     trusting = source.trust_sizes("w", "h")
-    cd.curate(trusting, tmp_path / "out", stages=[cd.Filter("width", min=120, max=160)], metadata=["w"])
+    stages = [cd.Filter("width", min=120, max=160)]
+    cd.curate(trusting, tmp_path / "out", stages=stages, metadata=["w"], html=False)
     rows = read_rows(tmp_path / "out")
     assert [row["status"] for row in rows] == ["dropped"] * 2 + ["kept"] * 3 + ["kept", "dropped", "dropped"]
     assert [row["width"] for row in rows] == [100, 110, 120, 130, 140, 150, 500, 170]  # the seventh was not looked at
