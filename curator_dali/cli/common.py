@@ -51,7 +51,7 @@ def check_folder_of(path: Path) -> None:
         raise ValueError(f"cannot write {str(path)!r}: the folder {str(path.parent)!r} does not exist")
 
 
-def progress(total: int | None, unit: str, initial: int = 0) -> Any:
+def progress(total: int | None, name: str, initial: int = 0, *, unit: str = "img") -> Any:
     """A bar on stderr with images/s and the time left; `initial` are done already, and count for neither.
 
     Where `total` is None it tells no time left.
@@ -60,7 +60,7 @@ def progress(total: int | None, unit: str, initial: int = 0) -> Any:
 
     # disable=None: silent where stderr is no terminal
     scale = total is None or total >= 100_000
-    return tqdm(total=total, initial=initial, desc=unit, unit="img", unit_scale=scale, disable=None, leave=False)
+    return tqdm(total=total, initial=initial, desc=name, unit=unit, unit_scale=scale, disable=None, leave=False)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -324,7 +324,7 @@ def _finish(
         old_covers = known.covers
         others = enumerate(known.names)
         rows += [r for r, name in others if name not in listed and not any(covers(p, name) for p in about["covers"])]
-    tables = [] if known is None else [known.table.take(rows)]
+    tables = [] if known is None else [known.table.take(np.array(rows, np.int64))]
     try:
         tables += [layout.read_index(folder, group.record).table for group in groups]
     except FileNotFoundError:  # another rank has finished it meanwhile

@@ -100,7 +100,7 @@ def gather_loaded(
         found.table[rows], found.headers[rows] = index.table[at], loaded.headers[at]
         names, blob = found.names, index.names
         for row, (start, size) in zip(rows.tolist(), found.table[rows, -4:-2].tolist(), strict=True):
-            names[row] = blob[start : start + size].decode()
+            names[row] = str(blob[start : start + size], "utf-8")
         if members:
             parts.append(_members_of(index, rows, at))
     if members:
@@ -117,9 +117,9 @@ def _members_of(index: Any, rows: NDArray[np.int64], samples: NDArray[np.int64])
     return MemberRows(Items(np.repeat(rows, counts), places[:, 0], places[:, 1]), list(map(extension_of, names)))
 
 
-def extension_of(name: bytes) -> str:
+def extension_of(name: bytes | memoryview) -> str:
     """The extension of a member's name, from the first dot of its last component on."""
-    text = name.decode()
+    text = str(name, "utf-8")
     return text[text.find(".", text.rfind("/") + 1) + 1 :]
 
 

@@ -186,7 +186,6 @@ class IndexedShards(Shards):
     def _open(self) -> None:
         """Compare local tars with the index; index those that it does not have, or not as they are."""
         stats, summaries = self._then
-        del self._then
         self.stats = stats
         local = [n for n, url in enumerate(self.urls) if self.prepared[n] and not is_remote(url)]
         if local:
@@ -204,6 +203,7 @@ class IndexedShards(Shards):
                 len(others), len(self.urls), quote(self.urls[others[0]]), self._folder,
             )  # fmt: skip
             self._do_all(others, self._open_one)
+        del self._then
         self._bytes = np.array([stat.size for stat in stats], np.int64)
         self._log_warnings([number for number, summary in enumerate(self._summaries) if summary is not None])
         if None not in self._summaries:

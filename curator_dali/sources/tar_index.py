@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
+import mmap
 import os
 import zlib
 from collections import Counter
@@ -28,7 +30,6 @@ from curator_dali.io import (
     is_remote,
     open_regular,
     parse_json,
-    read_regular,
     strip_signature,
     write_file,
 )
@@ -65,6 +66,8 @@ _HEAD_NUMBERS = 10
 _HEAD_BYTES = 128 + 8 * _HEAD_NUMBERS  # np.save writes 128 bytes before a small array
 _PEEK_BYTES = 4096  # the head with all usual warnings
 _WARNING_BYTES = 1 << 20  # of the warnings of an index, at the most
+_NPY_HEADER = 1 << 10  # bytes that hold the header of an array, at the most
+_CHECKED: set[tuple[object, ...]] = set()  # files whose sums were compared, by path, inode, time, size and sum
 _NPY_START = b"\x93NUMPY\x01\x00"
 
 
@@ -81,7 +84,7 @@ class TarIndex:
     """
 
     table: NDArray[np.int64] | NDArray[np.uint32]
-    names: bytes
+    names: bytes | memoryview
     first: NDArray[np.int64] | NDArray[np.uint32]
     members: NDArray[np.int64] | NDArray[np.uint32]
     summary: Summary
@@ -91,8 +94,10 @@ class TarIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
-        return self.table.nbytes + len(self.names) + self.first.nbytes + self.members.nbytes
+        """Bytes in memory. Of a mapped index a quarter counts: a random order touches a part of its pages."""
+        mapped = isinstance(self.names, memoryview)
+        size = self.table.nbytes + len(self.names) + self.first.nbytes + self.members.nbytes
+        return size // 4 if mapped else size
 
     def image_sizes(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N,) int64: bytes in the images of some samples; 0 where there is none."""
@@ -104,7 +109,7 @@ class TarIndex:
         entries = self.table[samples].astype(np.int64, copy=False).view(ENTRY)[:, 0]  # (N,)
         begins, characters = entries["name_start"], entries["key_length"]
         blob = np.frombuffer(self.names, np.uint8)
-        if self.names.isascii():
+        if (blob < 128).all():
             lengths = characters
         else:
             heads = np.flatnonzero((blob & 0xC0) != 0x80)  # (C,) the byte that each character of the blob begins at
@@ -159,7 +164,7 @@ class TarIndex:
         return cls(_narrow(table), blob, _narrow(first), _narrow(columns[order]), summary)
 
 
-def take_texts(blob: bytes, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> pa.LargeStringArray:
+def take_texts(blob: bytes | memoryview, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> pa.LargeStringArray:
     """(N,) texts out of UTF-8: where each begins in it, and its bytes."""
     import pyarrow as pa
 
@@ -432,7 +437,7 @@ def load_index(path: Path | None, stat: Stat) -> TarIndex | None:
     """A kept index; None where there is none, or an old, damaged or outdated one."""
     match _load(path, stat):
         case summary, [table, names, first, members]:
-            return TarIndex(table, names.tobytes(), first, members, summary)
+            return TarIndex(table, names.data, first, members, summary)
     return None
 
 
@@ -448,7 +453,7 @@ def load_headers(path: Path | None, stat: Stat, samples: int) -> NDArray[np.void
     """(samples,) `HEADER_DTYPE` that was kept for a shard, or None."""
     match _load(path and path.with_suffix(".headers"), stat):
         case _, [headers] if headers.dtype == HEADER_DTYPE and headers.shape == (samples,):
-            return headers
+            return headers.copy()  # which grows
     return None
 
 
@@ -473,22 +478,50 @@ def _save(path: Path | None, stat: Stat, summary: Summary, *arrays: NDArray[Any]
 
 
 def _load(path: Path | None, stat: Stat) -> tuple[Summary, list[NDArray[Any]]] | None:
-    """What `_save` kept of a tar; None where there is nothing, or what is old, damaged or outdated."""
+    """What `_save` kept of a tar, mapped; None where there is nothing, or what is old, damaged or outdated.
+
+    Its sum is compared once a process: a random order over many tars maps each of them again and again.
+    """
     if path is None:
         return None
     try:
-        # smaller than its tar but for the warnings: 512 bytes of a header make fewer here
-        data = read_regular(path, stat.size + _WARNING_BYTES)
-        head = _parse_head(data, stat)
-        if head is None or zlib.crc32(memoryview(data)[_HEAD_BYTES:]) != head[6]:
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            # smaller than its tar but for the warnings: 512 bytes of a header make fewer here
+            if not _HEAD_BYTES <= status.st_size <= stat.size + _WARNING_BYTES:
+                return None
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        data = memoryview(mapped)
+        head = _parse_head(bytes(data[:_HEAD_BYTES]), stat)
+        if head is None:
             return None
-        body, arrays = io.BytesIO(data), []
-        body.seek(_HEAD_BYTES + head[8])
-        while body.tell() < len(data):
-            arrays.append(np.load(body, allow_pickle=False))
-        return _parse_summary(data, head), arrays
+        key = (str(path), status.st_ino, status.st_mtime_ns, status.st_size, head[6])
+        if key not in _CHECKED:
+            if zlib.crc32(data[_HEAD_BYTES:]) != head[6]:
+                return None
+            _CHECKED.add(key)
+            mapped.madvise(mmap.MADV_DONTNEED)  # what was read for the sum need not stay in memory
+        return _parse_summary(bytes(data[: _HEAD_BYTES + head[8]]), head), _parse_arrays(data, _HEAD_BYTES + head[8])
     except (OSError, ValueError, TypeError, EOFError, MemoryError):
         return None
+
+
+def _parse_arrays(data: memoryview, at: int) -> list[NDArray[Any]]:
+    """Views of the arrays that `np.save` wrote one after the other.
+
+    Raises:
+        ValueError: They are damaged.
+    """
+    arrays: list[NDArray[Any]] = []
+    while at < len(data):
+        file = io.BytesIO(data[at : at + _NPY_HEADER])
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("not as np.save writes small arrays")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        count = math.prod(shape)
+        arrays.append(np.frombuffer(data, dtype, count, at + file.tell()).reshape(shape))
+        at += file.tell() + count * dtype.itemsize
+    return arrays
 
 
 def _parse_head(data: bytes, stat: Stat) -> list[int] | None:

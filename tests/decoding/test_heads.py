@@ -111,6 +111,7 @@ def test_a_fraction_of_a_remote_tar_is_read(photo: Image.Image, tmp_path: Path, 
     samples[3] = ("3.jpg", data[:-20])
     server.files["/a.tar"] = write_tar(tmp_path / "a.tar", samples).read_bytes()
     source = TarSource(f"{server.url}/a.tar")
+    assert len(source) == 8
     server.requests.clear()
     (chunk,) = read_headers(source)
     assert chunk.headers["width"].tolist() == [1400] * 3 + [0] + [1400] * 4

@@ -257,6 +257,19 @@ def test_torch_takes_the_first_batch_at_once(server: Server, urls: list[str]) ->
         list(loader)
 
 
+def test_the_first_epoch_goes_through_a_cache(server: Server, urls: list[str], tmp_path: Path) -> None:
+    with make_loader(open_source(urls, index="none")) as loader:
+        whole = collect(loader)
+    server.requests.clear()
+    data = sum(map(len, server.files.values()))
+    for _ in range(2):
+        source = open_source(urls, index="none", cache=cd.Cache(tmp_path / "blocks", limit="1GB"))
+        with make_loader(source, cd.Shuffle(2, window=8)) as loader:
+            assert sorted(collect(loader)) != sorted(whole)  # other crops, by places
+            assert sorted(name for name, _ in collect(loader)) == sorted(name for name, _ in whole)
+        assert count_bytes(server) <= 1.05 * data
+
+
 SCRIPT = """
 import json, sys, curator_dali as cd
 options = {"shuffle": cd.Shuffle(3, window=4), "transforms": [cd.transforms.Resize((8, 8))]}

@@ -133,5 +133,9 @@ def test_reach_counts_no_more_than_it_needs() -> None:
     order = StreamedOrder(None, counts)
     assert order.reach(4, 0) == 4
     assert counts.asked == [0, 1]
+    stand_ins = order.stand_ins(0, 0, 2)
+    assert [next(stand_ins).tolist() for _ in range(2)] == [[0, 1], [2, 3]]
+    assert counts.asked == [0, 1]
+    assert [step.tolist() for step in stand_ins] == [[4, 5], [6, 7], [8]]
     assert order.reach(40, 0) == 9
     assert StreamedOrder(None, Counts([])).reach(4, 0) == 0

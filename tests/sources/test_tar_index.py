@@ -67,10 +67,10 @@ def index(*names: str) -> TarIndex:
 
 def samples(index: TarIndex) -> list[tuple[str, str, list[str]]]:
     """(key, name that the sample goes by, its members) of each."""
-    text = [index.names[start : start + size].decode() for _, _, start, size in index.members.tolist()]
+    text = [str(index.names[start : start + size], "utf-8") for _, _, start, size in index.members.tolist()]
     lines = []
     for row, begin, end in zip(index.table.tolist(), index.first, index.first[1:], strict=False):
-        name = index.names[row[8] : row[8] + row[9]].decode()
+        name = str(index.names[row[8] : row[8] + row[9]], "utf-8")
         lines.append((name[: row[10]], name, text[begin:end]))
     return lines
 

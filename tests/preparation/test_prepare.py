@@ -1,0 +1,260 @@
+"""Making the index of a data set: by threads, processes, ranks and Ray; taken up again; brought up to date."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import curator_dali as cd
+from curator_dali.cli import main
+from curator_dali.errors import OutputError, SourceError
+from tests.helpers import load_photos, photo_samples, write_shards, write_tar
+
+FOLDER = ".curator_dali_index"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURATOR_DALI_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Any]:
+    return photo_samples(load_photos(), 24)
+
+
+@pytest.fixture
+def shards(samples: list[Any], tmp_path: Path) -> Path:
+    write_shards(tmp_path / "shards", samples, 2)
+    return tmp_path / "shards"
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """All samples of an index, in the order of its files."""
+    files = pa.ipc.open_file(folder / "files.arrow").read_all()
+    parts = {name: pa.ipc.open_file(folder / name).read_all() for name in set(files.column("part").to_pylist())}
+    columns = zip(*(files.column(name).to_pylist() for name in ("part", "row", "samples")), strict=True)
+    rows: list[dict[str, Any]] = []
+    for part, row, count in columns:
+        rows += parts[part].slice(row, count).to_pylist()
+    return rows
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_however_it_is_made_it_is_the_same(shards: Path, tmp_path: Path) -> None:
+    made = cd.prepare(str(shards), tmp_path / "threads", threads=3)
+    assert (made.files, made.samples, made.indexed, made.complete, made.refused) == (12, 24, 12, True, {})
+    assert made.nbytes == sum(path.stat().st_size for path in shards.iterdir())
+    assert str(made).startswith(f"{tmp_path}/threads: 24 samples in 12 files, ")
+    cd.prepare(str(shards), tmp_path / "processes", processes=2)
+    ranks = [cd.prepare(str(shards), tmp_path / "ranks", shard=cd.Shard(rank, 3)) for rank in (2, 0, 1)]
+    assert [rank.complete for rank in ranks] == [False, False, True]
+    assert [rank.indexed for rank in ranks] == [4, 4, 4]
+    assert "once all ranks are done" in str(ranks[0])
+    expected = rows_of(tmp_path / "threads")
+    assert [row["key"] for row in expected] == [f"{n:06d}" for n in range(24)]
+    for name in ("processes", "ranks"):
+        assert rows_of(tmp_path / name) == expected
+        assert names_of(tmp_path / name) == names_of(tmp_path / "threads")  # also no records of groups
+
+
+def test_by_an_executor(shards: Path, tmp_path: Path) -> None:
+    given: list[str] = []
+
+    class Here:
+        """Does everything in this process, with what crosses to others pickled."""
+
+        def map(self, function: Any, items: Any) -> Any:
+            import pickle
+
+            return (pickle.loads(pickle.dumps(function))(pickle.loads(pickle.dumps(item))) for item in items)
+
+    class Cluster:
+        @contextmanager
+        def workers(self, folder: str) -> Any:
+            given.append(folder)
+            yield Here()
+
+    seen: list[tuple[int, int, int]] = []
+    made = cd.prepare(str(shards), executor=Cluster(), progress=lambda *counts: seen.append(counts))
+    assert made.indexed == 12
+    assert given == [f"{shards}/{FOLDER}/_work"]
+    assert sum(files for files, _, _ in seen) == 12
+    assert sum(samples for _, samples, _ in seen) == 24
+    cd.prepare(str(shards), tmp_path / "threads")
+    assert rows_of(shards / FOLDER) == rows_of(tmp_path / "threads")
+
+
+def test_only_what_changed_is_indexed(shards: Path, samples: list[Any]) -> None:
+    cd.prepare(str(shards))
+    before = names_of(shards / FOLDER)
+    stamp = (shards / FOLDER / "files.arrow").stat().st_mtime_ns
+    assert cd.prepare(str(shards)).indexed == 0
+    assert (shards / FOLDER / "files.arrow").stat().st_mtime_ns == stamp
+    (shards / "00003.tar").unlink()
+    write_tar(shards / "00007.tar", [("other.jpg", samples[0][1]["jpg"])])
+    write_tar(shards / "00012.tar", [("new.jpg", samples[1][1]["jpg"])])
+    made = cd.prepare(str(shards))
+    assert (made.files, made.samples, made.indexed) == (12, 22, 2)
+    after = names_of(shards / FOLDER)
+    assert len(after) == len(before)
+    assert len({*before} & {*after}) == 11  # the table, and parts of ten files
+    keys = [f"{n:06d}" for n in (*range(6), *range(8, 24))]
+    keys[12:14] = ["other"]
+    assert [row["key"] for row in rows_of(shards / FOLDER)] == [*keys, "new"]
+
+
+def test_parts_of_a_data_set_share_an_index(shards: Path) -> None:
+    cd.prepare(f"{shards}/0000*.tar")
+    made = cd.prepare(f"{shards}/0001*.tar")
+    assert (made.files, made.samples, made.indexed) == (12, 24, 2)
+    (shards / "00011.tar").unlink()
+    assert cd.prepare(f"{shards}/0001*.tar").files == 11
+    assert cd.prepare(str(shards)).indexed == 0
+
+
+def test_files_that_are_no_tars_are_named_and_the_others_are_done(shards: Path) -> None:
+    (shards / "00005.tar").write_bytes(b"no tar" * 100)
+    (shards / "00008.tar").write_bytes(b"nor this" * 100)
+    with pytest.raises(SourceError, match=r"2 of 12 groups .*00005.tar: .*00008.tar: .* All other groups are done"):
+        cd.prepare(str(shards))
+    for name in ("00005.tar", "00008.tar"):
+        (shards / name).unlink()
+    made = cd.prepare(str(shards))
+    assert made.samples == 20
+
+
+def test_what_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(SourceError, match="no images"):
+        cd.prepare(str(tmp_path / "images"))
+    with pytest.raises(SourceError, match="an index is made of tars"):
+        cd.prepare([b"bytes"])
+    with pytest.raises(SourceError, match=r"'00000.tar' is given twice"):
+        cd.prepare([str(shards / "00000.tar")] * 2)
+    with pytest.raises(ValueError, match="threads is 0; allowed: a whole number of at least 1"):
+        cd.prepare(str(shards), threads=0)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="file stands where a folder should be"):
+        cd.prepare(str(shards), tmp_path / "file" / "index")
+
+
+def test_one_file_and_one_without_samples(tmp_path: Path, samples: list[Any]) -> None:
+    tar = write_tar(tmp_path / "a" / "one.tar", [("x.jpg", samples[0][1]["jpg"])])
+    assert cd.prepare(str(tar)).samples == 1
+    assert len(cd.open_source(str(tar))) == 1
+    write_tar(tmp_path / "b" / "none.tar", [])
+    assert cd.prepare(str(tmp_path / "b")).samples == 0
+    source = cd.open_source(str(tmp_path / "b"))
+    assert len(source) == len(source.read(np.arange(0))) == 0
+
+
+SCRIPT = """
+import sys, time
+import curator_dali as cd
+from curator_dali.preparation import groups
+
+index = groups._index_tar
+def slow(*args, **kwargs):
+    time.sleep(0.15)
+    return index(*args, **kwargs)
+groups._index_tar = slow
+cd.prepare(sys.argv[1], threads=1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_is_taken_up_again(shards: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(shards)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while len(list((shards / FOLDER).glob("group-*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == -number
+    done = len(list((shards / FOLDER).glob("group-*")))
+    assert 3 <= done < 12
+    assert len(cd.open_source(str(shards))) == 24  # there is no index yet
+    made = cd.prepare(str(shards))
+    assert made.indexed == 12 - done
+    assert [row["key"] for row in rows_of(shards / FOLDER)] == [f"{n:06d}" for n in range(24)]
+    assert not [name for name in names_of(shards / FOLDER) if not name.endswith(".arrow") or "group" in name]
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from curator_dali.preparation.groups import silence_interrupts
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=silence_interrupts)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    os.kill(child, signal.SIGINT)  # as Ctrl-C reaches all of a terminal's processes
+    os.kill(child, 0)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.01)
+    else:
+        assert not Path(f"/proc/{child}").exists()
+
+
+def test_the_command(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", str(shards), "--worker", "1/2"]) == 0
+    assert "indexed 6 of 12 files" in capsys.readouterr().out
+    assert main(["prepare", str(shards), "--json", "--threads", "2"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["samples"], made["indexed"], made["complete"]) == (24, 6, True)
+    assert main(["prepare", str(shards), "--index", str(tmp_path / "index"), "--no-headers"]) == 0
+    assert "Headers of images are not in it" in capsys.readouterr().out
+    assert {row["width"] for row in rows_of(tmp_path / "index")} == {None}
+    with pytest.raises(SystemExit):
+        main(["prepare", str(shards), "--worker", "2/2"])
+    assert main(["prepare", str(tmp_path / "nothing")]) == 2
+
+
+def test_a_folder_that_cannot_be_written_to(shards: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    shards.chmod(0o500)
+    try:
+        with pytest.raises(OutputError):
+            cd.prepare(str(shards))
+        assert cd.prepare(str(shards), tmp_path / "index").complete
+    finally:
+        shards.chmod(0o700)
+
+
+def test_a_copy_with_its_index(shards: Path, tmp_path: Path) -> None:
+    cd.prepare(str(shards))
+    copy = shutil.copytree(shards, tmp_path / "copy", copy_function=shutil.copy)
+    source = cd.open_source(str(copy))
+    assert source.headers(np.arange(24))["codec"].all()
+    assert source.fingerprint == cd.open_source(str(shards)).fingerprint
