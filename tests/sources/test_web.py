@@ -204,7 +204,8 @@ def test_the_configuration_of_fsspec_goes_before_our_limits(
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 60}, "anon": True})
     monkeypatch.setitem(fsspec.config.conf, "gcs", {"session_kwargs": {"timeout": own}})
     monkeypatch.setitem(fsspec.config.conf, "abfs", {"read_timeout": 60})
-    assert files._make_options("s3") == {"config_kwargs": {"connect_timeout": 10.0, "read_timeout": 60}}
+    config = {"connect_timeout": 10.0, "read_timeout": 60, "retries": {"total_max_attempts": 1}}
+    assert files._make_options("s3") == {"config_kwargs": config}
     assert files._make_options("gs") == {"session_kwargs": {"timeout": own}}
     assert files._make_options("abfs") == {"connection_timeout": 10.0, "read_timeout": 60}
     server.silent = {"HEAD", "GET"}
