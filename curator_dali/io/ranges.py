@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import logging
@@ -20,7 +21,7 @@ from curator_dali.io.cache import Cache, current_cache
 from curator_dali.io.links import Connections, RemoteReader
 from curator_dali.io.lru import LRU
 from curator_dali.io.pieces import Pieces
-from curator_dali.io.remote import PATIENCE, explain, find_wait, is_http, is_remote, one_line, retry
+from curator_dali.io.remote import PATIENCE, explain, find_deadline, find_wait, is_http, is_remote, one_line, retry
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ V = TypeVar("V")
 
 _RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
 _REMOTE_THREADS = 16
+_AT_ONCE = 128  # requests of one read, where fsspec's configuration does not say
 _KEEP_LIMIT = 512 << 20  # bytes of pieces that are kept in memory
 _STREAM_BUFFER = 256 << 10
 _SMALL_PART = 8  # a range of an eighth of its blocks is worth that these are kept
@@ -110,11 +112,13 @@ class Storage:
         if not is_remote(url):
             file = _File(url)
             return lambda offset, length: os.pread(file.fd, length, offset)
-        fs, path = filesystem(url)
+        filesystem(url)  # a wrong URL is told at once
 
         def fetch(offset: int, length: int) -> bytes:
-            data: bytes = self._connections.ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
-            return data
+            found = self._connections.ask(url, lambda: self._cat_once([(url, offset, offset + length)], None)[0])
+            if isinstance(found, BaseException):
+                raise found
+            return found
 
         def read(offset: int, length: int) -> bytes:
             if (found := self._pieces.find(url, offset, offset + length)) is not None:
@@ -333,12 +337,15 @@ class Storage:
         ends: list[int | None],
         known: Mapping[str, tuple[int, str]] | None,
     ) -> list[bytes | BaseException]:
+        from fsspec import asyn as fs_asyn
         from fsspec.asyn import AsyncFileSystem
 
         try:
             if isinstance(fs, AsyncFileSystem):
                 options = {"known": known} if known and getattr(fs, "takes_known", False) else {}
-                return list(fs.cat_ranges(paths, starts, ends, on_error="return", **options))
+                if options or type(fs)._cat_ranges is not AsyncFileSystem._cat_ranges:
+                    return list(fs.cat_ranges(paths, starts, ends, on_error="return", **options))
+                return list(fs_asyn.sync(fs.loop, _cat_within, fs, paths, starts, ends))
             with self._lock:
                 self._pool = self._pool or ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="curator-dali-remote")
                 pool = self._pool
@@ -419,6 +426,21 @@ class _File:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+
+async def _cat_within(
+    fs: Any, paths: list[str], starts: list[int | None], ends: list[int | None]
+) -> list[bytes | BaseException]:
+    """Read ranges at the same time, each within a time: a store may send a byte now and then for ever."""
+    turn = asyncio.Semaphore(fs.batch_size if fs.batch_size and fs.batch_size > 0 else _AT_ONCE)
+
+    async def read(path: str, start: int | None, end: int | None) -> bytes:
+        limit = None if start is None or end is None else find_deadline(end - start)
+        async with turn:
+            data: bytes = await asyncio.wait_for(fs._cat_file(path, start=start, end=end), limit)
+            return data
+
+    return await asyncio.gather(*map(read, paths, starts, ends), return_exceptions=True)
 
 
 def _run_here(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
