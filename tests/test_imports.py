@@ -164,7 +164,7 @@ def test_files_of_a_folder_import_in_no_circle(folder: str) -> None:
 
 
 def test_a_reader_finds_the_way() -> None:
-    assert len(MODULES) <= 155
+    assert len(MODULES) <= 160
     assert len([name for name, path in MODULES.items() if path.parent == PACKAGE]) <= 10
     lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     assert not {name: count for name, count in lines.items() if count > 600}

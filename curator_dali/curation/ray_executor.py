@@ -18,7 +18,7 @@ from curator_dali.io import join, make_folder
 from curator_dali.loader import ImageLoader
 from curator_dali.outputs import Part
 from curator_dali.sampling import Range, StreamedRanges
-from curator_dali.sources import Source, Subset, Without
+from curator_dali.sources import Source, Without
 from curator_dali.stages import Workers
 from curator_dali.threads import ignore
 
@@ -429,10 +429,8 @@ def find_killers(worker: Worker, part: Range, resources: Mapping[str, float]) ->
 
 
 def _decode(source: Any, start: int, stop: int, device: str, max_pixels: int) -> None:
-    with ImageLoader(
-        Subset(source, slice(start, stop)), batch_size=32, device=device, num_threads=1, max_pixels=max_pixels
-    ) as loader:
-        for _ in loader:
+    with ImageLoader(source, batch_size=32, device=device, num_threads=1, max_pixels=max_pixels) as loader:
+        for _ in loader.over([(start, stop)]):
             pass
 
 

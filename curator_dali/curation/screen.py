@@ -59,7 +59,10 @@ class PlanScreen:
         """Choose images that need not be read; see `Screen.skip`."""
         skipped = np.zeros(len(indices), bool)
         if self._by_header:
-            at = np.flatnonzero(self._are_known(headers))
+            known = self._are_known(headers)
+            if "format" in self._plan.derived:
+                known &= headers["codec"] != Codec.CLAIMED
+            at = np.flatnonzero(known)
             samples = self._describe(indices[at], headers[at], [_NOBODY] * len(at))
             for _, rows, _ in self._judge(samples, at, self._by_header, defaultdict(float)):
                 skipped[rows] = True

@@ -22,7 +22,7 @@ from curator_dali import dali
 from curator_dali.decoding import pillow
 from curator_dali.decoding.headers import MAX_PIXELS, Codec, Refusal, inspect, upright_sizes
 from curator_dali.errors import ImageError
-from curator_dali.sources import EncodedBatch, Source
+from curator_dali.sources import HEADER_DTYPE, EncodedBatch, Source
 from curator_dali.transforms import Graph, Transform, pixel_graph
 
 _Part = tuple[list[int], list[Any]]
@@ -167,9 +167,11 @@ def read_gated(
     Runs on any thread. A `screen` may leave out images before they are read, and before they are decoded.
     """
     began = time.perf_counter()
-    skipped = np.zeros(len(indices), bool) if screen is None else screen.skip(indices, source.headers(indices))
+    known = source.headers(indices) if screen is not None else np.zeros(0, HEADER_DTYPE)
+    skipped = np.zeros(len(indices), bool) if screen is None else screen.skip(indices, known)
     if skipped.any():
         encoded = source.read_without(indices, skipped, members=members)
+        encoded.headers[skipped] = known[skipped]
     else:
         encoded = source.read(indices, members=members)
     loaded = time.perf_counter()

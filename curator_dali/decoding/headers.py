@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from curator_dali.dali import quiet_import
 from curator_dali.decoding import pillow
 from curator_dali.sampling import range_steps
-from curator_dali.sources import Head, Source
+from curator_dali.sources import CLAIMED, Head, Source
 from curator_dali.threads import run_ahead
 
 MAX_PIXELS = 178_956_970
@@ -58,6 +58,7 @@ class Codec(enum.IntEnum):
     PNG_PILLOW = 34
     WEBP_PILLOW = 35
     BMP_PILLOW = 36
+    CLAIMED = CLAIMED  # no image was looked at
 
     @property
     def for_dali(self) -> bool:
@@ -374,11 +375,16 @@ class Headers(NamedTuple):
     problems: dict[int, str]
 
 
-def read_headers(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Headers]:
+def read_headers(source: Source, max_pixels: int = MAX_PIXELS, *, claimed: bool = False) -> Iterator[Headers]:
     """Iterate over the headers of a source, in order; the source learns those that it does not know yet.
 
     Of an unknown image the first bytes are read, and the whole image only where these do not tell. Images of more
     than `max_pixels` are refused, whether their headers are known already or not.
+
+    Args:
+        source: The source.
+        max_pixels: The most pixels of an image.
+        claimed: Whether sizes that only the metadata tell are enough.
 
     Yields:
         The headers of up to 256 samples at a time.
@@ -389,6 +395,8 @@ def read_headers(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Heade
 
     def read(indices: NDArray[np.int64]) -> Headers:
         found = Headers(indices, source.headers(indices).copy(), source.image_sizes(indices), {})
+        if not claimed:
+            found.headers[found.headers["codec"] == Codec.CLAIMED] = 0
         unknown = np.flatnonzero(found.headers["codec"] == Codec.UNKNOWN)
         rows = unknown
         for length in _HEAD_LENGTHS:
@@ -455,7 +463,7 @@ def scan(source: Source, progress: Callable[[int], object] | None = None) -> Sur
     widths: Counter[int] = Counter()
     heights: Counter[int] = Counter()
     pixels = image_bytes = images_sized = 0
-    for indices, headers, sizes, _ in read_headers(source):
+    for indices, headers, sizes, _ in read_headers(source, claimed=True):
         good = headers[headers["codec"] != Codec.UNKNOWN]
         codecs.update(headers["codec"].tolist())
         widths.update(good["width"].tolist())
@@ -477,7 +485,7 @@ def scan(source: Source, progress: Callable[[int], object] | None = None) -> Sur
         images_sized=images_sized,
         unreadable=unreadable,
         formats=dict(formats.most_common()),
-        by_pillow=sum(count for codec, count in codecs.items() if not Codec(codec).for_dali),
+        by_pillow=sum(count for codec, count in codecs.items() if Codec.OTHER <= codec < Codec.CLAIMED),
         pixels=pixels,
         width=_range(widths),
         height=_range(heights),

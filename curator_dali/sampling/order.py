@@ -135,7 +135,8 @@ class Shuffle:
         window: None shuffles all samples globally: every sample is equally likely at every position. A number
             instead shuffles the shards and then the samples inside consecutive windows of that many positions, so
             that each shard is read from front to back in pieces of a window: for remote tars, whose random
-            access is slow. Larger windows mix better and read less sequentially; the memory stays constant.
+            access is slow. Larger windows mix better and read less sequentially; the memory stays constant. Tars
+            without an index are then read while the epoch goes on, and its first batch comes after the first of them.
     """
 
     seed: int = 0

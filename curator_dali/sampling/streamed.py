@@ -101,6 +101,13 @@ class StreamedOrder(Order):
         shards = self.shards(epoch)
         return min(count, shards.reached) if not shards.reach(count) else count
 
+    def stand_ins(self, epoch: int, position: int, count: int) -> Iterator[NDArray[np.int64]]:
+        """See `Order.stand_ins`; waits for no more shards than it needs."""
+        first = 0
+        while (stop := self.reach(first + count, epoch)) > first:
+            yield self.indices(np.arange(first, stop, dtype=np.int64), epoch)
+            first = stop
+
     def shards(self, epoch: int) -> EpochShards:
         """The shards of an epoch, in its order."""
         last = self._last

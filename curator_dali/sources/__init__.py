@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from curator_dali.sources import dataset_index
 from curator_dali.sources.base import (
+    CLAIMED,
     HEADER_DTYPE,
     EncodedBatch,
     Head,
@@ -15,6 +16,7 @@ from curator_dali.sources.base import (
     kind_of_type,
     merge_types,
 )
+from curator_dali.sources.claimed import ClaimedSizes
 from curator_dali.sources.curated import View
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.join import Join
@@ -32,8 +34,10 @@ from curator_dali.sources.tar import TarSource, index_of
 
 __all__ = [
     "ABSENT",
+    "CLAIMED",
     "HEADER_DTYPE",
     "SIDECARS",
+    "ClaimedSizes",
     "DerivedSource",
     "EncodedBatch",
     "FolderSource",

@@ -6,7 +6,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from curator_dali.errors import SourceError
@@ -27,6 +27,7 @@ from curator_dali.sources.listing import (
     listing_options,
     stem_of,
 )
+from curator_dali.sources.paths import Paths
 
 logger = logging.getLogger(__name__)
 
@@ -230,12 +231,12 @@ def _in_folder(folder: str) -> list[Match]:
     Tars go first: img2dataset writes Parquet files of metadata beside its tars, and beside its folders of images.
     """
     files, folders, is_output = look_into(folder)
-    images = [file for file in files if is_image(file)]
+    images = sum(map(is_image, files))
     tars = [file for file in files if file.lower().endswith(".tar")]
-    shards, kind = (tars, "tar") if tars else (_pick_data(files, folders, bool(images)), "parquet")
+    shards, kind = (tars, "tar") if tars else (_pick_data(files, folders, images > 0), "parquet")
     if shards and images:
         raise SourceError(
-            f"{folder!r} holds both {len(shards)} .{kind} and {len(images)} image files: say which, with a glob "
+            f"{folder!r} holds both {len(shards)} .{kind} and {images} image files: say which, with a glob "
             f"such as {os.path.join(folder, f'*.{kind}')!r}"
         )
     if shards:
@@ -263,7 +264,7 @@ def _in_folder(folder: str) -> list[Match]:
     return [*(Match(kind, file) for file in shards), *(Match(OTHER, file, True) for file in others if shards)]
 
 
-def _pick_data(files: list[str], folders: list[str], images: bool) -> list[str]:
+def _pick_data(files: Sequence[str], folders: list[str], images: bool) -> list[str]:
     """Parquet files right in a folder that hold images, not metadata of the images in the folder or its folders.
 
     Of an output in Hugging Face's layout, the rows of all samples hold none.
@@ -289,27 +290,42 @@ def last_name(url: str) -> str:
     return url.rstrip("/").rpartition("/")[2]
 
 
-def look_into(folder: str) -> tuple[list[str], list[str], bool]:
+def look_into(folder: str) -> tuple[Sequence[str], list[str], bool]:
     """Look what lies right in a folder.
 
     Returns:
         Paths or URLs of the files and of the folders, without hidden ones and outputs' own; and whether the folder is
         the output of a curation.
     """
+    folders: list[str] = []
+    files = Paths(_split_off(_list_entries(folder), folders))
+    kept = [url for url in folders if last_name(url) != OUTPUT]
+    return files, kept, len(kept) < len(folders)
+
+
+def _list_entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """Iterate over the paths or URLs of what lies right in a folder, and whether each is a folder."""
     if is_remote(folder):
         fs, path = filesystem(folder)
         spell = _make_speller(fs, folder, folder)
         listed = ask_listing(folder, lambda: fs.ls(path, detail=True))
-        entries = [(spell(entry["name"]), entry["type"] == "directory") for entry in listed]
-    else:
-        try:
-            with os.scandir(folder) as found:
-                entries = [(entry.path, entry.is_dir()) for entry in found]
-        except OSError as error:
-            raise SourceError(f"cannot list {folder!r}: {one_line(error)}") from error
-    kept = [(url, is_dir) for url, is_dir in entries if not last_name(url).startswith(".") and last_name(url) != OUTPUT]
-    is_output = any(last_name(url) == OUTPUT for url, _ in entries)
-    return [url for url, is_dir in kept if not is_dir], [url for url, is_dir in kept if is_dir], is_output
+        yield from ((spell(entry["name"]), entry["type"] == "directory") for entry in listed)
+        return
+    try:
+        with os.scandir(folder) as found:
+            yield from ((entry.path, entry.is_dir()) for entry in found)
+    except OSError as error:
+        raise SourceError(f"cannot list {folder!r}: {one_line(error)}") from error
+
+
+def _split_off(entries: Iterable[tuple[str, bool]], folders: list[str]) -> Iterator[str]:
+    """Iterate over the files that are not hidden; add the folders that are not."""
+    for url, is_dir in entries:
+        if not last_name(url).startswith("."):
+            if is_dir:
+                folders.append(url)
+            elif last_name(url) != OUTPUT:
+                yield url
 
 
 def without_outputs(folders: Sequence[str]) -> list[str]:

@@ -31,8 +31,8 @@ from curator_dali.io import (
     is_remote,
     one_line,
     open_regular,
-    stat_of,
     strip_query,
+    use_cache,
 )
 from curator_dali.outputs import MEMBERS, FieldColumns
 from curator_dali.sources.annotations import partition_fields, read_class_names
@@ -64,7 +64,7 @@ from curator_dali.sources.parquet_columns import (
     row_metadata,
     unique_stems,
 )
-from curator_dali.sources.prepared_rows import IndexedRows, open_rows, parse_footer
+from curator_dali.sources.prepared_rows import IndexedRows, open_rows, parse_footer, stat_open_file
 from curator_dali.sources.row_groups import (
     NamedFiles,
     RowGroupTooLarge,
@@ -312,7 +312,9 @@ class ParquetSource(Source):
         urls = [self._urls[number] for number in numbers]
         outside = any(files.allow_outside for files in self._named)
         index = "cache" if self._indexed is None else self._indexed.folder
-        source = ParquetSource(urls, image_column=self._column, name=self.name, allow_outside=outside, index=index)
+        options: Any = {"image_column": self._column, "name": self.name, "allow_outside": outside, "index": index}
+        with use_cache(self._storage.cache):
+            source = ParquetSource(urls, **options)
         source._known = tuple(known)
         stems = [record.name.rpartition(".")[0] for record in known]
         source._stems = stems if len(set(stems)) == len(stems) else source._stems
@@ -401,7 +403,7 @@ class ParquetSource(Source):
             file: Any = self._storage.open(url, now)
         else:
             file = fs.open(path, "rb") if is_remote(url) else os.fdopen(open_regular(path), "rb")
-            now = _stat(url, file, fs, path)
+            now = stat_open_file(url, file, fs, path)
         if known is not None and now[: len(known)] != known:
             file.close()
             raise _Changed(f"{url} changed after it was opened: open the source again")
@@ -590,11 +592,3 @@ def describe_parquet(source: ParquetSource) -> tuple[Stat, bytes, int]:
     finally:
         reader.close(force=True)
     return stat, sink.getvalue().to_pybytes(), record.digest
-
-
-def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
-    """The `Stat` of an open file."""
-    if not is_remote(url):
-        return Stat.of_local(os.fstat(file.fileno()))
-    details = getattr(file, "details", None)  # most remote files know, so that this costs no request
-    return stat_of(details if isinstance(details, Mapping) else fs.info(path))

@@ -73,28 +73,31 @@ class Names(Sequence[str]):
     def sort(self) -> Names:
         """Sort by code points, as `sorted` does."""
         width, count = int(np.diff(self._ends).max(initial=1)), len(self)
-        if count <= _FEW_NAMES or count * width > _MOST_WIDE * len(self._blob) or not _is_text(self._blob):
+        if count <= _FEW_NAMES or count * width > _MOST_WIDE * len(self._blob) or not self._is_text():
             return Names(sorted(self))
         table = np.zeros((count, width), np.uint8)  # the order of the bytes of UTF-8 is that of the code points
         for start in range(0, count, _CHUNK_NAMES):
             ends = self._ends[start : start + _CHUNK_NAMES + 1]
             inside = np.arange(width) < np.diff(ends)[:, None]
             table[start : start + _CHUNK_NAMES][inside] = np.frombuffer(self._blob, np.uint8)[ends[0] : ends[-1]]
-        return self.take(np.argsort(table.view(f"S{width}")[:, 0]))
+        order = np.argsort(table.view(f"S{width}")[:, 0])
+        del table  # before as much is taken again
+        return self.take(order)
+
+    def _is_text(self) -> bool:
+        """Whether the names are UTF-8."""
+        try:
+            for start in range(0, 0 if self._blob.isascii() else len(self), _CHUNK_NAMES):
+                ends = self._ends[start : start + _CHUNK_NAMES + 1]
+                self._blob[int(ends[0]) : int(ends[-1])].decode()
+        except UnicodeDecodeError:
+            return False
+        return True
 
 
 def _narrow(ends: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.uint32]:
     """Half the memory, unless there are 4 GiB of text."""
     return ends.astype(np.uint32) if ends[-1] < 2**32 else ends
-
-
-def _is_text(blob: bytearray) -> bool:
-    """Whether bytes are UTF-8, whose order is that of the code points."""
-    try:
-        blob.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class Paths(Sequence[str]):

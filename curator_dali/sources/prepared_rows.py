@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.io import Stat, Storage, is_remote
+from curator_dali.io import Stat, Storage, is_remote, stat_of
 from curator_dali.sources.base import HEADER_DTYPE
 from curator_dali.sources.dataset_index import CHECK, PLACES, ROW_NUMBERS, DatasetIndex, find_reference, open_index
 from curator_dali.sources.index_parts import IndexParts
@@ -123,3 +124,11 @@ def _is_same(storage: Storage, url: str, then: Stat) -> bool:
     except OSError:
         return False  # whoever opens it meets the reason
     return (now.size, now.version) == (then.size, then.version)
+
+
+def stat_open_file(url: str, file: Any, fs: Any, path: str) -> Stat:
+    """The `Stat` of an open file."""
+    if not is_remote(url):
+        return Stat.of_local(os.fstat(file.fileno()))
+    details = getattr(file, "details", None)  # most remote files know, so that this costs no request
+    return stat_of(details if isinstance(details, Mapping) else fs.info(path))

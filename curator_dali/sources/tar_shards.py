@@ -354,6 +354,12 @@ class Shards:
     def _wait(self) -> NDArray[np.int64]:
         """Index all shards; (S, 3) int64 samples, digest and repeated keys of each."""
         if not self.is_complete:
+            logger.info(
+                "%d of %d tars are indexed now, as the number of all samples is needed; `curator-dali prepare` makes "
+                "an index once for all",
+                self._summaries.count(None),
+                len(self.urls),
+            )
             self.index_all(range(len(self.urls)))
             self._complete()
         assert self._table is not None

@@ -17,8 +17,9 @@ from PIL import Image, ImageOps
 
 import curator_dali as cd
 from curator_dali.batch import ImageBatch
+from curator_dali.decoding import read_headers, scan
 from curator_dali.errors import StageError
-from curator_dali.sources import Source, TarSource
+from curator_dali.sources import Source, TarSource, reopen
 from curator_dali.stages import HEADER_FIELDS, Quality, Selector, Stage, make_plan
 from tests.curation.helpers import read_members, read_rows
 from tests.helpers import encode, write_tar
@@ -210,3 +211,36 @@ def test_an_image_that_comes_back_is_decoded_first(photo: Image.Image, tmp_path:
     assert [(rows[f"{n:03}"]["status"], rows[f"{n:03}"]["stage"]) for n in DAMAGED] == [("failed", "decode")] * 2
     keys = {key for _, key in read_members(tmp_path / "third")}
     assert keys == ({key for key, row in rows.items() if row["status"] == "kept"} if tars else set())
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_sizes_of_the_metadata_spare_the_images(photo: Image.Image, tmp_path: Path, kind: str) -> None:
+    samples: list[tuple[str, bytes, dict[str, Any]]] = []
+    for n in range(8):
+        image = encode(photo.resize((100 + 10 * n, 50)))
+        claims = [{"w": 100 + 10 * n, "h": 50}, {"w": "120", "h": 50}, {"w": 500, "h": 50}, {}][0 if n < 5 else n - 4]
+        samples.append((str(n), image if n != 1 else b"never read", claims))
+    if kind == "tar":
+        write(tmp_path / "a.tar", samples).close()
+        source = cd.open_source(tmp_path / "a.tar", index="beside")
+    else:
+        (tmp_path / "a").mkdir()
+        for key, data, claims in samples:
+            (tmp_path / "a" / f"{key}.jpg").write_bytes(data)
+            (tmp_path / "a" / f"{key}.json").write_text(json.dumps(claims))
+        source = cd.open_source(tmp_path / "a")
+    trusting = source.trust_sizes("w", "h")
+    stages = [cd.Filter("width", min=120, max=160)]
+    cd.curate(trusting, tmp_path / "out", stages=stages, metadata=["w"], html=False)
+    rows = read_rows(tmp_path / "out")
+    assert [row["status"] for row in rows] == ["dropped"] * 2 + ["kept"] * 3 + ["kept", "dropped", "dropped"]
+    assert [row["width"] for row in rows] == [100, 110, 120, 130, 140, 150, 500, 170]  # the seventh was not looked at
+    assert [row["reason"] for row in rows][6:] == ["width 500 > 160", "width 170 > 160"]
+    again = reopen(trusting.origin or {})
+    assert again.fingerprint == trusting.fingerprint == source.fingerprint
+    assert trusting.headers(np.arange(8))["codec"].tolist() == [64, 64, 1, 1, 1, 1, 64, 1]
+    found = scan(trusting)
+    assert found.formats == {"jpeg": 5, "claimed": 3}
+    assert found.by_pillow == found.unreadable == 0
+    (bucketed,) = read_headers(source.trust_sizes("w", "h"))
+    assert bucketed.headers["width"].tolist() == [100, 0, 120, 130, 140, 150, 160, 170]

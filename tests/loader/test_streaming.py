@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
@@ -257,6 +258,19 @@ def test_torch_takes_the_first_batch_at_once(server: Server, urls: list[str]) ->
         list(loader)
 
 
+def test_the_first_epoch_goes_through_a_cache(server: Server, urls: list[str], tmp_path: Path) -> None:
+    with make_loader(open_source(urls, index="none")) as loader:
+        whole = collect(loader)
+    server.requests.clear()
+    data = sum(map(len, server.files.values()))
+    for _ in range(2):
+        source = open_source(urls, index="none", cache=cd.Cache(tmp_path / "blocks", limit="1GB"))
+        with make_loader(source, cd.Shuffle(2, window=8)) as loader:
+            assert sorted(collect(loader)) != sorted(whole)  # other crops, by places
+            assert sorted(name for name, _ in collect(loader)) == sorted(name for name, _ in whole)
+        assert count_bytes(server) <= 1.05 * data
+
+
 SCRIPT = """
 import json, sys, curator_dali as cd
 options = {"shuffle": cd.Shuffle(3, window=4), "transforms": [cd.transforms.Resize((8, 8))]}
@@ -288,6 +302,21 @@ def test_a_killed_run_resumes_in_the_middle_of_its_first_epoch(server: Server, u
         loader.load_state_dict(state)
         rest = [item.image_id for batch in loader for item in batch.data]
     assert sorted(seen + rest) == [f"{number:06d}" for number in range(COUNT) if number != 20]
+
+
+def test_a_process_forked_in_the_first_epoch_reads_for_itself(server: Server, urls: list[str]) -> None:
+    source = open_source(urls, index="none")
+    server.held = {f"/{SHARDS - 1:05d}.tar"}
+    with make_loader(source) as loader:
+        next(iter(loader))
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        child = context.Process(target=lambda: answers.put(source.read(np.array([20])).objects[0].image_id))
+        child.start()
+        child.join(20)
+        assert child.exitcode == 0
+        assert answers.get() == "000020"
+    server.held = set()
 
 
 def test_ctrl_c_while_a_tar_is_waited_for(server: Server, urls: list[str]) -> None:
