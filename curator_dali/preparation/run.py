@@ -18,7 +18,7 @@ import numpy as np
 
 from curator_dali.arguments import Count, checked
 from curator_dali.errors import SourceError
-from curator_dali.io import AtomicFile, Stat, Storage, is_remote, join, one_line, store
+from curator_dali.io import AtomicFile, Stat, Storage, is_remote, join, one_line, printable, store
 from curator_dali.preparation.groups import File, Group, index_group, make_groups, silence_interrupts
 from curator_dali.sampling import Shard
 from curator_dali.sources import covers, find_shards
@@ -156,6 +156,9 @@ def _look_at(urls: Sequence[str], root: str) -> list[File]:
     names = layout.relative_names(urls, root)
     if len(set(names)) < len(names):
         raise SourceError(f"{max(names, key=names.count)!r} is given twice: an index has each file once")
+
+    if odd := [name for name in names if printable(name) != name]:
+        raise SourceError(f"{printable(odd[0])!r} is no UTF-8, as names in an index are: rename the file")
 
     def ask(url: str) -> Stat | str:
         try:

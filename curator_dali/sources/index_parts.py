@@ -19,7 +19,7 @@ from curator_dali.sources.entries import coalesce
 
 logger = logging.getLogger(__name__)
 
-_MOST_OPEN = 256  # parts that are open
+_MOST_OPEN = 128  # parts that are open
 _PART_MEMORY = 256 << 20  # bytes of remote parts that no folder can keep
 _GAP = 2048  # bytes that are cheaper to read than to pass over
 _PIECE = 16 << 20  # of a part that is fetched

@@ -150,6 +150,11 @@ def test_what_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.Monke
         cd.prepare([str(shards / "00000.tar")] * 2)
     with pytest.raises(ValueError, match="threads is 0; allowed: a whole number of at least 1"):
         cd.prepare(str(shards), threads=0)
+    odd = tmp_path / "odd" / os.fsdecode(b"\xff.tar")
+    odd.parent.mkdir()
+    shutil.copy(shards / "00000.tar", odd)
+    with pytest.raises(SourceError, match=r"xff.tar' is no UTF-8, as names in an index are: rename the file"):
+        cd.prepare(str(odd.parent))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="file stands where a folder should be"):
         cd.prepare(str(shards), tmp_path / "file" / "index")
