@@ -111,45 +111,58 @@ class CachedFiles:
         Returns:
             For each request how many bytes were read, and why not all; None where the store has to be asked itself.
         """
-        entries: list[Entry | None] = []
+        outcomes: list[tuple[int, str] | None] = [None] * len(requests)
+        used: dict[Entry, list[int]] = {}  # entry -> the numbers of its requests
+        left: list[tuple[int, Entry]] = []
         missing: dict[Entry, set[int]] = {}
-        for url, stat, offset, view in requests:
-            entry = self.open(url, stat) if len(view) else None
-            if entry is not None and not entry.holds(blocks := entry.blocks_of(offset, len(view))):
+        for number, (url, stat, offset, view) in enumerate(requests):
+            size = len(view)
+            entry = self.open(url, stat) if size else None
+            if entry is None:
+                continue
+            blocks = entry.blocks_of(offset, size)
+            if entry.holds(blocks):
+                outcomes[number] = (size, "") if entry.read(offset, view) == size else None
+                self._hits += size
+            else:
                 if entry.is_removed():
                     self._entries.drop((url, stat))
                     entry = self.open(url, stat)
-                if entry is not None and (wanted := entry.look(blocks)):
+                    if entry is None:
+                        continue
+                left.append((number, entry))
+                if wanted := entry.look(blocks):
                     missing.setdefault(entry, set()).update(wanted)
-            entries.append(entry)
-        held: dict[Entry, dict[int, bytes | Exception]] = {}
-        if missing and keep:
-            jobs = [
-                (entry, range(first, last + 1), fetch)
-                for entry, blocks in missing.items()
-                for first, last in split_runs(sorted(blocks))
-            ]
-            for (entry, _, _), found in zip(jobs, run_all(self.load, jobs), strict=True):
-                held.setdefault(entry, {}).update(found)
-        outcomes = [
-            None if entry is None else self._copy(entry, request, held.get(entry, {}))
-            for request, entry in zip(requests, entries, strict=True)
-        ]
-        if removed := {entry for entry in set(entries) if entry is not None and entry.is_removed()}:
-            for entry in removed:
+            used.setdefault(entry, []).append(number)
+        held = self._load_all(missing, fetch, run_all) if keep else {}
+        for number, entry in left:
+            outcomes[number] = self._copy(entry, requests[number], held.get(entry, {}))
+        for entry, numbers in used.items():
+            if entry.is_removed():  # what was read of it a moment ago may be of no file any more
                 self._entries.drop((entry.url, entry.stat))
-            outcomes = [None if e in removed else outcome for e, outcome in zip(entries, outcomes, strict=True)]
+                for number in numbers:
+                    outcomes[number] = None
         return outcomes
+
+    def _load_all(
+        self, missing: dict[Entry, set[int]], fetch: Fetch, run_all: RunAll
+    ) -> dict[Entry, dict[int, bytes | Exception]]:
+        """Load blocks of several files at the same time; returns those that could not be kept."""
+        jobs = [
+            (entry, range(first, last + 1), fetch)
+            for entry, blocks in missing.items()
+            for first, last in split_runs(sorted(blocks))
+        ]
+        held: dict[Entry, dict[int, bytes | Exception]] = {}
+        for (entry, _, _), found in zip(jobs, run_all(self.load, jobs), strict=True):
+            held.setdefault(entry, {}).update(found)
+        return held
 
     def _copy(self, entry: Entry, request: Any, held: dict[int, bytes | Exception]) -> tuple[int, str] | None:
         """Copy a range from blocks in the file, and from those that could not be kept."""
         offset, view = request.offset, request.view
-        blocks = entry.blocks_of(offset, len(view))
-        if entry.holds(blocks):
-            self._hits += len(view)
-            return (len(view), "") if entry.read(offset, view) == len(view) else None
         done = 0
-        for block in blocks:
+        for block in entry.blocks_of(offset, len(view)):
             begin, end = offset + done, min((block + 1) * BLOCK, offset + len(view))
             found = held.get(block)
             if isinstance(found, Exception):
@@ -290,7 +303,8 @@ class Entry:
 
     def blocks_of(self, offset: int, length: int) -> range:
         """Return the blocks that a range lies in."""
-        return range(offset // BLOCK, -(-min(offset + length, self.size) // BLOCK))
+        end = offset + length
+        return range(offset // BLOCK, ((end if end < self.size else self.size) + BLOCK - 1) // BLOCK)
 
     def place_of(self, block: int) -> int:
         """Return where a block begins in the file of the cache."""
@@ -313,9 +327,10 @@ class Entry:
 
     def read(self, offset: int, view: memoryview) -> int:
         """Read bytes of blocks that are there; returns how many."""
-        done = 0
-        while done < len(view):
-            count = os.preadv(self.fd, [view[done:] if done else view], self._data + offset + done)
+        place = self._data + offset
+        done = os.preadv(self.fd, [view], place)
+        while 0 < done < len(view):
+            count = os.preadv(self.fd, [view[done:]], place + done)
             if count == 0:
                 break
             done += count
@@ -410,12 +425,18 @@ class Entry:
         """Compare blocks with their CRC-32s where the machine was started anew since they were written."""
         if not self.writable or self._read_header().get("boot") == read_boot_id():
             return
-        sums = struct.unpack(f"<{self._count}I", os.pread(self.fd, 4 * self._count, _HEADER))
-        for block in (block for block, stored in enumerate(sums) if stored):
+        stored = os.pread(self.fd, 4 * self._count, _HEADER)
+        sums = struct.unpack(f"<{len(stored) // 4}I", stored)  # none of a file that was removed just now
+        for block in (block for block, checksum in enumerate(sums) if checksum):
             data = os.pread(self.fd, min(BLOCK, self.size - block * BLOCK), self.place_of(block))
             if _checksum(data) != sums[block]:
                 os.pwrite(self.fd, bytes(4), _HEADER + 4 * block)
         os.pwrite(self.fd, self._make_header(), 0)
+
+
+def span_of(offset: int, length: int, size: int) -> int:
+    """Count the bytes of the blocks that a range lies in, of a file of `size` bytes."""
+    return min(-(-(offset + length) // BLOCK) * BLOCK, size) - offset // BLOCK * BLOCK
 
 
 def split_runs(blocks: Iterable[int]) -> list[tuple[int, int]]:

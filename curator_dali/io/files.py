@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
 import re
 import secrets
@@ -28,7 +27,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from curator_dali.io.remote import TIMEOUT_VARIABLE, is_http, is_remote, retry
+from curator_dali.io.remote import is_http, is_remote, read_timeout, retry
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +46,13 @@ MAX_DEPTH = 100
 DEEP = f"lists and objects lie in each other deeper than {MAX_DEPTH} levels"
 
 _RETRY_DELAYS = (0.5, 2.0, 8.0)  # of a write
+_PATIENCE = 120.0  # seconds after which a store that is silent is not written to again
 _FINAL_ERRORS = (NotImplementedError, ValueError)  # trying again changes nothing
 # An object is there when its upload is complete, and not before; renaming would copy it.
 _OBJECT_STORES = frozenset(["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "hf"])
 _LEFTOVER = re.compile(r"\..*\.(?P<host>[\w-]+)\.[0-9a-f]{16}\.partial", re.DOTALL)
 _IDLE_SECONDS = 3600.0  # without a write until another machine's file counts as left behind
 _MOST_BUFFERS = 1024  # IOV_MAX of Linux
-_DEFAULT_TIMEOUT = 10.0  # seconds without a byte, for a store that is read
 _PROTOCOL = re.compile(r"(?:^|::)([a-z0-9+]+)(?=://|::)")
 # protocols of stores that take a limit -> their names in fsspec's configuration
 _PROTOCOL_ALIASES = {
@@ -322,13 +321,13 @@ def _upload(path: str, url: str) -> None:
     fs, target = filesystem(url)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if protocols & _OBJECT_STORES:
-        retry(lambda: fs.put_file(path, target), _RETRY_DELAYS, _FINAL_ERRORS, url=url)
+        retry(lambda: fs.put_file(path, target), _RETRY_DELAYS, _FINAL_ERRORS, url=url, patience=_PATIENCE)
         return
     folder, _, name = target.rpartition("/")
     partial = f"{folder}/.{name[:150]}.{_host()}.{secrets.token_hex(8)}.partial"
     try:
-        retry(lambda: fs.put_file(path, partial), _RETRY_DELAYS, _FINAL_ERRORS, url=url)
-        retry(lambda: fs.mv(partial, target), _RETRY_DELAYS, _FINAL_ERRORS, url=url)
+        retry(lambda: fs.put_file(path, partial), _RETRY_DELAYS, _FINAL_ERRORS, url=url, patience=_PATIENCE)
+        retry(lambda: fs.mv(partial, target), _RETRY_DELAYS, _FINAL_ERRORS, url=url, patience=_PATIENCE)
     except BaseException:
         with contextlib.suppress(Exception):
             fs.rm_file(partial)
@@ -385,7 +384,7 @@ def _make_options(protocol: str) -> dict[str, Any]:
     """Make options that limit how long a store may be silent; `protocol` is one of `_PROTOCOL_ALIASES`."""
     import fsspec
 
-    seconds = _parse_timeout(os.environ.get(TIMEOUT_VARIABLE, ""))
+    seconds = read_timeout()
     known: dict[str, Any] = {}
     for name in _PROTOCOL_ALIASES[protocol]:
         known |= fsspec.config.conf.get(name, {})
@@ -395,20 +394,10 @@ def _make_options(protocol: str) -> dict[str, Any]:
     if not seconds:
         return {}
     if protocol in ("s3", "s3a"):
-        limits = {"connect_timeout": seconds, "read_timeout": seconds}
+        # s3fs tries again what botocore has given up, and so do we: a silent store would be waited for for minutes
+        limits = {"connect_timeout": seconds, "read_timeout": seconds, "retries": {"total_max_attempts": 1}}
         return {"config_kwargs": {**limits, **(known.get("config_kwargs") or {})}}
     return {name: known.get(name, seconds) for name in ("connection_timeout", "read_timeout")}
-
-
-@lru_cache(maxsize=16)
-def _parse_timeout(text: str) -> float:
-    try:
-        seconds = float(text or _DEFAULT_TIMEOUT)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"{TIMEOUT_VARIABLE} must be a number of seconds, or 0 for no limit, not {text!r}")
-    return seconds
 
 
 @lru_cache(maxsize=16)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from fsspec.asyn import sync_wrapper
 from fsspec.implementations.http import HTTPFile, HTTPFileSystem
 
-from curator_dali.io.remote import LARGEST_FILE, PermanentError, ServerError, explain
+from curator_dali.io.remote import (
+    LARGEST_FILE,
+    SLOWEST,
+    TIMEOUT_VARIABLE,
+    PermanentError,
+    ServerError,
+    StalledError,
+    explain,
+    read_timeout,
+)
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:(\d+)|\*)")
 
@@ -132,9 +142,19 @@ async def _read_start(response: Any, url: str, start: int, end: int) -> bytes:
 async def _read_most(response: Any, most: int) -> bytes:
     """Read a body up to one byte more than `most`: a body may be endless, or unpack to anything."""
     parts, size = [], 0
+    limit = 3 * read_timeout()
+    begun, before = time.monotonic(), 0  # of the time in which too little must not come
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
+        if limit and (seconds := time.monotonic() - begun) > limit:
+            if size - before < seconds * SLOWEST:
+                response.close()
+                raise StalledError(
+                    f"{response.url}: its server sent {size - before:,} bytes in {seconds:.0f} seconds "
+                    f"(${TIMEOUT_VARIABLE} sets a third of these)"
+                )
+            begun, before = time.monotonic(), size
         if size > most:
             response.close()  # the rest is not waited for
             break

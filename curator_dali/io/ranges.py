@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import logging
@@ -15,12 +16,12 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from curator_dali.errors import SourceError
 from curator_dali.io import files
-from curator_dali.io.blocks import CachedFiles
+from curator_dali.io.blocks import BLOCK, CachedFiles, span_of
 from curator_dali.io.cache import Cache, current_cache
-from curator_dali.io.links import SAMPLE, Connections, RemoteReader
+from curator_dali.io.links import Connections, RemoteReader
 from curator_dali.io.lru import LRU
 from curator_dali.io.pieces import Pieces
-from curator_dali.io.remote import PATIENCE, explain, find_wait, is_http, is_remote, one_line, retry
+from curator_dali.io.remote import PATIENCE, explain, find_deadline, find_wait, is_http, is_remote, one_line, retry
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,10 @@ V = TypeVar("V")
 
 _RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
 _REMOTE_THREADS = 16
+_AT_ONCE = 128  # requests of one read, where fsspec's configuration does not say
 _KEEP_LIMIT = 512 << 20  # bytes of pieces that are kept in memory
 _STREAM_BUFFER = 256 << 10
+_SMALL_PART = 8  # a range of an eighth of its blocks is worth that these are kept
 
 _VERSION_FIELDS = (
     *("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created"),
@@ -96,7 +99,8 @@ class Storage:
             url: The file.
             keep: Whether what is read of a remote file stays in memory, for `fill` and `cat`, until `forget`. What the
                 cache keeps does not.
-            stat: What the file is, which the cache has to know; small ranges are only read from it, not added.
+            stat: What the file is, which the cache has to know. Ranges that are a small part of their blocks are read
+                from the cache, but not added to it.
 
         Returns:
             The function; of a remote file a `RemoteReader`, which the caller closes.
@@ -108,11 +112,13 @@ class Storage:
         if not is_remote(url):
             file = _File(url)
             return lambda offset, length: os.pread(file.fd, length, offset)
-        fs, path = filesystem(url)
+        filesystem(url)  # a wrong URL is told at once
 
         def fetch(offset: int, length: int) -> bytes:
-            data: bytes = self._connections.ask(url, lambda: fs.cat_file(path, start=offset, end=offset + length))
-            return data
+            found = self._connections.ask(url, lambda: self._cat_once([(url, offset, offset + length)], None)[0])
+            if isinstance(found, BaseException):
+                raise found
+            return found
 
         def read(offset: int, length: int) -> bytes:
             if (found := self._pieces.find(url, offset, offset + length)) is not None:
@@ -206,13 +212,19 @@ class Storage:
             return []
         outcomes: list[Outcome | None] = [None] * len(requests)
         if self._cached is not None:
-            found = self._cached.fill(requests, self._fetch, self._run_all, keep=keep)
-            outcomes = [None if outcome is None else Outcome(*outcome) for outcome in found]
+            is_kept = [bool(self._pieces.nbytes) and self._is_kept(request) for request in requests]
+            some = [request for request, kept in zip(requests, is_kept, strict=True) if not kept]
+            found = iter(self._cached.fill(some, self._fetch, self._run_all, keep=keep))
+            outcomes = [None if kept or (outcome := next(found)) is None else Outcome(*outcome) for kept in is_kept]
         left = [request for request, outcome in zip(requests, outcomes, strict=True) if outcome is None]
         known = {request.url: (request.stat.size, request.stat.etag) for request in left}
         data = self.cat([(r.url, r.offset, r.offset + len(r.view)) for r in left], known)
         direct = iter(map(_accept, left, data))
         return [next(direct) if outcome is None else outcome for outcome in outcomes]
+
+    def _is_kept(self, request: Request) -> bool:
+        """Whether a range is in memory."""
+        return self._pieces.find(request.url, request.offset, request.offset + len(request.view)) is not None
 
     def _fetch(self, url: str, stat: Stat, start: int, end: int) -> bytes:
         """Download a range for the cache, once a connection is free."""
@@ -227,17 +239,18 @@ class Storage:
             return [function(*job) for job in jobs]
         return [future.result() for future in [self._connections.submit(function, *job) for job in jobs]]
 
-    def _read_cached(self, url: str, stat: Stat, offset: int, length: int, least: int = SAMPLE) -> bytes | None:
-        """Read a range through the cache; None where that is not possible, or the range is short and not there."""
+    def _read_cached(self, url: str, stat: Stat, offset: int, length: int, part: int = _SMALL_PART) -> bytes | None:
+        """Read a range through the cache; None where that is not possible.
+
+        A range that is not there, and of which the blocks have more than `part` times its bytes, is left alone, too.
+        """
         length = min(length, stat.size - offset)
         if self._cached is None or length <= 0:
             return None
         data = bytearray(length)
-        request, here = (
-            Request(url, stat, offset, memoryview(data)),
-            lambda function, jobs: [function(*j) for j in jobs],
-        )
-        outcome = self._cached.fill([request], self._fetch, here, keep=length >= least)[0]
+        keep = part * length >= span_of(offset, length, stat.size)
+        request = Request(url, stat, offset, memoryview(data))
+        outcome = self._cached.fill([request], self._fetch, _run_here, keep=keep)[0]
         if outcome is not None and outcome[1]:
             raise SourceError(f"cannot read {url!r}: {outcome[1]}")
         return None if outcome is None else bytes(data)
@@ -324,12 +337,15 @@ class Storage:
         ends: list[int | None],
         known: Mapping[str, tuple[int, str]] | None,
     ) -> list[bytes | BaseException]:
+        from fsspec import asyn as fs_asyn
         from fsspec.asyn import AsyncFileSystem
 
         try:
             if isinstance(fs, AsyncFileSystem):
                 options = {"known": known} if known and getattr(fs, "takes_known", False) else {}
-                return list(fs.cat_ranges(paths, starts, ends, on_error="return", **options))
+                if options or type(fs)._cat_ranges is not AsyncFileSystem._cat_ranges:
+                    return list(fs.cat_ranges(paths, starts, ends, on_error="return", **options))
+                return list(fs_asyn.sync(fs.loop, _cat_within, fs, paths, starts, ends))
             with self._lock:
                 self._pool = self._pool or ThreadPoolExecutor(_REMOTE_THREADS, thread_name_prefix="curator-dali-remote")
                 pool = self._pool
@@ -361,7 +377,7 @@ class _CachedStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         length = max(min(len(view), self._stat.size - self._at), 0)
-        data = self._storage._read_cached(self._url, self._stat, self._at, length, least=0) if length else b""
+        data = self._storage._read_cached(self._url, self._stat, self._at, length, part=BLOCK) if length else b""
         data = self._reader(self._at, length) if data is None else data
         view[: len(data)] = data
         self._at += len(data)
@@ -410,6 +426,21 @@ class _File:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+
+async def _cat_within(
+    fs: Any, paths: list[str], starts: list[int | None], ends: list[int | None]
+) -> list[bytes | BaseException]:
+    """Read ranges at the same time, each within a time: a store may send a byte now and then for ever."""
+    turn = asyncio.Semaphore(fs.batch_size if fs.batch_size and fs.batch_size > 0 else _AT_ONCE)
+
+    async def read(path: str, start: int | None, end: int | None) -> bytes:
+        limit = None if start is None or end is None else find_deadline(end - start)
+        async with turn:
+            data: bytes = await asyncio.wait_for(fs._cat_file(path, start=start, end=end), limit)
+            return data
+
+    return await asyncio.gather(*map(read, paths, starts, ends), return_exceptions=True)
 
 
 def _run_here(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:

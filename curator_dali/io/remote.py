@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -15,6 +17,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT_VARIABLE = "CURATOR_DALI_TIMEOUT"
+_DEFAULT_TIMEOUT = 10.0  # seconds without a byte, for a store that is read
+SLOWEST = 1000  # bytes a second: a store that sends less for three times the timeout hangs
 PATIENCE = 30.0  # seconds after which a store that is silent is not asked again
 # Bytes of a file, or a member of a tar, that is read whole: 178 megapixels are 715 MB before they are packed, and
 # records of a million parts have less.
@@ -47,8 +51,38 @@ class ServerError(OSError):
         self.wait = wait
 
 
+class StalledError(TimeoutError):
+    """A server sends so little that its answer would not end."""
+
+
 _FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, PermanentError)
 """Failures that trying again does not mend."""
+
+
+def read_timeout() -> float:
+    """Return the seconds that a store which is read may be silent; 0 for no limit.
+
+    Raises:
+        ValueError: The variable is no such number.
+    """
+    return _parse_timeout(os.environ.get(TIMEOUT_VARIABLE, ""))
+
+
+@lru_cache(maxsize=16)
+def _parse_timeout(text: str) -> float:
+    try:
+        seconds = float(text or _DEFAULT_TIMEOUT)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{TIMEOUT_VARIABLE} must be a number of seconds, or 0 for no limit, not {text!r}")
+    return seconds
+
+
+def find_deadline(size: int) -> float | None:
+    """Find how many seconds an answer of so many bytes may take in all; None for no limit."""
+    seconds = read_timeout()
+    return 3 * seconds + size / SLOWEST / 10 if seconds else None
 
 
 def is_remote(url: str) -> bool:
@@ -149,10 +183,33 @@ def explain(error: BaseException, url: str) -> BaseException:
     status = getattr(cause, "status", None)
     if isinstance(status, int) and status >= 400:
         return _explain_status(status, getattr(cause, "headers", None) or {}, url)
-    if "Timeout" in type(cause).__name__:  # asyncio's, aiohttp's, botocore's and fsspec's own
-        return TimeoutError(f"{url}: its server was silent for too long (${TIMEOUT_VARIABLE} sets the seconds)")
+    if isinstance(cause, StalledError):
+        return cause
+    kind = type(cause).__name__
+    if "Timeout" in kind:  # asyncio's, aiohttp's, botocore's and fsspec's own
+        seconds = f"sets the seconds, now {read_timeout():g}"
+        return TimeoutError(f"{url}: its server was silent for too long (${TIMEOUT_VARIABLE} {seconds})")
+    if advice := _CREDENTIALS.get(kind) or _FORBIDDEN.get(str(getattr(cause, "code", ""))):
+        return PermissionError(f"{url}: {one_line(str(cause))}. {advice}")
+    if type(cause) is PermissionError and cause.errno is None and not str(cause).startswith(tuple("0123456789")):
+        return PermissionError(f"{one_line(str(cause))}: {url}. {_RIGHTS}") if _RIGHTS not in str(cause) else cause
     is_own = type(cause).__module__.startswith("aiohttp") or isinstance(cause, OSError)
     return cause if is_own and not isinstance(cause, FileNotFoundError) else error
+
+
+_AWS = (
+    "Give credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role; a public bucket is read "
+    "with FSSPEC_S3_ANON=true"
+)
+_GCP = "Give credentials: `gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS=FILE.json"
+_RIGHTS = "The credentials lack the right, or have expired: renew them, or choose others (AWS_PROFILE)"
+# kinds of exceptions that say that there are no credentials -> what to do
+_CREDENTIALS = {
+    **dict.fromkeys(["NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"], _AWS),
+    **dict.fromkeys(["ProfileNotFound", "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError"], _AWS),
+    **dict.fromkeys(["DefaultCredentialsError", "RefreshError"], _GCP),
+}
+_FORBIDDEN = {"401": _GCP, "403": _GCP}  # codes of gcsfs' exceptions
 
 
 def _explain_status(status: int, headers: Mapping[str, str], url: str) -> OSError:

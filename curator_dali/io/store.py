@@ -7,15 +7,19 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from curator_dali.errors import OutputError
 from curator_dali.io.files import Written, filesystem, make_folder, open_regular, read_regular, remove_leftovers
-from curator_dali.io.remote import LARGEST_FILE, is_remote, one_line
+from curator_dali.io.ranges import Storage
+from curator_dali.io.remote import LARGEST_FILE, PATIENCE, is_remote, one_line, retry
+
+T = TypeVar("T")
 
 _FILES_AT_ONCE = 1000  # of a remote store
+_RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before the 2nd, 3rd and 4th try
 _FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -44,10 +48,10 @@ def prepare_folder(url: str) -> str:
 def listing(folder: str) -> dict[str, int]:
     """Name -> size of the files right in a folder; empty where there is no folder."""
     if is_remote(folder):
-        fs, path = filesystem(folder)
+        fs, path = filesystem(folder, only_read=True)
         fs.invalidate_cache(path)
         try:
-            found = fs.ls(path, detail=True)
+            found = _ask(folder, lambda: fs.ls(path, detail=True))
         except FileNotFoundError:
             return {}
         return {info["name"].rpartition("/")[2]: int(info["size"] or 0) for info in found if info["type"] == "file"}
@@ -74,8 +78,8 @@ def open_input(url: str) -> IO[bytes]:
     """Open a file for reading; a failure is an `OutputError`."""
     with _refused("read", url):
         if is_remote(url):
-            fs, path = filesystem(url)
-            return fs.open(path, "rb")  # type: ignore[no-any-return]
+            fs, path = filesystem(url, only_read=True)
+            return _ask(url, lambda: fs.open(path, "rb"))
         return os.fdopen(open_regular(url), "rb")
 
 
@@ -83,8 +87,8 @@ def read(url: str) -> bytes | None:
     """A whole file, or None where there is none."""
     with _refused("read", url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if is_remote(url):
-            fs, path = filesystem(url)
-            return fs.cat_file(path)  # type: ignore[no-any-return]
+            fs, path = filesystem(url, only_read=True)
+            return _ask(url, lambda: fs.cat_file(path))  # type: ignore[no-any-return]
         return read_regular(url, LARGEST_FILE)
     return None
 
@@ -101,13 +105,11 @@ def read_many(folder: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
             if data is not None:
                 yield name, data
         return
-    fs, path = filesystem(folder)
+    storage = Storage()
     for start in range(0, len(names), _FILES_AT_ONCE):
         some = names[start : start + _FILES_AT_ONCE]
-        found: dict[str, Any] = fs.cat([f"{path}/{name}" for name in some], on_error="return")
-        by_name = {key.rpartition("/")[2]: value for key, value in found.items()}
-        for name in some:
-            value = by_name[name]
+        found = storage.cat([(join(folder, name), None, None) for name in some])
+        for name, value in zip(some, found, strict=True):
             if isinstance(value, FileNotFoundError):
                 continue
             if isinstance(value, BaseException):
@@ -120,7 +122,7 @@ def remove(url: str) -> None:
     with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
-            fs.rm_file(path)
+            _ask(url, lambda: fs.rm_file(path))
         else:
             os.unlink(url)
 
@@ -130,7 +132,7 @@ def remove_folder(url: str) -> None:
     with _refused("remove", url), contextlib.suppress(FileNotFoundError):
         if is_remote(url):
             fs, path = filesystem(url)
-            fs.rm(path, recursive=True)
+            _ask(url, lambda: fs.rm(path, recursive=True))
             return
         while os.path.lexists(url):
             with contextlib.suppress(FileNotFoundError):  # somebody else removes, too
@@ -154,6 +156,11 @@ def compare(url: str, file: Written, size: int | None, deep: bool) -> str:
         if digest.hexdigest() != file.blake2b:
             return f"{file.name} has other content than was written"
     return ""
+
+
+def _ask(url: str, function: Callable[[], T]) -> T:
+    """Call a function that asks a remote filesystem, again where it fails."""
+    return retry(function, _RETRY_DELAYS, (ValueError, NotImplementedError), url=url, patience=PATIENCE)
 
 
 @contextmanager

@@ -106,15 +106,11 @@ def open_source(
             raise SourceError(f"cache= is for paths and URLs: give it to open_source() that opens {spec.name!r}")
         return spec
     if cache is not None:
-        further: dict[str, Any] = {
-            "image_column": image_column,
-            "index": index,
-            "name": name,
-            "columns": columns,
-            "view": view,
-        }
+        further: dict[str, Any] = {"image_column": image_column, "index": index, "columns": columns, "view": view}
         with use_cache(cache):
-            return open_source(spec, label_from_folder=label_from_folder, allow_outside=allow_outside, **further)
+            return open_source(
+                spec, label_from_folder=label_from_folder, name=name, allow_outside=allow_outside, **further
+            )
     index = os.fspath(index)
     texts = _list_texts(spec)
     known = None if view else find_known(texts, index)

@@ -33,6 +33,7 @@ from curator_dali.io import (
     open_regular,
     stat_of,
     strip_query,
+    use_cache,
 )
 from curator_dali.outputs import MEMBERS, METADATA, FieldColumns
 from curator_dali.sources.annotations import ClassNames, add_class_names, partition_fields, read_class_names
@@ -294,7 +295,8 @@ class ParquetSource(Source):
         """Make a source of some of the files; see `Source.select_shards`. Ids that come of names are the known ones."""
         urls = [self._urls[number] for number in numbers]
         outside = any(files.allow_outside for files in self._named)
-        source = ParquetSource(urls, image_column=self._column, name=self.name, allow_outside=outside)
+        with use_cache(self._storage.cache):
+            source = ParquetSource(urls, image_column=self._column, name=self.name, allow_outside=outside)
         source._known = tuple(known)
         stems = [record.name.rpartition(".")[0] for record in known]
         source._stems = stems if len(set(stems)) == len(stems) else source._stems

@@ -28,6 +28,7 @@ from curator_dali.io import (
     parse_json,
     read_regular,
     strip_query,
+    use_cache,
 )
 from curator_dali.sources.base import (
     TAIL_BYTES,
@@ -226,7 +227,9 @@ class TarSource(Source):
 
     def select_shards(self, numbers: Sequence[int], known: Sequence[ShardRecord]) -> TarSource:
         """Make a source of some of the tars; see `Source.select_shards`."""
-        source = TarSource([self._shards.urls[number] for number in numbers], name=self.name, index=self._shards.keep)
+        urls = [self._shards.urls[number] for number in numbers]
+        with use_cache(self._storage.cache):
+            source = TarSource(urls, name=self.name, index=self._shards.keep)
         source._known = tuple(known)
         return source
 

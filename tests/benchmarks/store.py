@@ -29,6 +29,7 @@ from tests.helpers import encode, photo_paths, write_tar
 from tests.sources.store_server import SimulatedStore
 
 SHARDS = 100
+EPOCH_SHARDS = 16  # whose images are decoded, too
 IMAGES = {4: 1000, 60: 200, 160: 100, 1000: 20, 5000: 4}  # kB of an image -> images in a tar
 
 
@@ -70,6 +71,7 @@ def child(job: dict[str, Any]) -> dict[str, float]:
     cache = {"cache": cd.Cache(job["cache"], limit="50GB")} if job["cache"] else {}
     begun = time.perf_counter()
     source = cd.open_source(job["spec"], **cache)
+    len(source)  # which waits for the indexes
     opened = time.perf_counter() - begun
     result = {"open": opened}
     if job["epochs"]:
@@ -91,6 +93,7 @@ def child(job: dict[str, Any]) -> dict[str, float]:
             for start in range(0, len(source), 256):
                 source.read(np.arange(start, min(start + 256, len(source))))
             result[f"read{number}"] = time.perf_counter() - begun
+        result["read"] = statistics.median(result[f"read{number}"] for number in range(job["reads"] > 1, job["reads"]))
     source.close()
     return result
 
@@ -116,16 +119,18 @@ def measure(kilobytes: int, rounds: int, folder: Path, rows: list[str]) -> None:
     make_shards(shards, kilobytes)
     total = sum(path.stat().st_size for path in shards.iterdir())
     taken: dict[str, list[float]] = {}
-    sent: dict[str, list[int]] = {}
+    sent: dict[str, list[float]] = {}
 
-    def note(name: str, seconds: float, count: int = 0) -> None:
+    def note(name: str, seconds: float, count: int = 0, part: float = 1.0) -> None:
         taken.setdefault(name, []).append(seconds)
-        sent.setdefault(name, []).append(count)
-        print(f"  {name}: {seconds:.2f} s, {count / total:.1%}", file=sys.stderr, flush=True)
+        sent.setdefault(name, []).append(count / total / part)
+        print(f"  {name}: {seconds:.2f} s, {count / total / part:.1%}", file=sys.stderr, flush=True)
 
     with SimulatedStore(shards) as store:
         spec = f"{store.url}/{{00000..{SHARDS - 1:05d}}}.tar"
-        local = f"{shards}/*.tar"
+        some = f"{store.url}/{{00000..{EPOCH_SHARDS - 1:05d}}}.tar"
+        local = f"{shards}/{{00000..{EPOCH_SHARDS - 1:05d}}}.tar"
+        share = EPOCH_SHARDS / SHARDS
 
         def fresh(name: str) -> Path:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -137,33 +142,37 @@ def measure(kilobytes: int, rounds: int, folder: Path, rows: list[str]) -> None:
                 note(f"index {name}", finish(begin(spec, fresh(name), indexing=name))["open"], store.total().bytes)
             if "epoch" in rows:
                 store.reset()
-                found = finish(begin(spec, fresh("home"), epochs=1))
-                note("first epoch, with opening", found["open"] + found["epoch0"], store.total().bytes)
+                found = finish(begin(some, fresh("home"), reads=1))
+                note("first pass, with opening", found["open"] + found["read0"], store.total().bytes, share)
                 store.reset()
-                note("opening again", finish(begin(spec, folder / "home"))["open"], store.total().bytes)
+                note("opening again", finish(begin(some, folder / "home"))["open"], store.total().bytes, share)
             if "cache" in rows:
-                finish(begin(local, folder / "local"))
-                finish(begin(spec, folder / "home", cache=str(fresh("cache")), epochs=1))
+                finish(begin(local, folder / "local", reads=1))
+                finish(begin(some, folder / "home", cache=str(fresh("cache")), reads=1))
                 store.reset()
-                found = finish(begin(spec, folder / "home", cache=str(folder / "cache"), epochs=2, reads=2))
-                beside = finish(begin(local, folder / "local", epochs=2, reads=2))
-                note("epoch of a warm cache", found["epoch1"], store.total().bytes)
-                note("epoch of local tars", beside["epoch1"])
-                note("reading a warm cache", found["read1"], store.total().bytes)
-                note("reading local tars", beside["read1"])
+                for order in ("window", "global"):
+                    found = finish(begin(some, folder / "home", cache=str(folder / "cache"), epochs=2, order=order))
+                    beside = finish(begin(local, folder / "local", epochs=2, order=order))
+                    note(f"{order}: epoch of a warm cache", found["epoch1"], store.total().bytes, share)
+                    note(f"{order}: epoch of local tars", beside["epoch1"])
+                found = finish(begin(some, folder / "home", cache=str(folder / "cache"), reads=9))
+                beside = finish(begin(local, folder / "local", reads=9))
+                note("reading a warm cache", found["read"], store.total().bytes, share)
+                note("reading local tars", beside["read"])
                 store.reset()
                 cache = str(fresh("cache"))
                 begun = time.perf_counter()
-                ranks = [begin(spec, folder / "home", cache=cache, epochs=1, shard=(rank, 2)) for rank in range(2)]
+                ranks = [begin(some, folder / "home", cache=cache, epochs=1, shard=(rank, 2)) for rank in range(2)]
                 for rank in ranks:
                     finish(rank)
-                note("two ranks, one cache", time.perf_counter() - begun, store.total().bytes)
+                note("two ranks, one cache", time.perf_counter() - begun, store.total().bytes, share)
                 fresh("cache")
     for name, seconds in taken.items():
-        share = statistics.median(sent[name]) / total
-        print(f"| {kilobytes} | {name} | {spread(seconds, 2)} | {share:.2%} |", flush=True)
-    pairs = [("index chosen", ("index hop", "index stream")), ("epoch of a warm cache", ("epoch of local tars",))]
-    for name, others in [*pairs, ("reading a warm cache", ("reading local tars",))]:
+        print(f"| {kilobytes} | {name} | {spread(seconds, 2)} | {statistics.median(sent[name]):.2%} |", flush=True)
+    pairs: list[tuple[str, tuple[str, ...]]] = [("index chosen", ("index hop", "index stream"))]
+    pairs.append(("reading a warm cache", ("reading local tars",)))
+    pairs += [(f"{o}: epoch of a warm cache", (f"{o}: epoch of local tars",)) for o in ("window", "global")]
+    for name, others in pairs:
         if name in taken:
             best = min(statistics.median(taken[other]) for other in others)
             print(f"| {kilobytes} | {name} / the better of {', '.join(others)} | "

@@ -55,6 +55,7 @@ class SimulatedStore:
     def __init__(
         self, root: str | os.PathLike[str], *, delay: float = 0.03, rate: float = 100e6, connections: int = 16
     ) -> None:
+        self.root = os.fspath(root)
         command = [sys.executable, "-m", "tests.sources.store_server", os.fspath(root)]
         command += ["--delay", str(delay), "--rate", str(rate), "--connections", str(connections)]
         here = Path(__file__).parents[2]
@@ -188,12 +189,15 @@ class _Server:
             # a chunk goes out when its last byte would arrive
             if self.rate and (ahead := first + (at + size - start) / self.rate - time.perf_counter()) > 0:
                 time.sleep(ahead)
+            with self.turn:  # before they go out: who has read them may ask for the count at once
+                self.bytes[path] += size
             sent = os.sendfile(client.fileno(), file, at, size)
+            if sent < size:
+                with self.turn:
+                    self.bytes[path] += sent - size
             if not sent:
                 raise OSError("the file was cut")
             at += sent
-            with self.turn:
-                self.bytes[path] += sent
 
     def send(self, client: socket.socket, status: int, headers: str) -> None:
         word = {200: "OK", 206: "Partial Content", 404: "Not Found", 416: "Range Not Satisfiable"}[status]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,9 @@ import pytest
 from numpy.typing import NDArray
 
 import curator_dali as cd
+from curator_dali import io as io_module
 from curator_dali.errors import OutputError, SourceError
-from curator_dali.io import ranges
+from curator_dali.io import ranges, remote
 from tests import helpers
 
 moto = pytest.importorskip("moto.server", reason="moto is in the extra [test]")
@@ -209,7 +214,126 @@ def test_no_credentials_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     use(monkeypatch, AWS_EC2_METADATA_DISABLED="true")
-    with pytest.raises(SourceError, match="Unable to locate credentials"):
+    advice = "Unable to locate credentials. Give credentials: AWS_ACCESS_KEY_ID and .*a public bucket"
+    with pytest.raises(SourceError, match=advice):
         cd.open_source("s3://photos/shards/0.tar")
     monkeypatch.undo()
     fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize("spec", ["s3://photos/shards/*.tar", "s3://photos/rows/*.parquet", "s3://photos/odd"])
+def test_a_second_reading_comes_from_the_cache(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cd.Cache(tmp_path / "cache", limit="1GB")
+    expected = load(spec)
+    for _ in range(2):
+        with cd.ImageLoader(spec, batch_size=4, device="cpu", num_threads=1, cache=cache) as loader:
+            assert {item.image_id: item.metadata for batch in loader for item in batch.data} == expected
+        downloads = io_module.read_cache_info(str(cache.folder)).downloads
+    assert io_module.read_cache_info(str(cache.folder)).downloads == downloads
+    assert io_module.read_cache_info(str(cache.folder)).hits > downloads / 2
+
+
+def test_an_object_that_was_replaced_is_read_anew(bucket: Any, images: list[bytes], tmp_path: Path) -> None:
+    cache = cd.Cache(tmp_path / "cache", limit="1GB")
+    for image in (images[0], images[1]):
+        bucket.pipe("photos/changing/one.jpg", image)
+        source = cd.open_source("s3://photos/changing", cache=cache)
+        assert bytes(source.read(np.array([0])).images[0]) == image
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("AccessDenied", "Access Denied"),
+        ("ExpiredToken", "The provided token has expired"),
+        ("403", "Forbidden"),
+        ("SignatureDoesNotMatch", "The request signature we calculated does not match"),
+    ],
+)
+def test_a_refusal_says_what_to_do(code: str, message: str) -> None:
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    error = translate_boto_error(ClientError({"Error": {"Code": code, "Message": message}}, "GetObject"))
+    found = remote.explain(error, "s3://photos/a.tar")
+    assert isinstance(found, PermissionError)
+    for part in (message, "s3://photos/a.tar", "lack the right, or have expired: renew them"):
+        assert str(found).count(part) == 1
+    assert str(remote.explain(found, "s3://photos/a.tar")) == str(found)  # said once
+
+
+def test_google_credentials_are_told() -> None:
+    exceptions = pytest.importorskip("google.auth.exceptions")
+    retry = pytest.importorskip("gcsfs.retry")
+    for error in (
+        exceptions.DefaultCredentialsError("Your default credentials were not found."),
+        exceptions.RefreshError("invalid_grant"),
+        retry.HttpError({"code": 401, "message": "Anonymous caller does not have storage.objects.get access"}),
+        retry.HttpError({"code": 403, "message": "nobody@x does not have storage.objects.get access"}),
+    ):
+        found = remote.explain(error, "gs://photos/a.tar")
+        assert isinstance(found, PermissionError)
+        assert "gcloud auth application-default login" in str(found)
+        assert remote.find_wait(found, 0.1, 0.0) is None
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["silent", "stops in a body"])
+def test_a_store_that_says_nothing_is_not_waited_for(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    with SilentS3(stops) as server:
+        monkeypatch.setenv("CURATOR_DALI_TIMEOUT", "0.2")
+        use(monkeypatch, AWS_ENDPOINT_URL=server.url)
+        begun = time.monotonic()
+        with pytest.raises(SourceError, match=r"s3://photos/a.tar.*silent for too long \(.*the seconds, now 0.2\)"):
+            len(cd.open_source("s3://photos/a.tar", index="none"))
+        if not stops:
+            with pytest.raises(OutputError, match=r"cannot read s3://photos/run.json: .*now 0.2"):
+                io_module.store.read("s3://photos/run.json")
+        assert time.monotonic() - begun < 40
+    monkeypatch.undo()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+class SilentS3:
+    """A server that accepts and never answers, or answers with a beginning of what was asked for.
+
+    Args:
+        stops: Whether it begins an answer.
+    """
+
+    def __init__(self, stops: bool) -> None:
+        self.stops = stops
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.clients: list[socket.socket] = []
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self.socket.accept()
+                self.clients.append(client)
+                if self.stops:
+                    threading.Thread(target=self.begin, args=(client,), daemon=True).start()
+
+    def begin(self, client: socket.socket) -> None:
+        head = 'HTTP/1.1 {}\r\nETag: "1"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\nContent-Length: {}\r\n'
+        with suppress(OSError):
+            while asked := client.recv(1 << 16):
+                if asked.startswith(b"HEAD"):
+                    client.sendall(f"{head.format('200 OK', 10_000)}\r\n".encode())
+                elif b"list-type" in asked:
+                    body = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+                    client.sendall(f"{head.format('200 OK', len(body))}\r\n{body}".encode())
+                else:
+                    told = "Content-Range: bytes 0-9999/10000\r\n"
+                    client.sendall(f"{head.format('206 Partial', 10_000)}{told}\r\nbegins".encode())
+
+    def __enter__(self) -> SilentS3:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in [self.socket, *self.clients]:
+            one.close()

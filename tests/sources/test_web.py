@@ -20,8 +20,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from curator_dali import ImageLoader
-from curator_dali.errors import SourceError
-from curator_dali.io import files, http, ranges, remote
+from curator_dali.errors import OutputError, SourceError
+from curator_dali.io import files, http, ranges, remote, store
 from curator_dali.sources import Source, TarSource, open_source
 from tests import helpers
 from tests.sources.web_server import Server
@@ -204,7 +204,8 @@ def test_the_configuration_of_fsspec_goes_before_our_limits(
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 60}, "anon": True})
     monkeypatch.setitem(fsspec.config.conf, "gcs", {"session_kwargs": {"timeout": own}})
     monkeypatch.setitem(fsspec.config.conf, "abfs", {"read_timeout": 60})
-    assert files._make_options("s3") == {"config_kwargs": {"connect_timeout": 10.0, "read_timeout": 60}}
+    config = {"connect_timeout": 10.0, "read_timeout": 60, "retries": {"total_max_attempts": 1}}
+    assert files._make_options("s3") == {"config_kwargs": config}
     assert files._make_options("gs") == {"session_kwargs": {"timeout": own}}
     assert files._make_options("abfs") == {"connection_timeout": 10.0, "read_timeout": 60}
     server.silent = {"HEAD", "GET"}
@@ -237,7 +238,9 @@ def test_the_limit_reaches_an_object_store(url: str, monkeypatch: pytest.MonkeyP
     fs, _ = ranges.filesystem(url)
     fs = fs.fs if "::" in url else fs
     assert isinstance(fs, RecordedStore)
-    assert fs.storage_options == {"config_kwargs": {"connect_timeout": 10, "read_timeout": 10}}
+    assert fs.storage_options == {
+        "config_kwargs": {"connect_timeout": 10, "read_timeout": 10, "retries": {"total_max_attempts": 1}}
+    }
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
@@ -436,3 +439,40 @@ def test_names_on_a_web_server(server: Server, images: list[bytes], tmp_path: Pa
         source = open_source(spec)
         assert isinstance(source, TarSource) == str(spec).endswith(".tar")
         check(source, [images[0]])
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(
+    server: Server, data: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CURATOR_DALI_TIMEOUT", "0.2")
+    source = open_indexed(data("tar"))
+    server.trickle = 0.05
+    batch = source.read(np.arange(2))
+    assert batch.unread == {0, 1}
+    for reason in batch.errors.values():
+        assert server.url in reason
+        assert "sent " in reason
+        assert "bytes in 1 seconds ($CURATOR_DALI_TIMEOUT sets a third of these)" in reason
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_files_of_outputs_are_asked_for_again(server: Server, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr(store, "_RETRY_DELAYS", (0.01, 0.01))
+    server.files = {"/out/run.json": b"{}"}
+    server.statuses = {"/out/run.json": [status, status]}
+    assert store.read(f"{server.url}/out/run.json") == b"{}"
+    server.statuses = {"/out/run.json": [status]}
+    assert list(store.read_many(f"{server.url}/out", ["run.json", "none.json"])) == [("run.json", b"{}")]
+    server.status = status
+    with pytest.raises(OutputError, match=f"cannot read {server.url}/out/run.json: ServerError: {status}"):
+        store.read(f"{server.url}/out/run.json")
+
+
+def test_files_of_outputs_of_a_silent_server_are_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_RETRY_DELAYS", (0.01,))
+    monkeypatch.setenv("CURATOR_DALI_TIMEOUT", "0.2")
+    server.silent = {"GET", "HEAD"}
+    with pytest.raises(OutputError, match=r"cannot read .*silent for too long \(.*now 0.2\)"):
+        store.read(f"{server.url}/out/run.json")

@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
         endless: Bodies of these statuses go on and on.
         encoded: Whether bodies of answers are packed by gzip.
         stops: Whether the bodies of ranges stop halfway, without an end.
+        trickle: Seconds between two bytes of a body; 0 sends them at once.
         requests: (method, path and range) of all requests.
     """
 
@@ -56,6 +57,7 @@ class Server(ThreadingHTTPServer):
         self.endless: set[int] = set()
         self.encoded = False
         self.stops = False
+        self.trickle = 0.0
         self.over = threading.Event()
         self.requests: list[tuple[str, str]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -134,6 +136,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2])
             server.over.wait(60)
             self.close_connection = True
+        elif body and server.trickle:
+            self.close_connection = True
+            with suppress(OSError):  # until the client has enough
+                for byte in data:
+                    self.wfile.write(bytes([byte]))
+                    if server.over.wait(server.trickle):
+                        break
         elif body:
             self.wfile.write(data)
 
