@@ -12,7 +12,7 @@ from typing import Any
 
 from curator_dali._version import __version__
 from curator_dali.cli import curate, inspect, outputs, preparing
-from curator_dali.cli.common import EXIT_INTERRUPTED, SOURCES, add_cache, cache_of, device_of, positive
+from curator_dali.cli.common import EXIT_INTERRUPTED, SOURCES, add_cache, add_trust, cache_of, device_of, positive
 
 __all__ = ["main"]
 
@@ -89,7 +89,8 @@ def _make_parser() -> argparse.ArgumentParser:
         added.set_defaults(command=run)
         return added
 
-    command("info", inspect.info, "say what a source holds; reads every image, decodes none", source, as_json)
+    looked = command("info", inspect.info, "say what a source holds; reads headers, decodes nothing", source, as_json)
+    add_trust(looked)
     verify = command("verify", inspect.verify, "decode everything and list what is broken", source, decoding, as_json)
     verify.add_argument(
         "--report", type=Path, metavar="FILE", help="write all broken images to .parquet, .jsonl or .json"

@@ -15,6 +15,7 @@ from curator_dali.errors import terminal_safe
 
 if TYPE_CHECKING:
     from curator_dali.io import Cache
+    from curator_dali.sources import Source
     from curator_dali.stages import Stage
 
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells have it
@@ -227,6 +228,21 @@ def cache_of(arguments: argparse.Namespace) -> Cache | None:
     if (folder is None) != (limit is None):
         raise ValueError("--cache DIR and --cache-limit SIZE belong together, as --cache /nvme/cache --cache-limit 2TB")
     return None if folder is None or limit is None else Cache(folder, limit)
+
+
+def add_trust(parser: Any) -> None:
+    """Add the flag of sizes in the metadata."""
+    parser.add_argument(
+        "--trust-sizes",
+        nargs=2,
+        metavar=("WIDTH", "HEIGHT"),
+        help="fields of the metadata with the sizes of images, for filters that come first, where headers are unknown",
+    )
+
+
+def trust_sizes(source: Source, arguments: argparse.Namespace) -> Source:
+    """Take the sizes that the flag names."""
+    return source if arguments.trust_sizes is None else source.trust_sizes(*arguments.trust_sizes)
 
 
 def add_executor(parser: Any) -> None:

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--threads", dest="num_threads", type=common.positive, metavar="N", help="decoding threads")
     common.add_executor(running)
     common.add_cache(running)
+    common.add_trust(running)
     running.add_argument("--limit", type=common.positive, metavar="N", help="only the first N samples")
     running.add_argument("--max-error-rate", type=float, metavar="X", help="end if this share (0 to 1) is broken")
 
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     options = _options(arguments)
     source = options.pop("source")
-    opened = open_source(source)
+    opened = common.trust_sizes(open_source(source), arguments)
     try:
         limited = opened if arguments.limit is None else Subset(opened, slice(arguments.limit))
         with Curation(limited, options.pop("out"), **options) as curation:

@@ -31,7 +31,7 @@ def info(arguments: argparse.Namespace) -> None:
     from curator_dali.sources import open_source
 
     with (
-        closing(open_source(common.source_of(arguments.source))) as source,
+        closing(common.trust_sizes(open_source(common.source_of(arguments.source)), arguments)) as source,
         common.progress(len(source), "headers") as bar,
     ):
         survey = scan(source, bar.update)

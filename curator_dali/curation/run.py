@@ -134,7 +134,8 @@ class Curation:
         """
         began = time.perf_counter()
         with self._manifest(self.out) as manifest:
-            if self._is_counted:
+            was_counted = self._is_counted
+            if was_counted:
                 record_shards(manifest, self.source.shard_records)
             earlier = sum(stop - start for start, stop in manifest.ranges())
             try:
@@ -149,7 +150,8 @@ class Curation:
                     f"{done:,}" if total is None else f"{done:,} of {total:,}", self.out,
                 )  # fmt: skip
                 raise
-            record_shards(manifest, self.source.shard_records)
+            if not was_counted:
+                record_shards(manifest, self.source.shard_records)
             about: dict[str, Any] = {"source": self.source.name, "out": self.out, "device": self.device}
             about |= {"earlier": earlier, "seconds": time.perf_counter() - began}
             report = count_parts(manifest, self.plan.labels, **about)

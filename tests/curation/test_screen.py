@@ -221,7 +221,8 @@ def test_sizes_of_the_metadata_spare_the_images(photo: Image.Image, tmp_path: Pa
         claims = [{"w": 100 + 10 * n, "h": 50}, {"w": "120", "h": 50}, {"w": 500, "h": 50}, {}][0 if n < 5 else n - 4]
         samples.append((str(n), image if n != 1 else b"never read", claims))
     if kind == "tar":
-        source: Source = write(tmp_path / "a.tar", samples)
+        write(tmp_path / "a.tar", samples).close()
+        source = cd.open_source(tmp_path / "a.tar", index="beside")
     else:
         (tmp_path / "a").mkdir()
         for key, data, claims in samples:
@@ -229,16 +230,17 @@ def test_sizes_of_the_metadata_spare_the_images(photo: Image.Image, tmp_path: Pa
             (tmp_path / "a" / f"{key}.json").write_text(json.dumps(claims))
         source = cd.open_source(tmp_path / "a")
     trusting = source.trust_sizes("w", "h")
-    cd.curate(trusting, tmp_path / "out", stages=[cd.Filter("width", min=120, max=160)], metadata=["w"])
+    stages = [cd.Filter("width", min=120, max=160)]
+    cd.curate(trusting, tmp_path / "out", stages=stages, metadata=["w"], html=False)
     rows = read_rows(tmp_path / "out")
     assert [row["status"] for row in rows] == ["dropped"] * 2 + ["kept"] * 3 + ["kept", "dropped", "dropped"]
     assert [row["width"] for row in rows] == [100, 110, 120, 130, 140, 150, 500, 170]  # the seventh was not looked at
     assert [row["reason"] for row in rows][6:] == ["width 500 > 160", "width 170 > 160"]
     again = reopen(trusting.origin or {})
     assert again.fingerprint == trusting.fingerprint == source.fingerprint
-    assert again.headers(np.arange(8))["codec"].tolist() in ([64, 64, 1, 1, 1, 1, 64, 1], [64] * 5 + [0, 64, 0])
-    found = scan(again)
-    assert found.formats["claimed"] == (3 if kind == "tar" else 6)
+    assert trusting.headers(np.arange(8))["codec"].tolist() == [64, 64, 1, 1, 1, 1, 64, 1]
+    found = scan(trusting)
+    assert found.formats == {"jpeg": 5, "claimed": 3}
     assert found.by_pillow == found.unreadable == 0
     (bucketed,) = read_headers(source.trust_sizes("w", "h"))
     assert bucketed.headers["width"].tolist() == [100, 0, 120, 130, 140, 150, 160, 170]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
@@ -301,6 +302,21 @@ def test_a_killed_run_resumes_in_the_middle_of_its_first_epoch(server: Server, u
         loader.load_state_dict(state)
         rest = [item.image_id for batch in loader for item in batch.data]
     assert sorted(seen + rest) == [f"{number:06d}" for number in range(COUNT) if number != 20]
+
+
+def test_a_process_forked_in_the_first_epoch_reads_for_itself(server: Server, urls: list[str]) -> None:
+    source = open_source(urls, index="none")
+    server.held = {f"/{SHARDS - 1:05d}.tar"}
+    with make_loader(source) as loader:
+        next(iter(loader))
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        child = context.Process(target=lambda: answers.put(source.read(np.array([20])).objects[0].image_id))
+        child.start()
+        child.join(20)
+        assert child.exitcode == 0
+        assert answers.get() == "000020"
+    server.held = set()
 
 
 def test_ctrl_c_while_a_tar_is_waited_for(server: Server, urls: list[str]) -> None:

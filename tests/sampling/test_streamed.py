@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curator_dali.sampling import Shard, Shuffle, ShuffledOrder, StreamedOrder, join_places, split_place
+from curator_dali.sampling import (
+    RangeSteps,
+    Shard,
+    Shuffle,
+    ShuffledOrder,
+    StreamedOrder,
+    StreamedRanges,
+    join_places,
+    range_steps,
+    split_place,
+)
 
 
 class Counts:
@@ -139,3 +151,52 @@ def test_reach_counts_no_more_than_it_needs() -> None:
     assert [step.tolist() for step in stand_ins] == [[4, 5], [6, 7], [8]]
     assert order.reach(40, 0) == 9
     assert StreamedOrder(None, Counts([])).reach(4, 0) == 0
+
+
+@given(
+    sizes=sizes_of_shards,
+    size=st.integers(1, 40),
+    done=st.lists(st.tuples(st.integers(0, 250), st.integers(1, 60)), max_size=4),
+    batch=st.integers(1, 20),
+)
+def test_ranges_are_the_gaps_cut_at_the_multiples_of_a_size(
+    sizes: list[int], size: int, done: list[tuple[int, int]], batch: int
+) -> None:
+    total = sum(sizes)
+    finished = sorted((start, min(start + length, total)) for start, length in done if start < total)
+    is_done = np.zeros(total + 1, bool)
+    for start, stop in finished:
+        is_done[start:stop] = True
+    # a range ends at a multiple of the size, where a finished one begins, and at the end
+    expected = [
+        run.tolist()
+        for block in range(0, total, size)
+        for run in np.split(np.arange(block, min(block + size, total)), np.arange(1, min(size, total - block)))
+        if not is_done[run].any()
+    ]
+    counts = Counts(sizes)
+    ranges = StreamedRanges(counts, size, finished)
+    found = list(ranges)
+    assert found == list(ranges.begun)
+    assert [n for start, stop in found for n in range(start, stop)] == [n for run in expected for n in run]
+    assert all(start // size == (stop - 1) // size for start, stop in found)
+    joined = [(a, b) for (_, a), (b, _) in pairwise(found) if a == b and a % size]
+    assert joined == []  # none is cut where it need not be
+    steps = list(RangeSteps(StreamedRanges(Counts(sizes), size, finished), batch))
+    assert [(step.tolist(), end) for step, end in steps] == [
+        (step.tolist(), end) for step, end in range_steps(found, batch)
+    ]
+    assert sorted(ranges.find_used(total)) == list(range(len(sizes)))
+    assert ranges.find_used(total) == []
+
+
+def test_a_range_waits_for_its_own_shards() -> None:
+    counts = Counts([3, 3, 3, 3])
+    ranges = StreamedRanges(counts, 4, [(4, 8)])
+    assert ranges.find_missing() == 0
+    assert next(ranges) == (0, 4)
+    assert counts.asked == [0, 1]
+    assert ranges.find_missing() == 2
+    assert next(ranges) == (8, 12)
+    assert list(ranges) == []
+    assert ranges.find_missing() is None
