@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from curator_dali import ImageLoader
+from curator_dali import Cache, ImageLoader
 from curator_dali.errors import OutputError, SourceError
 from curator_dali.io import files, http, ranges, remote, store
 from curator_dali.sources import Source, TarSource, open_source
@@ -476,3 +476,23 @@ def test_files_of_outputs_of_a_silent_server_are_not_waited_for(
     server.silent = {"GET", "HEAD"}
     with pytest.raises(OutputError, match=r"cannot read .*silent for too long \(.*now 0.2\)"):
         store.read(f"{server.url}/out/run.json")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "images"])
+@pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
+def test_redirects_lead_to_signed_urls(
+    server: Server, data: Callable[[str], Any], images: list[bytes], tmp_path: Path, kind: str, cached: bool
+) -> None:
+    spec = data(kind)
+    cache = Cache(tmp_path / "cache", "1GB") if cached else None
+    for turn in ("one", "two"):  # whose redirects differ, as signatures do
+        for path in [path for path in server.files if "?" not in path]:
+            signed = f"{path}?X-Amz-Signature={turn}"
+            server.files[signed] = server.files[path]
+            server.redirects[path] = signed if turn == "one" else f"{server.url}{signed}"
+        server.requests.clear()
+        source = open_source(spec, index="none", cache=cache)
+        check(source, images)
+        source.close()
+    if cached and kind == "tar":
+        assert server.ranges_sent("/a.tar?X-Amz-Signature=two") == []

@@ -23,6 +23,7 @@ class Server(ThreadingHTTPServer):
         broken: Requests for this byte are answered with 500.
         statuses: Path -> statuses of the next answers, one each, to HEAD and to GET.
         status: The status of all answers, if it is not 0.
+        redirects: Path -> the URL or path that a `302` answers with.
         headers: Headers of every answer.
         etag: The ETag of every file; "" for none.
         etags: Path -> the ETag of a file that has its own.
@@ -47,6 +48,7 @@ class Server(ThreadingHTTPServer):
         self.broken = -1
         self.statuses: dict[str, list[int]] = {}
         self.status = 0
+        self.redirects: dict[str, str] = {}
         self.headers: Mapping[str, str] = {}
         self.etag = ""
         self.etags: dict[str, str] = {}
@@ -91,6 +93,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         while body and self.path in server.held and not server.over.wait(0.01):
             pass
+        if (target := server.redirects.get(self.path)) is not None:
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         data = server.files.get(self.path)
         status = 404 if data is None else 200
         if server.status or server.statuses.get(self.path):
