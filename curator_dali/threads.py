@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -63,6 +64,62 @@ class Background:
     def _is_alive(self) -> bool:
         with uninterrupted():
             return self._thread.is_alive()
+
+
+class DaemonPool(Executor):
+    """Threads that do work for others. The end of the process does not wait for these, unlike `ThreadPoolExecutor`'s.
+
+    Args:
+        most: Threads; each starts when there is work for it.
+        name: Of the threads.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most, self._name = most, name
+        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._threads: list[Background] = []
+        self._is_over = False
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        """Call a function on a thread.
+
+        Raises:
+            RuntimeError: The pool was shut down.
+        """
+        future: Future[R] = Future()
+        self._waiting.put((future, partial(fn, *args, **kwargs)))
+        if self._is_over:  # asked behind `put`, so that a shutdown meanwhile leaves no future that nobody does
+            future.cancel()
+            raise RuntimeError("these threads were shut down")
+        if len(self._threads) < self._most:
+            self._threads.append(Background(self._work, name=self._name))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads, once all is done; with `cancel_futures`, once what is under way is. May be called again."""
+        self._is_over = True
+        while cancel_futures:
+            try:
+                item = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if item is not None:
+                item[0].cancel()
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            future, function = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function())
+            except BaseException as error:  # raised where somebody waits for the result
+                future.set_exception(error)
+            del item, future, function  # or they live on while the next work is waited for
 
 
 class HandOver(Generic[T]):

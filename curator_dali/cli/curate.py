@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     options = _options(arguments)
     source = options.pop("source")
-    opened = common.trust_sizes(open_source(source), arguments)
+    opened = common.trust_sizes(open_source(source, cache=options.pop("cache", None)), arguments)
     try:
         limited = opened if arguments.limit is None else Subset(opened, slice(arguments.limit))
         with Curation(limited, options.pop("out"), **options) as curation:

@@ -33,7 +33,7 @@ from curator_dali.arguments import Count, Limits, Share, checked
 from curator_dali.curation.write import Write
 from curator_dali.decoding import MAX_PIXELS
 from curator_dali.errors import CuratorDaliError, OutputError
-from curator_dali.io import DEEP, check_depth, is_remote, read_regular
+from curator_dali.io import DEEP, Cache, check_depth, is_remote, read_regular
 from curator_dali.outputs import IMAGES, part_name
 from curator_dali.sources import DerivedSource, Mixture, Source, expand_braces
 from curator_dali.stages import STAGES, Stage
@@ -268,7 +268,7 @@ def _matches(pattern: _Place, place: _Place) -> bool:
     return fnmatchcase(place[0], pattern[0]) and _matches(pattern[1:], place[1:])
 
 
-OPTIONS = ("source", "out", "stages", "device", "executor", *(field.name for field in fields(Settings)))
+OPTIONS = ("source", "out", "stages", "device", "executor", *(field.name for field in fields(Settings)), "cache")
 """What a file may say: the arguments of `curate`."""
 
 
@@ -298,17 +298,19 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: stages is a {type(stages).__name__}; give a list, in TOML one [[stages]] each")
     if "stages" in content:
         content["stages"] = [make_stage(stage, f"{path}: stages[{number}]") for number, stage in enumerate(stages)]
-    if "write" in content:
-        content["write"] = _make_write(content["write"], f"{path}: write")
+    for name, kind in (("write", Write), ("cache", Cache)):
+        if name in content:
+            content[name] = _make_value(kind, content[name], f"{path}: {name}")
     return content
 
 
-def _make_write(settings: Any, where: str) -> Write:
-    """A `Write` of its arguments, which a file gives as a table."""
+def _make_value(kind: type[Write | Cache], settings: Any, where: str) -> Write | Cache:
+    """Make a `Write` or a `Cache` of its arguments, which a file gives as a table."""
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"{where} is {reprlib.repr(settings)}; give a table, as write = {{resize = 512}}")
-    _check_known(settings, [field.name for field in fields(Write)], where)
-    return Write(**settings)
+        example = "write = {resize = 512}" if kind is Write else 'cache = {folder = "/nvme/cache", limit = "2TB"}'
+        raise ConfigError(f"{where} is {reprlib.repr(settings)}; give a table, as {example}")
+    _check_known(settings, [field.name for field in fields(kind)], where)
+    return kind(**settings)
 
 
 def make_stage(settings: Any, where: str) -> Stage:

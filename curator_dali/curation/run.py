@@ -270,8 +270,8 @@ def curate(
     metadata: Fields | None = None,
     html: bool = True,
     write: Write | None = None,
-    progress: Callable[[int], object] | None = None,
     cache: Cache | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Report:
     """Take a data set through stages, and write what is kept, and what is known of every sample.
 
@@ -307,8 +307,8 @@ def curate(
         html: Whether to leave `report.html`, with pictures.
         write: How to write the images that are kept: scaled, encoded, for Hugging Face. None writes their original
             bytes into tars.
-        progress: Called with the number of samples done since the last call.
         cache: Where each node keeps what is read of remote files.
+        progress: Called with the number of samples done since the last call.
 
     Raises:
         StageError: The stages do not fit together; the missing field is named. Before anything is written.

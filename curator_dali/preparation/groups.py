@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from curator_dali.decoding import Codec, read_headers
 from curator_dali.errors import SourceError
 from curator_dali.io import AtomicFile, Stat, fingerprint, join, one_line
-from curator_dali.sources import HEADER_DTYPE, TarSource, index_of
+from curator_dali.sources import HEADER_DTYPE, ParquetSource, Source, TarSource, describe_parquet, index_of
 from curator_dali.sources import dataset_index as layout
 from curator_dali.threads import ignore, run_ahead
 
@@ -53,17 +53,21 @@ class Group:
         folder: The index's folder.
         files: The files.
         headers: Whether the images' headers are read.
+        kind: "tar" or "parquet".
+        column: The column of the images, of Parquet files.
     """
 
     folder: str
     files: tuple[File, ...]
     headers: bool
+    kind: str = "tar"
+    column: str = ""
 
     @property
     def key(self) -> str:
         """A text that other files, or other contents of these, do not have."""
         facts = [(file.name, *file.stat) for file in self.files]
-        return fingerprint("", [self.headers, *facts]).strip("-")
+        return fingerprint("", [self.headers, self.kind, self.column, *facts]).strip("-")
 
     @property
     def part(self) -> str:
@@ -76,7 +80,7 @@ class Group:
         return f"group-{self.key}.arrow"
 
 
-def make_groups(folder: str, files: Sequence[File], headers: bool) -> list[Group]:
+def make_groups(folder: str, files: Sequence[File], headers: bool, kind: str, column: str) -> list[Group]:
     """Cut files into groups, the same whoever does so."""
     most = min(_MOST_FILES, max(1, len(files) // _LEAST_GROUPS))
     groups: list[list[File]] = []
@@ -87,7 +91,7 @@ def make_groups(folder: str, files: Sequence[File], headers: bool) -> list[Group
             size = 0
         groups[-1].append(file)
         size += file.stat.size
-    return [Group(folder, tuple(some), headers) for some in groups]
+    return [Group(folder, tuple(some), headers, kind, column) for some in groups]
 
 
 def index_group(
@@ -118,7 +122,8 @@ def index_group(
     names = [file.name for file in group.files]
     bad: dict[str, str] = {}
     with tempfile.TemporaryFile(prefix="curator-dali-") as file:
-        with pa.ipc.new_file(file, layout.sample_schema(small)) as writer:
+        schema = layout.sample_schema(small) if group.kind == "tar" else layout.row_schema()
+        with pa.ipc.new_file(file, schema) as writer:
             for number, result in enumerate(_index_files(group, names, small, threads)):
                 if is_stopped():
                     return 0
@@ -133,7 +138,8 @@ def index_group(
         if bad:
             raise SourceError("; ".join(f"{url}: {reason}" for url, reason in bad.items()))
         file.flush()
-        places = layout.locate_columns(f"/proc/self/fd/{file.fileno()}")
+        locate = layout.locate_columns if group.kind == "tar" else layout.locate_rows
+        places = locate(f"/proc/self/fd/{file.fileno()}")
         _copy(file, join(group.folder, group.part))
     begin = 0
     for row, place in zip(rows, places.tolist(), strict=True):
@@ -148,6 +154,8 @@ def _index_files(
 ) -> Iterator[tuple[dict[str, Any], Any] | str]:
     """Index the files of a group, in order: the row and the record batch of each, or why it cannot be read."""
     index = partial(_index_tar, names=names, small=small, headers=group.headers)
+    if group.kind == "parquet":
+        index = partial(_index_parquet, names=names, column=group.column, headers=group.headers)
     with ThreadPoolExecutor(threads, thread_name_prefix="curator-dali-prepare") as pool:
         yield from run_ahead(pool, index, enumerate(group.files), threads - 1)
 
@@ -162,9 +170,7 @@ def _index_tar(
             now, index = index_of(source, 0)
             if now != stat:
                 return "it changed while the index was made: run it again"
-            found, problems = np.zeros(len(index), HEADER_DTYPE), dict[int, str]()
-            if headers:
-                found, problems = _read_headers(source)
+            found, _, problems = _read_headers(source, headers)
     except Exception as error:  # of a store, or of a hostile file; the others are indexed
         return one_line(error)
     batch = layout.make_batch(number, names, index, found, problems, CODECS, small)
@@ -177,16 +183,39 @@ def _index_tar(
     }, batch
 
 
-def _read_headers(source: TarSource) -> tuple[NDArray[np.void], dict[int, str]]:
-    """Read the headers of all images of a tar, and sample -> why its image is refused."""
-    found, problems = np.zeros(len(source), HEADER_DTYPE), {}
-    for chunk in read_headers(source):
-        found[chunk.indices] = chunk.headers
+def _index_parquet(
+    numbered: tuple[int, File], names: Sequence[str], column: str, headers: bool
+) -> tuple[dict[str, Any], Any] | str:
+    """Index a Parquet file, as `_index_tar` a tar."""
+    number, (url, name, stat) = numbered
+    try:
+        with closing(ParquetSource([url], image_column=column, index="none")) as source:
+            now, footer, digest = describe_parquet(source)
+            if (now.size, now.version) != (stat.size, stat.version):
+                return "it changed while the index was made: run it again"
+            found, sizes, problems = _read_headers(source, headers)
+            keys = source.read_ids(np.arange(len(source)))
+    except Exception as error:  # as of a tar
+        return one_line(error)
+    batch = layout.make_row_batch(number, names, keys, sizes, found, problems, CODECS)
+    return {
+        **stat._asdict(),
+        **{"name": name, "samples": len(found), "digest": digest, "duplicates": 0, "note": "", "warnings": []},
+        **{"headers": headers, "footer": footer},
+        **{"refused": len(problems), "reasons": list(Counter(map(shorten, problems.values())).items())},
+    }, batch
+
+
+def _read_headers(source: Source, wanted: bool) -> tuple[NDArray[np.void], NDArray[np.int64], dict[int, str]]:
+    """Read the headers of all images of a source, their bytes, and sample -> why its image is refused."""
+    found, sizes = np.zeros(len(source), HEADER_DTYPE), np.full(len(source), -1, np.int64)
+    problems: dict[int, str] = {}
+    for chunk in read_headers(source) if wanted else ():
+        found[chunk.indices], sizes[chunk.indices] = chunk.headers, chunk.sizes
         for row, reason in chunk.problems.items():
             problems[int(chunk.indices[row])] = reason
-    unknown = found["codec"] == 0
-    found[unknown] = np.zeros((), HEADER_DTYPE)  # of an image that is too large, the size is known
-    return found, problems
+    found[found["codec"] == 0] = np.zeros((), HEADER_DTYPE)  # of an image that is too large, the size is known
+    return found, sizes, problems
 
 
 def shorten(reason: str) -> str:
@@ -200,7 +229,7 @@ def _write_record(group: Group, rows: Sequence[Mapping[str, Any]]) -> None:
     schema = layout.file_schema()
     columns = {name: [row.get(name) for row in rows] for name in schema.names}
     with AtomicFile(join(group.folder, group.record)) as file:
-        layout.write_files(file, pa.table(columns, schema=schema), {"root": "", "kind": "tar", "covers": []})
+        layout.write_files(file, pa.table(columns, schema=schema), {"root": "", "kind": group.kind, "covers": []})
 
 
 def _copy(file: IO[bytes], url: str) -> None:

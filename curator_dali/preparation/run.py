@@ -90,14 +90,15 @@ def prepare(
     headers: bool = True,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Make the index of a data set of tars, by which `open_source` opens it without looking at the files.
+    """Make the index of a data set of tars or Parquet files, by which `open_source` opens it without looking at these.
 
     The index is a folder, `.curator_dali_index/`, beside the data: `files.arrow` and the parts `samples-*.arrow`. A
     call that was interrupted is taken up again, group of files by group. A later call indexes files that are new or
     have changed, and drops those that are gone.
 
     Args:
-        source: What `open_source` takes: a folder of tars, a glob, a brace list, URLs.
+        source: What `open_source` takes for tars and Parquet files: a folder, a glob, a brace list, URLs. Give an
+            opened `ParquetSource` where its image column is not the one that is found.
         index: The index's folder or URL, where it shall not lie beside the data. Give it to `open_source`, too.
         threads: Files that each process reads at the same time: 4, or 16 of a store.
         processes: Processes on this machine.
@@ -122,9 +123,10 @@ def prepare(
     files = _look_at(found.urls, found.root)
     folder = os.fspath(index) if index is not None else join(found.root, layout.FOLDER)
     folder = store.prepare_folder(folder)
-    known = _read_known(folder, found.kind)
+    known = _read_known(folder, found.kind, found.column)
     kept = _find_kept(known, files, headers)
-    groups = make_groups(folder, [file for file in files if file.name not in kept], headers)
+    rest = [file for file in files if file.name not in kept]
+    groups = make_groups(folder, rest, headers, found.kind, found.column)
     wanted = groups if shard is None else groups[shard.rank :: shard.world_size]
     lock, total = threading.Lock(), len(files)
 
@@ -138,7 +140,12 @@ def prepare(
     done = _find_done(folder)
     if not all(map(done, groups)):
         return Prepared(folder, len(files), indexed=indexed, complete=False, headers=headers)
-    about = {"root": ".." if index is None else found.root, "kind": found.kind, "covers": found.covers}
+    about = {
+        "root": ".." if index is None else found.root,
+        "kind": found.kind,
+        "covers": found.covers,
+        "column": found.column,
+    }
     table = _finish(folder, about, known, kept, groups, files)
     return _summarize(folder, table, indexed)
 
@@ -171,7 +178,7 @@ def _list(bad: Mapping[str, str]) -> str:
     return "; ".join(shown[:_MOST_NAMED]) + "; ..." * (len(shown) > _MOST_NAMED)
 
 
-def _read_known(folder: str, kind: str) -> layout.DatasetIndex | None:
+def _read_known(folder: str, kind: str, column: str) -> layout.DatasetIndex | None:
     """The index as it is; None where there is none, or one that is damaged, which is made anew."""
     try:
         known = layout.read_index(folder)
@@ -180,7 +187,7 @@ def _read_known(folder: str, kind: str) -> layout.DatasetIndex | None:
     except Exception as error:
         logger.warning("the index %s cannot be read, and is made anew: %s", folder, one_line(error))
         return None
-    return known if known.kind == kind else None
+    return known if (known.kind, known.column) == (kind, column) else None
 
 
 def _find_kept(known: layout.DatasetIndex | None, files: Sequence[File], headers: bool) -> dict[str, int]:
@@ -235,7 +242,7 @@ def _run(
     if bad:
         raise SourceError(
             f"{len(bad)} of {len(waiting)} groups of files are not indexed, as files of these cannot be read: "
-            f"{'; '.join(bad[:_MOST_NAMED])}. Shards must be uncompressed tars: repair these or leave them out. All "
+            f"{'; '.join(bad[:_MOST_NAMED])}. Tars must be uncompressed: repair these or leave them out. All "
             "other groups are done, and the same call goes on from there"
         )
     return sum(len(group.files) for group in waiting)

@@ -25,7 +25,7 @@ from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
 from curator_dali.sources.open import find_shards, open_source, reopen
-from curator_dali.sources.parquet import ParquetSource
+from curator_dali.sources.parquet import ParquetSource, describe_parquet
 from curator_dali.sources.recorded import open_recorded, read_shards, record_shards
 from curator_dali.sources.row_groups import read_bytes
 from curator_dali.sources.sidecars import ABSENT, SIDECARS, dump_fields, is_same, merge_rest, restore_types, to_text
@@ -55,6 +55,7 @@ __all__ = [
     "Without",
     "covers",
     "dataset_index",
+    "describe_parquet",
     "dump_fields",
     "expand_braces",
     "find_shards",

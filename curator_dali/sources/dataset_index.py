@@ -56,6 +56,12 @@ file, and how many it has; and a number by which the exclusive or of all is `CHE
 """
 
 CHECK = 0x4344_4958
+ROW_NUMBERS = 5
+"""Numbers of the column `entry` of a part of Parquet files.
+
+Bytes of the image plus one, 0 where that is not known; height, width, codec + 256 * orientation; and the check.
+"""
+
 PLACES = (
     *("part_size", "entry_bytes", "entries", "names", "names_size"),
     *("member_offsets", "member_sizes", "members", "extension_offsets", "extensions", "extensions_size"),
@@ -84,9 +90,10 @@ class DatasetIndex:
     Attributes:
         folder: The index's folder.
         root: The folder that names of files count from, as it was when the index was made.
-        kind: "tar", "parquet" or "folder".
+        kind: "tar" or "parquet".
         covers: Patterns, relative to the root, of which the index has all files; "" is the root itself.
         table: The rows, a `pyarrow.Table`.
+        column: The column of the images, of Parquet files.
     """
 
     folder: str
@@ -94,12 +101,13 @@ class DatasetIndex:
     kind: str
     covers: tuple[str, ...]
     table: Any
+    column: str = ""
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("folder", "root", "kind", "covers", "table")}
+        return {name: getattr(self, name) for name in ("folder", "root", "kind", "covers", "table", "column")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -241,11 +249,11 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
             raise _Damaged(f"it is of version {about['version']}, and this one reads {_VERSION}: prepare it anew")
         table = reader.read_all()
         table.validate(full=True)
-        index = DatasetIndex(folder, str(about["root"]), str(about["kind"]), tuple(about["covers"]), table)
-        if about["root"] == "..":  # beside the data
-            index = DatasetIndex(folder, folder.rpartition("/")[0], index.kind, index.covers, table)
-        if index.kind == "tar":
-            _check_places(index)
+        beside = about["root"] == ".."
+        root = folder.rpartition("/")[0] if beside else str(about["root"])
+        covers, column = tuple(map(str, about["covers"])), str(about.get("column", ""))
+        index = DatasetIndex(folder, root, str(about["kind"]), covers, table, column)
+        _check_places(index)
         return index
     except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
         if isinstance(error, _Damaged):
@@ -257,8 +265,9 @@ def _check_places(index: DatasetIndex) -> None:
     """Refuse a table by which bytes would be read that no part has."""
     places = dict(zip(PLACES, index.places.T, strict=True))
     samples, members = index.numbers("samples"), places["members"]
+    numbers = RECORD_NUMBERS if index.kind == "tar" else ROW_NUMBERS
     ends = [
-        (places["entries"], samples * places["entry_bytes"] * RECORD_NUMBERS),
+        (places["entries"], samples * places["entry_bytes"] * numbers),
         (places["names"], places["names_size"]),
         (places["member_offsets"], members * 8),
         (places["member_sizes"], members * 8),
@@ -309,7 +318,7 @@ def file_schema() -> Any:
 def write_files(file: Any, table: Any, about: Mapping[str, Any]) -> None:
     """Write `files.arrow` to an open file, compressed.
 
-    `about` are `root`, `kind` and `covers` of the index.
+    `about` are `root`, `kind`, `covers` and `column` of the index.
     """
     import pyarrow as pa
 
@@ -410,6 +419,75 @@ def make_batch(
         pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), RECORD_NUMBERS),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def row_schema() -> Any:
+    """The columns of a part of Parquet files."""
+    import pyarrow as pa
+
+    names = ("key", "file", "size", "width", "height", "codec", "orientation", "problem")
+    fields = [field for field in sample_schema(True) if field.name in names]
+    return pa.schema([*fields, ("row", pa.int64()), ("entry", pa.list_(pa.uint32(), ROW_NUMBERS))])
+
+
+def make_row_batch(
+    number: int,
+    files: Sequence[str],
+    keys: Any,
+    sizes: NDArray[np.int64],
+    headers: NDArray[np.void],
+    problems: Mapping[int, str],
+    codecs: Codecs,
+) -> Any:
+    """Make the record batch of a Parquet file's rows.
+
+    Args:
+        number: The file's number among the files of its part.
+        files: Names of these.
+        keys: (S,) ids, an Arrow array.
+        sizes: (S,) bytes of the images, -1 where that is not known.
+        headers: (S,) `HEADER_DTYPE`, codec 0 where nothing is known.
+        problems: Row -> why its image is refused.
+        codecs: Names of formats.
+    """
+    import pyarrow as pa
+
+    count, schema, unknown = len(headers), row_schema(), headers["codec"] == 0
+    entries = np.zeros((count, ROW_NUMBERS), np.int64)
+    entries[:, 0], entries[:, 1], entries[:, 2] = sizes + 1, headers["height"], headers["width"]
+    entries[:, 3] = headers["codec"] + 256 * headers["orientation"].astype(np.int64)
+    entries[:, 4] = np.bitwise_xor.reduce(entries[:, :4], axis=1) ^ CHECK
+    format_of = np.array([codecs.numbers.get(value, 0) for value in headers["codec"].tolist()], np.int8)
+    columns = {
+        "key": keys.cast(pa.large_string()),
+        "file": pa.DictionaryArray.from_arrays(
+            pa.array(np.full(count, number, np.int32)), pa.array(files, pa.string())
+        ),
+        "size": pa.array(sizes, mask=sizes < 0),
+        "width": pa.array(headers["width"].astype(np.int32), mask=unknown),
+        "height": pa.array(headers["height"].astype(np.int32), mask=unknown),
+        "codec": pa.DictionaryArray.from_arrays(pa.array(format_of, mask=unknown), pa.array(codecs.names, pa.string())),
+        "orientation": pa.array(headers["orientation"], mask=unknown),
+        "problem": pa.array([problems.get(row) for row in range(count)], pa.string()),
+        "row": pa.array(np.arange(count)),
+        "entry": pa.FixedSizeListArray.from_arrays(pa.array(entries.astype(np.uint32).reshape(-1)), ROW_NUMBERS),
+    }
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def locate_rows(path: str) -> NDArray[np.int64]:
+    """(B, len(PLACES)): as `locate_columns`, for a part of Parquet files, which have an `entry` and nothing else."""
+    import pyarrow as pa
+
+    mapped = pa.memory_map(path)
+    size = mapped.size()
+    base = mapped.read_buffer(size).address
+    reader = pa.ipc.open_file(mapped)
+    places = np.zeros((reader.num_record_batches, len(PLACES)), np.int64)
+    for number in range(len(places)):
+        buffer = reader.get_batch(number).column("entry").values.buffers()[1]
+        places[number, :3] = size, 4, buffer.address - base if buffer is not None and buffer.size else 0
+    return places
 
 
 def locate_columns(path: str) -> NDArray[np.int64]:

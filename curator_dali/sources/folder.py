@@ -199,12 +199,18 @@ class FolderSource(LearningSource):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read files, each into a buffer of its own; see `Source.read`."""
-        return self.read_without(indices, np.zeros(len(indices), bool), members=members)
+        return self._read(indices, np.zeros(len(indices), bool), members)
 
     def read_without(
         self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
     ) -> EncodedBatch:
         """Read files, of some samples the sidecars only; see `Source.read_without`."""
+        if type(self).read is not FolderSource.read:  # a subclass has its own way
+            return self.read(indices, members=members)
+        return self._read(indices, skipped, members)
+
+    def _read(self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], members: bool) -> EncodedBatch:
+        """Read samples, those that are `skipped` (N,) without their images."""
         indices = np.asarray(indices, np.int64)
         numbers = indices.tolist()
         paths = [self._files[number] for number in numbers]

@@ -61,6 +61,8 @@ from curator_dali.sources.tar import TarSource
 
 logger = logging.getLogger(__name__)
 
+_NO_SHARDS = "an index is made of tars or Parquet files"
+
 
 @checked
 def open_source(
@@ -231,7 +233,7 @@ def _open_files(
         return TarSource(urls, name=name or _folder_name(patterns), index=index, indexes=indexes)
     if found.kind == "parquet":
         name = name or _folder_name(patterns)
-        return ParquetSource(urls, name=name, image_column=image_column, **further)
+        return ParquetSource(urls, name=name, image_column=image_column, index=index, indexes=indexes, **further)
     if found.kind == "image":
         return _open_images(patterns, urls, label_from_folder, name)
     folders = [match for match in found.matches if match.kind in ("folder", EMPTY)]
@@ -305,12 +307,13 @@ def find_files(texts: Sequence[str], spec: Any, index: str = "none", *, quiet: b
 
 
 class ShardList(NamedTuple):
-    """Shards that an index can be made of: their kind, URLs, common folder, and the patterns that they are all of."""
+    """Shards that an index can be made of: kind, URLs, common folder, the patterns that they are all of, and column."""
 
     kind: str
     urls: list[str]
     root: str
     covers: list[str]
+    column: str = ""
 
 
 def find_shards(spec: Any) -> ShardList:
@@ -320,20 +323,21 @@ def find_shards(spec: Any) -> ShardList:
         spec: What `open_source` takes.
 
     Raises:
-        SourceError: It names no tars.
+        SourceError: It names neither tars nor Parquet files.
     """
     if isinstance(spec, TarSource):
         return ShardList("tar", list(spec.locations), root_of(spec.locations), [])
+    if isinstance(spec, ParquetSource):
+        return ShardList("parquet", list(spec.locations), root_of(spec.locations), [], spec.image_column)
     texts = _list_texts(spec)
     if not texts:
-        raise SourceError(
-            f"an index is made of tars: give a folder, a glob, a brace list or URLs of these, not {spec!r:.80}"
-        )
+        raise SourceError(f"{_NO_SHARDS}: give a folder, a glob or URLs of these, not {spec!r:.80}")
     found = find_files(texts, spec)
-    if found.kind != "tar":
-        raise SourceError(f"an index is made of tars, and {spec!r:.80} holds {found.kind} files")
+    if found.kind not in ("tar", "parquet"):
+        raise SourceError(f"{_NO_SHARDS}, and {spec!r:.80} holds {found.kind} files")
     root = root_of(found.urls)
-    return ShardList(found.kind, found.urls, root, covers_of(found.patterns, root))
+    column = ParquetSource(found.urls[:1], index="none").image_column if found.kind == "parquet" else ""
+    return ShardList(found.kind, found.urls, root, covers_of(found.patterns, root), column)
 
 
 def _refuse(spec: Any, found: list[Match]) -> NoReturn:

@@ -31,12 +31,11 @@ from curator_dali.io import (
     is_remote,
     one_line,
     open_regular,
-    stat_of,
     strip_query,
     use_cache,
 )
-from curator_dali.outputs import MEMBERS, METADATA, FieldColumns
-from curator_dali.sources.annotations import ClassNames, add_class_names, partition_fields, read_class_names
+from curator_dali.outputs import MEMBERS, FieldColumns
+from curator_dali.sources.annotations import partition_fields, read_class_names
 from curator_dali.sources.base import (
     HEADER_DTYPE,
     EncodedBatch,
@@ -53,26 +52,29 @@ from curator_dali.sources.parquet_columns import (
     check_columns,
     cut_struct,
     decode_cell,
+    extra_types,
     find_ids,
     find_image_column,
+    finish_fields,
     is_image_type,
     kinds_of,
     metadata_types,
     name_rows,
     read_names,
+    row_metadata,
     unique_stems,
 )
+from curator_dali.sources.prepared_rows import IndexedRows, open_rows, parse_footer, stat_open_file
 from curator_dali.sources.row_groups import (
     NamedFiles,
     RowGroupTooLarge,
     check_sizes,
     combine,
     read_named,
-    read_row,
     read_row_group,
     read_rows,
 )
-from curator_dali.sources.sidecars import make_sidecars, merge_rest
+from curator_dali.sources.sidecars import make_sidecars
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,12 +107,15 @@ class ParquetSource(Source):
         allow_outside: Whether images are also read that rows name by paths or URLs outside the Parquet file's folder.
             Whoever made the file then chooses what this process reads: give it only for files that you trust.
         columns: The columns that become metadata; others are not read. None: all.
+        index: Where the index of the data set lies that `curator_dali.prepare` made; see `open_source`.
+        indexes: Folders of such indexes that were looked into already, with what was found there; None for nothing.
 
     Raises:
         SourceError: A file cannot be read, or the column is missing or not clear.
     """
 
     _known: Sequence[ShardRecord] = ()  # records of the files at an earlier place
+    _indexed: IndexedRows | None = None
 
     @checked
     def __init__(
@@ -121,6 +126,8 @@ class ParquetSource(Source):
         name: str | None = None,
         allow_outside: bool = False,
         columns: Sequence[str] | None = None,
+        index: str | os.PathLike[str] = "cache",
+        indexes: Mapping[str, Any] | None = None,
     ) -> None:
         self._columns = None if columns is None else tuple(columns)
         self._urls = [url if is_remote(url) else os.path.abspath(url) for url in list_paths(urls)]
@@ -130,8 +137,10 @@ class ParquetSource(Source):
         self._named = [NamedFiles(url, allow_outside) for url in self._urls]
         self._storage = Storage()
         self._start()
+        self._indexed, known = open_rows(self._urls, os.fspath(index), indexes or {})
         with ThreadPoolExecutor(16 if remote else 4, thread_name_prefix="curator-dali-parquet") as pool:
-            footers = list(pool.map(partial(self._read_footer, silent=threading.Event()), self._urls))
+            read = partial(self._read_footer, silent=threading.Event())
+            footers = list(pool.map(read, self._urls, range(len(self._urls)), known))
         bad = [f"{url}: {footer}" for url, footer in zip(self._urls, footers, strict=True) if isinstance(footer, str)]
         if bad:
             raise SourceError(
@@ -155,11 +164,13 @@ class ParquetSource(Source):
             logger.warning("%s has no rows", self.name)
         self._bytes = [(footer.stat.size, footer.stat.content, *footer.bytes) for footer in footers]
         self._stats: list[tuple[Any, ...]] = [footer.stat for footer in footers]
+        if self._indexed is not None:
+            self._stats = self._indexed.known_stats(self._urls, self._stats)
         self._partitions = partition_fields(self._urls)
         cache: dict[Any, dict[str, list[str]]] = {}
         self._classes = [cache.setdefault(repr(classes), classes) for classes in map(read_class_names, schemas)]
         types = [
-            {**_extra_types(partition, classes), **metadata_types(schema, self._column, self._columns)}
+            {**extra_types(partition, classes), **metadata_types(schema, self._column, self._columns)}
             for schema, partition, classes in zip(schemas, self._partitions, self._classes, strict=True)
         ]
         self._arrow_fields: Mapping[str, Any] | None = merge_arrow_types(types)
@@ -177,6 +188,11 @@ class ParquetSource(Source):
     def shard_sizes(self) -> NDArray[np.int64]:
         """(S,) int64: samples in each row group."""
         return self._sizes
+
+    @property
+    def image_column(self) -> str:
+        """The column with the images."""
+        return self._column
 
     @property
     def fields(self) -> Mapping[str, str]:
@@ -251,9 +267,9 @@ class ParquetSource(Source):
                     if members and MEMBERS in group.own.layout:
                         others[row] = fields[place].get(MEMBERS) or ()
                     metadata = (
-                        _finish(fields[place], group.own, partition, classes)
+                        finish_fields(fields[place], group.own, partition, classes)
                         if members
-                        else partial(_metadata, group.rest, group.own, partition, classes, at)
+                        else partial(row_metadata, group.rest, group.own, partition, classes, at)
                     )
                     if group.present[at]:
                         images[row] = group.data[group.begins[at] : group.ends[at]]
@@ -295,8 +311,10 @@ class ParquetSource(Source):
         """Make a source of some of the files; see `Source.select_shards`. Ids that come of names are the known ones."""
         urls = [self._urls[number] for number in numbers]
         outside = any(files.allow_outside for files in self._named)
+        index = "cache" if self._indexed is None else self._indexed.folder
+        options: Any = {"image_column": self._column, "name": self.name, "allow_outside": outside, "index": index}
         with use_cache(self._storage.cache):
-            source = ParquetSource(urls, image_column=self._column, name=self.name, allow_outside=outside)
+            source = ParquetSource(urls, **options)
         source._known = tuple(known)
         stems = [record.name.rpartition(".")[0] for record in known]
         source._stems = stems if len(set(stems)) == len(stems) else source._stems
@@ -323,11 +341,25 @@ class ParquetSource(Source):
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples."""
-        found = np.zeros(len(indices), HEADER_DTYPE)
+        found, _ = self._look_up(indices)
         for number, rows, samples in split_by_shard(indices, self._starts):
             if (known := self._headers.get(number)) is not None:
-                found[rows] = known[samples]
+                fresh = known["codec"][samples] != 0
+                found[rows[fresh]] = known[samples[fresh]]
         return found
+
+    def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Encoded bytes of samples' images where the index of the data set has them; -1 elsewhere."""
+        return self._look_up(indices)[1]
+
+    def _look_up(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """Headers and bytes of images that the index of the data set has."""
+        indices = np.asarray(indices, np.int64)
+        if self._indexed is None or self._indexed.column != self._column:
+            return np.zeros(len(indices), HEADER_DTYPE), np.full(len(indices), -1, np.int64)
+        ends = np.append(self._file_starts[1:], len(self))
+        file = np.searchsorted(ends, indices, "right")
+        return self._indexed.look_up(file, indices - self._file_starts[file])
 
     def learn(self, indices: NDArray[np.int64], headers: NDArray[np.void]) -> None:
         """Keep headers for as long as this object lives."""
@@ -343,6 +375,8 @@ class ParquetSource(Source):
         self._loaded.clear()
         self._files.clear()
         self._storage.close()
+        if self._indexed is not None:
+            self._indexed.close()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name not in ("_loaded", "_files", "_refused")}
@@ -369,7 +403,7 @@ class ParquetSource(Source):
             file: Any = self._storage.open(url, now)
         else:
             file = fs.open(path, "rb") if is_remote(url) else os.fdopen(open_regular(path), "rb")
-            now = _stat(url, file, fs, path)
+            now = stat_open_file(url, file, fs, path)
         if known is not None and now[: len(known)] != known:
             file.close()
             raise _Changed(f"{url} changed after it was opened: open the source again")
@@ -381,8 +415,17 @@ class ParquetSource(Source):
             file.close()
             raise
 
-    def _read_footer(self, url: str, silent: threading.Event) -> Any:
-        """A `_Footer`, or why it cannot be read; once a store was silent for too long, no other file is waited for."""
+    def _read_footer(self, url: str, number: int, known: bytes | None, silent: threading.Event) -> Any:
+        """A `_Footer`, or why it cannot be read; once a store was silent for too long, no other file is waited for.
+
+        `known` is what the index of the data set has of the file, as a Parquet file without rows.
+        """
+        if known is not None and self._indexed is not None:
+            file = parse_footer(known)
+            self._files.put(url, file.metadata)
+            groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+            rows, sizes = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
+            return _Footer(rows, sizes, file.schema_arrow, self._indexed.stats[number])
         if silent.is_set() and is_remote(url):
             return "not asked for, as the store is silent"
         try:
@@ -533,36 +576,19 @@ class _Changed(PermanentError):
     """A file is not the one that was opened."""
 
 
-def _metadata(table: Any, own: FieldColumns, partition: Mapping[str, Any], classes: ClassNames, row: int) -> Any:
-    """A sample's metadata. The table has no images in it, so that metadata that is not read yet keeps none."""
-    return _finish(read_row(table, row), own, partition, classes)
+def describe_parquet(source: ParquetSource) -> tuple[Stat, bytes, int]:
+    """What the only file of a source is, its footer as a Parquet file without rows, and a digest of its structure.
 
-
-def _finish(
-    fields: dict[str, Any], own: FieldColumns, partition: Mapping[str, Any], classes: ClassNames
-) -> dict[str, Any]:
-    """A sample's metadata from its cells: of a curation's file as they were, with what folders and labels say."""
-    if own or own.layout:
-        absent = set() if own.nulls else {name for name in (*own.types, *own.read) if fields.get(name) is None}
-        absent |= own.layout
-        rest = fields.pop(METADATA, None) if own.rest else None
-        fields = merge_rest({name: value for name, value in fields.items() if name not in absent}, rest)
-    return add_class_names({**partition, **fields}, classes)
-
-
-def _stat(url: str, file: Any, fs: Any, path: str) -> Stat:
-    """The `Stat` of an open file."""
-    if not is_remote(url):
-        return Stat.of_local(os.fstat(file.fileno()))
-    details = getattr(file, "details", None)  # most remote files know, so that this costs no request
-    return stat_of(details if isinstance(details, Mapping) else fs.info(path))
-
-
-def _extra_types(partition: Mapping[str, Any], classes: ClassNames) -> dict[str, Any]:
-    """Arrow types of the fields that are in no column: those of a partition, and names of classes."""
+    Raises:
+        OSError, SourceError: It cannot be read now.
+    """
     import pyarrow as pa
 
-    kinds = {int: pa.int64(), str: pa.string(), type(None): pa.null()}
-    return {f"{column}_name": pa.string() for column in classes} | {
-        name: kinds[type(value)] for name, value in partition.items()
-    }
+    (url,), (record,) = source._urls, source.shard_records
+    reader, stat = source._open(url)
+    sink = pa.BufferOutputStream()
+    try:
+        reader.metadata.write_metadata_file(sink)
+    finally:
+        reader.close(force=True)
+    return stat, sink.getvalue().to_pybytes(), record.digest

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from curator_dali.errors import SourceError
 from curator_dali.io import IMAGE_EXTENSIONS, strip_query
 from curator_dali.outputs import MEMBERS, METADATA, FieldColumns
+from curator_dali.sources.annotations import ClassNames, add_class_names
 from curator_dali.sources.base import kind_of_type
 from curator_dali.sources.listing import common_folder
-from curator_dali.sources.row_groups import is_binary
+from curator_dali.sources.row_groups import is_binary, read_row
+from curator_dali.sources.sidecars import merge_rest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -187,3 +189,30 @@ def kinds_of(types: Mapping[str, Any]) -> dict[str, str]:
     import pyarrow as pa
 
     return {name: kind_of_type(kind) for name, kind in types.items() if not pa.types.is_null(kind)}
+
+
+def row_metadata(table: Any, own: FieldColumns, partition: Mapping[str, Any], classes: ClassNames, row: int) -> Any:
+    """A sample's metadata. The table has no images in it, so that metadata that is not read yet keeps none."""
+    return finish_fields(read_row(table, row), own, partition, classes)
+
+
+def finish_fields(
+    fields: dict[str, Any], own: FieldColumns, partition: Mapping[str, Any], classes: ClassNames
+) -> dict[str, Any]:
+    """A sample's metadata from its cells: of a curation's file as they were, with what folders and labels say."""
+    if own or own.layout:
+        absent = set() if own.nulls else {name for name in (*own.types, *own.read) if fields.get(name) is None}
+        absent |= own.layout
+        rest = fields.pop(METADATA, None) if own.rest else None
+        fields = merge_rest({name: value for name, value in fields.items() if name not in absent}, rest)
+    return add_class_names({**partition, **fields}, classes)
+
+
+def extra_types(partition: Mapping[str, Any], classes: ClassNames) -> dict[str, Any]:
+    """Arrow types of the fields that are in no column: those of a partition, and names of classes."""
+    import pyarrow as pa
+
+    kinds = {int: pa.int64(), str: pa.string(), type(None): pa.null()}
+    return {f"{column}_name": pa.string() for column in classes} | {
+        name: kinds[type(value)] for name, value in partition.items()
+    }

@@ -156,12 +156,18 @@ class TarSource(Source):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples: a few large reads a shard into one buffer, which the images are views of."""
-        return self.read_without(indices, np.zeros(len(indices), bool), members=members)
+        return self._read(indices, np.zeros(len(indices), bool), members)
 
     def read_without(
         self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
     ) -> EncodedBatch:
         """Read samples, of some the sidecars only; see `Source.read_without`."""
+        if type(self).read is not TarSource.read:  # a subclass has its own way
+            return self.read(indices, members=members)
+        return self._read(indices, skipped, members)
+
+    def _read(self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], members: bool) -> EncodedBatch:
+        """Read samples, those that are `skipped` (N,) without their images."""
         indices = np.asarray(indices, np.int64)
         count = len(indices)
         found = self._shards.gather(*self._locate(indices), members=members)

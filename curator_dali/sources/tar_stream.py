@@ -6,14 +6,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Protocol
 
 from curator_dali.errors import PassEndedError, SourceError
 from curator_dali.io import RemoteReader, Stat, Storage
 from curator_dali.sources.tar_headers import Scan, scan_tar
 from curator_dali.sources.tar_index import TarIndex
-from curator_dali.threads import Background
+from curator_dali.threads import Background, DaemonPool
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ class ShardStream:
         self._cancelled = self._told = False
         self._process = os.getpid()
         self._changed = threading.Condition()
-        self._ranges = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="curator-dali-stream")
+        self._ranges = DaemonPool(_CONNECTIONS, "curator-dali-stream")
+        self._scans = DaemonPool(_CONNECTIONS, "curator-dali-scan")
         self._thread = Background(self._run, name="curator-dali-ahead")
 
     @property
@@ -101,7 +102,8 @@ class ShardStream:
         with self._changed:
             self._cancelled = True
             self._changed.notify_all()
-        self._ranges.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._scans, self._ranges):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
         """End the reading, and let all bytes go. Ranges that are under way end on their own."""
@@ -110,17 +112,16 @@ class ShardStream:
 
     def _run(self) -> None:
         """Start to read one tar after the other, as far as the memory for these allows."""
-        with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="curator-dali-scan") as pool:
-            for place, number in enumerate(self._numbers):
-                size = self._shards.stats[number].size
-                with self._changed:
-                    while not self._cancelled and place >= self._wanted and not self._has_room(size):
-                        self._changed.wait()
-                    if self._cancelled:
-                        return
-                    keep = sum(self._held.values()) + size <= self._storage.keep_limit
-                    self._held[number] = size if keep else 0
-                pool.submit(self._take, number, keep)
+        for place, number in enumerate(self._numbers):
+            size = self._shards.stats[number].size
+            with self._changed:
+                while not self._cancelled and place >= self._wanted and not self._has_room(size):
+                    self._changed.wait()
+                if self._cancelled:
+                    return
+                keep = sum(self._held.values()) + size <= self._storage.keep_limit
+                self._held[number] = size if keep else 0
+                self._scans.submit(self._take, number, keep)
 
     def _has_room(self, size: int) -> bool:
         """Whether a tar may be read that nobody waits for."""
@@ -155,9 +156,12 @@ class ShardStream:
         step = -(-stat.size // max(1, stat.size // _RANGE_BYTES))
 
         def fetch(offset: int) -> bytes:
-            data = reader(offset, min(step, stat.size - offset))
+            length = min(step, stat.size - offset)
+            data = reader(offset, length)
             if self._cancelled:
                 self._storage.forget(url)
+            if len(data) < length:
+                raise SourceError(f"{url} was cut at byte {offset + len(data)} after it was opened: open it again")
             return data
 
         pieces = [self._ranges.submit(fetch, offset) for offset in range(0, stat.size, step)]

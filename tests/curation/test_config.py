@@ -15,6 +15,7 @@ from curator_dali.cli.curate import add_arguments
 from curator_dali.curation import Settings, Write, curate
 from curator_dali.curation.config import OPTIONS, ConfigError, make_stage, read_config
 from curator_dali.errors import StageError
+from curator_dali.io import Cache
 from curator_dali.stages import STAGES, Embed, Filter, Quality, ZeroShotTags
 
 
@@ -115,6 +116,8 @@ def test_every_argument_of_curate_is_allowed() -> None:
         ("[[stages]]\ntype = 'Filter'\nfield = 'x'\nwhere = 'nowhere:f'", "cannot be imported"),
         ("[[stages]]\ntype = 'Filter'\nfield = 'x'\nwhere = 'json:nothing'", "cannot be imported"),
         ("stages = 3", "stages is a int; give a list"),
+        ("cache = '/nvme'", r"cache is '/nvme'; give a table, as cache = \{folder"),
+        ("[cache]\nfolder = 'x'\nsize = 3", "cache: there is no 'size'; allowed: folder, limit"),
         ("out = ", "is no TOML"),
     ],
 )
@@ -146,3 +149,8 @@ def test_a_stage_of_ones_own() -> None:
 @pytest.mark.parametrize("settings", [Filter("a", min=1).settings, Quality().settings, Embed("x").settings])
 def test_settings_of_a_stage_make_it_again(settings: dict[str, Any]) -> None:
     assert make_stage(settings, "here").settings == settings
+
+
+def test_a_cache(tmp_path: Path) -> None:
+    found = read_config(write(tmp_path / "a.toml", '[cache]\nfolder = "/nvme/cache"\nlimit = "2TB"'))
+    assert found == {"cache": Cache("/nvme/cache", "2TB")}

@@ -162,6 +162,20 @@ def test_a_finished_output_is_known_again_without_indexes(server: Server, urls: 
         assert content(out) == before
 
 
+def test_fields_whose_types_are_given_do_not_wait(server: Server, urls: list[str], tmp_path: Path) -> None:
+    stages = [cd.Filter("number", max=30), cd.Quality()]
+    options = {**OPTIONS, "metadata": {"number": "float64", "caption": "string"}}
+    server.held = {f"/{number:05d}.tar" for number in range(1, 9)}
+    with cd.Curation(open_source(urls, index="none"), tmp_path / "out", stages=stages, **options) as curation:
+        assert curation.work == (0, None)
+        server.held = set()
+        curation.run()
+    source = open_source(urls, index="none")
+    assert len(source) == COUNT
+    cd.curate(source, tmp_path / "indexed", stages=stages, **options)
+    assert content(tmp_path / "out") == content(tmp_path / "indexed")
+
+
 def test_no_samples_at_all(server: Server, tmp_path: Path) -> None:
     server.files = {"/a.tar": bytes(10240)}
     for kind in ("", "global"):

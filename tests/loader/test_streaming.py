@@ -319,6 +319,22 @@ def test_a_process_forked_in_the_first_epoch_reads_for_itself(server: Server, ur
     server.held = set()
 
 
+ONE_BATCH = """
+import sys, curator_dali as cd
+next(iter(cd.ImageLoader(sys.argv[1], batch_size=4, device="cpu")))
+"""
+
+
+def test_a_process_ends_though_tars_are_read_ahead(server: Server, urls: list[str], tmp_path: Path) -> None:
+    server.held = {f"/{number:05d}.tar" for number in range(1, SHARDS)}
+    env = os.environ | {"CURATOR_DALI_CACHE": str(tmp_path / "cache")}
+    spec = f"{server.url}/{{00000..{SHARDS - 1:05d}}}.tar"
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", ONE_BATCH, spec], check=True, env=env)
+    assert time.monotonic() - begun < 10  # which is how long the other tars would be waited for, and more than once
+    server.held = set()
+
+
 def test_ctrl_c_while_a_tar_is_waited_for(server: Server, urls: list[str]) -> None:
     source = open_source(urls, index="none")
     server.held = set(server.files)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -258,3 +259,21 @@ def test_a_copy_with_its_index(shards: Path, tmp_path: Path) -> None:
     source = cd.open_source(str(copy))
     assert source.headers(np.arange(24))["codec"].all()
     assert source.fingerprint == cd.open_source(str(shards)).fingerprint
+
+
+def test_an_index_in_a_store(shards: Path, memory: fsspec.AbstractFileSystem) -> None:
+    for path in shards.iterdir():
+        memory.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+    expected = cd.open_source("memory://bucket/*.tar", index="none")
+    made = cd.prepare("memory://bucket/*.tar")
+    assert made.folder == "memory://bucket/.curator_dali_index"
+    assert cd.prepare("memory://bucket/*.tar").indexed == 0
+    source = cd.open_source("memory://bucket/*.tar")
+    assert source.headers(np.arange(24))["codec"].all()
+    assert source.fingerprint == expected.fingerprint
+    assert source.read_ids(np.arange(24)).to_pylist() == expected.read_ids(np.arange(24)).to_pylist()
+    memory.pipe_file("/bucket/00003.tar", (shards / "00004.tar").read_bytes())
+    assert cd.prepare("memory://bucket/*.tar").indexed == 1
+    keys = [f"{n:06d}" for n in range(24)]
+    keys[6:8] = keys[8:10]
+    assert cd.open_source("memory://bucket/*.tar").read_ids(np.arange(24)).to_pylist() == keys

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -59,6 +59,7 @@ shuffles = st.one_of(st.none(), st.builds(Shuffle, st.integers(0, 9), st.integer
 sizes_of_shards = st.lists(st.integers(0, 25), max_size=12)
 
 
+@settings(deadline=None)
 @given(
     sizes=sizes_of_shards,
     shuffle=shuffles,
@@ -100,6 +101,7 @@ def test_steps_are_those_of_the_indexed_order(
         assert (counts.to_indices(places) if shuffle else places).tolist() == indexed.indices(positions, epoch).tolist()
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 25), min_size=1, max_size=12), shuffle=shuffles, batch=st.integers(1, 20))
 def test_a_step_waits_for_no_more_than_its_window(sizes: list[int], shuffle: Shuffle | None, batch: int) -> None:
     counts = Counts(sizes)
@@ -116,6 +118,7 @@ def test_a_step_waits_for_no_more_than_its_window(sizes: list[int], shuffle: Shu
         assert counts.asked == numbers[: int(np.searchsorted(held, needed)) + 1]
 
 
+@settings(deadline=None)
 @given(sizes=sizes_of_shards, shuffle=shuffles, batch=st.integers(1, 20), world=st.integers(1, 3))
 def test_a_shard_is_used_up_once_no_later_step_has_a_sample_of_it(
     sizes: list[int], shuffle: Shuffle | None, batch: int, world: int
@@ -132,7 +135,7 @@ def test_a_shard_is_used_up_once_no_later_step_has_a_sample_of_it(
         used.update(new)
     window = shuffle.window if shuffle and shuffle.window else 1
     if sum(sizes) % window == 0:
-        assert used == set(range(len(sizes))) or not sum(sizes)
+        assert used >= {number for number, size in enumerate(sizes) if size}
 
 
 def test_a_global_shuffle_cannot_be_streamed() -> None:
@@ -153,6 +156,7 @@ def test_reach_counts_no_more_than_it_needs() -> None:
     assert StreamedOrder(None, Counts([])).reach(4, 0) == 0
 
 
+@settings(deadline=None)
 @given(
     sizes=sizes_of_shards,
     size=st.integers(1, 40),

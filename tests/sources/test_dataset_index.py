@@ -434,3 +434,22 @@ def test_a_fork_reads_the_index(many: Path) -> None:
             os._exit(wrong)
     assert os.waitpid(child, 0)[1] == 0
     assert source.read_ids(np.arange(24)).to_pylist() == [f"{n:06d}" for n in range(24)]
+
+
+def test_loaders_of_a_remote_data_set_with_an_index(
+    server: Server, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cd.prepare(str(shards))
+    put_on(server, shards, "/s")
+    for shuffle in (None, 1, cd.Shuffle(seed=1, window=2)):
+        server.requests.clear()
+        with cd.ImageLoader(f"{server.url}/s/*.tar", batch_size=7, shuffle=shuffle, device="cpu") as loader:
+            assert loader.num_samples == 24  # known before anything is read
+            assert [text for _, text in server.requests] == [f"/s/{FOLDER}/files.arrow None"]
+            names = [item.image_id for batch in loader for item in batch.data]
+            assert sorted(names) == [f"{n:06d}" for n in range(24)]
+    assert not [record.message for record in caplog.records if "prepare" in record.message]
+    with cd.ImageLoader(str(shards), batch_size=7, shuffle=1, device="cpu") as loader:
+        local = [item.image_id for batch in loader for item in batch.data]
+    with cd.ImageLoader(f"{server.url}/s/", batch_size=7, shuffle=1, device="cpu") as loader:
+        assert local == [item.image_id for batch in loader for item in batch.data]
