@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from curator_dali._version import __version__
-from curator_dali.cli import curate, inspect, outputs, preparing
+from curator_dali.cli import curate, inspect, outputs, prepare
 from curator_dali.cli.common import EXIT_INTERRUPTED, SOURCES, add_cache, add_trust, cache_of, device_of, positive
 
 __all__ = ["main"]
@@ -106,8 +106,8 @@ def _make_parser() -> argparse.ArgumentParser:
         "curate", curate.run, "keep what passes, write it as tars and everything known as Parquet", as_json
     )
     curate.add_arguments(curating)
-    preparing.add_arguments(
-        command("prepare", preparing.run, "make the index of a data set, which opens it at once", source, as_json)
+    prepare.add_arguments(
+        command("prepare", prepare.run, "make the index of a data set, which opens it at once", source, as_json)
     )
     outputs.add_rethreshold(
         command(

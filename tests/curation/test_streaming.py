@@ -218,7 +218,7 @@ ray = pytest.importorskip("ray", reason="needs Ray: pip install 'curator-dali[ra
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

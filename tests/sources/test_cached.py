@@ -103,6 +103,25 @@ def read_all(pickled: bytes, order: NDArray[np.int64]) -> list[bytes]:
     return [bytes(image) for image in pickle.loads(pickled).read(order).images]
 
 
+def test_workers_that_are_forked_read_from_it(store: SimulatedStore, cache: cd.Cache, images: list[bytes]) -> None:
+    import torch
+
+    source = cd.open_source(f"{store.url}/{{0..{SHARDS - 1}}}.tar", cache=cache)
+    source.read(np.arange(len(source)))
+
+    class Sizes(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, index: int) -> int:
+            return len(source.read(np.array([index])).images[0])
+
+    store.reset()
+    workers = torch.utils.data.DataLoader(Sizes(), batch_size=4, num_workers=2, multiprocessing_context="fork")
+    assert [int(size) for batch in workers for size in batch] == list(map(len, images))
+    assert store.total().bytes == 0
+
+
 def run_rank(spec: str, cache: cd.Cache, rank: int, gate: Any, counts: Any) -> None:
     gate.wait()
     loader = cd.ImageLoader(
