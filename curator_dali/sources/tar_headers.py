@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from curator_dali.io import SAMPLE, RemoteReader
@@ -76,7 +77,12 @@ class Scan:
 
 
 def scan_tar(
-    read_at: Callable[[int, int], bytes], size: int, *, least: int = _SMALL_WINDOW, remote: RemoteReader | None = None
+    read_at: Callable[[int, int], bytes],
+    size: int,
+    *,
+    least: int = _SMALL_WINDOW,
+    remote: RemoteReader | None = None,
+    find_places: Callable[[], Sequence[int]] | None = None,
 ) -> Scan:
     """Walk through the headers of a tar, to the end of the file.
 
@@ -89,12 +95,14 @@ def scan_tar(
         least: The least that is worth reading at once, in bytes: little for a local file, much where each read waits.
         remote: The reader of a remote file, which tells what is worth reading and reads ahead; then `least` is not
             used.
+        find_places: Finds where headers may be, ascending: of a remote file whose members are far from each other,
+            these places are read ahead. A place without a header costs a request.
 
     Raises:
         NotATarError: There is no header at the start (and the file is not empty).
     """
     scan = Scan()
-    window = _Window(read_at, least) if remote is None else _RemoteWindow(remote, size, scan)
+    window = _Window(read_at, least) if remote is None else _RemoteWindow(remote, size, scan, find_places)
     buffer, start = b"", 0  # the bytes of the file from `start` on
     position = digest = 0
     pending: dict[str, bytes] = {}  # name and size from PAX or GNU records, for the next member
@@ -208,10 +216,15 @@ class _RemoteWindow(_Window):
         reader: Of the file.
         size: Bytes in the file.
         scan: What is found, which the distances are taken from.
+        find_places: Finds where headers may be, ascending; called once, before the first hop.
     """
 
-    def __init__(self, reader: RemoteReader, size: int, scan: Scan) -> None:
+    def __init__(
+        self, reader: RemoteReader, size: int, scan: Scan, find_places: Callable[[], Sequence[int]] | None
+    ) -> None:
         super().__init__(reader, _HOP)
+        self._find_places = find_places
+        self._places: Sequence[int] = ()
         self._reader, self._size, self._scan = reader, size, scan
         self._seen = 0  # members whose distances are counted
         self._way, self._steps = 0.0, 0.0  # bytes passed, and members in them that are larger than a hop
@@ -232,8 +245,25 @@ class _RemoteWindow(_Window):
             if distance <= link.break_even:
                 return self._read_on(position)
             self._ahead = SAMPLE if link.is_sample_due(distance) else _HOP
+            if self._ahead == _HOP:
+                self._hop_ahead(position)
         self._piece = 0
         return self._load(position, max(position - _BLOCK, 0), position + self._ahead)
+
+    def _hop_ahead(self, position: int) -> None:
+        """Begin to read the windows of the next hops, where another index tells their places."""
+        if self._find_places is not None:
+            self._places, self._find_places = self._find_places(), None
+        if not self._places:
+            return
+        ahead, end = [], 0
+        for place in (position, *self._places[bisect_right(self._places, position) :]):
+            if place + _BLOCK > end:  # a header that the window before it does not hold
+                start, end = max(place - _BLOCK, 0), place + _HOP
+                ahead.append((start, end - start))
+            if len(ahead) >= self._reader.room or end >= self._size:
+                break
+        self._reader.read_ahead(ahead)
 
     def _read_on(self, position: int) -> bool:
         """Load the piece that a header lies in, and begin to read those behind it."""

@@ -18,6 +18,7 @@ from curator_dali.errors import PassEndedError, SourceError
 from curator_dali.io import LRU, RemoteReader, Stat, Storage, is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE, group_rows, order_ids
 from curator_dali.sources.entries import Entries, gather_loaded
+from curator_dali.sources.foreign import ForeignIndexes
 from curator_dali.sources.tar_headers import NotATarError, Scan, scan_tar
 from curator_dali.sources.tar_index import (
     Summary,
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 _INDEX_MEMORY = 256 << 20  # bytes of indexes in memory: about two million samples with JSON
 _WORTH_WRITING = 8  # a shard dropped from memory writes its headers when one in so many was learnt anew
 _MOST_WARNED = 10  # shards whose warnings are logged; further ones are counted
-_NOT_PICKLED = {"_lock", "_indexing", "_streams", "_loaded", "_closing", "_process"}
+_NOT_PICKLED = {"_foreign", "_lock", "_indexing", "_streams", "_loaded", "_closing", "_process"}
 _NO_TAR = "not a tar (a compressed one must be unpacked first)"
 _REPAIR = "Shards must be uncompressed tars: repair these or leave them out"
 
@@ -285,6 +286,7 @@ class Shards:
 
     def _start(self) -> None:
         self._lock = threading.Lock()
+        self._foreign = ForeignIndexes(self._storage)
         self._indexing: dict[int, threading.Lock] = {}
         self._streams = []
         self._process = os.getpid()
@@ -322,7 +324,9 @@ class Shards:
             if not isinstance(reader, RemoteReader):
                 return TarIndex.from_scan(scan_tar(reader, stat.size), stat.size)
             with closing(reader):
-                return TarIndex.from_scan(scan_tar(reader, stat.size, remote=reader), stat.size)
+                places = self._foreign.find
+                scan = scan_tar(reader, stat.size, remote=reader, find_places=lambda: places(url).tolist())
+                return TarIndex.from_scan(scan, stat.size)
         except (OSError, SourceError, NotATarError):
             raise
         except Exception as error:
