@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from curator_dali.io.cache import Cache, CacheFolder, is_full
+from curator_dali.io.cache import Cache, CacheFolder, is_full, remove_entry
 from curator_dali.io.files import parse_json
 from curator_dali.io.lru import LRU
 from curator_dali.io.remote import one_line, strip_signature
@@ -89,6 +89,17 @@ class CachedFiles:
             return None
         entry.touch()
         return entry
+
+    def discard(self, url: str, stat: Any) -> None:
+        """Remove what is kept of a file, which turned out to be another one."""
+        if (entry := self.open(url, stat)) is None:
+            return
+        self._entries.drop((url, stat))
+        try:
+            with self._open_folder().locked():
+                remove_entry(entry.path)
+        except OSError as error:
+            self._warn(error)
 
     def close(self) -> None:
         """Close files; they come back when they are needed."""

@@ -21,7 +21,17 @@ from curator_dali.io.cache import Cache, current_cache
 from curator_dali.io.links import Connections, RemoteReader
 from curator_dali.io.lru import LRU
 from curator_dali.io.pieces import Pieces
-from curator_dali.io.remote import PATIENCE, explain, find_deadline, find_wait, is_http, is_remote, one_line, retry
+from curator_dali.io.remote import (
+    PATIENCE,
+    PermanentError,
+    explain,
+    find_deadline,
+    find_wait,
+    is_http,
+    is_remote,
+    one_line,
+    retry,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +102,30 @@ class Storage:
             raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
         return stat_of(info)
 
+    def check(self, url: str, stat: Stat, *, by_version: bool = True) -> None:
+        """Ask a store whether a file is what it was. Local files and those of web servers show it in each read.
+
+        Args:
+            url: The file.
+            stat: What it was.
+            by_version: Whether the version counts where there is neither content hash nor ETag.
+
+        Raises:
+            PermanentError: It is another one. What was kept of it is gone.
+            OSError, SourceError: It cannot be asked for.
+        """
+        if not is_remote(url):
+            return
+        fs, path = filesystem(url)
+        if getattr(fs, "takes_known", False):
+            return
+        fs.invalidate_cache(path)  # a listing may be old
+        if not (stat if by_version else stat._replace(version=0)).is_same(self.stat(url)):
+            self.forget(url)
+            if self._cached is not None:
+                self._cached.discard(url, stat)
+            raise PermanentError(f"{url} changed after it was opened: open the source again")
+
     def reader(self, url: str, *, keep: bool = False, stat: Stat | None = None) -> Callable[[int, int], bytes]:
         """A function `(offset, length) -> bytes`, for going through one file; it returns less at the file's end.
 
@@ -99,8 +133,8 @@ class Storage:
             url: The file.
             keep: Whether what is read of a remote file stays in memory, for `fill` and `cat`, until `forget`. What the
                 cache keeps does not.
-            stat: What the file is, which the cache has to know. Ranges that are a small part of their blocks are read
-                from the cache, but not added to it.
+            stat: What the file is. A web server's file has to be that still, and the cache has to know it. Ranges that
+                are a small part of their blocks are read from the cache, but not added to it.
 
         Returns:
             The function; of a remote file a `RemoteReader`, which the caller closes.
@@ -113,9 +147,10 @@ class Storage:
             file = _File(url)
             return lambda offset, length: os.pread(file.fd, length, offset)
         filesystem(url)  # a wrong URL is told at once
+        known = None if stat is None else {url: (stat.size, stat.etag)}
 
         def fetch(offset: int, length: int) -> bytes:
-            found = self._connections.ask(url, lambda: self._cat_once([(url, offset, offset + length)], None)[0])
+            found = self._connections.ask(url, lambda: self._cat_once([(url, offset, offset + length)], known)[0])
             if isinstance(found, BaseException):
                 raise found
             return found
@@ -359,7 +394,7 @@ class _CachedStream(io.RawIOBase):
 
     def __init__(self, storage: Storage, url: str, stat: Stat) -> None:
         self._storage, self._url, self._stat = storage, url, stat
-        self._reader, self._at = storage.reader(url), 0
+        self._reader, self._at = storage.reader(url, stat=stat), 0
 
     def readable(self) -> bool:
         return True
@@ -489,6 +524,13 @@ class Stat(NamedTuple):
     def of_local(cls, status: os.stat_result) -> Stat:
         """Make it of what the system tells of a local file."""
         return cls(status.st_size, status.st_mtime_ns)
+
+    def is_same(self, now: Stat) -> bool:
+        """Whether a remote file is what it was: by its size, and its content hash or ETag, else its version."""
+        for then, found in ((self.content, now.content), (self.etag, now.etag), (self.version, now.version)):
+            if then and found:
+                return self.size == now.size and then == found
+        return self.size == now.size
 
 
 def stat_of(info: Mapping[str, Any]) -> Stat:

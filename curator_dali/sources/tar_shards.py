@@ -160,6 +160,7 @@ class Shards:
                 return known
             url, stat = self.urls[number], self.stats[number]
             index = (scan or self._scan)(url, stat)
+            self._storage.check(url, stat)  # before anything of it is kept or used
             self._keep_index(number, index)
             self.adopt({number: index.summary})
         return index.summary
@@ -311,6 +312,7 @@ class Shards:
                 index = self._scan(url, stat)
             except NotATarError as error:
                 raise SourceError(f"{url} changed after it was indexed: it is no tar any more") from error
+            self._storage.check(url, stat)
             save_index(path, stat, index)
         if len(index) != self.count(number):
             raise SourceError(f"{url} changed after it was indexed: open the source again")

@@ -143,6 +143,7 @@ class ShardStream:
                 )
             self._shards.index(number, self._read_whole if keep else None)
         except BaseException as error:  # raised where somebody waits for the tar
+            self._storage.forget(self._shards.urls[number])
             self._errors[number] = self._shards.explain(number, error)
         with self._changed:
             self._done.add(number)
@@ -166,7 +167,10 @@ class ShardStream:
 
         pieces = [self._ranges.submit(fetch, offset) for offset in range(0, stat.size, step)]
         try:
-            return TarIndex.from_scan(scan_tar(_read_from(pieces, step), stat.size, least=_WINDOW), stat.size)
+            index = TarIndex.from_scan(scan_tar(_read_from(pieces, step), stat.size, least=_WINDOW), stat.size)
+            for piece in pieces:
+                piece.exception()  # waits: the caller asks whether the tar has changed once all bytes are there
+            return index
         finally:
             if isinstance(reader, RemoteReader):
                 reader.close()

@@ -337,3 +337,43 @@ class SilentS3:
     def __exit__(self, *_: object) -> None:
         for one in [self.socket, *self.clients]:
             one.close()
+
+
+def make_tar(tmp_path: Path, images: list[bytes]) -> bytes:
+    """A tar of images that do not differ in size; of other images, the tars do not either."""
+    size = max(map(len, images))
+    members = [(f"{n:03d}.jpg", image.ljust(size, b"\0")) for n, image in enumerate(images)]
+    return helpers.write_tar(tmp_path / "made.tar", members).read_bytes()
+
+
+def stream(source: Any) -> None:
+    """Begin a pass, which reads tars without an index whole."""
+    with cd.ImageLoader(source, device="cpu", batch_size=1) as loader:
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("way", ["scan", "stream"])
+def test_a_tar_that_was_replaced_before_it_was_indexed(
+    bucket: Any, images: list[bytes], tmp_path: Path, way: str, cached: bool
+) -> None:
+    url = f"s3://photos/replaced-{way}-{cached}.tar"
+    cache = cd.Cache(tmp_path / "cache", "1GB") if cached else None
+    one, other = make_tar(tmp_path, images), make_tar(tmp_path, images[::-1])
+    assert len(one) == len(other)
+    bucket.pipe(url, one)
+    source = cd.open_source(url, cache=cache)
+    bucket.pipe(url, other)
+    with pytest.raises(SourceError, match="changed after it was opened"):
+        (len if way == "scan" else stream)(source)
+    bucket.pipe(url, one)
+    assert len(source) == len(images)  # it is the same one again, and nothing of the other was kept
+    found = source.read(np.arange(len(images))).images
+    assert [bytes(image) for image in found] == [image.ljust(max(map(len, images)), b"\0") for image in images]
+
+
+@pytest.mark.parametrize("chain", ["simplecache", "filecache"])
+def test_a_chain_is_what_it_was(bucket: Any, images: list[bytes], tmp_path: Path, chain: str) -> None:
+    bucket.pipe(f"s3://photos/{chain}.tar", make_tar(tmp_path, images))
+    assert len(cd.open_source(f"{chain}::s3://photos/{chain}.tar", index="none")) == len(images)
+    fsspec.get_filesystem_class(chain).clear_instance_cache()

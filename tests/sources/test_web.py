@@ -496,3 +496,26 @@ def test_redirects_lead_to_signed_urls(
         source.close()
     if cached and kind == "tar":
         assert server.ranges_sent("/a.tar?X-Amz-Signature=two") == []
+
+
+def stream(source: Any) -> None:
+    """Begin a pass, which reads tars without an index whole."""
+    with ImageLoader(source, device="cpu", batch_size=1) as loader:
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("way", ["scan", "stream"])
+def test_a_tar_that_was_replaced_before_it_was_indexed(
+    server: Server, data: Callable[[str], Any], images: list[bytes], way: str
+) -> None:
+    url = data("tar")
+    path = url.removeprefix(server.url)
+    server.etag = f'"{"1" * 32}"'
+    source = open_source(url)
+    before, server.etag = server.etag, f'"{"2" * 32}"'
+    content = server.files[path]
+    server.files[path] = content.replace(images[0], images[0][::-1])
+    with pytest.raises(SourceError, match="changed after it was opened"):
+        (len if way == "scan" else stream)(source)
+    server.files[path], server.etag = content, before
+    check(open_source(url), images)  # nothing of the other file was kept
