@@ -45,6 +45,7 @@ _TOUCH = 60.0  # seconds after which a file in use is marked as used again
 _REST = 60.0  # seconds that nothing is written after a failure
 _MOST_OPEN = 256
 _LOCK_PLACE = 1 << 62  # where the locks of blocks lie, behind all bytes of a file
+_CHANGED = "changed after"
 _FLOCK = struct.Struct("hhqqi4x")
 
 Fetch = Callable[[str, Any, int, int], bytes]
@@ -156,8 +157,10 @@ class CachedFiles:
         for entry, numbers in used.items():
             if entry.is_removed():  # what was read of it a moment ago may be of no file any more
                 self._entries.drop((entry.url, entry.stat))
+                # nor is the store to be asked for what turned out to be another file
+                reasons = [found[1] for number in numbers if (found := outcomes[number]) and _CHANGED in found[1]]
                 for number in numbers:
-                    outcomes[number] = None
+                    outcomes[number] = (0, reasons[0]) if reasons else None
         return outcomes
 
     def _load_all(

@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import io
 import logging
+import math
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +32,7 @@ from curator_dali.io.remote import (
     one_line,
     retry,
 )
+from curator_dali.io.stats import Stat, stat_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +43,9 @@ _REMOTE_THREADS = 16
 _AT_ONCE = 128  # requests of one read, where fsspec's configuration does not say
 _KEEP_LIMIT = 512 << 20  # bytes of pieces that are kept in memory
 _STREAM_BUFFER = 256 << 10
+_CHECKED = 1.0  # seconds for which a comparison of a file with what it was counts
+_MOST_CHECKED = 1024
 _SMALL_PART = 8  # a range of an eighth of its blocks is worth that these are kept
-
-_VERSION_FIELDS = (
-    *("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created"),
-    "Last-Modified",
-)
-_HASH_FIELDS = ("md5Hash", "crc32c", "Content-MD5", "blob_id", "ETag", "etag")
-_HASH_ETAG = re.compile(r'"?[0-9a-fA-F]{32,}(-\d+)?"?')  # S3's; those of web servers and Azure tell a time
 
 
 class Storage:
@@ -72,6 +68,7 @@ class Storage:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._connections = Connections()
+        self._checked: LRU[str, float] = LRU(_MOST_CHECKED)  # URL -> when its file was last compared
 
     def __reduce__(self) -> tuple[type[Storage], tuple[int, int, Cache | None]]:
         return Storage, (self._max_open, self._pieces.limit, self.cache)
@@ -262,10 +259,16 @@ class Storage:
         return self._pieces.find(request.url, request.offset, request.offset + len(request.view)) is not None
 
     def _fetch(self, url: str, stat: Stat, start: int, end: int) -> bytes:
-        """Download a range for the cache, once a connection is free."""
+        """Download a range for the cache, once a connection is free, of a file that is what it was before and after."""
+        # a file that is fetched by one request is compared after it
+        checked = self._checked.get(url, lambda: time.monotonic() if end - start == stat.size else -math.inf)
+        if time.monotonic() - checked > _CHECKED:
+            self.check(url, stat, by_version=False)
         found = self._connections.ask(url, lambda: self.cat([(url, start, end)], {url: (stat.size, stat.etag)})[0])
         if isinstance(found, BaseException):
             raise found
+        self.check(url, stat, by_version=False)
+        self._checked.put(url, time.monotonic())
         return found
 
     def _run_all(self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -503,51 +506,6 @@ def _accept(request: Request, data: bytes | BaseException) -> Outcome:
     if len(data) < wanted:  # and what is left may be another file's
         return Outcome(0, f"{request.url} was cut at byte {request.offset + len(data)} after it was indexed")
     return Outcome(wanted, "")
-
-
-class Stat(NamedTuple):
-    """A file as it was when it was looked at.
-
-    Attributes:
-        size: Size in bytes.
-        version: A number that changes with the content: mtime in ns, or a hash of a remote ETag.
-        content: The content hash of a remote file whose store tells one.
-        etag: The ETag of a file of a web server.
-    """
-
-    size: int
-    version: int
-    content: str = ""
-    etag: str = ""
-
-    @classmethod
-    def of_local(cls, status: os.stat_result) -> Stat:
-        """Make it of what the system tells of a local file."""
-        return cls(status.st_size, status.st_mtime_ns)
-
-    def is_same(self, now: Stat) -> bool:
-        """Whether a remote file is what it was: by its size, and its content hash or ETag, else its version."""
-        for then, found in ((self.content, now.content), (self.etag, now.etag), (self.version, now.version)):
-            if then and found:
-                return self.size == now.size and then == found
-        return self.size == now.size
-
-
-def stat_of(info: Mapping[str, Any]) -> Stat:
-    """Make the `Stat` of a remote file of what fsspec's `info`, or a detailed listing, tells of it."""
-    version = repr([info.get(field) for field in _VERSION_FIELDS])
-    digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
-    number = int.from_bytes(digest, "little", signed=True)
-    return Stat(int(info["size"]), number, content_hash(info), str(info.get("ETag") or ""))
-
-
-def content_hash(info: Mapping[str, Any]) -> str:
-    """Return the content hash in what fsspec tells of a file; "" where the store tells none."""
-    for field in _HASH_FIELDS:
-        value = str(info.get(field) or "")
-        if value and (field.lower() != "etag" or _HASH_ETAG.fullmatch(value)):
-            return value.strip('"')
-    return ""
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -377,3 +377,31 @@ def test_a_chain_is_what_it_was(bucket: Any, images: list[bytes], tmp_path: Path
     bucket.pipe(f"s3://photos/{chain}.tar", make_tar(tmp_path, images))
     assert len(cd.open_source(f"{chain}::s3://photos/{chain}.tar", index="none")) == len(images)
     fsspec.get_filesystem_class(chain).clear_instance_cache()
+
+
+def test_a_cache_keeps_nothing_of_an_object_that_was_replaced(bucket: Any, tmp_path: Path) -> None:
+    url, size = "s3://photos/swapped.bin", 6 << 20
+    one, other = bytes(size), b"\1" * size
+    bucket.pipe(url, one)
+    io_module.filesystem(url)[0].invalidate_cache()  # of a listing before
+    cache = cd.Cache(tmp_path / "cache", "1GB")
+    stat = io_module.Storage().stat(url)
+
+    def read(storage: io_module.Storage, at: int) -> tuple[str, set[int]]:
+        parts = [bytearray(10), bytearray(10)]
+        requests = [io_module.Request(url, stat, n, memoryview(p)) for n, p in zip((0, at), parts, strict=True)]
+        outcomes = storage.fill(requests)
+        assert len({outcome.reason for outcome in outcomes}) == 1
+        return outcomes[0].reason, {byte for part in parts for byte in part}
+
+    storage = io_module.Storage(cache=cache)
+    assert read(storage, 0) == ("", {0})  # one of two blocks is there
+    bucket.pipe(url, other)
+    for end in (0, size - 10):
+        reason, _ = read(io_module.Storage(cache=cache), end)
+        assert ("changed after it was opened" in reason) == (end > 0)
+    assert io_module.read_cache_info(str(cache.folder)).files == 0
+    bucket.pipe(url, one)
+    for _ in range(2):
+        assert read(io_module.Storage(cache=cache), size - 10) == ("", {0})
+    assert io_module.read_cache_info(str(cache.folder)).downloads >= size
