@@ -20,6 +20,7 @@ from curator_dali.io.files import (
 from curator_dali.io.links import SAMPLE, RemoteReader
 from curator_dali.io.lru import LRU
 from curator_dali.io.ranges import (
+    Outcome,
     Request,
     Storage,
     ask,
@@ -42,6 +43,7 @@ __all__ = [
     "SAMPLE",
     "AtomicFile",
     "Cache",
+    "Outcome",
     "PermanentError",
     "RemoteReader",
     "Request",

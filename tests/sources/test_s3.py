@@ -405,3 +405,27 @@ def test_a_cache_keeps_nothing_of_an_object_that_was_replaced(bucket: Any, tmp_p
     for _ in range(2):
         assert read(io_module.Storage(cache=cache), size - 10) == ("", {0})
     assert io_module.read_cache_info(str(cache.folder)).downloads >= size
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("made", ["there", "here"])
+def test_tars_of_an_index_are_compared_when_they_are_read(
+    bucket: Any, images: list[bytes], tmp_path: Path, made: str, replaced: bool
+) -> None:
+    folder = f"photos/indexed-{made}-{replaced}"
+    content = make_tar(tmp_path, images)
+    for number in range(2):
+        bucket.pipe(f"{folder}/{number}.tar", content)
+        (tmp_path / "here").mkdir(exist_ok=True)
+        (tmp_path / "here" / f"{number}.tar").write_bytes(content)
+    cd.prepare(f"s3://{folder}" if made == "there" else tmp_path / "here", tmp_path / "index")
+    if replaced:
+        bucket.pipe(f"{folder}/1.tar", make_tar(tmp_path, images[::-1]) + bytes(512 * (made == "here")))
+    source = cd.open_source(f"s3://{folder}/{{0..1}}.tar", index=str(tmp_path / "index"))
+    assert source.read_ids(np.arange(len(source))).to_pylist() == 2 * [f"{n:03d}" for n in range(len(images))]
+    batch = source.read(np.array([0, len(images)]))
+    assert batch.unread == set(batch.errors) == ({1} if replaced else set())
+    if replaced:
+        assert "changed after it was opened" in batch.errors[1]
+        assert "`curator-dali prepare` brings it up to date" in batch.errors[1]
+    assert bytes(batch.images[0]).rstrip(b"\0") == images[0].rstrip(b"\0")
