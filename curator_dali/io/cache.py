@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ LEAST_LIMIT = 64_000_000  # bytes: some blocks of some files
 _LOCK = "lock"
 _ENTRY = re.compile(r"[0-9a-f]{32}\.blocks(\.new)?")
 _SHELF = re.compile(r"[0-9a-f]{2}")
+RECENT = 300  # seconds: a file that is removed so soon after its use has found no room
 _ROOM = 16  # so much of the limit is free once files were removed: a sixteenth
 _UNIT = 512  # bytes of `st_blocks`
 _COUNTS = struct.Struct("<4q")
@@ -135,12 +137,16 @@ class CacheFolder:
         folder: The folder.
         limit: Bytes that it may take.
 
+    Attributes:
+        pressed: Bytes of the remote files that were used in the last minutes, once such ones had to be removed.
+
     Raises:
         OSError: The folder cannot be made, or not be read.
     """
 
     def __init__(self, folder: str, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self.pressed = 0
         self._turn = threading.Lock()
         os.makedirs(folder, exist_ok=True)
         self._fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -224,7 +230,9 @@ class CacheFolder:
         """
         entries = sorted(find_entries(self.folder))
         used = sum(size for _, size, _ in entries)
-        count = 0
+        count, recent = 0, time.time_ns() - RECENT * 10**9
+        if used > most and entries[0][0] > recent:
+            self.pressed = sum(map(_size_of, (path for _, _, path in entries)))
         for _, size, path in entries:
             if used <= most:
                 break
@@ -244,6 +252,14 @@ def find_entries(folder: str) -> Iterator[tuple[int, int, str]]:
                     with contextlib.suppress(FileNotFoundError):
                         about = entry.stat(follow_symlinks=False)
                         yield about.st_mtime_ns, about.st_blocks * _UNIT, entry.path
+
+
+def _size_of(path: str) -> int:
+    """Bytes of the remote file that a file of the cache stands for, and of its header."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _scan(folder: str) -> list[os.DirEntry[str]]:

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from curator_dali.errors import SourceError
 from curator_dali.io import files
-from curator_dali.io.blocks import BLOCK, CachedFiles, span_of
+from curator_dali.io.blocks import BLOCK, SMALL_PART, CachedFiles, span_of
 from curator_dali.io.cache import Cache, current_cache
 from curator_dali.io.links import Connections, RemoteReader
 from curator_dali.io.lru import LRU
@@ -45,7 +45,6 @@ _KEEP_LIMIT = 512 << 20  # bytes of pieces that are kept in memory
 _STREAM_BUFFER = 256 << 10
 _CHECKED = 1.0  # seconds for which a comparison of a file with what it was counts
 _MOST_CHECKED = 1024
-_SMALL_PART = 8  # a range of an eighth of its blocks is worth that these are kept
 
 
 class Storage:
@@ -277,7 +276,7 @@ class Storage:
             return [function(*job) for job in jobs]
         return [future.result() for future in [self._connections.submit(function, *job) for job in jobs]]
 
-    def _read_cached(self, url: str, stat: Stat, offset: int, length: int, part: int = _SMALL_PART) -> bytes | None:
+    def _read_cached(self, url: str, stat: Stat, offset: int, length: int, part: int = SMALL_PART) -> bytes | None:
         """Read a range through the cache; None where that is not possible.
 
         A range that is not there, and of which the blocks have more than `part` times its bytes, is left alone, too.
