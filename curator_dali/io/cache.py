@@ -148,8 +148,7 @@ class CacheFolder:
         self.folder, self.limit = folder, limit
         self.pressed = 0
         self._turn = threading.Lock()
-        os.makedirs(folder, exist_ok=True)
-        self._fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._fd = self._open_lock()
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
@@ -163,13 +162,32 @@ class CacheFolder:
     def locked(self) -> Iterator[None]:
         """Let no other thread or process of the node make, remove or count files meanwhile."""
         with self._turn:
-            with contextlib.suppress(OSError):  # a filesystem without locks
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._take_lock()
+            while not self._is_current():  # the folder was removed, and others may have made it anew
+                fd = self._open_lock()
+                os.close(self._fd)
+                self._fd = fd
+                self._take_lock()
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):
                     fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _open_lock(self) -> int:
+        os.makedirs(self.folder, exist_ok=True)
+        return os.open(os.path.join(self.folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _take_lock(self) -> None:
+        with contextlib.suppress(OSError):  # a filesystem without locks
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def _is_current(self) -> bool:
+        """Whether the file that is locked is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(os.path.join(self.folder, _LOCK)))
+        except FileNotFoundError:
+            return False
 
     def reserve(self, fd: int, path: str, place: int, size: int, hits: int = 0) -> bool:
         """Make room on the disk for bytes that are about to be written.
@@ -333,6 +351,8 @@ def _counts_of(folder: str) -> Counts:
         with open(os.path.join(folder, _LOCK), "rb") as file:
             data = file.read(_COUNTS.size)
     except FileNotFoundError:
+        if next(find_entries(folder), None) is not None:  # the file was lost
+            return Counts()
         raise SourceError(f"{folder!r} is no folder of a cache: it has no file {_LOCK!r}") from None
     except OSError as error:
         raise SourceError(f"cannot read the cache {folder!r}: {one_line(error)}") from error

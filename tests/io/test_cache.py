@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import struct
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import curator_dali as cd
+from curator_dali.cli import main
 from curator_dali.errors import SourceError
 from curator_dali.io import Request, Storage, clear_cache, read_cache_info, use_cache
 from curator_dali.io import cache as caches
@@ -458,6 +460,35 @@ def test_a_lost_lock_file_is_made_anew(store: SimulatedStore, cache: cd.Cache, d
     read(Storage(cache=cache), f"{store.url}/a.bin", [(0, SIZE)])
     counts = struct.unpack("<4q", (Path(cache.folder) / "lock").read_bytes())
     assert SIZE <= counts[0] <= SIZE + 2 * BLOCK
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_folder_that_is_removed_while_it_is_in_use_is_made_anew(
+    store: SimulatedStore, cache: cd.Cache, data: bytes, anew: bool
+) -> None:
+    storage, url, folder = Storage(cache=cache), f"{store.url}/a.bin", str(cache.folder)
+    read(storage, url, [(0, BLOCK)])
+    shutil.rmtree(folder)
+    if anew:  # another process has it already
+        read(Storage(cache=cache), url, [(0, BLOCK)])
+    for _ in range(2):
+        assert read(storage, url, PLACES) == expected(data)
+    about = read_cache_info(folder)  # of its own lock file: what this process downloaded is counted there
+    assert (about.files, about.downloads) == (1, SIZE)
+    assert SIZE <= about.bytes <= SIZE + 16_384
+    assert SIZE <= struct.unpack("<4q", (Path(folder) / "lock").read_bytes())[0] <= SIZE + 16_384
+
+
+def test_info_and_clear_need_no_lock_file(
+    store: SimulatedStore, cache: cd.Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read(Storage(cache=cache), f"{store.url}/a.bin", [(0, BLOCK)])
+    (Path(cache.folder) / "lock").unlink()
+    assert read_cache_info(str(cache.folder)).files == 1
+    assert main(["cache", "info", str(cache.folder)]) == 0
+    assert "at most" not in capsys.readouterr().out  # the limit went with the file
+    assert clear_cache(str(cache.folder)).files == 1
+    assert not list(find_entries(str(cache.folder)))
 
 
 def test_waiting_for_another_process_ends(
