@@ -289,7 +289,7 @@ class Storage:
         request = Request(url, stat, offset, memoryview(data))
         outcome = self._cached.fill([request], self._fetch, _run_here, keep=keep)[0]
         if outcome is not None and outcome[1]:
-            raise SourceError(f"cannot read {url!r}: {outcome[1]}")
+            raise SourceError(outcome[1] if url in outcome[1] else f"cannot read {url!r}: {outcome[1]}")
         return None if outcome is None else bytes(data)
 
     def _cat_cached(

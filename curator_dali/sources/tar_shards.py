@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import PassEndedError, SourceError
-from curator_dali.io import LRU, RemoteReader, Stat, Storage, is_remote, one_line
+from curator_dali.io import LRU, PermanentError, RemoteReader, Stat, Storage, is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE, group_rows, order_ids
 from curator_dali.sources.entries import Entries, gather_loaded
 from curator_dali.sources.foreign import ForeignIndexes
@@ -42,7 +42,7 @@ _WORTH_WRITING = 8  # a shard dropped from memory writes its headers when one in
 _MOST_WARNED = 10  # shards whose warnings are logged; further ones are counted
 _NOT_PICKLED = {"_foreign", "_same", "_lock", "_indexing", "_streams", "_loaded", "_closing", "_process"}
 _NO_TAR = "not a tar (a compressed one must be unpacked first)"
-_REPAIR = "Shards must be uncompressed tars: repair these or leave them out"
+_REPAIR = ". Shards must be uncompressed tars: repair these or leave them out"
 
 
 class Shards:
@@ -138,8 +138,9 @@ class Shards:
 
     def explain(self, number: int, error: BaseException) -> SourceError:
         """Make the exception that names a shard, and why it cannot be indexed."""
-        reason = _NO_TAR if isinstance(error, NotATarError) else one_line(error)
-        return SourceError(f"{self.urls[number]} cannot be read: {reason}. {_REPAIR}")
+        url = self.urls[number]
+        reason = _explain(url, error)
+        return SourceError(f"{url} cannot be read: {reason}{_REPAIR * (reason == _NO_TAR)}")
 
     def index(self, number: int, scan: Callable[[str, Stat], TarIndex] | None = None) -> Summary:
         """Index a shard, unless that is done. One caller does it, however many ask.
@@ -389,12 +390,10 @@ class Shards:
                 if silent.is_set() and is_remote(self.urls[number]):
                     raise TimeoutError("not asked for, as the store is silent")
                 work(number)
-            except NotATarError:
-                return _NO_TAR
             except Exception as error:  # whatever a hostile header or a store comes up with costs one shard
                 if isinstance(error, TimeoutError):
                     silent.set()
-                return one_line(error)
+                return _explain(self.urls[number], error)
             return ""
 
         with ThreadPoolExecutor(32 if self.remote else 8, thread_name_prefix="curator-dali-index") as pool:
@@ -408,8 +407,8 @@ class Shards:
         if bad:
             shown = "; ".join(f"{url}: {reason}" for url, reason in sorted(bad.items())[:10])
             raise SourceError(
-                f"{len(bad)} of {len(self.urls)} shards cannot be read: {shown}{'; ...' if len(bad) > 10 else ''}. "
-                f"{_REPAIR}"
+                f"{len(bad)} of {len(self.urls)} shards cannot be read: {shown}{'; ...' if len(bad) > 10 else ''}"
+                f"{_REPAIR * (_NO_TAR in bad.values())}"
             )
 
     def _complete(self) -> None:
@@ -433,6 +432,16 @@ class Shards:
                 level = logging.WARNING if self._warned < _MOST_WARNED else logging.DEBUG
                 logger.log(level, "%s: %s", self.urls[number], "; ".join(summary.warnings))
                 self._warned += 1
+
+
+def _explain(url: str, error: BaseException) -> str:
+    """Say why a tar cannot be read, in a message that names its URL."""
+    if isinstance(error, NotATarError):
+        return _NO_TAR
+    text = one_line(str(error) if isinstance(error, (PermanentError, SourceError)) else error)
+    for part in (f"cannot read {url!r}: ", f"{url} cannot be indexed: ", f"{url}: ", f"{url} "):
+        text = text.replace(part, "")
+    return text.removesuffix(f": {url}").removesuffix(f": {url!r}").replace(f"{PermanentError.__name__}: ", "")
 
 
 class Shard:

@@ -43,8 +43,8 @@ class Tars(Protocol):
 class ShardStream:
     """Reads remote tars for a pass in the order given, indexes these, and keeps their bytes until they are used up.
 
-    Two tars are read ahead, or as many as hold 256 MiB together. A tar that somebody waits for is read in any case. A
-    tar for which `Storage` has no room is indexed only, and its samples are read later.
+    Two tars at least are held, and further ones as long as all hold at most 256 MiB. A tar that somebody waits for is
+    read in any case. A tar for which `Storage` has no room is indexed only, and its samples are read later.
 
     Args:
         shards: The source's tars.
