@@ -232,8 +232,6 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
         OSError: It cannot be read.
         SourceError: It is damaged.
     """
-    import pyarrow as pa
-
     url = join(folder, name)
     if is_remote(url):
         fs, path = filesystem(url)
@@ -242,6 +240,8 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
         data = read_regular(url, _MOST_BYTES)
     if not data.startswith(_ARROW_MAGIC):
         raise SourceError("it is no Arrow file")
+    import pyarrow as pa
+
     try:
         reader = pa.ipc.open_file(pa.py_buffer(data))
         about = parse_json((reader.schema.metadata or {})[_METADATA])
