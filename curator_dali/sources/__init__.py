@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curator_dali.sources import dataset_index
+from curator_dali.sources import dataset_index, folder_index
 from curator_dali.sources.base import (
     CLAIMED,
     HEADER_DTYPE,
@@ -24,7 +24,7 @@ from curator_dali.sources.known import covers
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
-from curator_dali.sources.open import find_shards, open_source, reopen
+from curator_dali.sources.open import ShardList, find_shards, open_source, reopen
 from curator_dali.sources.parquet import ParquetSource, describe_parquet
 from curator_dali.sources.recorded import open_recorded, read_shards, record_shards
 from curator_dali.sources.row_groups import read_bytes
@@ -47,6 +47,7 @@ __all__ = [
     "Mixture",
     "ParquetSource",
     "ReadAhead",
+    "ShardList",
     "Source",
     "Streamed",
     "Subset",
@@ -59,6 +60,7 @@ __all__ = [
     "dump_fields",
     "expand_braces",
     "find_shards",
+    "folder_index",
     "image_extension",
     "image_member",
     "index_of",
