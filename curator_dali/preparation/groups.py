@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from curator_dali.decoding import Codec, read_headers
 from curator_dali.errors import SourceError
 from curator_dali.io import AtomicFile, Stat, fingerprint, join, one_line
-from curator_dali.sources import HEADER_DTYPE, ParquetSource, Source, TarSource, describe_parquet, index_of
+from curator_dali.sources import HEADER_DTYPE, Codecs, ParquetSource, Source, TarSource, describe_parquet, index_of
 from curator_dali.sources import dataset_index as layout
-from curator_dali.sources.header_columns import Codecs
 from curator_dali.threads import ignore, run_ahead
 
 logger = logging.getLogger(__name__)

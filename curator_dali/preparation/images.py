@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.errors import SourceError
-from curator_dali.io import AtomicFile, fingerprint, join, printable
+from curator_dali.io import AtomicFile, fingerprint, join
 from curator_dali.preparation.groups import CODECS, read_image_headers
-from curator_dali.sources import FolderSource, ShardList
+from curator_dali.sources import FolderSource, FolderTable, iterate_texts
 from curator_dali.sources import dataset_index as layout
-from curator_dali.sources.folder_index import FolderTable, list_files
 from curator_dali.threads import ignore
 
 _MOST_IMAGES, _FEWEST_IMAGES = 8192, 256  # of a group
@@ -47,7 +45,8 @@ class ImageGroup:
     def record(self) -> str:
         """Name of the file that has the headers; other images, or other contents of these, have another one."""
         table = self.table
-        facts = zip(table.paths, table.sizes.tolist(), table.versions.tolist(), table.contents.to_pylist(), strict=True)
+        columns = (table.paths.to_pylist(), table.sizes.tolist(), table.versions.tolist(), table.contents.to_pylist())
+        facts = zip(*columns, strict=True)
         return f"group-{fingerprint('', facts).strip('-')}.arrow"
 
     @property
@@ -56,24 +55,11 @@ class ImageGroup:
         return self.record
 
 
-def list_images(found: ShardList) -> FolderTable:
-    """List a folder of images.
-
-    Raises:
-        SourceError: It cannot be listed, or a name is none that an index can hold.
-    """
-    table = list_files(found.root, found.listing)
-    odd = next((path for path in table.paths if not path.isascii() and printable(path) != path), None)
-    if odd is not None:
-        raise SourceError(f"{printable(odd)!r} is no UTF-8, as names in an index are: rename the file")
-    return table
-
-
 def compare(listed: FolderTable, known: FolderTable | None) -> NDArray[np.int64]:
     """(M,) int64: the row that each file of a listing has in an index, -1 where it has none or is another file now."""
     import pyarrow.compute as pc
 
-    rows = np.full(len(listed), -1, np.int64) if known is None else known.find(listed.paths)
+    rows = np.full(len(listed), -1, np.int64) if known is None else known.find(iterate_texts(listed.paths))
     at = np.flatnonzero(rows >= 0)
     if known is not None and len(at):
         there = rows[at]
@@ -119,7 +105,7 @@ def index_images(
         SourceError: An image cannot be read now. Nothing is written.
         OSError: The record cannot be written.
     """
-    table, paths = group.table, list(group.table.paths)
+    table, paths = group.table, group.table.paths.to_pylist()
     listing = table.make_listing() if table.is_listing_of(table.root) else table.make_listing()._replace(versions={})
     with closing(FolderSource(table.root, files=paths, label_from_folder=False, listing=listing)) as source:
         _ = source.fingerprint  # by which a local image that never could be read is a bad one

@@ -26,13 +26,11 @@ from curator_dali.preparation.images import (
     fill,
     find_rest,
     index_images,
-    list_images,
     make_image_groups,
 )
 from curator_dali.sampling import Shard
-from curator_dali.sources import ShardList, covers, find_shards
+from curator_dali.sources import FolderTable, ShardList, covers, find_shards, list_files
 from curator_dali.sources import dataset_index as layout
-from curator_dali.sources.folder_index import FolderTable
 from curator_dali.threads import ignore, run_ahead
 
 logger = logging.getLogger(__name__)
@@ -195,7 +193,7 @@ def _plan_shards(found: ShardList, index: str | None, headers: bool) -> _Plan:
 
 def _plan_images(found: ShardList, index: str | None, headers: bool) -> _Plan:
     """Compare a folder of images with the index."""
-    listed = list_images(found)
+    listed = list_files(found.root, found.listing)
     folder = store.prepare_folder(join(found.root, layout.FOLDER) if index is None else index)
     index_known = _read_known(folder, found.kind, "")
     known = None if index_known is None else index_known.table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curator_dali.sources import dataset_index, folder_index
+from curator_dali.sources import dataset_index
 from curator_dali.sources.base import (
     CLAIMED,
     HEADER_DTYPE,
@@ -19,6 +19,8 @@ from curator_dali.sources.base import (
 from curator_dali.sources.claimed import ClaimedSizes
 from curator_dali.sources.curated import View
 from curator_dali.sources.folder import FolderSource
+from curator_dali.sources.folder_index import FolderTable, iterate_texts, list_files
+from curator_dali.sources.header_columns import Codecs
 from curator_dali.sources.join import Join
 from curator_dali.sources.known import covers
 from curator_dali.sources.listing import expand_braces
@@ -38,9 +40,11 @@ __all__ = [
     "HEADER_DTYPE",
     "SIDECARS",
     "ClaimedSizes",
+    "Codecs",
     "DerivedSource",
     "EncodedBatch",
     "FolderSource",
+    "FolderTable",
     "Head",
     "Join",
     "MemorySource",
@@ -60,12 +64,13 @@ __all__ = [
     "dump_fields",
     "expand_braces",
     "find_shards",
-    "folder_index",
     "image_extension",
     "image_member",
     "index_of",
     "is_same",
+    "iterate_texts",
     "kind_of_type",
+    "list_files",
     "merge_rest",
     "merge_types",
     "open_recorded",

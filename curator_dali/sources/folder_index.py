@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from bisect import bisect_left, bisect_right
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io import is_remote
+from curator_dali.io import is_remote, printable
 from curator_dali.sources.base import HEADER_DTYPE, is_image, quote
 from curator_dali.sources.header_columns import ROW_NUMBERS, Codecs, header_fields, make_header_columns, parse_entries
 from curator_dali.sources.listing import Listing, list_folder, list_names
@@ -30,7 +30,7 @@ FILE_DTYPE = np.dtype([("size", "<i8"), ("version", "<i8"), ("readable", "?")])
 """What `stat_files` tells of a local file: bytes, -1 where it is not there; mtime in ns; whether it may be read."""
 
 _STAT_THREADS, _STAT_FILES = 8, 1024  # files whose sizes each thread asks for at once
-_ROWS = 65_536  # of a record batch, and paths that are texts at once
+_ROWS = 16_384  # of a record batch, and paths that are texts at once
 
 
 @dataclass
@@ -40,7 +40,7 @@ class FolderTable:
     Attributes:
         root: The folder, as it was when it was listed.
         folders: Names of the folders right below it, in order.
-        paths: M paths below it, images and others.
+        paths: M paths below it, images and others, a `pyarrow.ChunkedArray`.
         sizes: (M,) int64 bytes, -1 where they are not known.
         versions: (M,) int64, mtime in ns of a local file, else 0.
         contents: M content hashes, "" where a store tells none, a `pyarrow.ChunkedArray`.
@@ -50,7 +50,7 @@ class FolderTable:
 
     root: str
     folders: Sequence[str]
-    paths: Paths
+    paths: Any
     sizes: NDArray[np.int64]
     versions: NDArray[np.int64]
     contents: Any
@@ -70,30 +70,29 @@ class FolderTable:
     def make_listing(self) -> Listing:
         """Make the listing that the store gave."""
         sizes = (None if size < 0 else size for size in self.sizes.tolist())
-        contents = (value.as_py() for value in self.contents)
-        return Listing(self.paths, self.folders, dict(zip(self.paths, zip(sizes, contents, strict=True), strict=True)))
+        paths = Paths(iterate_texts(self.paths))
+        versions = zip(sizes, iterate_texts(self.contents), strict=True)
+        return Listing(paths, self.folders, dict(zip(paths, versions, strict=True)))
 
     def find_images(self) -> NDArray[np.int64]:
         """Rows of the images."""
-        return np.flatnonzero(np.fromiter(map(is_image, self.paths), bool, len(self)))
+        return np.flatnonzero(np.fromiter(map(is_image, iterate_texts(self.paths)), bool, len(self)))
 
     def take(self, rows: NDArray[np.int64]) -> FolderTable:
         """Choose rows, in ascending order."""
         problems = {at: self.problems[row] for at, row in enumerate(rows.tolist()) if row in self.problems}
-        paths = Paths(self.paths[row] for row in rows.tolist())
         facts = (self.sizes[rows], self.versions[rows], self.contents.take(rows), self.headers[rows])
-        return FolderTable(self.root, self.folders, paths, *facts, problems)
+        return FolderTable(self.root, self.folders, self.paths.take(rows), *facts, problems)
 
-    def find(self, paths: Sequence[str]) -> NDArray[np.int64]:
-        """(len(paths),) int64: the row of each path, -1 where there is none. The paths are in order."""
-        rows = np.full(len(paths), -1, np.int64)
-        left = iter(paths)
-        for start in range(0, len(paths), _ROWS):
-            some = list(islice(left, _ROWS))
-            begin, end = bisect_left(self.paths, some[0]), bisect_right(self.paths, some[-1])
-            known = {self.paths[row]: row for row in range(begin, end)}
-            rows[start : start + len(some)] = [known.get(path, -1) for path in some]
-        return rows
+    def find(self, paths: Iterable[str]) -> NDArray[np.int64]:
+        """(N,) int64: the row of each of N paths, which are in order; -1 where there is none."""
+        rows, left = array("q"), enumerate(iterate_texts(self.paths))
+        row, known = next(left, (-1, ""))
+        for path in paths:
+            while known < path and row >= 0:
+                row, known = next(left, (-1, ""))
+            rows.append(row if known == path else -1)
+        return np.frombuffer(rows, np.int64).copy()
 
     def look_up(self, root: str, paths: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.void]:
         """Look up the headers of all images of a folder. Of those that are new or have another size none is known.
@@ -110,12 +109,13 @@ class FolderTable:
             SourceError: Images of the index are gone; they are named.
         """
         rows = self.find(paths)
-        gone = np.setdiff1d(self.find_images(), rows)
-        if len(gone):
+        missing = np.ones(len(self), bool)
+        missing[rows[rows >= 0]] = False
+        gone = [path for path in self.paths.filter(missing).to_pylist() if is_image(path)]
+        if gone:
             raise SourceError(
-                f"{len(gone):,} images of the index of {root} are gone: "
-                f"{list_names(self.paths[row] for row in gone.tolist())}. Bring these back, or run `curator-dali "
-                "prepare` where the data set is meant to have fewer images"
+                f"{len(gone):,} images of the index of {root} are gone: {list_names(gone)}. Bring these back, or "
+                "run `curator-dali prepare` where the data set is meant to have fewer images"
             )
         headers = np.zeros(len(paths), HEADER_DTYPE)
         same = rows >= 0
@@ -141,16 +141,16 @@ class FolderTable:
         """Yield the rows as record batches."""
         import pyarrow as pa
 
-        schema, left = self.schema, iter(self.paths)
+        schema = self.schema
         for start in range(0, len(self), _ROWS):
             rows = slice(start, start + _ROWS)
             sizes, end = self.sizes[rows], min(start + _ROWS, len(self))
             problems = {row - start: self.problems[row] for row in range(start, end) if row in self.problems}
             columns = {
-                "path": pa.array(islice(left, _ROWS), pa.string()),
+                "path": pa.concat_arrays(self.paths[start:end].chunks),
                 "size": pa.array(sizes, mask=sizes < 0),
                 "version": pa.array(self.versions[rows]),
-                "content": pa.concat_arrays([pa.array([], pa.string()), *self.contents[start:end].chunks]),
+                "content": pa.concat_arrays(self.contents[start:end].chunks),
                 **make_header_columns(sizes, self.headers[rows], problems, codecs),
             }
             yield pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
@@ -165,31 +165,32 @@ def read_folder_table(reader: Any, about: Mapping[str, Any]) -> FolderTable:
     """
     import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {"size": [], "version": [], "content": [], "headers": []}
+    columns: dict[str, list[Any]] = {"path": [], "size": [], "version": [], "content": []}
+    headers: list[NDArray[np.void]] = [np.zeros(0, HEADER_DTYPE)]
     problems: dict[int, str] = {}
-
-    def read() -> Iterator[str]:
-        count = 0
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            batch.validate(full=True)
-            numbers = np.asarray(batch.column("entry").flatten()).reshape(-1, ROW_NUMBERS)
-            columns["headers"].append(parse_entries(numbers.astype(np.int64))[0])
-            columns["size"].append(batch.column("size").fill_null(-1).to_numpy())
-            columns["version"].append(batch.column("version").to_numpy())
-            columns["content"].append(batch.column("content"))
-            refused = np.flatnonzero(batch.column("problem").is_valid().to_numpy(zero_copy_only=False))
-            reasons = batch.column("problem").take(refused).to_pylist()
-            problems.update(zip((refused + count).tolist(), reasons, strict=True))
-            count += batch.num_rows
-            yield from batch.column("path").to_pylist()
-
-    paths = Paths(read())
-    sizes, versions = (np.concatenate([np.zeros(0, np.int64), *columns[name]]) for name in ("size", "version"))
-    contents = pa.chunked_array(columns["content"], pa.string())
-    headers = np.concatenate([np.zeros(0, HEADER_DTYPE), *columns["headers"]])
+    count = 0
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        batch.validate(full=True)
+        for name, found in columns.items():
+            found.append(batch.column(name))
+        entries = np.asarray(batch.column("entry").flatten()).reshape(-1, ROW_NUMBERS)
+        headers.append(parse_entries(entries.astype(np.int64))[0])
+        refused = np.flatnonzero(batch.column("problem").is_valid().to_numpy(zero_copy_only=False))
+        reasons = batch.column("problem").take(refused).to_pylist()
+        problems.update(zip((refused + count).tolist(), reasons, strict=True))
+        count += batch.num_rows
+    paths, contents = (pa.chunked_array(columns[name], pa.string()) for name in ("path", "content"))
+    sizes, versions = (pa.chunked_array(columns[name], pa.int64()) for name in ("size", "version"))
+    numbers = (sizes.fill_null(-1).to_numpy().copy(), versions.to_numpy().copy())
     folders = tuple(map(str, about["folders"]))
-    return FolderTable(str(about["listed"]), folders, paths, sizes, versions, contents, headers, problems)
+    return FolderTable(str(about["listed"]), folders, paths, *numbers, contents, np.concatenate(headers), problems)
+
+
+def iterate_texts(texts: Any) -> Iterator[str]:
+    """Iterate over a `pyarrow.ChunkedArray` of texts."""
+    for start in range(0, len(texts), _ROWS):
+        yield from texts[start : start + _ROWS].to_pylist()
 
 
 def list_files(root: str, listing: Listing | None = None) -> FolderTable:
@@ -200,22 +201,32 @@ def list_files(root: str, listing: Listing | None = None) -> FolderTable:
         listing: What lies in it, where that is known.
 
     Raises:
-        SourceError: It cannot be listed.
+        SourceError: It cannot be listed, or has a file whose name an index cannot hold.
     """
     import pyarrow as pa
 
     listing = listing or list_folder(root)
-    paths = listing.paths if isinstance(listing.paths, Paths) else Paths(listing.paths)
-    count = len(paths)
+    left, count = iter(listing.paths), len(listing.paths)
+    starts = range(0, count, _ROWS)
+    paths = pa.chunked_array([pa.array(_to_texts(islice(left, _ROWS)), pa.string()) for _ in starts], pa.string())
     if is_remote(f"{root}/"):
-        told = [listing.versions[path] for path in paths]
+        told = [listing.versions[path] for path in listing.paths]
         sizes = np.array([-1 if size is None else int(size) for size, _ in told], np.int64)
         versions, contents = np.zeros(count, np.int64), pa.array([content for _, content in told], pa.string())
     else:
-        found = np.fromiter(stat_files(root, map(os.fsencode, paths)), FILE_DTYPE, count)
+        found = np.fromiter(stat_files(root, map(os.fsencode, listing.paths)), FILE_DTYPE, count)
         sizes, versions, contents = found["size"].copy(), found["version"].copy(), pa.array([""] * count, pa.string())
     headers = np.zeros(count, HEADER_DTYPE)
     return FolderTable(root, listing.folders, paths, sizes, versions, pa.chunked_array([contents]), headers, {})
+
+
+def _to_texts(paths: Iterable[str]) -> list[str]:
+    """Paths as a list; one that is no UTF-8 is refused."""
+    found = list(paths)
+    odd = next((path for path in found if printable(path) != path), None)
+    if odd is not None:
+        raise SourceError(f"{printable(odd)!r} is no UTF-8, as names in an index are: rename the file")
+    return found
 
 
 def stat_files(root: str, paths: Iterable[bytes]) -> Iterator[tuple[int, int, bool]]:
