@@ -250,6 +250,8 @@ class FolderSource(LearningSource):
                 result = np.empty(0, np.uint8)
             elif len(result) == 0 and not skipped[row]:
                 batch.errors[row] = "the image has no bytes"
+            elif self._bytes is not None and not skipped[row] and len(result) != self._bytes[number, 0]:
+                batch.headers[row] = np.zeros((), HEADER_DTYPE)  # another image may be there since the index was made
             batch.images.append(result)
             metadata = self._metadata(number, sidecars[row], fetched)
             key = self._make_id(path, number)

@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,10 +70,7 @@ class FolderTable:
 
     def make_listing(self) -> Listing:
         """Make the listing that the store gave."""
-        sizes = (None if size < 0 else size for size in self.sizes.tolist())
-        paths = Paths(iterate_texts(self.paths))
-        versions = zip(sizes, iterate_texts(self.contents), strict=True)
-        return Listing(paths, self.folders, dict(zip(paths, versions, strict=True)))
+        return Listing(Paths(iterate_texts(self.paths)), self.folders, _Versions(self))
 
     def find_images(self) -> NDArray[np.int64]:
         """Rows of the images."""
@@ -154,6 +152,39 @@ class FolderTable:
                 **make_header_columns(sizes, self.headers[rows], problems, codecs),
             }
             yield pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+class _Versions(Mapping[str, tuple[Any, ...]]):
+    """Path -> size and content hash, as `Listing.versions` has these, of a few thousand files at a time.
+
+    Whoever asks in the order of the paths has each made once; a dict of a million takes 300 MB.
+    """
+
+    def __init__(self, table: FolderTable) -> None:
+        self._table = table
+        self._firsts = [table.paths[row].as_py() for row in range(0, len(table), _ROWS)]
+        self._number, self._some = -1, dict[str, tuple[Any, ...]]()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iterate_texts(self._table.paths)
+
+    def __getitem__(self, path: str) -> tuple[Any, ...]:
+        if path not in self._some:
+            number = bisect_right(self._firsts, path) - 1
+            if number < 0:
+                raise KeyError(path)
+            if number != self._number:
+                self._number, self._some = number, self._read(slice(number * _ROWS, (number + 1) * _ROWS))
+        return self._some[path]
+
+    def _read(self, rows: slice) -> dict[str, tuple[Any, ...]]:
+        table = self._table
+        sizes = (None if size < 0 else size for size in table.sizes[rows].tolist())
+        versions = zip(sizes, table.contents[rows].to_pylist(), strict=True)
+        return dict(zip(table.paths[rows].to_pylist(), versions, strict=True))
 
 
 def read_folder_table(reader: Any, about: Mapping[str, Any]) -> FolderTable:

@@ -243,5 +243,11 @@ def test_an_index_that_was_made_of_a_copy(images: Path, memory: fsspec.AbstractF
     memory.pipe_file("/bucket/cats/later.png", b"les")
     errors = source.read(np.arange(COUNT + 1)).errors.values()
     assert [error for error in errors if "is older: `curator-dali prepare` brings it up to date" in error]
-    assert cd.prepare("memory://bucket").indexed == 2
+    longer = max(images.rglob("*.jpg"), key=lambda path: path.stat().st_size).read_bytes() + b"\0"
+    memory.pipe_file("/bucket/cats/000000.JPEG", longer)  # a store may send more than it lists
+    batch = source.read(np.arange(2))
+    assert [batch.objects[row].image_path[-11:] for row in range(2)] == ["000000.JPEG", "/000000.jpg"]
+    assert bytes(batch.images[0]) == longer
+    assert (batch.headers["codec"] != 0).tolist() == [False, True]
+    assert cd.prepare("memory://bucket").indexed == 3
     check_same(cd.open_source("memory://bucket/"), cd.open_source("memory://bucket/", index="none"))
