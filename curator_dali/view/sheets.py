@@ -243,11 +243,11 @@ def size_of(shape: tuple[int, ...]) -> tuple[int, ...]:
 def loader_html(loader: Any) -> str:
     """What an `ImageLoader` reads, how, where it stands and what it did. Reads nothing."""
     position, stats, shard = loader.position, loader.stats, loader.shard
-    number = f"{loader.num_samples:,}" if loader.is_counted else "not counted yet"
-    done = f"{position.position:,} samples, of {number}" if position.position else "at the beginning"
+    total = f" of {loader.num_samples:,}" if loader.is_counted else ""
+    done = f"{position.position:,}{total} samples" if position.position else "at the beginning"
     about = {
         "source": repr(loader.source),
-        "samples": loader.num_samples if loader.is_counted else number,
+        "samples": loader.num_samples if loader.is_counted else "not counted yet",
         "batch size": f"{loader.batch_size:,}",
         "device": loader.device,
         "images": _sequence(loader.transforms),

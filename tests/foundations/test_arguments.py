@@ -146,7 +146,7 @@ def test_a_device_of_another_name_is_refused(device: Any, tmp_path: Path) -> Non
         (lambda: cd.Deduplicate(similarity="0.95"), "Deduplicate.similarity is '0.95'"),
         (lambda: cd.CLIPScore(5), "CLIPScore.caption is 5"),
         (lambda: cd.ZeroShotTags("cat"), "ZeroShotTags.tags is 'cat'; allowed: a list of texts"),
-        (lambda: cd.open_source(NOWHERE, index="yes"), 'index is \'yes\'; allowed: "cache", "beside", "none"'),
+        (lambda: cd.open_source(NOWHERE, index=5), "index is 5; allowed: a text, a path"),
         (lambda: cd.open_source(NOWHERE, label_from_folder="no"), "label_from_folder is 'no'; allowed: True or False"),
         (lambda: cd.open_source(NOWHERE, name=5), "name is 5; allowed: a text, None"),
         (lambda: cd.Mixture({"a": NOWHERE}, {"a": 1}, samples="9"), "samples is '9'"),
