@@ -348,7 +348,7 @@ def find_shards(spec: Any) -> ShardList:
     if not texts:
         raise SourceError(f"{_NO_SHARDS}: give a folder, a glob or URLs of these, not {spec!r:.80}")
     found = find_files(texts, spec)
-    folders = [match for match in found.matches if match.kind == "folder"]
+    folders = [match for match in found.matches if match.kind in ("folder", EMPTY)]
     if found.kind == "folder" and len(folders) == 1 and not folders[0].by_glob:
         return ShardList("folder", [], _spell(folders[0].url), [""], listing=folders[0].listing)
     if found.kind not in ("tar", "parquet"):
