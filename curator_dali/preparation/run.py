@@ -21,8 +21,8 @@ from curator_dali.errors import SourceError
 from curator_dali.io import AtomicFile, Stat, Storage, is_remote, join, one_line, printable, store
 from curator_dali.preparation.groups import File, Group, index_group, make_groups, silence_interrupts
 from curator_dali.sampling import Shard
-from curator_dali.sources import covers, find_shards
 from curator_dali.sources import dataset_index as layout
+from curator_dali.sources import find_shards, select_names
 from curator_dali.threads import ignore, run_ahead
 
 logger = logging.getLogger(__name__)
@@ -332,8 +332,8 @@ def _finish(
     old_covers: Sequence[str] = ()
     if known is not None:  # files of another part of the data set, which this call was not given
         old_covers = known.covers
-        others = enumerate(known.names)
-        rows += [r for r, name in others if name not in listed and not any(covers(p, name) for p in about["covers"])]
+        covered = {name for pattern in about["covers"] for name in select_names(pattern, known.names)}
+        rows += [row for row, name in enumerate(known.names) if name not in listed and name not in covered]
     tables = [] if known is None else [known.table.take(np.array(rows, np.int64))]
     try:
         tables += [layout.read_index(folder, group.record).table for group in groups]

@@ -20,7 +20,7 @@ from curator_dali.sources.claimed import ClaimedSizes
 from curator_dali.sources.curated import View
 from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.join import Join
-from curator_dali.sources.known import covers
+from curator_dali.sources.known import select_names
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
@@ -53,7 +53,6 @@ __all__ = [
     "TarSource",
     "View",
     "Without",
-    "covers",
     "dataset_index",
     "describe_parquet",
     "dump_fields",
@@ -73,5 +72,6 @@ __all__ = [
     "record_shards",
     "reopen",
     "restore_types",
+    "select_names",
     "to_text",
 ]

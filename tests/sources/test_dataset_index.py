@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import curator_dali as cd
 from curator_dali.errors import SourceError
-from curator_dali.sources import HEADER_DTYPE, Source, TarSource
+from curator_dali.sources import HEADER_DTYPE, Source, TarSource, select_names
 from curator_dali.sources.prepared import IndexedShards
 from tests.helpers import encode, load_photos, photo_samples, write_shards, write_tar
 from tests.sources.web_server import Server
@@ -453,3 +453,41 @@ def test_loaders_of_a_remote_data_set_with_an_index(
         local = [item.image_id for batch in loader for item in batch.data]
     with cd.ImageLoader(f"{server.url}/s/", batch_size=7, shuffle=1, device="cpu") as loader:
         assert local == [item.image_id for batch in loader for item in batch.data]
+
+
+def test_a_pattern_is_its_own_files_and_none_that_the_index_has_besides(server: Server, shards: Path) -> None:
+    names = ["train-0.tar", "train-1.tar", "val-0.tar", "deep/a/train-2.tar", "deep/train-3.tar"]
+    folder = shards.parent / "mixed"
+    for path, name in zip(sorted(shards.glob("*.tar")), names, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / name)
+    for pattern in ("train-*.tar", "**/train-*.tar", ""):
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        cd.prepare(f"{folder}/{pattern}")
+        cd.prepare([str(folder / name) for name in names])  # all of them, each by its name
+        expected = cd.open_source(f"{folder}/{pattern}", index="none")
+        check_same(cd.open_source(f"{folder}/{pattern}"), expected)
+        server.files.clear()
+        put_on(server, folder, "/m")
+        server.requests.clear()
+        source = cd.open_source(f"{server.url}/m/{pattern}")
+        assert len(server.requests) == 1
+        assert source.locations == [path.replace(str(folder), f"{server.url}/m") for path in expected.locations]
+    cd.prepare(f"{folder}/**/train-*.tar")
+    assert cd.prepare([str(folder / name) for name in names]).indexed == 0  # val-0.tar was kept
+
+
+def test_which_names_a_pattern_selects() -> None:
+    names = ["a.tar", "train/b.tar", "train/deep/c.tar", "val/deep/d.tar"]
+    for pattern, expected in {
+        "": ["a.tar"],
+        "train": ["train/b.tar"],
+        "val": ["val/deep/d.tar"],
+        "*": ["a.tar", "train/b.tar", "val/deep/d.tar"],
+        "*.tar": ["a.tar"],
+        "t*/*.tar": ["train/b.tar"],
+        "**/*.tar": names,
+        "train/**/*.tar": ["train/b.tar", "train/deep/c.tar"],
+        "tr": [],
+    }.items():
+        assert select_names(pattern, names) == expected
