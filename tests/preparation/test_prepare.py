@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,12 +17,15 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import curator_dali as cd
 from curator_dali.cli import main
 from curator_dali.errors import OutputError, SourceError
-from tests.helpers import load_photos, photo_samples, write_shards, write_tar
+from curator_dali.io.links import Link
+from tests.helpers import encode, load_photos, photo_samples, write_shards, write_tar
+from tests.sources.web_server import Server
 
 FOLDER = ".curator_dali_index"
 
@@ -282,3 +286,49 @@ def test_an_index_in_a_store(shards: Path, memory: fsspec.AbstractFileSystem) ->
     keys = [f"{n:06d}" for n in range(24)]
     keys[6:8] = keys[8:10]
     assert cd.open_source("memory://bucket/*.tar").read_ids(np.arange(24)).to_pylist() == keys
+
+
+def sent(server: Server) -> int:
+    """Bytes that ranges were asked for, and whole files."""
+    total = 0
+    for method, text in server.requests:
+        path, _, wanted = text.partition(" ")
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        size = len(server.files.get(path, b""))
+        if method == "GET":
+            total += min(int(match[2]) + 1, size) - int(match[1]) if match else size
+    return total
+
+
+@pytest.mark.parametrize(("side", "count", "most"), [(90, 1500, 1.05), (220, 400, 1.05), (1800, 8, 0.35)])
+def test_a_store_is_asked_for_each_byte_once(
+    server: Server, tmp_path: Path, side: int, count: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images have about 8 kB, 60 kB and 3 MB, and the last ones are worth a hop whatever this machine does."""
+    if side == 1800:
+        monkeypatch.setattr(Link, "break_even", 1 << 20)
+    image = encode(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8), quality=90)
+    for number in range(3):
+        members = [
+            (f"{number}{n:05d}.{end}", data) for n in range(count) for end, data in (("jpg", image), ("txt", b"x"))
+        ]
+        server.files[f"/t/{number}.tar"] = write_tar(tmp_path / f"{number}.tar", members).read_bytes()
+    size = sum(map(len, server.files.values()))
+    made = cd.prepare([f"{server.url}/t/{number}.tar" for number in range(3)], tmp_path / "index")
+    assert (made.samples, made.refused, made.headers) == (3 * count, {}, True)
+    assert sent(server) <= most * size
+
+
+def test_row_groups_of_a_store_are_read_once(server: Server, tmp_path: Path) -> None:
+    photo = encode(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8), quality=90)
+    table = pa.table({"key": [f"{n:04d}" for n in range(200)], "jpg": [photo] * 200, "text": ["x" * 100] * 200})
+    for number in range(2):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(table, path, row_group_size=40, use_dictionary=False)
+        server.files[f"/p/{number}.parquet"] = path.read_bytes()
+    size = sum(map(len, server.files.values()))
+    made = cd.prepare([f"{server.url}/p/{number}.parquet" for number in range(2)], tmp_path / "index")
+    assert (made.samples, made.refused) == (400, {})
+    assert [row["key"] for row in rows_of(tmp_path / "index")] == [f"{n:04d}" for n in range(200)] * 2
+    print(sent(server) / size, server.requests)
+    assert sent(server) <= 1.05 * size
