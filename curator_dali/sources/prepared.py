@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io import Stat, Storage, is_remote
+from curator_dali.io import Storage, is_remote
 from curator_dali.sources.base import HEADER_DTYPE, group_rows, quote
 from curator_dali.sources.dataset_index import (
     PLACES,
@@ -32,18 +32,15 @@ from curator_dali.sources.entries import (
     join_members,
 )
 from curator_dali.sources.index_parts import IndexParts
-from curator_dali.sources.tar_headers import is_header_of
 from curator_dali.sources.tar_index import ENTRY, TarIndex
 from curator_dali.sources.tar_shards import Shard, Shards
 
 logger = logging.getLogger(__name__)
 
 _STAT_THREADS = 8
-_PROBES = 3  # samples whose tar headers are looked at in a file that may be a copy
 _AT = {name: number for number, name in enumerate(PLACES)}
 _PREPARE_AGAIN = ". The index of the data set is older: `curator-dali prepare` brings it up to date"
 _DAMAGED = "the index is damaged here: prepare it anew with `curator-dali prepare`"
-_HEADER = 512
 
 
 def open_shards(urls: Sequence[str], storage: Storage, index: str, known: Mapping[str, DatasetIndex | None]) -> Shards:
@@ -78,8 +75,8 @@ def open_shards(urls: Sequence[str], storage: Storage, index: str, known: Mappin
 class IndexedShards(Shards):
     """Tars by number, of which the index of a data set knows all or some.
 
-    A local tar of another size, or of another time whose headers are not those of the index, is indexed anew, as are
-    tars that the index does not know. What remote tars are is believed, and shows when they are read.
+    A local tar of another size, or of another time and with other members, is indexed by itself, as are tars that the
+    index does not know. What remote tars are is believed, and shows when they are read.
 
     Args:
         urls: The tars; local ones as absolute paths.
@@ -185,16 +182,13 @@ class IndexedShards(Shards):
 
     def _open(self) -> None:
         """Compare local tars with the index; index those that it does not have, or not as they are."""
-        stats, summaries = self._then
-        self.stats = stats
+        self.stats, summaries = self._then
         local = [n for n, url in enumerate(self.urls) if self.prepared[n] and not is_remote(url)]
         if local:
             with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
-                for number, stat in zip(local, pool.map(self._look, local), strict=True):
-                    self.prepared[number] = stat is not None
-                    stats[number] = stat or stats[number]
-        pairs = zip(summaries, self.prepared.tolist(), strict=True)
-        self._summaries = [summary if is_prepared else None for summary, is_prepared in pairs]
+                self.prepared[local] = list(pool.map(self._is_same, local))
+        triples = zip(summaries, self.prepared.tolist(), self._summaries, strict=True)
+        self._summaries = [summary if is_prepared else own for summary, is_prepared, own in triples]
         others = (~self.prepared).nonzero()[0].tolist()
         if others:
             logger.warning(
@@ -202,9 +196,9 @@ class IndexedShards(Shards):
                 "themselves: `curator-dali prepare` brings it up to date",
                 len(others), len(self.urls), quote(self.urls[others[0]]), self._folder,
             )  # fmt: skip
-            self._do_all(others, self._open_one)
+            self._do_all([number for number in others if self._summaries[number] is None], self._open_one)
         del self._then
-        self._bytes = np.array([stat.size for stat in stats], np.int64)
+        self._bytes = np.array([stat.size for stat in self.stats], np.int64)
         self._log_warnings([number for number, summary in enumerate(self._summaries) if summary is not None])
         if None not in self._summaries:
             self._complete()
@@ -212,28 +206,22 @@ class IndexedShards(Shards):
     def _load(self, number: int) -> Shard:
         return self._load_prepared(number) if self.prepared[number] else super()._load(number)
 
-    def _look(self, number: int) -> Stat | None:
-        """What a local tar is now; None where it is not the one that was indexed."""
-        url, then = self.urls[number], self.stats[number]
-        try:
-            now = self._storage.stat(url)
-            same = now.size == then.size and (now.version == then.version or self._is_copy(number))
-        except OSError:
-            return None  # whoever indexes it meets the reason
-        return now if same else None
+    def _is_same(self, number: int) -> bool:
+        """Whether a local tar is the one that was indexed: of equal size, and of equal time or with the same members.
 
-    def _is_copy(self, number: int) -> bool:
-        """Whether a tar of equal size has, where the index says, the headers of some images."""
-        count = self._then[1][number].samples
-        samples = np.unique(np.linspace(0, max(count - 1, 0), min(count, _PROBES)).astype(np.int64))
-        found = self._read_prepared(np.full(len(samples), number), samples, names=True)
-        if found.failed:
+        Its members are those of its own index, which is kept as that of any other tar.
+        """
+        then, summary = self.stats[number], self._then[1][number]
+        try:
+            now = self._storage.stat(self.urls[number])
+            if now.size != then.size or now.version == then.version:
+                self.stats[number] = now
+                return now.size == then.size
+            self._open_one(number)
+        except Exception:  # whoever indexes it meets the reason
             return False
-        read = self._storage.reader(self.urls[number])
-        return all(
-            size == 0 or is_header_of(read(max(offset - _HEADER, 0), _HEADER), str(name), size - 1)
-            for name, (offset, size) in zip(found.names, found.table[:, :2].tolist(), strict=True)
-        )
+        own = self._summaries[number]
+        return own is not None and (own.samples, own.digest) == (summary.samples, summary.digest)
 
     def _read_numbers_of(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> Entries:
         """Gather numbers and headers, of tars that the index has without names."""

@@ -205,6 +205,31 @@ def test_a_tar_of_equal_size_that_was_written_anew(shards: Path) -> None:
     assert source.read_ids(np.array([10])).to_pylist() == ["100010"]
 
 
+def test_a_tar_of_equal_size_with_other_members_in_its_middle(tmp_path: Path) -> None:
+    photos = [encode(photo[:200, :200]) for photo in load_photos().values()][:3]
+    images = [photos[n % 3] for n in range(7)]
+    members = [(f"{n}.{end}", data) for n in range(7) for end, data in (("jpg", images[n]), ("txt", b"%d" % n))]
+    folder = tmp_path / "s"
+    folder.mkdir()
+    path = write_tar(folder / "0.tar", members)
+    cd.prepare(str(folder))
+    for index in ("cache", folder / FOLDER):
+        os.utime(path)
+        found = cd.open_source(str(folder), index=index)
+        assert found._shards.prepared.tolist() == [True]  # type: ignore[attr-defined]
+        check_same(found, cd.open_source(str(folder), index="none"))
+    captions = [("1.txt", b"2") if name == "1.txt" else (name, data) for name, data in members]
+    swapped = [*members[:2], *members[4:6], *members[2:4], *members[6:]]
+    for changed in (captions, swapped):
+        size = path.stat().st_size
+        write_tar(path, changed)
+        assert path.stat().st_size == size
+        found = cd.open_source(str(folder))
+        check_same(found, cd.open_source(str(folder), index="none"))
+        assert not found._shards.prepared.any()  # type: ignore[attr-defined]
+        assert found.read(np.array([1])).objects[0].metadata["caption"] in ("2", b"2")
+
+
 def test_an_index_elsewhere(shards: Path, tmp_path: Path) -> None:
     expected = cd.open_source(str(shards))
     cd.prepare(str(shards), tmp_path / "index")
