@@ -62,6 +62,7 @@ class Decisions:
         columns: Name -> (N,) values that the `GlobalSelector`s added.
         seconds: Stage -> what deciding took.
         failures: Sample -> reason, of those that `check_decoding` found damaged.
+        sizes: Sample -> height and width, of the others that it decoded: the metadata may have told other ones.
     """
 
     stage: NDArray[np.int16]
@@ -70,6 +71,7 @@ class Decisions:
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def drop(self, number: int, rows: NDArray[np.int64], reasons: NDArray[np.object_]) -> NDArray[np.int64]:
         """Write down a stage's reasons for (M,) rows, each a text or None; returns the rows with None.
@@ -203,7 +205,7 @@ def check_decoding(
     Args:
         source: The data set.
         samples: (M,) indices.
-        decisions: Gets the failures.
+        decisions: Gets the failures, and the sizes of the others.
         settings: Of the run.
         device: Where images are decoded.
 
@@ -226,6 +228,8 @@ def check_decoding(
         for decoded, _ in steps:
             for row, reason in decoded.errors.items():
                 decisions.failures[int(samples[decoded.encoded.indices[row]])] = reason
+            sizes = map(tuple, decoded.sizes.tolist())
+            decisions.sizes.update(zip(samples[decoded.indices].tolist(), sizes, strict=True))
 
 
 def write_decided(
@@ -364,6 +368,9 @@ def _apply_decisions(rows: Rows, decisions: Decisions, part: Range, plan: Plan) 
         judged = np.flatnonzero(rows.columns["status"] != "failed")
         for name, value in zip(DECIDED, ("kept", None, None, None), strict=True):
             rows.columns[name][judged] = value
+    for sample, size in decisions.sizes.items():
+        if part[0] <= sample < part[1]:
+            rows.columns["height"][sample - part[0]], rows.columns["width"][sample - part[0]] = size
     for sample, reason in decisions.failures.items():
         if part[0] <= sample < part[1]:
             rows.decide([sample - part[0]], "failed", DECODE, [reason], [kind_of_failure(reason)])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from curator_dali.decoding import Codec, read_headers
 from curator_dali.errors import SourceError
 from curator_dali.io import AtomicFile, Stat, fingerprint, join, one_line
-from curator_dali.sources import HEADER_DTYPE, ParquetSource, Source, TarSource, describe_parquet, index_of
+from curator_dali.sources import HEADER_DTYPE, Codecs, ParquetSource, Source, TarSource, describe_parquet, index_of
 from curator_dali.sources import dataset_index as layout
 from curator_dali.threads import ignore, run_ahead
 
@@ -31,7 +31,7 @@ _MOST_BYTES = 16 << 30  # of the files of a group
 _LEAST_GROUPS = 64  # so that there is work for many, where there are as many files
 _COPY_BYTES = 1 << 24
 _FORMATS = tuple(dict.fromkeys(codec.format for codec in Codec if codec is not Codec.UNKNOWN))
-CODECS = layout.Codecs(_FORMATS, {int(codec): _FORMATS.index(codec.format) for codec in Codec if codec})
+CODECS = Codecs(_FORMATS, {int(codec): _FORMATS.index(codec.format) for codec in Codec if codec})
 """The formats of the column `codec`."""
 
 _MEMORY = 2 << 30  # bytes of remote tars that a process keeps between their scan and the reading of images' headers
@@ -87,6 +87,14 @@ class Group:
     headers: bool
     kind: str = "tar"
     column: str = ""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def root(self) -> str:
+        """A file, or a folder, that lies where all files do."""
+        return self.files[0].url
 
     @property
     def key(self) -> str:
@@ -195,7 +203,7 @@ def _index_tar(
             now, index = index_of(source, 0, keep=headers and is_lent)
             if now != stat:
                 return "it changed while the index was made: run it again"
-            found, _, problems = _read_headers(source, headers)
+            found, _, problems = read_image_headers(source, headers)
     except Exception as error:  # of a store, or of a hostile file; the others are indexed
         return one_line(error)
     batch = layout.make_batch(number, names, index, found, problems, CODECS, small)
@@ -218,7 +226,7 @@ def _index_parquet(
             now, footer, digest = describe_parquet(source)
             if (now.size, now.version) != (stat.size, stat.version):
                 return "it changed while the index was made: run it again"
-            found, sizes, problems = _read_headers(source, headers)
+            found, sizes, problems = read_image_headers(source, headers)
             keys = source.read_ids(np.arange(len(source)))
     except Exception as error:  # as of a tar
         return one_line(error)
@@ -231,14 +239,29 @@ def _index_parquet(
     }, batch
 
 
-def _read_headers(source: Source, wanted: bool) -> tuple[NDArray[np.void], NDArray[np.int64], dict[int, str]]:
-    """Read the headers of all images of a source, their bytes, and sample -> why its image is refused."""
+def read_image_headers(
+    source: Source,
+    wanted: bool,
+    progress: Callable[[int], object] = ignore,
+    is_stopped: Callable[[], bool] = bool,
+) -> tuple[NDArray[np.void], NDArray[np.int64], dict[int, str]]:
+    """Read the headers of all images of a source, their bytes, and sample -> why its image is refused.
+
+    Args:
+        source: The source.
+        wanted: Whether they are read at all.
+        progress: Called with how many images were done since the last call.
+        is_stopped: Tells whether nobody wants the rest any more.
+    """
     found, sizes = np.zeros(len(source), HEADER_DTYPE), np.full(len(source), -1, np.int64)
     problems: dict[int, str] = {}
     for chunk in read_headers(source) if wanted else ():
+        if is_stopped():
+            break
         found[chunk.indices], sizes[chunk.indices] = chunk.headers, chunk.sizes
         for row, reason in chunk.problems.items():
             problems[int(chunk.indices[row])] = reason
+        progress(len(chunk.indices))
     found[found["codec"] == 0] = np.zeros((), HEADER_DTYPE)  # of an image that is too large, the size is known
     return found, sizes, problems
 

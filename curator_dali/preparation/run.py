@@ -10,19 +10,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from curator_dali.arguments import Count, checked
 from curator_dali.errors import SourceError
 from curator_dali.io import AtomicFile, Stat, Storage, is_remote, join, one_line, printable, store
-from curator_dali.preparation.groups import File, Group, index_group, make_groups, silence_interrupts
+from curator_dali.preparation.groups import File, Group, index_group, make_groups, shorten, silence_interrupts
+from curator_dali.preparation.images import (
+    ImageGroup,
+    compare,
+    fill,
+    find_rest,
+    index_images,
+    make_image_groups,
+)
 from curator_dali.sampling import Shard
+from curator_dali.sources import FolderTable, ShardList, find_shards, list_files, select_names
 from curator_dali.sources import dataset_index as layout
-from curator_dali.sources import find_shards, select_names
 from curator_dali.threads import ignore, run_ahead
 
 logger = logging.getLogger(__name__)
@@ -90,15 +98,16 @@ def prepare(
     headers: bool = True,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Make the index of a data set of tars or Parquet files, by which `open_source` opens it without looking at these.
+    """Make the index of a data set, by which `open_source` opens it without looking at its files.
 
-    The index is a folder, `.curator_dali_index/`, beside the data: `files.arrow` and the parts `samples-*.arrow`. A
+    The index is a folder, `.curator_dali_index/`, beside the data: `files.arrow` and the parts `samples-*.arrow`. That
+    of a folder of images has no parts. A
     call that was interrupted is taken up again, group of files by group. A later call indexes files that are new or
     have changed, and drops those that are gone.
 
     Args:
-        source: What `open_source` takes for tars and Parquet files: a folder, a glob, a brace list, URLs. Give an
-            opened `ParquetSource` where its image column is not the one that is found.
+        source: What `open_source` takes for tars and Parquet files: a folder, a glob, a brace list, URLs; or one
+            folder of images. Give an opened `ParquetSource` where its image column is not the one that is found.
         index: The index's folder or URL, where it shall not lie beside the data. Give it to `open_source`, too.
         threads: Files that each process reads at the same time: 4, or 16 of a store.
         processes: Processes on this machine.
@@ -120,34 +129,90 @@ def prepare(
         >>> print(cd.prepare("s3://bucket/shards/*.tar", processes=8))
     """
     found = find_shards(source)
-    files = _look_at(found.urls, found.root)
-    folder = os.fspath(index) if index is not None else join(found.root, layout.FOLDER)
-    folder = store.prepare_folder(folder)
-    known = _read_known(folder, found.kind, found.column)
-    kept = _find_kept(known, files, headers)
-    rest = [file for file in files if file.name not in kept]
-    groups = make_groups(folder, rest, headers, found.kind, found.column)
+    plan_of = _plan_images if found.kind == layout.FOLDER_KIND else _plan_shards
+    plan = plan_of(found, None if index is None else os.fspath(index), headers)
+    groups = plan.groups
     wanted = groups if shard is None else groups[shard.rank :: shard.world_size]
-    lock, total = threading.Lock(), len(files)
+    lock, total = threading.Lock(), plan.total
 
     def tell(files: int, samples: int) -> None:
         if progress is not None:
             with lock:  # threads of one process call it
                 progress(files, samples, total)
 
-    tell(len(kept), 0)
-    indexed = _run(wanted, _find_done(folder), threads, processes, executor, tell)
-    done = _find_done(folder)
-    if not all(map(done, groups)):
-        return Prepared(folder, len(files), indexed=indexed, complete=False, headers=headers)
+    tell(plan.kept, 0)
+    indexed = _run(wanted, _find_done(plan.folder), threads, processes, executor, tell)
+    if not all(map(_find_done(plan.folder), groups)):
+        return Prepared(plan.folder, total, indexed=indexed, complete=False, headers=headers)
+    made, parts = plan.finish()
+    for name in store.listing(plan.folder):
+        if name.startswith(("samples-", "group-")) and name.endswith(".arrow") and name not in parts:
+            store.remove(join(plan.folder, name))
+    return replace(made, indexed=indexed)
+
+
+class _Plan(NamedTuple):
+    """What is to be done to make an index.
+
+    Attributes:
+        folder: The index's folder.
+        total: Files in all.
+        kept: Files that the index has as they are.
+        groups: Groups of the others.
+        finish: Writes `files.arrow` once all groups are done.
+    """
+
+    folder: str
+    total: int
+    kept: int
+    groups: Sequence[Group | ImageGroup]
+    finish: Callable[[], tuple[Prepared, set[str]]]
+
+
+def _plan_shards(found: ShardList, index: str | None, headers: bool) -> _Plan:
+    """Compare shards with the index."""
+    files = _look_at(found.urls, found.root)
+    folder = store.prepare_folder(join(found.root, layout.FOLDER) if index is None else index)
+    known = _read_known(folder, found.kind, found.column)
+    kept = _find_kept(known, files, headers)
+    rest = [file for file in files if file.name not in kept]
+    groups = make_groups(folder, rest, headers, found.kind, found.column)
     about = {
         "root": ".." if index is None else found.root,
         "kind": found.kind,
         "covers": found.covers,
         "column": found.column,
     }
-    table = _finish(folder, about, known, kept, groups, files)
-    return _summarize(folder, table, indexed)
+
+    def finish() -> tuple[Prepared, set[str]]:
+        table = _finish(folder, about, known, kept, groups, files)
+        return _summarize(folder, table), set(table.column("part").to_pylist())
+
+    return _Plan(folder, len(files), len(kept), groups, finish)
+
+
+def _plan_images(found: ShardList, index: str | None, headers: bool) -> _Plan:
+    """Compare a folder of images with the index."""
+    listed = list_files(found.root, found.listing)
+    folder = store.prepare_folder(join(found.root, layout.FOLDER) if index is None else index)
+    index_known = _read_known(folder, found.kind, "")
+    known = None if index_known is None else index_known.table
+    rows = compare(listed, known)
+    total = len(listed.find_images())
+    rest = find_rest(listed, known, rows) if headers else np.zeros(0, np.int64)
+    groups = make_image_groups(folder, listed, rest)
+
+    def finish() -> tuple[Prepared, set[str]]:
+        try:
+            fill(listed, folder, ".." if index is None else found.root, known, rows, rest, groups)
+        except FileNotFoundError:  # another rank has finished it meanwhile
+            table = layout.read_index(folder).table
+            if len(find_rest(listed, table, compare(listed, table))):
+                raise
+            return _summarize_images(folder, table), set()
+        return _summarize_images(folder, listed), set()
+
+    return _Plan(folder, total, total - len(rest), groups, finish)
 
 
 def _look_at(urls: Sequence[str], root: str) -> list[File]:
@@ -207,15 +272,15 @@ def _find_kept(known: layout.DatasetIndex | None, files: Sequence[File], headers
     }
 
 
-def _find_done(folder: str) -> Callable[[Group], bool]:
+def _find_done(folder: str) -> Callable[[Group | ImageGroup], bool]:
     """Make a function that tells of a group whether its part and its record are there, by one listing."""
     present = store.listing(folder)
     return lambda group: group.record in present and group.part in present
 
 
 def _run(
-    groups: Sequence[Group],
-    is_done: Callable[[Group], bool],
+    groups: Sequence[Group | ImageGroup],
+    is_done: Callable[[Group | ImageGroup], bool],
     threads: int | None,
     processes: int,
     executor: Executor | None,
@@ -228,12 +293,11 @@ def _run(
     """
     for group in groups:
         if is_done(group):
-            progress(len(group.files), 0)
+            progress(len(group), 0)
     waiting = [group for group in groups if not is_done(group)]
     if not waiting:
         return 0
-    remote = any(is_remote(file.url) for file in waiting[0].files)
-    threads = threads or (_REMOTE_THREADS if remote else _THREADS)
+    threads = threads or (_REMOTE_THREADS if is_remote(f"{waiting[0].root}/") else _THREADS)
     work = partial(_try_group, threads=threads)
     if executor is not None:
         results = _run_on_cluster(executor, waiting, work, progress)
@@ -248,24 +312,26 @@ def _run(
             f"{'; '.join(bad[:_MOST_NAMED])}. Tars must be uncompressed: repair these or leave them out. All "
             "other groups are done, and the same call goes on from there"
         )
-    return sum(len(group.files) for group in waiting)
+    return sum(map(len, waiting))
 
 
 def _try_group(
-    group: Group,
+    group: Group | ImageGroup,
     threads: int,
     progress: Callable[[int, int], object] = ignore,
     is_stopped: Callable[[], bool] = bool,
 ) -> int | str:
     """Index a group: samples, or why files cannot be read."""
     try:
+        if isinstance(group, ImageGroup):
+            return index_images(group, progress, is_stopped)
         return index_group(group, threads, progress, is_stopped)
     except SourceError as error:
         return str(error)
 
 
 def _run_in_threads(
-    threads: int, groups: Sequence[Group], progress: Callable[[int, int], object]
+    threads: int, groups: Sequence[Group | ImageGroup], progress: Callable[[int, int], object]
 ) -> Iterator[int | str]:
     """Do groups in this process, as many at a time as there are threads."""
     count, stopped = min(threads, len(groups)), threading.Event()
@@ -278,7 +344,10 @@ def _run_in_threads(
 
 
 def _run_in_processes(
-    count: int, groups: Sequence[Group], work: Callable[[Group], int | str], progress: Callable[[int, int], object]
+    count: int,
+    groups: Sequence[Group | ImageGroup],
+    work: Callable[[Group | ImageGroup], int | str],
+    progress: Callable[[int, int], object],
 ) -> Iterator[int | str]:
     """Have processes do groups, in any order."""
     context = multiprocessing.get_context("spawn")
@@ -287,7 +356,7 @@ def _run_in_processes(
         futures = {pool.submit(work, group): group for group in groups}
         for future in as_completed(futures):
             result = future.result()
-            progress(len(futures[future].files), result if isinstance(result, int) else 0)
+            progress(len(futures[future]), result if isinstance(result, int) else 0)
             yield result
     except BaseException:
         for process in list((pool._processes or {}).values()):
@@ -299,8 +368,8 @@ def _run_in_processes(
 
 def _run_on_cluster(
     executor: Executor,
-    groups: Sequence[Group],
-    work: Callable[[Group], int | str],
+    groups: Sequence[Group | ImageGroup],
+    work: Callable[[Group | ImageGroup], int | str],
     progress: Callable[[int, int], object],
 ) -> Iterator[int | str]:
     """Have the workers of an executor do groups."""
@@ -308,11 +377,11 @@ def _run_on_cluster(
         if workers is None:
             for group in groups:
                 result = work(group)
-                progress(len(group.files), result if isinstance(result, int) else 0)
+                progress(len(group), result if isinstance(result, int) else 0)
                 yield result
             return
         for group, result in zip(groups, workers.map(work, groups), strict=True):
-            progress(len(group.files), result if isinstance(result, int) else 0)
+            progress(len(group), result if isinstance(result, int) else 0)
             yield result
 
 
@@ -321,10 +390,10 @@ def _finish(
     about: Mapping[str, Any],
     known: layout.DatasetIndex | None,
     kept: Mapping[str, int],
-    groups: Sequence[Group],
+    groups: Sequence[Group | ImageGroup],
     files: Sequence[File],
 ) -> Any:
-    """Write `files.arrow` of rows that are kept and those of the groups; then remove what it does not need."""
+    """Write `files.arrow` of rows that are kept and those of the groups."""
     import pyarrow as pa
 
     listed = {file.name for file in files}
@@ -348,14 +417,10 @@ def _finish(
     if known is None or groups or len(table) != len(known) or written["covers"] != list(known.covers):
         with AtomicFile(join(folder, layout.FILES)) as file:
             layout.write_files(file, table, written)
-    used = {*table.column("part").to_pylist(), layout.FILES}
-    for name in store.listing(folder):
-        if name.startswith(("samples-", "group-")) and name.endswith(".arrow") and name not in used:
-            store.remove(join(folder, name))
     return table
 
 
-def _summarize(folder: str, table: Any, indexed: int) -> Prepared:
+def _summarize(folder: str, table: Any) -> Prepared:
     import pyarrow.compute as pc
 
     refused: Counter[str] = Counter()
@@ -367,6 +432,18 @@ def _summarize(folder: str, table: Any, indexed: int) -> Prepared:
         samples=int(pc.sum(table.column("samples")).as_py() or 0),
         nbytes=int(pc.sum(table.column("size")).as_py() or 0),
         refused=dict(refused.most_common()),
-        indexed=indexed,
         headers=all(table.column("headers").to_pylist()),
+    )
+
+
+def _summarize_images(folder: str, table: FolderTable) -> Prepared:
+    images = table.find_images()
+    known = table.headers["codec"][images] != 0
+    return Prepared(
+        folder,
+        files=len(images),
+        samples=len(images),
+        nbytes=int(np.maximum(table.sizes[images], 0).sum()),
+        refused=dict(Counter(map(shorten, table.problems.values())).most_common()),
+        headers=int(known.sum()) + len(table.problems) == len(images),
     )

@@ -19,12 +19,14 @@ from curator_dali.sources.base import (
 from curator_dali.sources.claimed import ClaimedSizes
 from curator_dali.sources.curated import View
 from curator_dali.sources.folder import FolderSource
+from curator_dali.sources.folder_index import FolderTable, iterate_texts, list_files
+from curator_dali.sources.header_columns import Codecs
 from curator_dali.sources.join import Join
 from curator_dali.sources.known import select_names
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
-from curator_dali.sources.open import find_shards, open_source, reopen
+from curator_dali.sources.open import ShardList, find_shards, open_source, reopen
 from curator_dali.sources.parquet import ParquetSource, describe_parquet
 from curator_dali.sources.recorded import open_recorded, read_shards, record_shards
 from curator_dali.sources.row_groups import read_bytes
@@ -38,15 +40,18 @@ __all__ = [
     "HEADER_DTYPE",
     "SIDECARS",
     "ClaimedSizes",
+    "Codecs",
     "DerivedSource",
     "EncodedBatch",
     "FolderSource",
+    "FolderTable",
     "Head",
     "Join",
     "MemorySource",
     "Mixture",
     "ParquetSource",
     "ReadAhead",
+    "ShardList",
     "Source",
     "Streamed",
     "Subset",
@@ -62,7 +67,9 @@ __all__ = [
     "image_member",
     "index_of",
     "is_same",
+    "iterate_texts",
     "kind_of_type",
+    "list_files",
     "merge_rest",
     "merge_types",
     "open_recorded",

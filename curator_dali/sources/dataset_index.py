@@ -33,6 +33,8 @@ from curator_dali.io import (
 )
 from curator_dali.sources.base import HEADER_DTYPE, quote
 from curator_dali.sources.entries import extension_of
+from curator_dali.sources.folder_index import FolderTable, read_folder_table
+from curator_dali.sources.header_columns import CHECK, ROW_NUMBERS, Codecs, header_fields, make_header_columns
 from curator_dali.sources.listing import common_folder
 from curator_dali.sources.tar_index import ENTRY_NUMBERS, Summary, TarIndex, take_texts
 
@@ -44,6 +46,9 @@ FOLDER = ".curator_dali_index"
 PLACES_OF_INDEX = ("cache", "beside", "none")
 """What `index=` may be besides a folder."""
 
+FOLDER_KIND = "folder"
+"""The kind of an index of a folder of images, whose `files.arrow` has a row a file of the folder, and no parts."""
+
 FILES = "files.arrow"
 """The table of the files, which is written last."""
 
@@ -53,13 +58,6 @@ RECORD_NUMBERS = ENTRY_NUMBERS + 3 + len(MEMBERS) + 1
 
 Those of `tar_index.ENTRY`; height, width, codec + 256 * orientation; the number of the sample's first member in its
 file, and how many it has; and a number by which the exclusive or of all is `CHECK`.
-"""
-
-CHECK = 0x4344_4958
-ROW_NUMBERS = 5
-"""Numbers of the column `entry` of a part of Parquet files.
-
-Bytes of the image plus one, 0 where that is not known; height, width, codec + 256 * orientation; and the check.
 """
 
 PLACES = (
@@ -90,9 +88,9 @@ class DatasetIndex:
     Attributes:
         folder: The index's folder.
         root: The folder that names of files count from, as it was when the index was made.
-        kind: "tar" or "parquet".
+        kind: "tar", "parquet" or "folder".
         covers: Patterns, relative to the root, of which the index has all files; "" is the root itself.
-        table: The rows, a `pyarrow.Table`.
+        table: The rows, a `pyarrow.Table`; of a folder of images, a `FolderTable`.
         column: The column of the images, of Parquet files.
     """
 
@@ -221,6 +219,24 @@ def open_index(reference: Reference) -> DatasetIndex | None:
     return None
 
 
+def find_folder(root: str, index: str, known: Mapping[str, DatasetIndex | None]) -> FolderTable | None:
+    """Find what an index has of a folder of images; None where there is none.
+
+    Args:
+        root: The folder.
+        index: See `find_reference`.
+        known: Folders of indexes that were looked into, with what was found there.
+
+    Raises:
+        SourceError: See `open_index`.
+    """
+    reference = find_reference([f"{root.rstrip('/')}/"], index)
+    if reference is None:
+        return None
+    found = known[reference.folder] if reference.folder in known else open_index(reference)
+    return found.table if found is not None and found.kind == FOLDER_KIND else None
+
+
 class _Damaged(SourceError):
     """A file that begins like an index and is none, or one of a later version."""
 
@@ -232,8 +248,6 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
         OSError: It cannot be read.
         SourceError: It is damaged.
     """
-    import pyarrow as pa
-
     url = join(folder, name)
     if is_remote(url):
         fs, path = filesystem(url)
@@ -242,18 +256,22 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
         data = read_regular(url, _MOST_BYTES)
     if not data.startswith(_ARROW_MAGIC):
         raise SourceError("it is no Arrow file")
+    import pyarrow as pa
+
     try:
         reader = pa.ipc.open_file(pa.py_buffer(data))
         about = parse_json((reader.schema.metadata or {})[_METADATA])
         if about["version"] != _VERSION:
             raise _Damaged(f"it is of version {about['version']}, and this one reads {_VERSION}: prepare it anew")
-        table = reader.read_all()
-        table.validate(full=True)
+        kind = str(about["kind"])
+        table: Any = read_folder_table(reader, about) if kind == FOLDER_KIND else reader.read_all()
         beside = about["root"] == ".."
         root = folder.rpartition("/")[0] if beside else str(about["root"])
         covers, column = tuple(map(str, about["covers"])), str(about.get("column", ""))
-        index = DatasetIndex(folder, root, str(about["kind"]), covers, table, column)
-        _check_places(index)
+        index = DatasetIndex(folder, root, kind, covers, table, column)
+        if kind != FOLDER_KIND:
+            table.validate(full=True)
+            _check_places(index)
         return index
     except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
         if isinstance(error, _Damaged):
@@ -328,6 +346,20 @@ def write_files(file: Any, table: Any, about: Mapping[str, Any]) -> None:
         writer.write_table(table)
 
 
+def write_folder(file: Any, table: FolderTable, about: Mapping[str, Any], codecs: Codecs) -> None:
+    """Write `files.arrow` of a folder of images to an open file, compressed.
+
+    `about` are `root` and `covers` of the index.
+    """
+    import pyarrow as pa
+
+    facts = {"version": _VERSION, "kind": FOLDER_KIND, "listed": table.root, "folders": list(table.folders), **about}
+    schema = table.schema.with_metadata({_METADATA: json.dumps(facts).encode()})
+    with pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        for batch in table.batches(codecs):
+            writer.write_batch(batch)
+
+
 def sample_schema(small: bool) -> Any:
     """The columns of a part; `small`: whether all numbers of an entry are below 2**32."""
     import pyarrow as pa
@@ -349,13 +381,6 @@ def sample_schema(small: bool) -> Any:
             ("entry", pa.list_(pa.uint32() if small else pa.int64(), RECORD_NUMBERS)),
         ]
     )
-
-
-class Codecs(NamedTuple):
-    """Names of formats, and which of these each value of `HEADER_DTYPE`'s `codec` is."""
-
-    names: tuple[str, ...]
-    numbers: Mapping[int, int]
 
 
 def make_batch(
@@ -425,9 +450,9 @@ def row_schema() -> Any:
     """The columns of a part of Parquet files."""
     import pyarrow as pa
 
-    names = ("key", "file", "size", "width", "height", "codec", "orientation", "problem")
-    fields = [field for field in sample_schema(True) if field.name in names]
-    return pa.schema([*fields, ("row", pa.int64()), ("entry", pa.list_(pa.uint32(), ROW_NUMBERS))])
+    fields = [field for field in sample_schema(True) if field.name in ("key", "file", "size")]
+    *fields_of_headers, entry = header_fields()
+    return pa.schema([*fields, *fields_of_headers, ("row", pa.int64()), entry])
 
 
 def make_row_batch(
@@ -452,25 +477,14 @@ def make_row_batch(
     """
     import pyarrow as pa
 
-    count, schema, unknown = len(headers), row_schema(), headers["codec"] == 0
-    entries = np.zeros((count, ROW_NUMBERS), np.int64)
-    entries[:, 0], entries[:, 1], entries[:, 2] = sizes + 1, headers["height"], headers["width"]
-    entries[:, 3] = headers["codec"] + 256 * headers["orientation"].astype(np.int64)
-    entries[:, 4] = np.bitwise_xor.reduce(entries[:, :4], axis=1) ^ CHECK
-    format_of = np.array([codecs.numbers.get(value, 0) for value in headers["codec"].tolist()], np.int8)
+    count, schema = len(headers), row_schema()
+    numbers = pa.array(np.full(count, number, np.int32))
     columns = {
         "key": keys.cast(pa.large_string()),
-        "file": pa.DictionaryArray.from_arrays(
-            pa.array(np.full(count, number, np.int32)), pa.array(files, pa.string())
-        ),
+        "file": pa.DictionaryArray.from_arrays(numbers, pa.array(files, pa.string())),
         "size": pa.array(sizes, mask=sizes < 0),
-        "width": pa.array(headers["width"].astype(np.int32), mask=unknown),
-        "height": pa.array(headers["height"].astype(np.int32), mask=unknown),
-        "codec": pa.DictionaryArray.from_arrays(pa.array(format_of, mask=unknown), pa.array(codecs.names, pa.string())),
-        "orientation": pa.array(headers["orientation"], mask=unknown),
-        "problem": pa.array([problems.get(row) for row in range(count)], pa.string()),
         "row": pa.array(np.arange(count)),
-        "entry": pa.FixedSizeListArray.from_arrays(pa.array(entries.astype(np.uint32).reshape(-1)), ROW_NUMBERS),
+        **make_header_columns(sizes, headers, problems, codecs),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 

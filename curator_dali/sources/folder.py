@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from itertools import chain, compress, islice
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +39,8 @@ from curator_dali.sources.base import (
     is_image,
     sniff_extension,
 )
+from curator_dali.sources.dataset_index import find_folder
+from curator_dali.sources.folder_index import FILE_DTYPE, stat_files
 from curator_dali.sources.listing import (
     Listing,
     is_metadata_file,
@@ -53,14 +53,13 @@ from curator_dali.sources.listing import (
 from curator_dali.sources.paths import HashGroups, Paths
 from curator_dali.sources.row_groups import is_unread, read_bytes, read_file, read_head
 from curator_dali.sources.sidecars import SIDECARS, add_sidecars, make_sidecars, parse_metadata
-from curator_dali.threads import run_ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
-_STAT_THREADS, _STAT_FILES = 8, 1024  # files whose sizes each thread asks for at once
+_PREPARE_AGAIN = ". The index of the data set is older: `curator-dali prepare` brings it up to date"
 
 
 class FolderSource(LearningSource):
@@ -83,10 +82,17 @@ class FolderSource(LearningSource):
             one and no metadata file says something else. False silences all warnings of classes and splits.
         name: The data set's name; by default the folder's.
         listing: What lies below `root`, where that is known already. With `files`, it need only have their neighbours.
+        index: The folder of the index of a data set that `prepare` made. "cache" and "beside" look for one in `root`;
+            "none" takes none, and so do `files`. A local folder is listed and compared with it; a remote one is not.
+        indexes: Folders of such indexes that were looked into already, with what was found there; None for nothing.
 
     Raises:
-        SourceError: The folder, or one in it, is missing or cannot be listed; a metadata file is damaged.
+        SourceError: The folder, or one in it, is missing or cannot be listed; a metadata file is damaged. Images of
+            the index are gone from a folder that was listed; they are named.
     """
+
+    _advice = ""  # of an image that changed
+    _opened: NDArray[np.int64] | None = None  # sizes of `_all_files` at the opening, until the fingerprint is made
 
     _stamps: NDArray[np.int64] | None = None  # (N, 4), hashes of what the listing says of each file; for a cache
 
@@ -99,6 +105,8 @@ class FolderSource(LearningSource):
         label_from_folder: bool = True,
         name: str | None = None,
         listing: Listing | None = None,
+        index: str | os.PathLike[str] = "cache",
+        indexes: Mapping[str, Any] | None = None,
     ) -> None:
         root = os.fspath(root)
         self._remote = is_remote(f"{root}/")  # "s3:/" holds all buckets, and "file://" all paths
@@ -111,6 +119,9 @@ class FolderSource(LearningSource):
         self.name = name or strip_query(self._root).rpartition("/")[2] or "images"
         if files is not None:  # "./a.jpg" is a.jpg
             files = [os.path.normpath(path) if "./" in path and not self._remote else path for path in files]
+        prepared = find_folder(self._root, os.fspath(index), indexes or {}) if files is None else None
+        if listing is None and prepared is not None and prepared.is_listing_of(self._root):
+            listing, self._advice = prepared.make_listing(), _PREPARE_AGAIN
         if listing is None and files is None:
             listing = list_folder(self._root)
         elif listing is None:
@@ -153,6 +164,10 @@ class FolderSource(LearningSource):
                 found = (listing.versions.get(os.fsdecode(path)) for path in self._all_files())
                 stamps = (zlib.crc32(repr(version).encode()) for version in found)
                 self._stamps = self._lay_out(np.fromiter(stamps, np.int64))
+        if prepared is not None:
+            self._opened = None if self._remote else self._ask_sizes()
+            then = self.image_sizes(np.arange(count)) if self._opened is None else self._opened[:count]
+            self._headers = prepared.look_up(self._root, self._files, then)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -191,11 +206,13 @@ class FolderSource(LearningSource):
         if self._signed:
             files = (os.fsencode(self._unsign(os.fsdecode(path))) for path in self._all_files())
         if not self._remote:
-            found = np.fromiter(_stat_files(self._root, self._all_files()), np.dtype("i8, ?"))
-            sizes, readable = found["f0"], found["f1"]
-            self._keep_sizes(np.where(readable, sizes, -1))
+            sizes, self._opened = self._ask_sizes() if self._opened is None else self._opened, None
             files = zip(files, map(int, sizes), strict=True)
         return fingerprint("folder", chain([self._classes, self._listed_as], files))
+
+    def image_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes that files had when they were listed, (N,) int64; -1 where they are not known."""
+        return super().image_sizes(indices) if self._bytes is None else self._bytes[indices, 0]
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read files, each into a buffer of its own; see `Source.read`."""
@@ -233,6 +250,8 @@ class FolderSource(LearningSource):
                 result = np.empty(0, np.uint8)
             elif len(result) == 0 and not skipped[row]:
                 batch.errors[row] = "the image has no bytes"
+            elif self._bytes is not None and not skipped[row] and len(result) != self._bytes[number, 0]:
+                batch.headers[row] = np.zeros((), HEADER_DTYPE)  # another image may be there since the index was made
             batch.images.append(result)
             metadata = self._metadata(number, sidecars[row], fetched)
             key = self._make_id(path, number)
@@ -323,6 +342,12 @@ class FolderSource(LearningSource):
         """Return a path below the root without the signature of its URL."""
         return strip_signature(f"{self._root}/{path}")[len(self._root) + 1 :]
 
+    def _ask_sizes(self) -> NDArray[np.int64]:
+        """Ask for the bytes of all local files, keep those of files that may be read, and return all."""
+        found = np.fromiter(stat_files(self._root, self._all_files()), FILE_DTYPE)
+        self._keep_sizes(np.where(found["readable"], found["size"], -1))
+        return found["size"].copy()
+
     def _keep_sizes(self, sizes: NDArray[np.int64]) -> None:
         """Keep the bytes of `_all_files`, -1 for a file that cannot be read.
 
@@ -364,6 +389,7 @@ class FolderSource(LearningSource):
             return data
         return OSError(
             f"the file changed: it had {size:,} bytes when the data set was opened, and now has {len(data):,}"
+            f"{self._advice}"
         )
 
     def _was_readable(self, number: int, column: int) -> bool | None:
@@ -509,29 +535,6 @@ def _match_sidecars(
             unused[0],
         )
     return found, spellings, used
-
-
-def _stat_files(root: str, paths: Iterable[bytes]) -> Iterator[tuple[int, bool]]:
-    """Bytes of local files, -1 where a file is not there, and whether each may be read.
-
-    From threads, as a network's disk takes a while for each.
-    """
-    with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
-        blocks = iter(partial(lambda it: list(islice(it, _STAT_FILES)), iter(paths)), [])
-        for found in run_ahead(pool, partial(_stat_block, os.fsencode(root)), blocks, 2 * _STAT_THREADS):
-            yield from found
-
-
-def _stat_block(root: bytes, paths: Sequence[bytes]) -> list[tuple[int, bool]]:
-    found = []
-    for path in paths:
-        whole = b"%s/%s" % (root, path)
-        try:
-            status = os.stat(whole)
-            found.append((status.st_size, stat.S_ISREG(status.st_mode) and os.access(whole, os.R_OK)))
-        except OSError:
-            found.append((-1, False))
-    return found
 
 
 def _read_metadata(sidecars: Mapping[str, str | bytes | BaseException], defaults: Any) -> dict[str, Any]:

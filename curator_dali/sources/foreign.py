@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sqlite3
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -118,6 +117,8 @@ class _Database:
 
     def read(self, path: str) -> NDArray[np.int64]:
         """Read where the bodies of a tar's members, or its samples, end: (M,) int64."""
+        import sqlite3
+
         where = " FROM {} WHERE tar_file_id = ?"
         with closing(sqlite3.connect(f"file:{self._file.name}?mode=ro&immutable=1", uri=True)) as database:
             try:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from curator_dali.errors import SourceError
 from curator_dali.io import is_http, is_remote, strip_query
 from curator_dali.sources.base import is_image
-from curator_dali.sources.dataset_index import PLACES_OF_INDEX, DatasetIndex, find_reference, open_index
+from curator_dali.sources.dataset_index import FOLDER_KIND, PLACES_OF_INDEX, DatasetIndex, find_reference, open_index
 from curator_dali.sources.listing import Pattern, advise_on_protocol, common_folder, expand_braces, is_glob, list_names
 
 
@@ -20,7 +20,7 @@ class Known(NamedTuple):
     Attributes:
         table: The index; None where there is none.
         folder: Where it lies, or was looked for.
-        urls: The files, where the index has them all.
+        urls: The files, where the index has them all; the folder of images that it is of.
         patterns: What names them.
     """
 
@@ -51,8 +51,11 @@ def find_known(texts: Sequence[str], index: str) -> Known | None:
         return None
     found = open_index(reference)
     urls: list[str] = []
-    if found is None or found.kind == "folder":
+    if found is None:
         return Known(found, reference.folder, [], patterns)
+    if found.kind == FOLDER_KIND:
+        whole = len(patterns) == 1 and not patterns[0].is_glob and found.table.is_listing_of(patterns[0].url)
+        return Known(found, reference.folder, [patterns[0].url] if whole else [], patterns)
     for pattern in patterns:
         names = _match(found, pattern)
         if names is None:

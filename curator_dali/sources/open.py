@@ -61,7 +61,7 @@ from curator_dali.sources.tar import TarSource
 
 logger = logging.getLogger(__name__)
 
-_NO_SHARDS = "an index is made of tars or Parquet files"
+_NO_SHARDS = "an index is made of tars, Parquet files or one folder of images"
 
 
 @checked
@@ -135,7 +135,8 @@ def open_source(
     further |= {} if columns is None else {"columns": list(columns)}
     indexes = {} if known is None else {known.folder: known.table}
     if known is not None and known.table is not None and known.urls:
-        source = _open_files(Files(known.table.kind, known.urls, known.patterns), indexes, further, **options)
+        matches = [Match("folder", url) for url in known.urls if known.table.kind == "folder"]
+        source = _open_files(Files(known.table.kind, known.urls, known.patterns, matches), indexes, further, **options)
     else:
         source = _open(spec, indexes, further, **options)
     if texts:
@@ -237,7 +238,11 @@ def _open_files(
     if found.kind == "image":
         return _open_images(patterns, urls, label_from_folder, name)
     folders = [match for match in found.matches if match.kind in ("folder", EMPTY)]
-    return _open_folders(patterns, folders, label_from_folder, name)
+    options: dict[str, Any] = {"label_from_folder": label_from_folder, "name": name}
+    if len(folders) == 1 and not folders[0].by_glob:
+        url, listing = folders[0].url, folders[0].listing
+        return FolderSource(_spell(url), listing=listing, index=index, indexes=indexes, **options)
+    return _open_folders(patterns, folders, **options)
 
 
 class Files(NamedTuple):
@@ -301,29 +306,39 @@ def find_files(texts: Sequence[str], spec: Any, index: str = "none", *, quiet: b
         reference = find_reference(urls, index)
         opened = None if reference is None else open_index(reference)
         indexes = {} if reference is None else {reference.folder: opened}
-        if opened is not None:
+        if opened is not None and opened.kind == kind:
             check_vanished(opened, patterns, urls)
     return Files(kind, urls, patterns, found, indexes)
 
 
 class ShardList(NamedTuple):
-    """Shards that an index can be made of: kind, URLs, common folder, the patterns that they are all of, and column."""
+    """What an index can be made of: shards, or a folder of images.
+
+    Attributes:
+        kind: "tar", "parquet" or "folder".
+        urls: The shards; of a folder none.
+        root: The folder that all lie in.
+        covers: The patterns that these are all of.
+        column: The column of the images, of Parquet files.
+        listing: What lies in a folder of images, where that is known.
+    """
 
     kind: str
     urls: list[str]
     root: str
     covers: list[str]
     column: str = ""
+    listing: Listing | None = None
 
 
 def find_shards(spec: Any) -> ShardList:
-    """Find the shards that an index is to be made of.
+    """Find the shards, or the folder of images, that an index is to be made of.
 
     Args:
         spec: What `open_source` takes.
 
     Raises:
-        SourceError: It names neither tars nor Parquet files.
+        SourceError: It names neither tars nor Parquet files, nor one folder of images.
     """
     if isinstance(spec, TarSource):
         return ShardList("tar", list(spec.locations), root_of(spec.locations), [])
@@ -333,8 +348,12 @@ def find_shards(spec: Any) -> ShardList:
     if not texts:
         raise SourceError(f"{_NO_SHARDS}: give a folder, a glob or URLs of these, not {spec!r:.80}")
     found = find_files(texts, spec)
+    folders = [match for match in found.matches if match.kind in ("folder", EMPTY)]
+    if found.kind == "folder" and len(folders) == 1 and not folders[0].by_glob:
+        return ShardList("folder", [], _spell(folders[0].url), [""], listing=folders[0].listing)
     if found.kind not in ("tar", "parquet"):
-        raise SourceError(f"{_NO_SHARDS}, and {spec!r:.80} holds {found.kind} files")
+        kind = "several folders of images" if found.kind == "folder" else f"{found.kind} files"
+        raise SourceError(f"{_NO_SHARDS}, and {spec!r:.80} holds {kind}: give the folder that holds them")
     root = root_of(found.urls)
     column = ParquetSource(found.urls[:1], index="none").image_column if found.kind == "parquet" else ""
     return ShardList(found.kind, found.urls, root, covers_of(found.patterns, root), column)
@@ -370,10 +389,8 @@ def _open_images(patterns: list[Pattern], urls: list[str], label_from_folder: bo
 
 
 def _open_folders(patterns: list[Pattern], found: list[Match], label_from_folder: bool, name: str | None) -> Source:
-    """A folder of images, or several, which are class folders of the folder that holds them."""
-    urls = [match.url.rstrip("/") if is_remote(match.url) else os.path.abspath(match.url) for match in found]
-    if len(urls) == 1 and not found[0].by_glob:
-        return FolderSource(urls[0], label_from_folder=label_from_folder, name=name, listing=found[0].listing)
+    """Folders of images, which are class folders of the folder that holds them."""
+    urls = [_spell(match.url) for match in found]
     root, _ = _root(patterns, [f"{url}/" for url in urls])
     nested = any(lower.startswith(upper) for upper, lower in pairwise(sorted(f"{url}/" for url in urls)))
     if nested or _is_top(root):
@@ -391,7 +408,11 @@ def _open_folders(patterns: list[Pattern], found: list[Match], label_from_folder
         sorted({folder for part in parts for folder in part.folders}),
         {path: version for part in parts for path, version in part.versions.items()},
     )
-    return FolderSource(root, label_from_folder=label_from_folder, name=name, listing=listing)
+    return FolderSource(root, label_from_folder=label_from_folder, name=name, listing=listing, index="none")
+
+
+def _spell(folder: str) -> str:
+    return folder.rstrip("/") if is_remote(folder) else os.path.abspath(folder)
 
 
 def _root(patterns: list[Pattern], urls: list[str]) -> tuple[str, bool]:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from curator_dali.io import Stat, Storage, is_remote, stat_of
 from curator_dali.sources.base import HEADER_DTYPE
-from curator_dali.sources.dataset_index import CHECK, PLACES, ROW_NUMBERS, DatasetIndex, find_reference, open_index
+from curator_dali.sources.dataset_index import PLACES, DatasetIndex, find_reference, open_index
+from curator_dali.sources.header_columns import ROW_NUMBERS, parse_entries
 from curator_dali.sources.index_parts import IndexParts
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,7 @@ class IndexedRows:
         if failed:
             logger.warning("cannot look up headers: %s", next(iter(failed.values())))
         numbers = data.view(np.uint32)[(position // 4)[:, None] + np.arange(ROW_NUMBERS)].astype(np.int64)
-        sound = np.bitwise_xor.reduce(numbers, axis=1) == CHECK
-        at, numbers = at[sound], numbers[sound]
-        sizes[at], headers["height"][at], headers["width"][at] = numbers[:, 0] - 1, numbers[:, 1], numbers[:, 2]
-        headers["codec"][at], headers["orientation"][at] = numbers[:, 3] & 0xFF, numbers[:, 3] >> 8
+        headers[at], sizes[at] = parse_entries(numbers)
         return headers, sizes
 
     def known_stats(self, urls: Sequence[str], stats: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

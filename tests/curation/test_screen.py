@@ -242,5 +242,9 @@ def test_sizes_of_the_metadata_spare_the_images(photo: Image.Image, tmp_path: Pa
     found = scan(trusting)
     assert found.formats == {"jpeg": 5, "claimed": 3}
     assert found.by_pillow == found.unreadable == 0
+    cd.rethreshold(tmp_path / "out", tmp_path / "new", stages=[cd.Filter("width", min=5)], source=source)
+    rows = read_rows(tmp_path / "new")
+    assert [row["status"] for row in rows] == ["kept", "failed"] + ["kept"] * 6
+    assert [rows[n]["width"] for n in (0, 2, 6, 7)] == [100, 120, 160, 170]
     (bucketed,) = read_headers(source.trust_sizes("w", "h"))
     assert bucketed.headers["width"].tolist() == [100, 0, 120, 130, 140, 150, 160, 170]

@@ -337,3 +337,21 @@ class SilentS3:
     def __exit__(self, *_: object) -> None:
         for one in [self.socket, *self.clients]:
             one.close()
+
+
+def test_the_index_of_a_folder_of_images(bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CURATOR_DALI_CACHE", str(tmp_path))
+    bucket.copy("photos/odd/", "photos/indexed/", recursive=True)
+    expected = cd.open_source("s3://photos/indexed/", index="none")
+    made = cd.prepare("s3://photos/indexed")
+    assert (made.folder, made.samples) == ("s3://photos/indexed/.curator_dali_index", len(ODD) + 1)
+    assert cd.prepare("s3://photos/indexed").indexed == 0
+    found = cd.open_source("s3://photos/indexed")
+    assert found.fingerprint == expected.fingerprint  # which is of the store's hashes, too
+    assert found.headers(np.arange(len(found)))["codec"].all()
+    assert found.read_ids(np.arange(len(found))).to_pylist() == expected.read_ids(np.arange(len(found))).to_pylist()
+    bucket.pipe("photos/indexed/dogs/two.jpg", bucket.cat("photos/odd/dogs/one.jpg"))
+    assert len(cd.open_source("s3://photos/indexed")) == len(ODD) + 1  # nothing is listed
+    assert cd.prepare("s3://photos/indexed").indexed == 1
+    assert len(cd.open_source("s3://photos/indexed")) == len(ODD) + 2
+    bucket.rm("photos/indexed", recursive=True)
