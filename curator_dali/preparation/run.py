@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -142,13 +143,38 @@ def prepare(
 
     tell(plan.kept, 0)
     indexed = _run(wanted, _find_done(plan.folder), threads, processes, executor, tell)
-    if not all(map(_find_done(plan.folder), groups)):
+    try:
+        with _locked(plan.folder):
+            made, parts = plan.finish()
+            for name in (*[group.record for group in groups], *parts):
+                store.remove(join(plan.folder, name))
+    except _UnfinishedError as error:
+        if shard is None:
+            raise SourceError(
+                f"{error} of the index {plan.folder} are not there any more, as if another `prepare` had begun it "
+                "anew: run it again once that one is done"
+            ) from error
         return Prepared(plan.folder, total, indexed=indexed, complete=False, headers=headers)
-    made, parts = plan.finish()
-    for name in store.listing(plan.folder):
-        if name.startswith(("samples-", "group-")) and name.endswith(".arrow") and name not in parts:
-            store.remove(join(plan.folder, name))
     return replace(made, indexed=indexed)
+
+
+class _UnfinishedError(Exception):
+    """Groups are not done; it tells how many."""
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Let no other process of this kind finish an index meanwhile, where the folder's filesystem has locks."""
+    if is_remote(folder):
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class _Plan(NamedTuple):
@@ -159,14 +185,14 @@ class _Plan(NamedTuple):
         total: Files in all.
         kept: Files that the index has as they are.
         groups: Groups of the others.
-        finish: Writes `files.arrow` once all groups are done.
+        finish: Writes `files.arrow` once all groups are done, and tells which parts nobody needs any more.
     """
 
     folder: str
     total: int
     kept: int
     groups: Sequence[Group | ImageGroup]
-    finish: Callable[[], tuple[Prepared, set[str]]]
+    finish: Callable[[], tuple[Prepared, Collection[str]]]
 
 
 def _plan_shards(found: ShardList, index: str | None, headers: bool) -> _Plan:
@@ -184,9 +210,10 @@ def _plan_shards(found: ShardList, index: str | None, headers: bool) -> _Plan:
         "column": found.column,
     }
 
-    def finish() -> tuple[Prepared, set[str]]:
-        table = _finish(folder, about, known, kept, groups, files)
-        return _summarize(folder, table), set(table.column("part").to_pylist())
+    def finish() -> tuple[Prepared, Collection[str]]:
+        now = _read_known(folder, found.kind, found.column)
+        table, unused = _finish(folder, about, now, groups, files, headers)
+        return _summarize(folder, table), unused
 
     return _Plan(folder, len(files), len(kept), groups, finish)
 
@@ -202,15 +229,15 @@ def _plan_images(found: ShardList, index: str | None, headers: bool) -> _Plan:
     rest = find_rest(listed, known, rows) if headers else np.zeros(0, np.int64)
     groups = make_image_groups(folder, listed, rest)
 
-    def finish() -> tuple[Prepared, set[str]]:
+    def finish() -> tuple[Prepared, Collection[str]]:
         try:
             fill(listed, folder, ".." if index is None else found.root, known, rows, rest, groups)
-        except FileNotFoundError:  # another rank has finished it meanwhile
-            table = layout.read_index(folder).table
-            if len(find_rest(listed, table, compare(listed, table))):
-                raise
-            return _summarize_images(folder, table), set()
-        return _summarize_images(folder, listed), set()
+        except FileNotFoundError as error:  # another rank has finished it meanwhile, or not begun
+            now = _read_known(folder, found.kind, "")
+            if now is None or len(find_rest(listed, now.table, compare(listed, now.table))):
+                raise _UnfinishedError("groups") from error
+            return _summarize_images(folder, now.table), ()
+        return _summarize_images(folder, listed), ()
 
     return _Plan(folder, total, total - len(rest), groups, finish)
 
@@ -388,36 +415,62 @@ def _run_on_cluster(
 def _finish(
     folder: str,
     about: Mapping[str, Any],
-    known: layout.DatasetIndex | None,
-    kept: Mapping[str, int],
-    groups: Sequence[Group | ImageGroup],
+    now: layout.DatasetIndex | None,
+    groups: Sequence[Group],
     files: Sequence[File],
-) -> Any:
-    """Write `files.arrow` of rows that are kept and those of the groups."""
+    headers: bool,
+) -> tuple[Any, Collection[str]]:
+    """Write `files.arrow`: rows of the groups, and those of the index as it is now, which others may have finished.
+
+    Returns:
+        The table; and parts that only the table before the one of now had. Sources that are open read those of now.
+
+    Raises:
+        _UnfinishedError: Groups are not done.
+    """
     import pyarrow as pa
 
-    listed = {file.name for file in files}
-    rows = sorted(kept.values())
-    old_covers: Sequence[str] = ()
-    if known is not None:  # files of another part of the data set, which this call was not given
-        old_covers = known.covers
-        covered = {name for pattern in about["covers"] for name in select_names(pattern, known.names)}
-        rows += [row for row, name in enumerate(known.names) if name not in listed and name not in covered]
-    tables = [] if known is None else [known.table.take(np.array(rows, np.int64))]
-    try:
-        tables += [layout.read_index(folder, group.record).table for group in groups]
-    except FileNotFoundError:  # another rank has finished it meanwhile
-        index = layout.read_index(folder)
-        if len(_find_kept(index, files, headers=False)) == len(files):
-            return index.table
-        raise
+    done = list(filter(_find_done(folder), groups))
+    fresh = {file.name for group in done for file in group.files}
+    kept = _find_kept(now, [file for file in files if file.name not in fresh], headers)
+    missing = {file.name for file in files}.difference(fresh, kept)
+    if missing:
+        count = sum(any(file.name in missing for file in group.files) for group in groups)
+        raise _UnfinishedError(f"{count} of {len(groups)} groups of files")
+    tables = list(map(_read_record, done))
+    rows, old_covers, known_parts = sorted(kept.values()), set[str](), set[str]()
+    former = set[str]()
+    if now is not None:  # files of another part of the data set, which this call was not given
+        old_covers, known_parts, former = set(now.covers), set(now.parts), set(now.former)
+        listed = {file.name for file in files}
+        covered = {name for pattern in about["covers"] for name in select_names(pattern, now.names)}
+        rows += [row for row, name in enumerate(now.names) if name not in listed and name not in covered]
+        tables.append(now.table.take(np.array(rows, np.int64)))
     table = pa.concat_tables(tables or [layout.file_schema().empty_table()]).sort_by("name")
-    patterns = sorted({*about["covers"], *old_covers})
-    written = {**about, "covers": [""] if "" in patterns else patterns}
-    if known is None or groups or len(table) != len(known) or written["covers"] != list(known.covers):
-        with AtomicFile(join(folder, layout.FILES)) as file:
-            layout.write_files(file, table, written)
-    return table
+    patterns = {*about["covers"], *old_covers}
+    patterns = {""} if "" in patterns else patterns
+    used = set(table.column("part").to_pylist())
+    if now is not None and not fresh and len(table) == len(now) and patterns == old_covers:
+        return table, former - used
+    written = {**about, "covers": sorted(patterns), "former": sorted(known_parts - used)}
+    with AtomicFile(join(folder, layout.FILES)) as file:
+        layout.write_files(file, table, written)
+    return table, former - used - known_parts
+
+
+def _read_record(group: Group) -> Any:
+    """The rows of a group's files.
+
+    Raises:
+        _UnfinishedError: They are damaged, and removed, so that the group is done again; or gone.
+    """
+    try:
+        return layout.read_index(group.folder, group.record).table
+    except SourceError as error:
+        store.remove(join(group.folder, group.record))
+        raise _UnfinishedError("groups of files") from error
+    except FileNotFoundError as error:
+        raise _UnfinishedError("groups of files") from error
 
 
 def _summarize(folder: str, table: Any) -> Prepared:

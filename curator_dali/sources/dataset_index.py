@@ -92,6 +92,7 @@ class DatasetIndex:
         covers: Patterns, relative to the root, of which the index has all files; "" is the root itself.
         table: The rows, a `pyarrow.Table`; of a folder of images, a `FolderTable`.
         column: The column of the images, of Parquet files.
+        former: Parts that only the table before this one had, for sources that were opened by that one.
     """
 
     folder: str
@@ -100,12 +101,13 @@ class DatasetIndex:
     covers: tuple[str, ...]
     table: Any
     column: str = ""
+    former: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("folder", "root", "kind", "covers", "table", "column")}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -268,7 +270,7 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
         beside = about["root"] == ".."
         root = folder.rpartition("/")[0] if beside else str(about["root"])
         covers, column = tuple(map(str, about["covers"])), str(about.get("column", ""))
-        index = DatasetIndex(folder, root, kind, covers, table, column)
+        index = DatasetIndex(folder, root, kind, covers, table, column, tuple(map(str, about.get("former", ()))))
         if kind != FOLDER_KIND:
             table.validate(full=True)
             _check_places(index)
@@ -336,7 +338,7 @@ def file_schema() -> Any:
 def write_files(file: Any, table: Any, about: Mapping[str, Any]) -> None:
     """Write `files.arrow` to an open file, compressed.
 
-    `about` are `root`, `kind`, `covers` and `column` of the index.
+    `about` are `root`, `kind`, `covers`, `column` and `former` of the index.
     """
     import pyarrow as pa
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import curator_dali as cd
 from curator_dali.cli import main
 from curator_dali.errors import OutputError, SourceError
 from curator_dali.io.links import Link
+from curator_dali.preparation import run
 from tests.helpers import encode, load_photos, photo_samples, write_shards, write_tar
 from tests.sources.web_server import Server
 
@@ -116,6 +118,10 @@ def test_only_what_changed_is_indexed(shards: Path, samples: list[Any]) -> None:
     write_tar(shards / "00012.tar", [("new.jpg", samples[1][1]["jpg"])])
     made = cd.prepare(str(shards))
     assert (made.files, made.samples, made.indexed) == (12, 22, 2)
+    after = names_of(shards / FOLDER)
+    assert {*before} < {*after}  # a source that is open goes on
+    assert len(after) == len(before) + 2
+    assert cd.prepare(str(shards)).indexed == 0
     after = names_of(shards / FOLDER)
     assert len(after) == len(before)
     assert len({*before} & {*after}) == 11  # the table, and parts of ten files
@@ -332,3 +338,58 @@ def test_row_groups_of_a_store_are_read_once(server: Server, tmp_path: Path) -> 
     assert [row["key"] for row in rows_of(tmp_path / "index")] == [f"{n:04d}" for n in range(200)] * 2
     print(sent(server) / size, server.requests)
     assert sent(server) <= 1.05 * size
+
+
+def _prepare(pattern: str, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    results.put(cd.prepare(pattern, threads=2).indexed)
+
+
+def test_two_at_once_with_other_patterns_make_one_index(shards: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(3), context.Queue()
+    patterns = [f"{shards}/0000*.tar", f"{shards}/0001*.tar", f"{shards}/*.tar"]
+    processes = [context.Process(target=_prepare, args=(pattern, barrier, results)) for pattern in patterns]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [row["key"] for row in rows_of(shards / FOLDER)] == [f"{n:06d}" for n in range(24)]
+    assert cd.prepare(str(shards)).indexed == 0
+    assert {name.split("-")[0] for name in names_of(shards / FOLDER)} == {"files.arrow", "samples"}
+
+
+def test_what_another_process_is_at_stays(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank does its share of the last tars while another process does the first ones."""
+    index, script = run._run, "import sys, curator_dali as cd; cd.prepare(sys.argv[1], shard=cd.Shard(0, 2))"
+
+    def index_beside(*args: Any) -> int:
+        monkeypatch.setattr(run, "_run", index)
+        subprocess.run([sys.executable, "-c", script, f"{shards}/0001*.tar"], check=True, timeout=60)
+        return index(*args)
+
+    monkeypatch.setattr(run, "_run", index_beside)
+    assert cd.prepare(f"{shards}/0000*.tar").complete
+    assert len(list((shards / FOLDER).glob("group-*"))) == 1  # of the rank
+    assert cd.prepare(f"{shards}/0001*.tar").indexed == 1
+    assert len(rows_of(shards / FOLDER)) == 24
+
+
+def test_an_open_source_goes_on_after_a_change(shards: Path, samples: list[Any]) -> None:
+    cd.prepare(str(shards))
+    source = cd.open_source(str(shards))
+    write_tar(shards / "00007.tar", [("other.jpg", samples[0][1]["jpg"])])
+    cd.prepare(str(shards))
+    assert source.read_ids(np.arange(24)).to_pylist() == [f"{n:06d}" for n in range(24)]
+    assert len(source.read(np.arange(24)).errors) == 2  # of the tar that changed
+
+
+def test_a_damaged_record_is_made_again(shards: Path) -> None:
+    cd.prepare(str(shards), shard=cd.Shard(0, 2))
+    (record, *_) = (shards / FOLDER).glob("group-*")
+    record.write_bytes(record.read_bytes()[:100])
+    with pytest.raises(SourceError, match="run it again"):
+        cd.prepare(str(shards))
+    assert cd.prepare(str(shards)).indexed == 1
+    assert len(rows_of(shards / FOLDER)) == 24
