@@ -97,6 +97,7 @@ def prepare(
     shard: Shard | None = None,
     executor: Executor | None = None,
     headers: bool = True,
+    anew: bool = False,
     progress: Progress | None = None,
 ) -> Prepared:
     """Make the index of a data set, by which `open_source` opens it without looking at its files.
@@ -104,7 +105,7 @@ def prepare(
     The index is a folder, `.curator_dali_index/`, beside the data: `files.arrow` and the parts `samples-*.arrow`. That
     of a folder of images has no parts. A
     call that was interrupted is taken up again, group of files by group. A later call indexes files that are new or
-    have changed, and drops those that are gone.
+    have changed, or whose part is missing or has another size, and drops those that are gone.
 
     Args:
         source: What `open_source` takes for tars and Parquet files: a folder, a glob, a brace list, URLs; or one
@@ -117,6 +118,7 @@ def prepare(
             where all see it.
         headers: Whether the header of each image is read, for width, height, format, orientation and whether it can
             be decoded.
+        anew: Whether files are indexed that the index has as they are, too: where it is damaged.
         progress: See `Progress`.
 
     Returns:
@@ -131,9 +133,11 @@ def prepare(
     """
     found = find_shards(source)
     plan_of = _plan_images if found.kind == layout.FOLDER_KIND else _plan_shards
-    plan = plan_of(found, None if index is None else os.fspath(index), headers)
+    plan = plan_of(found, None if index is None else os.fspath(index), headers, anew)
     groups = plan.groups
     wanted = groups if shard is None else groups[shard.rank :: shard.world_size]
+    for group in wanted if anew else ():
+        store.remove(join(plan.folder, group.record))
     lock, total = threading.Lock(), plan.total
 
     def tell(files: int, samples: int) -> None:
@@ -195,12 +199,12 @@ class _Plan(NamedTuple):
     finish: Callable[[], tuple[Prepared, Collection[str]]]
 
 
-def _plan_shards(found: ShardList, index: str | None, headers: bool) -> _Plan:
+def _plan_shards(found: ShardList, index: str | None, headers: bool, anew: bool) -> _Plan:
     """Compare shards with the index."""
     files = _look_at(found.urls, found.root)
     folder = store.prepare_folder(join(found.root, layout.FOLDER) if index is None else index)
     known = _read_known(folder, found.kind, found.column)
-    kept = _find_kept(known, files, headers)
+    kept = {} if anew else _find_kept(known, files, headers)
     rest = [file for file in files if file.name not in kept]
     groups = make_groups(folder, rest, headers, found.kind, found.column)
     about = {
@@ -218,12 +222,12 @@ def _plan_shards(found: ShardList, index: str | None, headers: bool) -> _Plan:
     return _Plan(folder, len(files), len(kept), groups, finish)
 
 
-def _plan_images(found: ShardList, index: str | None, headers: bool) -> _Plan:
+def _plan_images(found: ShardList, index: str | None, headers: bool, anew: bool) -> _Plan:
     """Compare a folder of images with the index."""
     listed = list_files(found.root, found.listing)
     folder = store.prepare_folder(join(found.root, layout.FOLDER) if index is None else index)
     index_known = _read_known(folder, found.kind, "")
-    known = None if index_known is None else index_known.table
+    known = None if index_known is None or anew else index_known.table
     rows = compare(listed, known)
     total = len(listed.find_images())
     rest = find_rest(listed, known, rows) if headers else np.zeros(0, np.int64)
@@ -286,16 +290,22 @@ def _read_known(folder: str, kind: str, column: str) -> layout.DatasetIndex | No
 
 
 def _find_kept(known: layout.DatasetIndex | None, files: Sequence[File], headers: bool) -> dict[str, int]:
-    """Find files that the index has as they are: name -> row."""
+    """Find files that the index has as they are, with their parts: name -> row."""
     there = [] if known is None else [file for file in files if file.name in known.row_of]
     if known is None or not there:
         return {}
     rows = [known.row_of[file.name] for file in there]
     has_headers = known.table.column("headers").to_pylist()
+    present = store.listing(known.folder)
+    sizes = [present.get(name) for name in known.parts]
+    damaged = {number for number, size in enumerate(known.part_sizes) if sizes[number] != size}
+    if damaged:
+        logger.warning("%d parts of the index %s are missing or damaged, and are made anew", len(damaged), known.folder)
+    is_there = [number not in damaged for number in known.part_of.tolist()]
     return {
         file.name: row
         for file, row, stat in zip(there, rows, known.stats(np.array(rows, np.int64)), strict=True)
-        if stat == file.stat and (has_headers[row] or not headers)
+        if stat == file.stat and (has_headers[row] or not headers) and is_there[row]
     }
 
 

@@ -138,6 +138,14 @@ class DatasetIndex:
         found: NDArray[np.int64] = values.to_numpy().astype(np.int64)
         return found
 
+    @cached_property
+    def part_sizes(self) -> list[int]:
+        """Bytes of each of `parts`."""
+        sizes = np.zeros(len(self.parts), np.int64)
+        sizes[self.part_of] = self.places[:, PLACES.index("part_size")]
+        found: list[int] = sizes.tolist()
+        return found
+
     def numbers(self, column: str) -> NDArray[np.int64]:
         """(F,) int64 values of a column of whole numbers."""
         values: NDArray[np.int64] = self.table.column(column).to_numpy().astype(np.int64)

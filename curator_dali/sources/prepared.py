@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 _STAT_THREADS = 8
 _AT = {name: number for number, name in enumerate(PLACES)}
 _PREPARE_AGAIN = ". The index of the data set is older: `curator-dali prepare` brings it up to date"
-_DAMAGED = "the index is damaged here: prepare it anew with `curator-dali prepare`"
+_DAMAGED = "the index is damaged here: `curator-dali prepare --anew` repairs it"
 
 
 def open_shards(urls: Sequence[str], storage: Storage, index: str, known: Mapping[str, DatasetIndex | None]) -> Shards:
@@ -96,7 +96,7 @@ class IndexedShards(Shards):
         self, urls: Sequence[str], storage: Storage, keep: Any, index: DatasetIndex, rows: NDArray[np.int64]
     ) -> None:
         self._folder = index.folder
-        self._parts = IndexParts(index.folder, index.parts, _part_sizes(index))
+        self._parts = IndexParts(index.folder, index.parts, index.part_sizes)
         known = np.maximum(rows, 0)
         # (S, len(PLACES)) and (S,): where the samples of each tar lie in the parts
         self._places, self._part = index.places[known], index.part_of[known]
@@ -350,11 +350,3 @@ class IndexedShards(Shards):
         members = np.stack([items.offset, items.size, starts[count:], sizes[count:]], axis=1)
         summary = self.summaries([number])[number]
         return Shard(TarIndex(table, b"".join([*names, *further]), first, members, summary), found.headers.copy())
-
-
-def _part_sizes(index: DatasetIndex) -> list[int]:
-    """Bytes of each part."""
-    sizes = np.zeros(len(index.parts), np.int64)
-    sizes[index.part_of] = index.places[:, _AT["part_size"]]
-    found: list[int] = sizes.tolist()
-    return found

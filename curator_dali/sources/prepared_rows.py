@@ -18,7 +18,7 @@ from curator_dali.sources.index_parts import IndexParts
 
 logger = logging.getLogger(__name__)
 
-_PART_SIZE, _ENTRIES = PLACES.index("part_size"), PLACES.index("entries")
+_ENTRIES = PLACES.index("entries")
 
 
 class IndexedRows:
@@ -48,9 +48,7 @@ class IndexedRows:
             if self.prepared[number] and not is_remote(url):
                 self.prepared[number] = _is_same(storage, url, self.stats[number])
         self._entries, self._part = index.places[known, _ENTRIES], index.part_of[known]
-        sizes = np.zeros(len(index.parts), np.int64)
-        sizes[index.part_of] = index.places[:, _PART_SIZE]
-        self._parts = IndexParts(index.folder, index.parts, sizes.tolist())
+        self._parts = IndexParts(index.folder, index.parts, index.part_sizes)
 
     def look_up(self, file: NDArray[np.int64], row: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
         """Headers, codec 0 where nothing is known, and bytes of images, -1 likewise, of (N,) rows of (N,) files."""

@@ -393,3 +393,25 @@ def test_a_damaged_record_is_made_again(shards: Path) -> None:
         cd.prepare(str(shards))
     assert cd.prepare(str(shards)).indexed == 1
     assert len(rows_of(shards / FOLDER)) == 24
+
+
+def test_parts_that_are_missing_cut_or_damaged_are_made_again(shards: Path) -> None:
+    cd.prepare(str(shards))
+    expected, names = rows_of(shards / FOLDER), names_of(shards / FOLDER)
+    parts = sorted((shards / FOLDER).glob("samples-*"))
+    parts[0].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-1])
+    reasons = set(cd.open_source(str(shards)).read(np.arange(24)).errors.values())
+    assert len(reasons) == 2
+    assert all("`curator-dali prepare --anew`" in reason for reason in reasons)
+    assert cd.prepare(str(shards)).indexed == 2
+    assert rows_of(shards / FOLDER) == expected
+    whole = parts[2].read_bytes()
+    parts[2].write_bytes(bytes(len(whole)))
+    assert cd.prepare(str(shards)).indexed == 0
+    (reason,) = set(cd.open_source(str(shards)).read(np.arange(24)).errors.values())
+    assert "`curator-dali prepare --anew`" in reason
+    assert main(["prepare", str(shards), "--anew"]) == 0
+    assert parts[2].read_bytes() == whole
+    assert names_of(shards / FOLDER) == names
+    assert cd.prepare(str(shards), anew=True, shard=cd.Shard(0, 2)).indexed == 6
