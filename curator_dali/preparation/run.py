@@ -125,13 +125,16 @@ def prepare(
         What the index has.
 
     Raises:
-        SourceError: Files cannot be read; those of other groups are done, and are not read again.
+        SourceError: Files cannot be read; those of other groups are done, and are not read again. In the index's folder
+            lies the index of another data set, or the data.
         OSError: The index cannot be written.
 
     Example:
         >>> print(cd.prepare("s3://bucket/shards/*.tar", processes=8))
     """
     found = find_shards(source)
+    if index is not None:
+        _check_folder(os.fspath(index), found)
     plan_of = _plan_images if found.kind == layout.FOLDER_KIND else _plan_shards
     plan = plan_of(found, None if index is None else os.fspath(index), headers, anew)
     groups = plan.groups
@@ -160,6 +163,21 @@ def prepare(
             ) from error
         return Prepared(plan.folder, total, indexed=indexed, complete=False, headers=headers)
     return replace(made, indexed=indexed)
+
+
+def _check_folder(index: str, found: ShardList) -> None:
+    """Refuse a folder for an index in which no index may lie, or none would be found."""
+    if index in ("", *layout.PLACES_OF_INDEX):
+        raise SourceError(
+            f"index={index!r} is no folder: give a folder or URL for the index alone, or leave it out (--index), so "
+            "that the index lies beside the data"
+        )
+    place = index.rstrip("/") if is_remote(index) else os.path.abspath(os.path.expanduser(index))
+    if place in {found.root.rstrip("/"), *(url.rpartition("/")[0] for url in found.urls)}:
+        raise SourceError(
+            f"index={index!r} is the folder of the data: give a folder for the index alone, or leave it out (--index), "
+            f"so that the index lies in {layout.FOLDER}/ beside the data"
+        )
 
 
 class _UnfinishedError(Exception):
@@ -203,7 +221,7 @@ def _plan_shards(found: ShardList, index: str | None, headers: bool, anew: bool)
     """Compare shards with the index."""
     files = _look_at(found.urls, found.root)
     folder = store.prepare_folder(join(found.root, layout.FOLDER) if index is None else index)
-    known = _read_known(folder, found.kind, found.column)
+    known = _read_known(folder, found)
     kept = {} if anew else _find_kept(known, files, headers)
     rest = [file for file in files if file.name not in kept]
     groups = make_groups(folder, rest, headers, found.kind, found.column)
@@ -215,7 +233,7 @@ def _plan_shards(found: ShardList, index: str | None, headers: bool, anew: bool)
     }
 
     def finish() -> tuple[Prepared, Collection[str]]:
-        now = _read_known(folder, found.kind, found.column)
+        now = _read_known(folder, found)
         table, unused = _finish(folder, about, now, groups, files, headers)
         return _summarize(folder, table), unused
 
@@ -226,7 +244,7 @@ def _plan_images(found: ShardList, index: str | None, headers: bool, anew: bool)
     """Compare a folder of images with the index."""
     listed = list_files(found.root, found.listing)
     folder = store.prepare_folder(join(found.root, layout.FOLDER) if index is None else index)
-    index_known = _read_known(folder, found.kind, "")
+    index_known = _read_known(folder, found)
     known = None if index_known is None or anew else index_known.table
     rows = compare(listed, known)
     total = len(listed.find_images())
@@ -237,7 +255,7 @@ def _plan_images(found: ShardList, index: str | None, headers: bool, anew: bool)
         try:
             fill(listed, folder, ".." if index is None else found.root, known, rows, rest, groups)
         except FileNotFoundError as error:  # another rank has finished it meanwhile, or not begun
-            now = _read_known(folder, found.kind, "")
+            now = _read_known(folder, found)
             if now is None or len(find_rest(listed, now.table, compare(listed, now.table))):
                 raise _UnfinishedError("groups") from error
             return _summarize_images(folder, now.table), ()
@@ -277,8 +295,12 @@ def _list(bad: Mapping[str, str]) -> str:
     return "; ".join(shown[:_MOST_NAMED]) + "; ..." * (len(shown) > _MOST_NAMED)
 
 
-def _read_known(folder: str, kind: str, column: str) -> layout.DatasetIndex | None:
-    """The index as it is; None where there is none, or one that is damaged, which is made anew."""
+def _read_known(folder: str, found: ShardList) -> layout.DatasetIndex | None:
+    """The index as it is; None where there is none, or one that is damaged, which is made anew.
+
+    Raises:
+        SourceError: It is of another data set, or of another image column.
+    """
     try:
         known = layout.read_index(folder)
     except FileNotFoundError:
@@ -286,7 +308,18 @@ def _read_known(folder: str, kind: str, column: str) -> layout.DatasetIndex | No
     except Exception as error:
         logger.warning("the index %s cannot be read, and is made anew: %s", folder, one_line(error))
         return None
-    return known if (known.kind, known.column) == (kind, column) else None
+    names = {"kind": "files", "column": "image column", "root": "folder"}
+    in_one_place = known.root.rstrip("/") == found.root.rstrip("/")
+    if in_one_place and known.kind != found.kind and layout.FOLDER_KIND in (known.kind, found.kind):
+        return None  # a folder is not opened with images and shards beside each other
+    for name, meaning in names.items():
+        then, now = getattr(known, name), getattr(found, name)
+        if then.rstrip("/") != now.rstrip("/"):
+            raise SourceError(
+                f"{folder} is an index with the {meaning} {then!r}, not {now!r}: give this one another folder with "
+                "index= (--index), or remove that folder first"
+            )
+    return known
 
 
 def _find_kept(known: layout.DatasetIndex | None, files: Sequence[File], headers: bool) -> dict[str, int]:

@@ -243,8 +243,26 @@ def find_folder(root: str, index: str, known: Mapping[str, DatasetIndex | None])
     reference = find_reference([f"{root.rstrip('/')}/"], index)
     if reference is None:
         return None
+    found = open_known(reference, known, FOLDER_KIND)
+    return None if found is None else found.table
+
+
+def open_known(reference: Reference, known: Mapping[str, DatasetIndex | None], kind: str) -> DatasetIndex | None:
+    """Take an index of a kind that was looked for already, or open it; None where there is none.
+
+    Raises:
+        SourceError: See `open_index`; or the index that was named is of another kind.
+    """
     found = known[reference.folder] if reference.folder in known else open_index(reference)
-    return found.table if found is not None and found.kind == FOLDER_KIND else None
+    if found is None or found.kind == kind:
+        return found
+    if reference.must_exist:
+        raise SourceError(
+            f"index={reference.folder!r} is the index of a data set of kind {found.kind!r}, and not of {kind!r}: give "
+            "that of these files, or leave it out"
+        )
+    logger.info("the index %s is of another kind: %s", found.folder, found.kind)
+    return None
 
 
 class _Damaged(SourceError):

@@ -148,11 +148,7 @@ class IndexParts:
             reader = readers[number]
             try:
                 data = reader(length, start) if not isinstance(reader, str) else b""
-                reason = (
-                    reader
-                    if isinstance(reader, str)
-                    else f"{self._names[number]} of the index is cut: {_REPAIR}"
-                )
+                reason = reader if isinstance(reader, str) else f"{self._names[number]} of the index is cut: {_REPAIR}"
             except OSError as error:
                 data, reason = b"", f"the index cannot be read: {one_line(error)}"
             if len(data) < length:

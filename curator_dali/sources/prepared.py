@@ -21,7 +21,7 @@ from curator_dali.sources.dataset_index import (
     DatasetIndex,
     Records,
     find_reference,
-    open_index,
+    open_known,
 )
 from curator_dali.sources.entries import (
     Entries,
@@ -60,10 +60,7 @@ def open_shards(urls: Sequence[str], storage: Storage, index: str, known: Mappin
     reference = find_reference(urls, index)
     if reference is None:
         return Shards(urls, storage, keep)
-    found = known[reference.folder] if reference.folder in known else open_index(reference)
-    if found is not None and found.kind != "tar":
-        logger.info("the index %s is of %s files", found.folder, found.kind)
-        found = None
+    found = open_known(reference, known, "tar")
     rows = np.full(len(urls), -1, np.int64) if found is None else found.find(urls)
     if found is None or not (rows >= 0).any():
         if found is not None:

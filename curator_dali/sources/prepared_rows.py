@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curator_dali.io import Stat, Storage, is_remote, stat_of
 from curator_dali.sources.base import HEADER_DTYPE
-from curator_dali.sources.dataset_index import PLACES, DatasetIndex, find_reference, open_index
+from curator_dali.sources.dataset_index import PLACES, DatasetIndex, find_reference, open_known
 from curator_dali.sources.header_columns import ROW_NUMBERS, parse_entries
 from curator_dali.sources.index_parts import IndexParts
 
@@ -94,8 +94,8 @@ def open_rows(
     reference = find_reference(urls, index)
     if reference is None:
         return None, nothing
-    found = known[reference.folder] if reference.folder in known else open_index(reference)
-    if found is None or found.kind != "parquet":
+    found = open_known(reference, known, "parquet")
+    if found is None:
         return None, nothing
     rows = found.find(urls)
     if not (rows >= 0).any():

@@ -26,6 +26,7 @@ from curator_dali.cli import main
 from curator_dali.errors import OutputError, SourceError
 from curator_dali.io.links import Link
 from curator_dali.preparation import run
+from curator_dali.sources import ParquetSource
 from tests.helpers import encode, load_photos, photo_samples, write_shards, write_tar
 from tests.sources.web_server import Server
 
@@ -415,3 +416,42 @@ def test_parts_that_are_missing_cut_or_damaged_are_made_again(shards: Path) -> N
     assert parts[2].read_bytes() == whole
     assert names_of(shards / FOLDER) == names
     assert cd.prepare(str(shards), anew=True, shard=cd.Shard(0, 2)).indexed == 6
+
+
+def test_an_index_of_other_data_is_not_replaced(shards: Path, tmp_path: Path) -> None:
+    image = encode(next(iter(load_photos().values())))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    pq.write_table(pa.table({"jpg": [image], "png": [image]}), rows / "0.parquet")
+    index = tmp_path / "index"
+    cd.prepare(ParquetSource(rows / "0.parquet", image_column="jpg"), index)
+    before = {path.name: path.read_bytes() for path in index.iterdir()}
+    shutil.copytree(shards, tmp_path / "others")
+    with pytest.raises(SourceError, match=r"index with the files 'parquet', not 'tar': .* \(--index\)"):
+        cd.prepare(str(shards), index)
+    with pytest.raises(SourceError, match=r"image column 'jpg', not 'png': .* \(--index\)"):
+        cd.prepare(ParquetSource(rows / "0.parquet", image_column="png"), index)
+    assert {path.name: path.read_bytes() for path in index.iterdir()} == before
+    with pytest.raises(SourceError, match="is the index of a data set of kind 'parquet', and not of 'tar'"):
+        cd.open_source(str(shards), index=index)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(image)
+    for spec in (tmp_path / "images", tmp_path / "images" / "*.jpg", [tmp_path / "images" / "a.jpg"]):
+        with pytest.raises(SourceError, match=r"of kind 'parquet', and not of 'folder'|opened without an index"):
+            cd.open_source(spec, index=index)
+    cd.prepare(str(shards), tmp_path / "tars")
+    with pytest.raises(SourceError, match="and not of 'parquet'"):
+        cd.open_source(str(rows), index=tmp_path / "tars")
+    with pytest.raises(SourceError, match=r"index with the folder .*shards', not .*others': .* \(--index\)"):
+        cd.prepare(str(tmp_path / "others"), tmp_path / "tars")
+
+
+def test_where_no_index_may_lie(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards.parent)
+    before = names_of(shards)
+    for index in ("", "beside", "cache", "none", "shards", str(shards), f"{shards}/"):
+        with pytest.raises(SourceError, match=r"is no folder|is the folder of the data"):
+            cd.prepare("shards", index)
+        assert main(["prepare", "shards", "--index", index]) == 2
+    assert names_of(shards) == before
+    assert names_of(shards.parent) == ["shards"]
