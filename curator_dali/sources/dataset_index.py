@@ -8,7 +8,6 @@ data are, and not mapped: a mapped part that another machine removes from a shar
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -36,6 +35,7 @@ from curator_dali.sources.entries import extension_of
 from curator_dali.sources.folder_index import FolderTable, read_folder_table
 from curator_dali.sources.header_columns import CHECK, ROW_NUMBERS, Codecs, header_fields, make_header_columns
 from curator_dali.sources.listing import common_folder
+from curator_dali.sources.summed_tables import METADATA, check_sum, write_table
 from curator_dali.sources.tar_index import ENTRY_NUMBERS, Summary, TarIndex, take_texts
 
 logger = logging.getLogger(__name__)
@@ -67,8 +67,7 @@ PLACES = (
 """Of a file, about the part that has its samples: bytes in the part, bytes of a number of `entry`, and where in the
 part the values of columns begin, with the lengths of those that vary."""
 
-_METADATA = b"curator_dali"
-_VERSION = 1
+_VERSION = 2
 _MOST_BYTES = 4 << 30  # of `files.arrow`: ten million files
 _ARROW_MAGIC = b"ARROW1"
 _SMALL = 2**32 - 1
@@ -287,8 +286,9 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
     import pyarrow as pa
 
     try:
+        check_sum(data)
         reader = pa.ipc.open_file(pa.py_buffer(data))
-        about = parse_json((reader.schema.metadata or {})[_METADATA])
+        about = parse_json((reader.schema.metadata or {})[METADATA])
         if about["version"] != _VERSION:
             raise _Damaged(f"it is of version {about['version']}, and this one reads {_VERSION}: prepare it anew")
         kind = str(about["kind"])
@@ -366,12 +366,8 @@ def write_files(file: Any, table: Any, about: Mapping[str, Any]) -> None:
 
     `about` are `root`, `kind`, `covers`, `column` and `former` of the index.
     """
-    import pyarrow as pa
-
-    metadata = {_METADATA: json.dumps({"version": _VERSION, **about}).encode()}
-    table = table.cast(file_schema()).replace_schema_metadata(metadata)
-    with pa.ipc.new_file(file, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
+    schema = file_schema()
+    write_table(file, schema, table.cast(schema).to_batches(), {"version": _VERSION, **about})
 
 
 def write_folder(file: Any, table: FolderTable, about: Mapping[str, Any], codecs: Codecs) -> None:
@@ -379,13 +375,8 @@ def write_folder(file: Any, table: FolderTable, about: Mapping[str, Any], codecs
 
     `about` are `root` and `covers` of the index.
     """
-    import pyarrow as pa
-
     facts = {"version": _VERSION, "kind": FOLDER_KIND, "listed": table.root, "folders": list(table.folders), **about}
-    schema = table.schema.with_metadata({_METADATA: json.dumps(facts).encode()})
-    with pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        for batch in table.batches(codecs):
-            writer.write_batch(batch)
+    write_table(file, table.schema, table.batches(codecs), facts)
 
 
 def sample_schema(small: bool) -> Any:

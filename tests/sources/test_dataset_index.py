@@ -421,6 +421,26 @@ def test_a_damaged_table_is_passed_over(
     assert is_indexed(cd.open_source(str(shards)))
 
 
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_the_table_costs_the_index_and_nothing_else(
+    prepared: Path, caplog: pytest.LogCaptureFixture, place: float, bit: int
+) -> None:
+    path = prepared / FOLDER / "files.arrow"
+    whole = path.read_bytes()
+    data = bytearray(whole)
+    data[int(place * len(data))] ^= 1 << bit
+    try:
+        path.write_bytes(data)
+        caplog.clear()
+        source = cd.open_source(str(prepared))
+        assert not is_indexed(source)
+        assert "opened without it" in caplog.text
+        assert source.fingerprint == cd.open_source(str(prepared), index="none").fingerprint
+    finally:
+        path.write_bytes(whole)
+
+
 def test_others_read_the_index(shards: Path) -> None:
     cd.prepare(str(shards))
     files = pa.ipc.open_file(shards / FOLDER / "files.arrow").read_all()
