@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,11 +54,11 @@ FILES = "files.arrow"
 """The table of the files, which is written last."""
 
 MEMBERS = ("first", "count")
-RECORD_NUMBERS = ENTRY_NUMBERS + 3 + len(MEMBERS) + 1
+RECORD_NUMBERS = ENTRY_NUMBERS + 2 + 3 + len(MEMBERS) + 1
 """Numbers of the column `entry`.
 
-Those of `tar_index.ENTRY`; height, width, codec + 256 * orientation; the number of the sample's first member in its
-file, and how many it has; and a number by which the exclusive or of all is `CHECK`.
+Those of `tar_index.ENTRY`; CRC-32 of the name, and of the members; height, width, codec + 256 * orientation; the number
+of the sample's first member in its file, and how many it has; and a number by which the exclusive or of all is `CHECK`.
 """
 
 PLACES = (
@@ -430,6 +431,10 @@ def make_batch(
     names, keys = take_texts(index.names, table[:, -4], table[:, -3]), index.read_keys(np.arange(count))
     entries = np.zeros((count, RECORD_NUMBERS), np.int64)
     entries[:, :ENTRY_NUMBERS] = table
+    members = index.members.astype(np.int64)
+    extensions = [extension_of(index.names[start : start + size]) for start, size in members[:, 2:].tolist()]
+    entries[:, ENTRY_NUMBERS] = sum_texts(index.names, table[:, -4], table[:, -3])
+    entries[:, ENTRY_NUMBERS + 1] = sum_members(members[:, 0], members[:, 1], extensions, np.diff(first))
     entries[:, ENTRY_NUMBERS - 4] = np.cumsum(table[:, -3]) - table[:, -3]  # where names begin in their own column
     entries[:, -6], entries[:, -5] = headers["height"], headers["width"]
     entries[:, -4] = headers["codec"] + 256 * headers["orientation"].astype(np.int64)
@@ -441,8 +446,6 @@ def make_batch(
 
     unknown, absent = headers["codec"] == 0, table[:, 1] == 0
     format_of = np.array([codecs.numbers.get(value, 0) for value in headers["codec"].tolist()], np.int8)
-    members = index.members.astype(np.int64)
-    extensions = [extension_of(index.names[start : start + size]) for start, size in members[:, 2:].tolist()]
     schema = sample_schema(small)
     child = pa.StructArray.from_arrays(
         [pa.array(extensions, pa.string()), pa.array(members[:, 0]), pa.array(members[:, 1])],
@@ -463,6 +466,26 @@ def make_batch(
         pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), RECORD_NUMBERS),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def sum_texts(blob: bytes | memoryview, begins: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) int64 CRC-32s of texts: where each begins in a blob, and its bytes."""
+    spans = zip(begins.tolist(), (begins + sizes).tolist(), strict=True)
+    return np.fromiter((zlib.crc32(blob[begin:end]) for begin, end in spans), np.int64, len(begins))
+
+
+def sum_members(
+    offsets: NDArray[np.int64], sizes: NDArray[np.int64], extensions: Sequence[str], counts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(N,) int64 CRC-32s of all members of samples, from those of (M,) members; (N,) how many each sample has."""
+    places = np.stack([offsets, sizes], axis=1).tobytes()
+    found, begin = np.zeros(len(counts), np.int64), 0
+    for row, count in enumerate(counts.tolist()):
+        end = begin + count
+        texts = "\0".join(extensions[begin:end]).encode("utf-8", "backslashreplace")
+        found[row] = zlib.crc32(texts, zlib.crc32(places[16 * begin : 16 * end]))
+        begin = end
+    return found
 
 
 def row_schema() -> Any:
@@ -550,18 +573,28 @@ def locate_columns(path: str) -> NDArray[np.int64]:
 
 
 class Records(NamedTuple):
-    """Rows of the column `entry`: (N, 12) numbers of `ENTRY`, headers, and the first member and number of members."""
+    """Rows of the column `entry`.
+
+    Attributes:
+        table: (N, 12) numbers of `ENTRY`.
+        sums: (N, 2) of the name, and of the members.
+        headers: (N,) `HEADER_DTYPE`.
+        members: (N, 2) the first one, and how many.
+        sound: (N,) whether the row is not damaged.
+    """
 
     table: NDArray[np.int64]
+    sums: NDArray[np.int64]
     headers: NDArray[np.void]
     members: NDArray[np.int64]
     sound: NDArray[np.bool_]
 
     @classmethod
     def parse(cls, numbers: NDArray[np.int64]) -> Records:
-        """Take rows of (N, RECORD_NUMBERS) apart. `sound` is false for a row that is damaged."""
+        """Take rows of (N, RECORD_NUMBERS) apart."""
         headers = np.zeros(len(numbers), HEADER_DTYPE)
         headers["height"], headers["width"] = numbers[:, -6], numbers[:, -5]
         headers["codec"], headers["orientation"] = numbers[:, -4] & 0xFF, numbers[:, -4] >> 8
         sound = np.bitwise_xor.reduce(numbers, axis=1) == CHECK
-        return cls(numbers[:, :ENTRY_NUMBERS], headers, numbers[:, -3:-1], sound)
+        sums = numbers[:, ENTRY_NUMBERS : ENTRY_NUMBERS + 2]
+        return cls(numbers[:, :ENTRY_NUMBERS], sums, headers, numbers[:, -3:-1], sound)

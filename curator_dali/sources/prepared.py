@@ -22,6 +22,8 @@ from curator_dali.sources.dataset_index import (
     Records,
     find_reference,
     open_known,
+    sum_members,
+    sum_texts,
 )
 from curator_dali.sources.entries import (
     Entries,
@@ -253,9 +255,9 @@ class IndexedShards(Shards):
             table[rows], records.headers[rows], records.members[rows] = 0, 0, 0
         found = Entries(shard, self._bytes[shard], table, records.headers, [None] * len(shard), samples, failed)
         if names:
-            self._read_names(part, places, found)
+            self._read_names(part, places, found, records.sums[:, 0])
         if members:
-            found.members = self._read_members(part, places, records.members, found)
+            found.members = self._read_members(part, places, records, found)
         if self._learnt:
             self._add_learnt(found)
         return found
@@ -275,8 +277,10 @@ class IndexedShards(Shards):
                 numbers[rows] = values[(position[rows] // bytes_each)[:, None] + np.arange(RECORD_NUMBERS)]
         return numbers, failed
 
-    def _read_names(self, part: NDArray[np.int64], places: NDArray[np.int64], found: Entries) -> None:
-        """Read the names of samples that are known."""
+    def _read_names(
+        self, part: NDArray[np.int64], places: NDArray[np.int64], found: Entries, sums: NDArray[np.int64]
+    ) -> None:
+        """Read the names of samples that are known; `sums` are (N,) those of the names."""
         entries = found.table.view(ENTRY)[:, 0]
         begins, sizes = places[:, _AT["names"]] + entries["name_start"], entries["name_size"]
         data, position, failed = self._parts.gather(part, begins, sizes)
@@ -290,15 +294,18 @@ class IndexedShards(Shards):
                 for begin, size in zip(position.tolist(), sizes.tolist(), strict=True)
             ]
         found.failed.update(failed)
+        for row in (sum_texts(blob, position, sizes) != sums).nonzero()[0].tolist():
+            found.failed.setdefault(row, _DAMAGED)
         for row in found.failed:
             found.names[row] = None
             found.table[row] = 0
 
     def _read_members(
-        self, part: NDArray[np.int64], places: NDArray[np.int64], runs: NDArray[np.int64], found: Entries
+        self, part: NDArray[np.int64], places: NDArray[np.int64], records: Records, found: Entries
     ) -> MemberRows:
-        """Read all members of samples; `runs` are (N, 2), the first of each in its tar, and how many."""
-        runs = np.where(np.isin(np.arange(len(runs)), list(found.failed))[:, None], 0, runs)
+        """Read all members of samples."""
+        is_lost = np.isin(np.arange(len(part)), list(found.failed))
+        runs = np.where(is_lost[:, None], 0, records.members)  # (N, 2), the first of each in its tar, and how many
         first, counts = runs.T
         columns = []
         for name in ("member_offsets", "member_sizes"):
@@ -317,11 +324,14 @@ class IndexedShards(Shards):
         starts, lengths = np.where(sound, starts, 0), np.where(sound, ends - starts, 0)
         data, position, failed = self._parts.gather(part[row], places[row, _AT["extensions"]] + starts, lengths)
         found.failed.update({int(row[item]): reason for item, reason in failed.items()})
+        blob, spans = data.tobytes(), zip(position.tolist(), (position + lengths).tolist(), strict=True)
+        extensions = [blob[begin:end].decode("utf-8", "backslashreplace") for begin, end in spans]
+        sums = sum_members(columns[0], columns[1], extensions, counts)
+        for at in (sums != records.sums[:, 1]).nonzero()[0].tolist():
+            found.failed.setdefault(at, _DAMAGED)
         for at in found.failed:
             found.names[at] = None
             found.table[at] = 0
-        blob, spans = data.tobytes(), zip(position.tolist(), (position + lengths).tolist(), strict=True)
-        extensions = [blob[begin:end].decode("utf-8", "backslashreplace") for begin, end in spans]
         if not found.failed:
             return MemberRows(Items(row, columns[0], columns[1]), extensions)
         kept = ~np.isin(row, list(found.failed))

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import curator_dali as cd
 from curator_dali.errors import SourceError
 from curator_dali.sources import HEADER_DTYPE, Source, TarSource, select_names
+from curator_dali.sources.dataset_index import PLACES, read_index
 from curator_dali.sources.prepared import IndexedShards
 from tests.helpers import encode, load_photos, photo_samples, write_shards, write_tar
 from tests.sources.web_server import Server
@@ -397,11 +398,34 @@ def test_damaged_parts_are_errors_and_no_crash(prepared: Path, place: float, val
         for row, item in enumerate(batch.objects):
             if row in batch.errors:
                 assert row in batch.unread or not cut
-            else:  # names are texts that no sum guards
+                assert "`curator-dali prepare --anew`" in batch.errors[row]
+            else:
                 assert bytes(batch.images[row]) == bytes(expected.images[row])
-                assert len(item.image_id) == len(expected.objects[row].image_id) or not item.image_id.isascii()
+                assert item == expected.objects[row]
+                assert batch.members is not None
+                assert expected.members is not None
+                assert dict(batch.members[row]) == dict(expected.members[row])
         if cut:
             assert batch.errors
+    finally:
+        part.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["names", "member_offsets", "member_sizes", "extension_offsets", "extensions"])
+def test_any_damaged_column_of_a_part_is_an_error_of_its_samples(prepared: Path, name: str) -> None:
+    index = read_index(str(prepared / FOLDER))
+    place = int(index.places[0, PLACES.index(name)])
+    part = prepared / FOLDER / index.parts[index.part_of[0]]
+    whole = part.read_bytes()
+    count = int(index.numbers("samples")[0])
+    try:
+        for at in range(place, place + 16):
+            data = bytearray(whole)
+            data[at] ^= 64
+            part.write_bytes(data)
+            batch = cd.open_source(str(prepared)).read(np.arange(count), members=True)
+            assert 1 <= len(batch.errors) <= 2
+            assert all("`curator-dali prepare --anew`" in reason for reason in batch.errors.values())
     finally:
         part.write_bytes(whole)
 
