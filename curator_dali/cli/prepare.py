@@ -21,6 +21,7 @@ def add_arguments(parser: Any) -> None:
         "--worker", type=_worker, metavar="K/N", help="do the K-th of N shares alone, from 0/N on; others do theirs"
     )
     parser.add_argument("--no-headers", dest="headers", action="store_false", help="read no header of an image")
+    parser.add_argument("--anew", action="store_true", help="index all files anew, where the index is damaged")
     common.add_executor(parser)
 
 
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
             shard=Shard(*arguments.worker) if arguments.worker else None,
             executor=None if executor in (None, "local") else executor,
             headers=arguments.headers,
+            anew=arguments.anew,
             progress=bar.update,
         )
     if arguments.json:

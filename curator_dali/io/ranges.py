@@ -81,6 +81,11 @@ class Storage:
         """Bytes of remote files that `reader` keeps in memory."""
         return self._pieces.limit
 
+    @property
+    def keeps_pieces(self) -> bool:
+        """Whether anything that `reader` read is kept now."""
+        return self._pieces.nbytes > 0
+
     def stat(self, url: str) -> Stat:
         """Size and version of a file.
 

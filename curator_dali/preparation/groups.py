@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, NamedTuple
@@ -33,8 +34,32 @@ _FORMATS = tuple(dict.fromkeys(codec.format for codec in Codec if codec is not C
 CODECS = Codecs(_FORMATS, {int(codec): _FORMATS.index(codec.format) for codec in Codec if codec})
 """The formats of the column `codec`."""
 
+_MEMORY = 2 << 30  # bytes of remote tars that a process keeps between their scan and the reading of images' headers
+
 SMALL_FILE = 2**32 - 2
 """Bytes up to which all offsets of a file fit into 32 bits."""
+
+
+class _Memory:
+    """A limit of what all threads keep together."""
+
+    def __init__(self, limit: int) -> None:
+        self._left, self._lock = limit, threading.Lock()
+
+    @contextmanager
+    def lend(self, size: int) -> Iterator[bool]:
+        """Lend so many bytes, if they are left."""
+        with self._lock:
+            is_lent = size <= self._left
+            self._left -= size if is_lent else 0
+        try:
+            yield is_lent
+        finally:
+            with self._lock:
+                self._left += size if is_lent else 0
+
+
+_memory = _Memory(_MEMORY)
 
 
 class File(NamedTuple):
@@ -174,8 +199,8 @@ def _index_tar(
     """Index a tar: its row of `files.arrow`, and the record batch of its samples; or why it cannot be read."""
     number, (url, name, stat) = numbered
     try:
-        with closing(TarSource([url], index="none")) as source:
-            now, index = index_of(source, 0)
+        with _memory.lend(stat.size) as is_lent, closing(TarSource([url], index="none")) as source:
+            now, index = index_of(source, 0, keep=headers and is_lent)
             if now != stat:
                 return "it changed while the index was made: run it again"
             found, _, problems = read_image_headers(source, headers)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -29,7 +30,7 @@ from curator_dali.preparation.images import (
     make_image_groups,
 )
 from curator_dali.sampling import Shard
-from curator_dali.sources import FolderTable, ShardList, covers, find_shards, list_files
+from curator_dali.sources import FolderTable, ShardList, find_shards, list_files, select_names
 from curator_dali.sources import dataset_index as layout
 from curator_dali.threads import ignore, run_ahead
 
@@ -96,6 +97,7 @@ def prepare(
     shard: Shard | None = None,
     executor: Executor | None = None,
     headers: bool = True,
+    anew: bool = False,
     progress: Progress | None = None,
 ) -> Prepared:
     """Make the index of a data set, by which `open_source` opens it without looking at its files.
@@ -103,7 +105,7 @@ def prepare(
     The index is a folder, `.curator_dali_index/`, beside the data: `files.arrow` and the parts `samples-*.arrow`. That
     of a folder of images has no parts. A
     call that was interrupted is taken up again, group of files by group. A later call indexes files that are new or
-    have changed, and drops those that are gone.
+    have changed, or whose part is missing or has another size, and drops those that are gone.
 
     Args:
         source: What `open_source` takes for tars and Parquet files: a folder, a glob, a brace list, URLs; or one
@@ -116,23 +118,29 @@ def prepare(
             where all see it.
         headers: Whether the header of each image is read, for width, height, format, orientation and whether it can
             be decoded.
+        anew: Whether files are indexed that the index has as they are, too: where it is damaged.
         progress: See `Progress`.
 
     Returns:
         What the index has.
 
     Raises:
-        SourceError: Files cannot be read; those of other groups are done, and are not read again.
+        SourceError: Files cannot be read; those of other groups are done, and are not read again. In the index's folder
+            lies the index of another data set, or the data.
         OSError: The index cannot be written.
 
     Example:
         >>> print(cd.prepare("s3://bucket/shards/*.tar", processes=8))
     """
     found = find_shards(source)
+    if index is not None:
+        _check_folder(os.fspath(index), found)
     plan_of = _plan_images if found.kind == layout.FOLDER_KIND else _plan_shards
-    plan = plan_of(found, None if index is None else os.fspath(index), headers)
+    plan = plan_of(found, None if index is None else os.fspath(index), headers, anew)
     groups = plan.groups
     wanted = groups if shard is None else groups[shard.rank :: shard.world_size]
+    for group in wanted if anew else ():
+        store.remove(join(plan.folder, group.record))
     lock, total = threading.Lock(), plan.total
 
     def tell(files: int, samples: int) -> None:
@@ -142,13 +150,53 @@ def prepare(
 
     tell(plan.kept, 0)
     indexed = _run(wanted, _find_done(plan.folder), threads, processes, executor, tell)
-    if not all(map(_find_done(plan.folder), groups)):
+    try:
+        with _locked(plan.folder):
+            made, parts = plan.finish()
+            for name in (*[group.record for group in groups], *parts):
+                store.remove(join(plan.folder, name))
+    except _UnfinishedError as error:
+        if shard is None:
+            raise SourceError(
+                f"{error} of the index {plan.folder} are not there any more, as if another `prepare` had begun it "
+                "anew: run it again once that one is done"
+            ) from error
         return Prepared(plan.folder, total, indexed=indexed, complete=False, headers=headers)
-    made, parts = plan.finish()
-    for name in store.listing(plan.folder):
-        if name.startswith(("samples-", "group-")) and name.endswith(".arrow") and name not in parts:
-            store.remove(join(plan.folder, name))
     return replace(made, indexed=indexed)
+
+
+def _check_folder(index: str, found: ShardList) -> None:
+    """Refuse a folder for an index in which no index may lie, or none would be found."""
+    if index in ("", *layout.PLACES_OF_INDEX):
+        raise SourceError(
+            f"index={index!r} is no folder: give a folder or URL for the index alone, or leave it out (--index), so "
+            "that the index lies beside the data"
+        )
+    place = index.rstrip("/") if is_remote(index) else os.path.abspath(os.path.expanduser(index))
+    if place in {found.root.rstrip("/"), *(url.rpartition("/")[0] for url in found.urls)}:
+        raise SourceError(
+            f"index={index!r} is the folder of the data: give a folder for the index alone, or leave it out (--index), "
+            f"so that the index lies in {layout.FOLDER}/ beside the data"
+        )
+
+
+class _UnfinishedError(Exception):
+    """Groups are not done; it tells how many."""
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Let no other process of this kind finish an index meanwhile, where the folder's filesystem has locks."""
+    if is_remote(folder):
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class _Plan(NamedTuple):
@@ -159,22 +207,22 @@ class _Plan(NamedTuple):
         total: Files in all.
         kept: Files that the index has as they are.
         groups: Groups of the others.
-        finish: Writes `files.arrow` once all groups are done.
+        finish: Writes `files.arrow` once all groups are done, and tells which parts nobody needs any more.
     """
 
     folder: str
     total: int
     kept: int
     groups: Sequence[Group | ImageGroup]
-    finish: Callable[[], tuple[Prepared, set[str]]]
+    finish: Callable[[], tuple[Prepared, Collection[str]]]
 
 
-def _plan_shards(found: ShardList, index: str | None, headers: bool) -> _Plan:
+def _plan_shards(found: ShardList, index: str | None, headers: bool, anew: bool) -> _Plan:
     """Compare shards with the index."""
     files = _look_at(found.urls, found.root)
     folder = store.prepare_folder(join(found.root, layout.FOLDER) if index is None else index)
-    known = _read_known(folder, found.kind, found.column)
-    kept = _find_kept(known, files, headers)
+    known = _read_known(folder, found)
+    kept = {} if anew else _find_kept(known, files, headers)
     rest = [file for file in files if file.name not in kept]
     groups = make_groups(folder, rest, headers, found.kind, found.column)
     about = {
@@ -184,33 +232,34 @@ def _plan_shards(found: ShardList, index: str | None, headers: bool) -> _Plan:
         "column": found.column,
     }
 
-    def finish() -> tuple[Prepared, set[str]]:
-        table = _finish(folder, about, known, kept, groups, files)
-        return _summarize(folder, table), set(table.column("part").to_pylist())
+    def finish() -> tuple[Prepared, Collection[str]]:
+        now = _read_known(folder, found)
+        table, unused = _finish(folder, about, now, groups, files, headers)
+        return _summarize(folder, table), unused
 
     return _Plan(folder, len(files), len(kept), groups, finish)
 
 
-def _plan_images(found: ShardList, index: str | None, headers: bool) -> _Plan:
+def _plan_images(found: ShardList, index: str | None, headers: bool, anew: bool) -> _Plan:
     """Compare a folder of images with the index."""
     listed = list_files(found.root, found.listing)
     folder = store.prepare_folder(join(found.root, layout.FOLDER) if index is None else index)
-    index_known = _read_known(folder, found.kind, "")
-    known = None if index_known is None else index_known.table
+    index_known = _read_known(folder, found)
+    known = None if index_known is None or anew else index_known.table
     rows = compare(listed, known)
     total = len(listed.find_images())
     rest = find_rest(listed, known, rows) if headers else np.zeros(0, np.int64)
     groups = make_image_groups(folder, listed, rest)
 
-    def finish() -> tuple[Prepared, set[str]]:
+    def finish() -> tuple[Prepared, Collection[str]]:
         try:
             fill(listed, folder, ".." if index is None else found.root, known, rows, rest, groups)
-        except FileNotFoundError:  # another rank has finished it meanwhile
-            table = layout.read_index(folder).table
-            if len(find_rest(listed, table, compare(listed, table))):
-                raise
-            return _summarize_images(folder, table), set()
-        return _summarize_images(folder, listed), set()
+        except FileNotFoundError as error:  # another rank has finished it meanwhile, or not begun
+            now = _read_known(folder, found)
+            if now is None or len(find_rest(listed, now.table, compare(listed, now.table))):
+                raise _UnfinishedError("groups") from error
+            return _summarize_images(folder, now.table), ()
+        return _summarize_images(folder, listed), ()
 
     return _Plan(folder, total, total - len(rest), groups, finish)
 
@@ -246,8 +295,12 @@ def _list(bad: Mapping[str, str]) -> str:
     return "; ".join(shown[:_MOST_NAMED]) + "; ..." * (len(shown) > _MOST_NAMED)
 
 
-def _read_known(folder: str, kind: str, column: str) -> layout.DatasetIndex | None:
-    """The index as it is; None where there is none, or one that is damaged, which is made anew."""
+def _read_known(folder: str, found: ShardList) -> layout.DatasetIndex | None:
+    """The index as it is; None where there is none, or one that is damaged, which is made anew.
+
+    Raises:
+        SourceError: It is of another data set, or of another image column.
+    """
     try:
         known = layout.read_index(folder)
     except FileNotFoundError:
@@ -255,20 +308,37 @@ def _read_known(folder: str, kind: str, column: str) -> layout.DatasetIndex | No
     except Exception as error:
         logger.warning("the index %s cannot be read, and is made anew: %s", folder, one_line(error))
         return None
-    return known if (known.kind, known.column) == (kind, column) else None
+    names = {"kind": "files", "column": "image column", "root": "folder"}
+    in_one_place = known.root.rstrip("/") == found.root.rstrip("/")
+    if in_one_place and known.kind != found.kind and layout.FOLDER_KIND in (known.kind, found.kind):
+        return None  # a folder is not opened with images and shards beside each other
+    for name, meaning in names.items():
+        then, now = getattr(known, name), getattr(found, name)
+        if then.rstrip("/") != now.rstrip("/"):
+            raise SourceError(
+                f"{folder} is an index with the {meaning} {then!r}, not {now!r}: give this one another folder with "
+                "index= (--index), or remove that folder first"
+            )
+    return known
 
 
 def _find_kept(known: layout.DatasetIndex | None, files: Sequence[File], headers: bool) -> dict[str, int]:
-    """Find files that the index has as they are: name -> row."""
+    """Find files that the index has as they are, with their parts: name -> row."""
     there = [] if known is None else [file for file in files if file.name in known.row_of]
     if known is None or not there:
         return {}
     rows = [known.row_of[file.name] for file in there]
     has_headers = known.table.column("headers").to_pylist()
+    present = store.listing(known.folder)
+    sizes = [present.get(name) for name in known.parts]
+    damaged = {number for number, size in enumerate(known.part_sizes) if sizes[number] != size}
+    if damaged:
+        logger.warning("%d parts of the index %s are missing or damaged, and are made anew", len(damaged), known.folder)
+    is_there = [number not in damaged for number in known.part_of.tolist()]
     return {
         file.name: row
         for file, row, stat in zip(there, rows, known.stats(np.array(rows, np.int64)), strict=True)
-        if stat == file.stat and (has_headers[row] or not headers)
+        if stat == file.stat and (has_headers[row] or not headers) and is_there[row]
     }
 
 
@@ -388,36 +458,62 @@ def _run_on_cluster(
 def _finish(
     folder: str,
     about: Mapping[str, Any],
-    known: layout.DatasetIndex | None,
-    kept: Mapping[str, int],
-    groups: Sequence[Group | ImageGroup],
+    now: layout.DatasetIndex | None,
+    groups: Sequence[Group],
     files: Sequence[File],
-) -> Any:
-    """Write `files.arrow` of rows that are kept and those of the groups."""
+    headers: bool,
+) -> tuple[Any, Collection[str]]:
+    """Write `files.arrow`: rows of the groups, and those of the index as it is now, which others may have finished.
+
+    Returns:
+        The table; and parts that only the table before the one of now had. Sources that are open read those of now.
+
+    Raises:
+        _UnfinishedError: Groups are not done.
+    """
     import pyarrow as pa
 
-    listed = {file.name for file in files}
-    rows = sorted(kept.values())
-    old_covers: Sequence[str] = ()
-    if known is not None:  # files of another part of the data set, which this call was not given
-        old_covers = known.covers
-        others = enumerate(known.names)
-        rows += [r for r, name in others if name not in listed and not any(covers(p, name) for p in about["covers"])]
-    tables = [] if known is None else [known.table.take(np.array(rows, np.int64))]
-    try:
-        tables += [layout.read_index(folder, group.record).table for group in groups]
-    except FileNotFoundError:  # another rank has finished it meanwhile
-        index = layout.read_index(folder)
-        if len(_find_kept(index, files, headers=False)) == len(files):
-            return index.table
-        raise
+    done = list(filter(_find_done(folder), groups))
+    fresh = {file.name for group in done for file in group.files}
+    kept = _find_kept(now, [file for file in files if file.name not in fresh], headers)
+    missing = {file.name for file in files}.difference(fresh, kept)
+    if missing:
+        count = sum(any(file.name in missing for file in group.files) for group in groups)
+        raise _UnfinishedError(f"{count} of {len(groups)} groups of files")
+    tables = list(map(_read_record, done))
+    rows, old_covers, known_parts = sorted(kept.values()), set[str](), set[str]()
+    former = set[str]()
+    if now is not None:  # files of another part of the data set, which this call was not given
+        old_covers, known_parts, former = set(now.covers), set(now.parts), set(now.former)
+        listed = {file.name for file in files}
+        covered = {name for pattern in about["covers"] for name in select_names(pattern, now.names)}
+        rows += [row for row, name in enumerate(now.names) if name not in listed and name not in covered]
+        tables.append(now.table.take(np.array(rows, np.int64)))
     table = pa.concat_tables(tables or [layout.file_schema().empty_table()]).sort_by("name")
-    patterns = sorted({*about["covers"], *old_covers})
-    written = {**about, "covers": [""] if "" in patterns else patterns}
-    if known is None or groups or len(table) != len(known) or written["covers"] != list(known.covers):
-        with AtomicFile(join(folder, layout.FILES)) as file:
-            layout.write_files(file, table, written)
-    return table
+    patterns = {*about["covers"], *old_covers}
+    patterns = {""} if "" in patterns else patterns
+    used = set(table.column("part").to_pylist())
+    if now is not None and not fresh and len(table) == len(now) and patterns == old_covers:
+        return table, former - used
+    written = {**about, "covers": sorted(patterns), "former": sorted(known_parts - used)}
+    with AtomicFile(join(folder, layout.FILES)) as file:
+        layout.write_files(file, table, written)
+    return table, former - used - known_parts
+
+
+def _read_record(group: Group) -> Any:
+    """The rows of a group's files.
+
+    Raises:
+        _UnfinishedError: They are damaged, and removed, so that the group is done again; or gone.
+    """
+    try:
+        return layout.read_index(group.folder, group.record).table
+    except SourceError as error:
+        store.remove(join(group.folder, group.record))
+        raise _UnfinishedError("groups of files") from error
+    except FileNotFoundError as error:
+        raise _UnfinishedError("groups of files") from error
 
 
 def _summarize(folder: str, table: Any) -> Prepared:

@@ -22,7 +22,7 @@ from curator_dali.sources.folder import FolderSource
 from curator_dali.sources.folder_index import FolderTable, iterate_texts, list_files
 from curator_dali.sources.header_columns import Codecs
 from curator_dali.sources.join import Join
-from curator_dali.sources.known import covers
+from curator_dali.sources.known import select_names
 from curator_dali.sources.listing import expand_braces
 from curator_dali.sources.memory import MemorySource
 from curator_dali.sources.mixture import Mixture
@@ -58,7 +58,6 @@ __all__ = [
     "TarSource",
     "View",
     "Without",
-    "covers",
     "dataset_index",
     "describe_parquet",
     "dump_fields",
@@ -80,5 +79,6 @@ __all__ = [
     "record_shards",
     "reopen",
     "restore_types",
+    "select_names",
     "to_text",
 ]

@@ -8,9 +8,9 @@ data are, and not mapped: a mapped part that another machine removes from a shar
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,7 @@ from curator_dali.sources.entries import extension_of
 from curator_dali.sources.folder_index import FolderTable, read_folder_table
 from curator_dali.sources.header_columns import CHECK, ROW_NUMBERS, Codecs, header_fields, make_header_columns
 from curator_dali.sources.listing import common_folder
+from curator_dali.sources.summed_tables import METADATA, check_sum, write_table
 from curator_dali.sources.tar_index import ENTRY_NUMBERS, Summary, TarIndex, take_texts
 
 logger = logging.getLogger(__name__)
@@ -53,11 +54,11 @@ FILES = "files.arrow"
 """The table of the files, which is written last."""
 
 MEMBERS = ("first", "count")
-RECORD_NUMBERS = ENTRY_NUMBERS + 3 + len(MEMBERS) + 1
+RECORD_NUMBERS = ENTRY_NUMBERS + 2 + 3 + len(MEMBERS) + 1
 """Numbers of the column `entry`.
 
-Those of `tar_index.ENTRY`; height, width, codec + 256 * orientation; the number of the sample's first member in its
-file, and how many it has; and a number by which the exclusive or of all is `CHECK`.
+Those of `tar_index.ENTRY`; CRC-32 of the name, and of the members; height, width, codec + 256 * orientation; the number
+of the sample's first member in its file, and how many it has; and a number by which the exclusive or of all is `CHECK`.
 """
 
 PLACES = (
@@ -67,8 +68,7 @@ PLACES = (
 """Of a file, about the part that has its samples: bytes in the part, bytes of a number of `entry`, and where in the
 part the values of columns begin, with the lengths of those that vary."""
 
-_METADATA = b"curator_dali"
-_VERSION = 1
+_VERSION = 2
 _MOST_BYTES = 4 << 30  # of `files.arrow`: ten million files
 _ARROW_MAGIC = b"ARROW1"
 _SMALL = 2**32 - 1
@@ -92,6 +92,7 @@ class DatasetIndex:
         covers: Patterns, relative to the root, of which the index has all files; "" is the root itself.
         table: The rows, a `pyarrow.Table`; of a folder of images, a `FolderTable`.
         column: The column of the images, of Parquet files.
+        former: Parts that only the table before this one had, for sources that were opened by that one.
     """
 
     folder: str
@@ -100,12 +101,13 @@ class DatasetIndex:
     covers: tuple[str, ...]
     table: Any
     column: str = ""
+    former: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("folder", "root", "kind", "covers", "table", "column")}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -134,6 +136,14 @@ class DatasetIndex:
 
         values = pc.index_in(self.table.column("part"), self.table.column("part").unique())
         found: NDArray[np.int64] = values.to_numpy().astype(np.int64)
+        return found
+
+    @cached_property
+    def part_sizes(self) -> list[int]:
+        """Bytes of each of `parts`."""
+        sizes = np.zeros(len(self.parts), np.int64)
+        sizes[self.part_of] = self.places[:, PLACES.index("part_size")]
+        found: list[int] = sizes.tolist()
         return found
 
     def numbers(self, column: str) -> NDArray[np.int64]:
@@ -233,8 +243,26 @@ def find_folder(root: str, index: str, known: Mapping[str, DatasetIndex | None])
     reference = find_reference([f"{root.rstrip('/')}/"], index)
     if reference is None:
         return None
+    found = open_known(reference, known, FOLDER_KIND)
+    return None if found is None else found.table
+
+
+def open_known(reference: Reference, known: Mapping[str, DatasetIndex | None], kind: str) -> DatasetIndex | None:
+    """Take an index of a kind that was looked for already, or open it; None where there is none.
+
+    Raises:
+        SourceError: See `open_index`; or the index that was named is of another kind.
+    """
     found = known[reference.folder] if reference.folder in known else open_index(reference)
-    return found.table if found is not None and found.kind == FOLDER_KIND else None
+    if found is None or found.kind == kind:
+        return found
+    if reference.must_exist:
+        raise SourceError(
+            f"index={reference.folder!r} is the index of a data set of kind {found.kind!r}, and not of {kind!r}: give "
+            "that of these files, or leave it out"
+        )
+    logger.info("the index %s is of another kind: %s", found.folder, found.kind)
+    return None
 
 
 class _Damaged(SourceError):
@@ -259,8 +287,9 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
     import pyarrow as pa
 
     try:
+        check_sum(data)
         reader = pa.ipc.open_file(pa.py_buffer(data))
-        about = parse_json((reader.schema.metadata or {})[_METADATA])
+        about = parse_json((reader.schema.metadata or {})[METADATA])
         if about["version"] != _VERSION:
             raise _Damaged(f"it is of version {about['version']}, and this one reads {_VERSION}: prepare it anew")
         kind = str(about["kind"])
@@ -268,7 +297,7 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
         beside = about["root"] == ".."
         root = folder.rpartition("/")[0] if beside else str(about["root"])
         covers, column = tuple(map(str, about["covers"])), str(about.get("column", ""))
-        index = DatasetIndex(folder, root, kind, covers, table, column)
+        index = DatasetIndex(folder, root, kind, covers, table, column, tuple(map(str, about.get("former", ()))))
         if kind != FOLDER_KIND:
             table.validate(full=True)
             _check_places(index)
@@ -336,14 +365,10 @@ def file_schema() -> Any:
 def write_files(file: Any, table: Any, about: Mapping[str, Any]) -> None:
     """Write `files.arrow` to an open file, compressed.
 
-    `about` are `root`, `kind`, `covers` and `column` of the index.
+    `about` are `root`, `kind`, `covers`, `column` and `former` of the index.
     """
-    import pyarrow as pa
-
-    metadata = {_METADATA: json.dumps({"version": _VERSION, **about}).encode()}
-    table = table.cast(file_schema()).replace_schema_metadata(metadata)
-    with pa.ipc.new_file(file, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
+    schema = file_schema()
+    write_table(file, schema, table.cast(schema).to_batches(), {"version": _VERSION, **about})
 
 
 def write_folder(file: Any, table: FolderTable, about: Mapping[str, Any], codecs: Codecs) -> None:
@@ -351,13 +376,8 @@ def write_folder(file: Any, table: FolderTable, about: Mapping[str, Any], codecs
 
     `about` are `root` and `covers` of the index.
     """
-    import pyarrow as pa
-
     facts = {"version": _VERSION, "kind": FOLDER_KIND, "listed": table.root, "folders": list(table.folders), **about}
-    schema = table.schema.with_metadata({_METADATA: json.dumps(facts).encode()})
-    with pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        for batch in table.batches(codecs):
-            writer.write_batch(batch)
+    write_table(file, table.schema, table.batches(codecs), facts)
 
 
 def sample_schema(small: bool) -> Any:
@@ -411,6 +431,10 @@ def make_batch(
     names, keys = take_texts(index.names, table[:, -4], table[:, -3]), index.read_keys(np.arange(count))
     entries = np.zeros((count, RECORD_NUMBERS), np.int64)
     entries[:, :ENTRY_NUMBERS] = table
+    members = index.members.astype(np.int64)
+    extensions = [extension_of(index.names[start : start + size]) for start, size in members[:, 2:].tolist()]
+    entries[:, ENTRY_NUMBERS] = sum_texts(index.names, table[:, -4], table[:, -3])
+    entries[:, ENTRY_NUMBERS + 1] = sum_members(members[:, 0], members[:, 1], extensions, np.diff(first))
     entries[:, ENTRY_NUMBERS - 4] = np.cumsum(table[:, -3]) - table[:, -3]  # where names begin in their own column
     entries[:, -6], entries[:, -5] = headers["height"], headers["width"]
     entries[:, -4] = headers["codec"] + 256 * headers["orientation"].astype(np.int64)
@@ -422,8 +446,6 @@ def make_batch(
 
     unknown, absent = headers["codec"] == 0, table[:, 1] == 0
     format_of = np.array([codecs.numbers.get(value, 0) for value in headers["codec"].tolist()], np.int8)
-    members = index.members.astype(np.int64)
-    extensions = [extension_of(index.names[start : start + size]) for start, size in members[:, 2:].tolist()]
     schema = sample_schema(small)
     child = pa.StructArray.from_arrays(
         [pa.array(extensions, pa.string()), pa.array(members[:, 0]), pa.array(members[:, 1])],
@@ -444,6 +466,26 @@ def make_batch(
         pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), RECORD_NUMBERS),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def sum_texts(blob: bytes | memoryview, begins: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) int64 CRC-32s of texts: where each begins in a blob, and its bytes."""
+    spans = zip(begins.tolist(), (begins + sizes).tolist(), strict=True)
+    return np.fromiter((zlib.crc32(blob[begin:end]) for begin, end in spans), np.int64, len(begins))
+
+
+def sum_members(
+    offsets: NDArray[np.int64], sizes: NDArray[np.int64], extensions: Sequence[str], counts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(N,) int64 CRC-32s of all members of samples, from those of (M,) members; (N,) how many each sample has."""
+    places = np.stack([offsets, sizes], axis=1).tobytes()
+    found, begin = np.zeros(len(counts), np.int64), 0
+    for row, count in enumerate(counts.tolist()):
+        end = begin + count
+        texts = "\0".join(extensions[begin:end]).encode("utf-8", "backslashreplace")
+        found[row] = zlib.crc32(texts, zlib.crc32(places[16 * begin : 16 * end]))
+        begin = end
+    return found
 
 
 def row_schema() -> Any:
@@ -531,18 +573,28 @@ def locate_columns(path: str) -> NDArray[np.int64]:
 
 
 class Records(NamedTuple):
-    """Rows of the column `entry`: (N, 12) numbers of `ENTRY`, headers, and the first member and number of members."""
+    """Rows of the column `entry`.
+
+    Attributes:
+        table: (N, 12) numbers of `ENTRY`.
+        sums: (N, 2) of the name, and of the members.
+        headers: (N,) `HEADER_DTYPE`.
+        members: (N, 2) the first one, and how many.
+        sound: (N,) whether the row is not damaged.
+    """
 
     table: NDArray[np.int64]
+    sums: NDArray[np.int64]
     headers: NDArray[np.void]
     members: NDArray[np.int64]
     sound: NDArray[np.bool_]
 
     @classmethod
     def parse(cls, numbers: NDArray[np.int64]) -> Records:
-        """Take rows of (N, RECORD_NUMBERS) apart. `sound` is false for a row that is damaged."""
+        """Take rows of (N, RECORD_NUMBERS) apart."""
         headers = np.zeros(len(numbers), HEADER_DTYPE)
         headers["height"], headers["width"] = numbers[:, -6], numbers[:, -5]
         headers["codec"], headers["orientation"] = numbers[:, -4] & 0xFF, numbers[:, -4] >> 8
         sound = np.bitwise_xor.reduce(numbers, axis=1) == CHECK
-        return cls(numbers[:, :ENTRY_NUMBERS], headers, numbers[:, -3:-1], sound)
+        sums = numbers[:, ENTRY_NUMBERS : ENTRY_NUMBERS + 2]
+        return cls(numbers[:, :ENTRY_NUMBERS], sums, headers, numbers[:, -3:-1], sound)

@@ -24,6 +24,7 @@ _PART_MEMORY = 256 << 20  # bytes of remote parts that no folder can keep
 _GAP = 2048  # bytes that are cheaper to read than to pass over
 _PIECE = 16 << 20  # of a part that is fetched
 _FETCHED_AT_ONCE = 8
+_REPAIR = "`curator-dali prepare --anew` repairs it"
 
 Read = Callable[[int, int], bytes]
 """(bytes, offset) -> bytes, fewer at the part's end; as `os.pread` has it."""
@@ -103,7 +104,7 @@ class IndexParts:
         except (OSError, SourceError) as error:
             return (
                 f"the index {self._folder} cannot be read now: {one_line(error)}. `curator-dali prepare` may have made "
-                "another one since: open the source again"
+                "another one since: open the source again. `curator-dali prepare --anew` repairs one that is damaged"
             )
 
     def _open_part(self, number: int) -> Read:
@@ -147,7 +148,7 @@ class IndexParts:
             reader = readers[number]
             try:
                 data = reader(length, start) if not isinstance(reader, str) else b""
-                reason = reader if isinstance(reader, str) else f"the index is damaged: {self._names[number]} is cut"
+                reason = reader if isinstance(reader, str) else f"{self._names[number]} of the index is cut: {_REPAIR}"
             except OSError as error:
                 data, reason = b"", f"the index cannot be read: {one_line(error)}"
             if len(data) < length:

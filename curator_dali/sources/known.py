@@ -86,21 +86,40 @@ def _match(index: DatasetIndex, pattern: Pattern) -> list[str] | None:
         return None
     if not pattern.is_glob and name in index.row_of:
         return [name]
-    if index.covers == (name,):
-        return sorted(index.names)
-    matching = [known for known in index.names if covers(name, known)] if "**" not in name else []
     whole = name in index.covers or ("" in index.covers and pattern.is_glob and "/" not in name)
-    return sorted(matching) if whole and matching else None
+    matching = select_names(name, index.names) if whole else []
+    return matching or None
 
 
-def covers(pattern: str, name: str) -> bool:
-    """Whether a pattern, relative to the root of an index, stands for a file; "" is the folder itself."""
-    if not pattern or "**" in pattern:
-        return True
-    parts, names = pattern.split("/"), name.split("/")
-    if not is_glob(pattern):  # a folder
-        return names[: len(parts)] == parts
-    return len(parts) == len(names) and all(map(fnmatchcase, names, parts))
+def select_names(pattern: str, names: Sequence[str]) -> list[str]:
+    """Select the files that a glob or folder stands for, in order; both are relative to the root of an index.
+
+    Of a folder, and of one that a glob matches, these are the files right in it if there are any, else all below.
+    """
+    parts = pattern.split("/") if pattern else []
+    found: set[str] = set()
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        split = name.split("/")
+        for depth in range(len(split)):
+            if _fits(parts, split[:depth]):
+                folders.setdefault("/".join(split[:depth]), []).append(name)
+        if _fits(parts, split):
+            found.add(name)
+    for folder, below in folders.items():
+        depth = folder.count("/") + 1 if folder else 0
+        found.update([name for name in below if name.count("/") == depth] or below)
+    return sorted(found)
+
+
+def _fits(parts: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether the components of a glob, of which `**` is any number, are those of a path."""
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return any(_fits(parts[1:], names[start:]) for start in range(len(names) + 1))
+    is_first = bool(names) and (parts[0] == names[0] or fnmatchcase(names[0], parts[0]))
+    return is_first and _fits(parts[1:], names[1:])
 
 
 def relative_pattern(url: str, root: str) -> str | None:
@@ -130,12 +149,9 @@ def check_vanished(index: DatasetIndex, patterns: Sequence[Pattern], urls: Seque
         SourceError: Files are gone; they are named.
     """
     here = set(urls)
-    wanted = [name for name in covers_of(patterns, index.root) if name in index.covers]
-    gone = [
-        name
-        for name in index.names
-        if f"{index.root}/{name}" not in here and any(covers(pattern, name) for pattern in wanted)
-    ]
+    covered = [pattern for pattern in covers_of(patterns, index.root) if pattern in index.covers]
+    wanted = sorted({name for pattern in covered for name in select_names(pattern, index.names)})
+    gone = [name for name in wanted if f"{index.root}/{name}" not in here]
     if gone:
         raise SourceError(
             f"{len(gone)} of {len(index)} files of the index {index.folder} are gone: {list_names(gone)}. Bring these "

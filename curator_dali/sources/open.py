@@ -235,6 +235,12 @@ def _open_files(
     if found.kind == "parquet":
         name = name or _folder_name(patterns)
         return ParquetSource(urls, name=name, image_column=image_column, index=index, indexes=indexes, **further)
+    alone = found.kind == "folder" and len(found.matches) == 1 and not found.matches[0].by_glob
+    if index not in PLACES_OF_INDEX and not alone:
+        raise SourceError(
+            f"index={index!r}: images by a glob, a list or several folders are opened without an index: give the "
+            "folder that was prepared, or leave it out"
+        )
     if found.kind == "image":
         return _open_images(patterns, urls, label_from_folder, name)
     folders = [match for match in found.matches if match.kind in ("folder", EMPTY)]

@@ -402,7 +402,8 @@ class ParquetSource(Source):
             now = self._storage.stat(url) if known is None else Stat(*known)
             file: Any = self._storage.open(url, now)
         else:
-            file = fs.open(path, "rb") if is_remote(url) else os.fdopen(open_regular(path), "rb")
+            # Arrow asks for what it needs, and for neighbours at once; reading ahead would fetch these again and again
+            file = fs.open(path, "rb", cache_type="none") if is_remote(url) else os.fdopen(open_regular(path), "rb")
             now = stat_open_file(url, file, fs, path)
         if known is not None and now[: len(known)] != known:
             file.close()
@@ -410,7 +411,7 @@ class ParquetSource(Source):
         try:
             # of the open file: by its path, Arrow takes a server that does not answer for a missing file
             footer = self._files.get(url, lambda: pq.ParquetFile(file).metadata)
-            return pq.ParquetFile(file, metadata=footer), now
+            return pq.ParquetFile(file, metadata=footer, pre_buffer=is_remote(url)), now
         except BaseException:
             file.close()
             raise

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io import Stat, Storage, is_remote, one_line
+from curator_dali.io import Storage, is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE, group_rows, quote
 from curator_dali.sources.dataset_index import (
     PLACES,
@@ -21,7 +21,9 @@ from curator_dali.sources.dataset_index import (
     DatasetIndex,
     Records,
     find_reference,
-    open_index,
+    open_known,
+    sum_members,
+    sum_texts,
 )
 from curator_dali.sources.entries import (
     Entries,
@@ -32,18 +34,15 @@ from curator_dali.sources.entries import (
     join_members,
 )
 from curator_dali.sources.index_parts import IndexParts
-from curator_dali.sources.tar_headers import is_header_of
 from curator_dali.sources.tar_index import ENTRY, TarIndex
 from curator_dali.sources.tar_shards import Shard, Shards
 
 logger = logging.getLogger(__name__)
 
 _STAT_THREADS = 16
-_PROBES = 3  # samples whose tar headers are looked at in a file that may be a copy
 _AT = {name: number for number, name in enumerate(PLACES)}
 _PREPARE_AGAIN = ". The index of the data set is older: `curator-dali prepare` brings it up to date"
-_DAMAGED = "the index is damaged here: prepare it anew with `curator-dali prepare`"
-_HEADER = 512
+_DAMAGED = "the index is damaged here: `curator-dali prepare --anew` repairs it"
 
 
 def open_shards(urls: Sequence[str], storage: Storage, index: str, known: Mapping[str, DatasetIndex | None]) -> Shards:
@@ -63,10 +62,7 @@ def open_shards(urls: Sequence[str], storage: Storage, index: str, known: Mappin
     reference = find_reference(urls, index)
     if reference is None:
         return Shards(urls, storage, keep)
-    found = known[reference.folder] if reference.folder in known else open_index(reference)
-    if found is not None and found.kind != "tar":
-        logger.info("the index %s is of %s files", found.folder, found.kind)
-        found = None
+    found = open_known(reference, known, "tar")
     rows = np.full(len(urls), -1, np.int64) if found is None else found.find(urls)
     if found is None or not (rows >= 0).any():
         if found is not None:
@@ -78,8 +74,8 @@ def open_shards(urls: Sequence[str], storage: Storage, index: str, known: Mappin
 class IndexedShards(Shards):
     """Tars by number, of which the index of a data set knows all or some.
 
-    A local tar of another size, or of another time whose headers are not those of the index, is indexed anew, as are
-    tars that the index does not know. What remote tars are is believed, and compared when their first bytes are read.
+    A local tar of another size, or of another time and with other members, is indexed by itself, as are tars that the
+    index does not know. What remote tars are is believed, and compared when their first bytes are read.
 
     Args:
         urls: The tars; local ones as absolute paths.
@@ -99,7 +95,7 @@ class IndexedShards(Shards):
         self, urls: Sequence[str], storage: Storage, keep: Any, index: DatasetIndex, rows: NDArray[np.int64]
     ) -> None:
         self._folder = index.folder
-        self._parts = IndexParts(index.folder, index.parts, _part_sizes(index))
+        self._parts = IndexParts(index.folder, index.parts, index.part_sizes)
         known = np.maximum(rows, 0)
         # (S, len(PLACES)) and (S,): where the samples of each tar lie in the parts
         self._places, self._part = index.places[known], index.part_of[known]
@@ -205,16 +201,13 @@ class IndexedShards(Shards):
 
     def _open(self) -> None:
         """Compare local tars with the index; index those that it does not have, or not as they are."""
-        stats, summaries = self._then
-        self.stats = stats
+        self.stats, summaries = self._then
         local = [n for n, url in enumerate(self.urls) if self.prepared[n] and not is_remote(url)]
         if local:
             with ThreadPoolExecutor(_STAT_THREADS, thread_name_prefix="curator-dali-stat") as pool:
-                for number, stat in zip(local, pool.map(self._look, local), strict=True):
-                    self.prepared[number] = stat is not None
-                    stats[number] = stat or stats[number]
-        pairs = zip(summaries, self.prepared.tolist(), strict=True)
-        self._summaries = [summary if is_prepared else None for summary, is_prepared in pairs]
+                self.prepared[local] = list(pool.map(self._is_same, local))
+        triples = zip(summaries, self.prepared.tolist(), self._summaries, strict=True)
+        self._summaries = [summary if is_prepared else own for summary, is_prepared, own in triples]
         others = (~self.prepared).nonzero()[0].tolist()
         if others:
             logger.warning(
@@ -222,9 +215,9 @@ class IndexedShards(Shards):
                 "themselves: `curator-dali prepare` brings it up to date",
                 len(others), len(self.urls), quote(self.urls[others[0]]), self._folder,
             )  # fmt: skip
-            self._do_all(others, self._open_one)
+            self._do_all([number for number in others if self._summaries[number] is None], self._open_one)
         del self._then
-        self._bytes = np.array([stat.size for stat in stats], np.int64)
+        self._bytes = np.array([stat.size for stat in self.stats], np.int64)
         self._log_warnings([number for number, summary in enumerate(self._summaries) if summary is not None])
         if None not in self._summaries:
             self._complete()
@@ -236,28 +229,22 @@ class IndexedShards(Shards):
     def _load(self, number: int) -> Shard:
         return self._load_prepared(number) if self.prepared[number] else super()._load(number)
 
-    def _look(self, number: int) -> Stat | None:
-        """What a local tar is now; None where it is not the one that was indexed."""
-        url, then = self.urls[number], self.stats[number]
-        try:
-            now = self._storage.stat(url)
-            same = now.size == then.size and (now.version == then.version or self._is_copy(number))
-        except OSError:
-            return None  # whoever indexes it meets the reason
-        return now if same else None
+    def _is_same(self, number: int) -> bool:
+        """Whether a local tar is the one that was indexed: of equal size, and of equal time or with the same members.
 
-    def _is_copy(self, number: int) -> bool:
-        """Whether a tar of equal size has, where the index says, the headers of some images."""
-        count = self._then[1][number].samples
-        samples = np.unique(np.linspace(0, max(count - 1, 0), min(count, _PROBES)).astype(np.int64))
-        found = self._read_prepared(np.full(len(samples), number), samples, names=True)
-        if found.failed:
+        Its members are those of its own index, which is kept as that of any other tar.
+        """
+        then, summary = self.stats[number], self._then[1][number]
+        try:
+            now = self._storage.stat(self.urls[number])
+            if now.size != then.size or now.version == then.version:
+                self.stats[number] = now
+                return now.size == then.size
+            self._open_one(number)
+        except Exception:  # whoever indexes it meets the reason
             return False
-        read = self._storage.reader(self.urls[number])
-        return all(
-            size == 0 or is_header_of(read(max(offset - _HEADER, 0), _HEADER), str(name), size - 1)
-            for name, (offset, size) in zip(found.names, found.table[:, :2].tolist(), strict=True)
-        )
+        own = self._summaries[number]
+        return own is not None and (own.samples, own.digest) == (summary.samples, summary.digest)
 
     def _read_numbers_of(self, shard: NDArray[np.int64], samples: NDArray[np.int64]) -> Entries:
         """Gather numbers and headers, of tars that the index has without names."""
@@ -292,9 +279,9 @@ class IndexedShards(Shards):
             table[rows], records.headers[rows], records.members[rows] = 0, 0, 0
         found = Entries(shard, self._bytes[shard], table, records.headers, [None] * len(shard), samples, failed)
         if names:
-            self._read_names(part, places, found)
+            self._read_names(part, places, found, records.sums[:, 0])
         if members:
-            found.members = self._read_members(part, places, records.members, found)
+            found.members = self._read_members(part, places, records, found)
         if self._learnt:
             self._add_learnt(found)
         return found
@@ -314,8 +301,10 @@ class IndexedShards(Shards):
                 numbers[rows] = values[(position[rows] // bytes_each)[:, None] + np.arange(RECORD_NUMBERS)]
         return numbers, failed
 
-    def _read_names(self, part: NDArray[np.int64], places: NDArray[np.int64], found: Entries) -> None:
-        """Read the names of samples that are known."""
+    def _read_names(
+        self, part: NDArray[np.int64], places: NDArray[np.int64], found: Entries, sums: NDArray[np.int64]
+    ) -> None:
+        """Read the names of samples that are known; `sums` are (N,) those of the names."""
         entries = found.table.view(ENTRY)[:, 0]
         begins, sizes = places[:, _AT["names"]] + entries["name_start"], entries["name_size"]
         data, position, failed = self._parts.gather(part, begins, sizes)
@@ -329,15 +318,18 @@ class IndexedShards(Shards):
                 for begin, size in zip(position.tolist(), sizes.tolist(), strict=True)
             ]
         found.failed.update(failed)
+        for row in (sum_texts(blob, position, sizes) != sums).nonzero()[0].tolist():
+            found.failed.setdefault(row, _DAMAGED)
         for row in found.failed:
             found.names[row] = None
             found.table[row] = 0
 
     def _read_members(
-        self, part: NDArray[np.int64], places: NDArray[np.int64], runs: NDArray[np.int64], found: Entries
+        self, part: NDArray[np.int64], places: NDArray[np.int64], records: Records, found: Entries
     ) -> MemberRows:
-        """Read all members of samples; `runs` are (N, 2), the first of each in its tar, and how many."""
-        runs = np.where(np.isin(np.arange(len(runs)), list(found.failed))[:, None], 0, runs)
+        """Read all members of samples."""
+        is_lost = np.isin(np.arange(len(part)), list(found.failed))
+        runs = np.where(is_lost[:, None], 0, records.members)  # (N, 2), the first of each in its tar, and how many
         first, counts = runs.T
         columns = []
         for name in ("member_offsets", "member_sizes"):
@@ -356,11 +348,14 @@ class IndexedShards(Shards):
         starts, lengths = np.where(sound, starts, 0), np.where(sound, ends - starts, 0)
         data, position, failed = self._parts.gather(part[row], places[row, _AT["extensions"]] + starts, lengths)
         found.failed.update({int(row[item]): reason for item, reason in failed.items()})
+        blob, spans = data.tobytes(), zip(position.tolist(), (position + lengths).tolist(), strict=True)
+        extensions = [blob[begin:end].decode("utf-8", "backslashreplace") for begin, end in spans]
+        sums = sum_members(columns[0], columns[1], extensions, counts)
+        for at in (sums != records.sums[:, 1]).nonzero()[0].tolist():
+            found.failed.setdefault(at, _DAMAGED)
         for at in found.failed:
             found.names[at] = None
             found.table[at] = 0
-        blob, spans = data.tobytes(), zip(position.tolist(), (position + lengths).tolist(), strict=True)
-        extensions = [blob[begin:end].decode("utf-8", "backslashreplace") for begin, end in spans]
         if not found.failed:
             return MemberRows(Items(row, columns[0], columns[1]), extensions)
         kept = ~np.isin(row, list(found.failed))
@@ -386,11 +381,3 @@ class IndexedShards(Shards):
         members = np.stack([items.offset, items.size, starts[count:], sizes[count:]], axis=1)
         summary = self.summaries([number])[number]
         return Shard(TarIndex(table, b"".join([*names, *further]), first, members, summary), found.headers.copy())
-
-
-def _part_sizes(index: DatasetIndex) -> list[int]:
-    """Bytes of each part."""
-    sizes = np.zeros(len(index.parts), np.int64)
-    sizes[index.part_of] = index.places[:, _AT["part_size"]]
-    found: list[int] = sizes.tolist()
-    return found

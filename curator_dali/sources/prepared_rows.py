@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from curator_dali.io import Stat, Storage, is_remote, stat_of
 from curator_dali.sources.base import HEADER_DTYPE
-from curator_dali.sources.dataset_index import PLACES, DatasetIndex, find_reference, open_index
+from curator_dali.sources.dataset_index import PLACES, DatasetIndex, find_reference, open_known
 from curator_dali.sources.header_columns import ROW_NUMBERS, parse_entries
 from curator_dali.sources.index_parts import IndexParts
 
 logger = logging.getLogger(__name__)
 
-_PART_SIZE, _ENTRIES = PLACES.index("part_size"), PLACES.index("entries")
+_ENTRIES = PLACES.index("entries")
 
 
 class IndexedRows:
@@ -48,9 +48,7 @@ class IndexedRows:
             if self.prepared[number] and not is_remote(url):
                 self.prepared[number] = _is_same(storage, url, self.stats[number])
         self._entries, self._part = index.places[known, _ENTRIES], index.part_of[known]
-        sizes = np.zeros(len(index.parts), np.int64)
-        sizes[index.part_of] = index.places[:, _PART_SIZE]
-        self._parts = IndexParts(index.folder, index.parts, sizes.tolist())
+        self._parts = IndexParts(index.folder, index.parts, index.part_sizes)
 
     def look_up(self, file: NDArray[np.int64], row: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
         """Headers, codec 0 where nothing is known, and bytes of images, -1 likewise, of (N,) rows of (N,) files."""
@@ -96,8 +94,8 @@ def open_rows(
     reference = find_reference(urls, index)
     if reference is None:
         return None, nothing
-    found = known[reference.folder] if reference.folder in known else open_index(reference)
-    if found is None or found.kind != "parquet":
+    found = open_known(reference, known, "parquet")
+    if found is None:
         return None, nothing
     rows = found.find(urls)
     if not (rows >= 0).any():

@@ -334,6 +334,7 @@ class TarSource(Source):
         # a cache reads whole blocks of a store, and what it has as fast as a local file
         is_far = self._shards.remote and self._storage.cache is None
         gap = _REMOTE_GAP if is_far else _LOCAL_GAP
+        gap = 0 if self._storage.keeps_pieces and not keep else gap  # heads that are kept, and not what is between
         extent_of, shards, starts, ends, position = coalesce(shard, items.offset, items.size, gap)
         arena = self._arenas.allocate(int((ends - starts).sum()))
         view, begin = arena.data, 0
@@ -412,13 +413,23 @@ def _count_open_files() -> int:
     return _MOST_OPEN if allowed < 0 else max(_LEAST_OPEN, min(allowed // 8, _MOST_OPEN))
 
 
-def index_of(source: TarSource, number: int) -> tuple[Stat, TarIndex]:
+def index_of(source: TarSource, number: int, *, keep: bool = False) -> tuple[Stat, TarIndex]:
     """What a tar of a source was when it was opened, and its index.
+
+    Args:
+        source: The source.
+        number: Of the tar.
+        keep: Whether what is read of a remote tar for its index stays in memory until the source is closed.
 
     Raises:
         OSError, SourceError: It cannot be read now.
     """
-    return source._shards.stats[number], source._shards[number].index
+    shards = source._shards
+    try:
+        shards.index(number, partial(shards.scan, keep=True) if keep else None)
+    except Exception as error:  # whatever a hostile header or a store comes up with
+        raise shards.explain(number, error) from error
+    return shards.stats[number], shards[number].index
 
 
 def _read_class_lists(folder: str, storage: Storage) -> Mapping[str, Sequence[str]]:

@@ -439,11 +439,3 @@ def _read_record(kind: bytes, record: bytes) -> dict[str, bytes]:
                 found["path"] = value
         position += length
     return found
-
-
-def is_header_of(header: bytes, name: str, size: int) -> bool:
-    """Whether a block is the header of a regular member of a size, and of a name where the header has all of it."""
-    if len(header) < _BLOCK or not _is_header(header) or _number(header[124:136]) not in (size, 0):
-        return False  # the size of a very large member may stand in a record before its header
-    path = header[:100].partition(b"\0")[0].decode("utf-8", "backslashreplace")
-    return name.endswith(path) or len(path.encode()) >= 99

@@ -160,7 +160,7 @@ class Shards:
             if (known := self._summaries[number]) is not None:
                 return known
             url, stat = self.urls[number], self.stats[number]
-            index = (scan or self._scan)(url, stat)
+            index = (scan or self.scan)(url, stat)
             self._storage.check(url, stat)  # before anything of it is kept or used
             self._keep_index(number, index)
             self.adopt({number: index.summary})
@@ -317,7 +317,7 @@ class Shards:
             if self._storage.stat(url) != stat:
                 raise SourceError(f"{url} changed after it was indexed: open the source again")
             try:
-                index = self._scan(url, stat)
+                index = self.scan(url, stat)
             except NotATarError as error:
                 raise SourceError(f"{url} changed after it was indexed: it is no tar any more") from error
             self._storage.check(url, stat)
@@ -326,11 +326,12 @@ class Shards:
             raise SourceError(f"{url} changed after it was indexed: open the source again")
         return Shard(index, load_headers(path, stat, len(index)))
 
-    def _scan(self, url: str, stat: Stat) -> TarIndex:
+    def scan(self, url: str, stat: Stat, *, keep: bool = False) -> TarIndex:
+        """Make the index of a tar by its headers; see `Storage.reader` for `keep`."""
         if stat.size == 0:
             return TarIndex.from_scan(Scan(ended=True), 0)
         try:
-            reader = self._storage.reader(url, stat=stat)
+            reader = self._storage.reader(url, keep=keep, stat=stat)
             if not isinstance(reader, RemoteReader):
                 return TarIndex.from_scan(scan_tar(reader, stat.size), stat.size)
             with closing(reader):
@@ -354,7 +355,7 @@ class Shards:
         stat = self.stats[number] = self._storage.stat(url)
         summary = peek_index(index_path(url, self._keep), stat)
         if summary is None and not is_remote(url):
-            self._keep_index(number, index := self._scan(url, stat))
+            self._keep_index(number, index := self.scan(url, stat))
             summary = index.summary
         self._summaries[number] = summary
 

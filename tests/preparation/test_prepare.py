@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,12 +18,17 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import curator_dali as cd
 from curator_dali.cli import main
 from curator_dali.errors import OutputError, SourceError
-from tests.helpers import load_photos, photo_samples, write_shards, write_tar
+from curator_dali.io.links import Link
+from curator_dali.preparation import run
+from curator_dali.sources import ParquetSource
+from tests.helpers import encode, load_photos, photo_samples, write_shards, write_tar
+from tests.sources.web_server import Server
 
 FOLDER = ".curator_dali_index"
 
@@ -112,6 +119,10 @@ def test_only_what_changed_is_indexed(shards: Path, samples: list[Any]) -> None:
     write_tar(shards / "00012.tar", [("new.jpg", samples[1][1]["jpg"])])
     made = cd.prepare(str(shards))
     assert (made.files, made.samples, made.indexed) == (12, 22, 2)
+    after = names_of(shards / FOLDER)
+    assert {*before} < {*after}  # a source that is open goes on
+    assert len(after) == len(before) + 2
+    assert cd.prepare(str(shards)).indexed == 0
     after = names_of(shards / FOLDER)
     assert len(after) == len(before)
     assert len({*before} & {*after}) == 11  # the table, and parts of ten files
@@ -282,3 +293,165 @@ def test_an_index_in_a_store(shards: Path, memory: fsspec.AbstractFileSystem) ->
     keys = [f"{n:06d}" for n in range(24)]
     keys[6:8] = keys[8:10]
     assert cd.open_source("memory://bucket/*.tar").read_ids(np.arange(24)).to_pylist() == keys
+
+
+def sent(server: Server) -> int:
+    """Bytes that ranges were asked for, and whole files."""
+    total = 0
+    for method, text in server.requests:
+        path, _, wanted = text.partition(" ")
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        size = len(server.files.get(path, b""))
+        if method == "GET":
+            total += min(int(match[2]) + 1, size) - int(match[1]) if match else size
+    return total
+
+
+@pytest.mark.parametrize(("side", "count", "most"), [(90, 1500, 1.05), (220, 400, 1.05), (1800, 8, 0.35)])
+def test_a_store_is_asked_for_each_byte_once(
+    server: Server, tmp_path: Path, side: int, count: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images have about 8 kB, 60 kB and 3 MB, and the last ones are worth a hop whatever this machine does."""
+    if side == 1800:
+        monkeypatch.setattr(Link, "break_even", 1 << 20)
+    image = encode(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8), quality=90)
+    for number in range(3):
+        members = [
+            (f"{number}{n:05d}.{end}", data) for n in range(count) for end, data in (("jpg", image), ("txt", b"x"))
+        ]
+        server.files[f"/t/{number}.tar"] = write_tar(tmp_path / f"{number}.tar", members).read_bytes()
+    size = sum(map(len, server.files.values()))
+    made = cd.prepare([f"{server.url}/t/{number}.tar" for number in range(3)], tmp_path / "index")
+    assert (made.samples, made.refused, made.headers) == (3 * count, {}, True)
+    assert sent(server) <= most * size
+
+
+def test_row_groups_of_a_store_are_read_once(server: Server, tmp_path: Path) -> None:
+    photo = encode(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8), quality=90)
+    table = pa.table({"key": [f"{n:04d}" for n in range(200)], "jpg": [photo] * 200, "text": ["x" * 100] * 200})
+    for number in range(2):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(table, path, row_group_size=40, use_dictionary=False)
+        server.files[f"/p/{number}.parquet"] = path.read_bytes()
+    size = sum(map(len, server.files.values()))
+    made = cd.prepare([f"{server.url}/p/{number}.parquet" for number in range(2)], tmp_path / "index")
+    assert (made.samples, made.refused) == (400, {})
+    assert [row["key"] for row in rows_of(tmp_path / "index")] == [f"{n:04d}" for n in range(200)] * 2
+    print(sent(server) / size, server.requests)
+    assert sent(server) <= 1.05 * size
+
+
+def _prepare(pattern: str, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    results.put(cd.prepare(pattern, threads=2).indexed)
+
+
+def test_two_at_once_with_other_patterns_make_one_index(shards: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(3), context.Queue()
+    patterns = [f"{shards}/0000*.tar", f"{shards}/0001*.tar", f"{shards}/*.tar"]
+    processes = [context.Process(target=_prepare, args=(pattern, barrier, results)) for pattern in patterns]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [row["key"] for row in rows_of(shards / FOLDER)] == [f"{n:06d}" for n in range(24)]
+    assert cd.prepare(str(shards)).indexed == 0
+    assert {name.split("-")[0] for name in names_of(shards / FOLDER)} == {"files.arrow", "samples"}
+
+
+def test_what_another_process_is_at_stays(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank does its share of the last tars while another process does the first ones."""
+    index, script = run._run, "import sys, curator_dali as cd; cd.prepare(sys.argv[1], shard=cd.Shard(0, 2))"
+
+    def index_beside(*args: Any) -> int:
+        monkeypatch.setattr(run, "_run", index)
+        subprocess.run([sys.executable, "-c", script, f"{shards}/0001*.tar"], check=True, timeout=60)
+        return index(*args)
+
+    monkeypatch.setattr(run, "_run", index_beside)
+    assert cd.prepare(f"{shards}/0000*.tar").complete
+    assert len(list((shards / FOLDER).glob("group-*"))) == 1  # of the rank
+    assert cd.prepare(f"{shards}/0001*.tar").indexed == 1
+    assert len(rows_of(shards / FOLDER)) == 24
+
+
+def test_an_open_source_goes_on_after_a_change(shards: Path, samples: list[Any]) -> None:
+    cd.prepare(str(shards))
+    source = cd.open_source(str(shards))
+    write_tar(shards / "00007.tar", [("other.jpg", samples[0][1]["jpg"])])
+    cd.prepare(str(shards))
+    assert source.read_ids(np.arange(24)).to_pylist() == [f"{n:06d}" for n in range(24)]
+    assert len(source.read(np.arange(24)).errors) == 2  # of the tar that changed
+
+
+def test_a_damaged_record_is_made_again(shards: Path) -> None:
+    cd.prepare(str(shards), shard=cd.Shard(0, 2))
+    (record, *_) = (shards / FOLDER).glob("group-*")
+    record.write_bytes(record.read_bytes()[:100])
+    with pytest.raises(SourceError, match="run it again"):
+        cd.prepare(str(shards))
+    assert cd.prepare(str(shards)).indexed == 1
+    assert len(rows_of(shards / FOLDER)) == 24
+
+
+def test_parts_that_are_missing_cut_or_damaged_are_made_again(shards: Path) -> None:
+    cd.prepare(str(shards))
+    expected, names = rows_of(shards / FOLDER), names_of(shards / FOLDER)
+    parts = sorted((shards / FOLDER).glob("samples-*"))
+    parts[0].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-1])
+    reasons = set(cd.open_source(str(shards)).read(np.arange(24)).errors.values())
+    assert len(reasons) == 2
+    assert all("`curator-dali prepare --anew`" in reason for reason in reasons)
+    assert cd.prepare(str(shards)).indexed == 2
+    assert rows_of(shards / FOLDER) == expected
+    whole = parts[2].read_bytes()
+    parts[2].write_bytes(bytes(len(whole)))
+    assert cd.prepare(str(shards)).indexed == 0
+    (reason,) = set(cd.open_source(str(shards)).read(np.arange(24)).errors.values())
+    assert "`curator-dali prepare --anew`" in reason
+    assert main(["prepare", str(shards), "--anew"]) == 0
+    assert parts[2].read_bytes() == whole
+    assert names_of(shards / FOLDER) == names
+    assert cd.prepare(str(shards), anew=True, shard=cd.Shard(0, 2)).indexed == 6
+
+
+def test_an_index_of_other_data_is_not_replaced(shards: Path, tmp_path: Path) -> None:
+    image = encode(next(iter(load_photos().values())))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    pq.write_table(pa.table({"jpg": [image], "png": [image]}), rows / "0.parquet")
+    index = tmp_path / "index"
+    cd.prepare(ParquetSource(rows / "0.parquet", image_column="jpg"), index)
+    before = {path.name: path.read_bytes() for path in index.iterdir()}
+    shutil.copytree(shards, tmp_path / "others")
+    with pytest.raises(SourceError, match=r"index with the files 'parquet', not 'tar': .* \(--index\)"):
+        cd.prepare(str(shards), index)
+    with pytest.raises(SourceError, match=r"image column 'jpg', not 'png': .* \(--index\)"):
+        cd.prepare(ParquetSource(rows / "0.parquet", image_column="png"), index)
+    assert {path.name: path.read_bytes() for path in index.iterdir()} == before
+    with pytest.raises(SourceError, match="is the index of a data set of kind 'parquet', and not of 'tar'"):
+        cd.open_source(str(shards), index=index)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(image)
+    for spec in (tmp_path / "images", tmp_path / "images" / "*.jpg", [tmp_path / "images" / "a.jpg"]):
+        with pytest.raises(SourceError, match=r"of kind 'parquet', and not of 'folder'|opened without an index"):
+            cd.open_source(spec, index=index)
+    cd.prepare(str(shards), tmp_path / "tars")
+    with pytest.raises(SourceError, match="and not of 'parquet'"):
+        cd.open_source(str(rows), index=tmp_path / "tars")
+    with pytest.raises(SourceError, match=r"index with the folder .*shards', not .*others': .* \(--index\)"):
+        cd.prepare(str(tmp_path / "others"), tmp_path / "tars")
+
+
+def test_where_no_index_may_lie(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards.parent)
+    before = names_of(shards)
+    for index in ("", "beside", "cache", "none", "shards", str(shards), f"{shards}/"):
+        with pytest.raises(SourceError, match=r"is no folder|is the folder of the data"):
+            cd.prepare("shards", index)
+        assert main(["prepare", "shards", "--index", index]) == 2
+    assert names_of(shards) == before
+    assert names_of(shards.parent) == ["shards"]

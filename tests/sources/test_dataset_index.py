@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 import curator_dali as cd
 from curator_dali.errors import SourceError
-from curator_dali.sources import HEADER_DTYPE, Source, TarSource
+from curator_dali.sources import HEADER_DTYPE, Source, TarSource, select_names
+from curator_dali.sources.dataset_index import PLACES, read_index
 from curator_dali.sources.prepared import IndexedShards
 from tests.helpers import encode, load_photos, photo_samples, write_shards, write_tar
 from tests.sources.web_server import Server
@@ -205,6 +206,31 @@ def test_a_tar_of_equal_size_that_was_written_anew(shards: Path) -> None:
     assert source.read_ids(np.array([10])).to_pylist() == ["100010"]
 
 
+def test_a_tar_of_equal_size_with_other_members_in_its_middle(tmp_path: Path) -> None:
+    photos = [encode(photo[:200, :200]) for photo in load_photos().values()][:3]
+    images = [photos[n % 3] for n in range(7)]
+    members = [(f"{n}.{end}", data) for n in range(7) for end, data in (("jpg", images[n]), ("txt", b"%d" % n))]
+    folder = tmp_path / "s"
+    folder.mkdir()
+    path = write_tar(folder / "0.tar", members)
+    cd.prepare(str(folder))
+    for index in ("cache", folder / FOLDER):
+        os.utime(path)
+        found = cd.open_source(str(folder), index=index)
+        assert found._shards.prepared.tolist() == [True]  # type: ignore[attr-defined]
+        check_same(found, cd.open_source(str(folder), index="none"))
+    captions = [("1.txt", b"2") if name == "1.txt" else (name, data) for name, data in members]
+    swapped = [*members[:2], *members[4:6], *members[2:4], *members[6:]]
+    for changed in (captions, swapped):
+        size = path.stat().st_size
+        write_tar(path, changed)
+        assert path.stat().st_size == size
+        found = cd.open_source(str(folder))
+        check_same(found, cd.open_source(str(folder), index="none"))
+        assert not found._shards.prepared.any()  # type: ignore[attr-defined]
+        assert found.read(np.array([1])).objects[0].metadata["caption"] in ("2", b"2")
+
+
 def test_an_index_elsewhere(shards: Path, tmp_path: Path) -> None:
     expected = cd.open_source(str(shards))
     cd.prepare(str(shards), tmp_path / "index")
@@ -372,11 +398,34 @@ def test_damaged_parts_are_errors_and_no_crash(prepared: Path, place: float, val
         for row, item in enumerate(batch.objects):
             if row in batch.errors:
                 assert row in batch.unread or not cut
-            else:  # names are texts that no sum guards
+                assert "`curator-dali prepare --anew`" in batch.errors[row]
+            else:
                 assert bytes(batch.images[row]) == bytes(expected.images[row])
-                assert len(item.image_id) == len(expected.objects[row].image_id) or not item.image_id.isascii()
+                assert item == expected.objects[row]
+                assert batch.members is not None
+                assert expected.members is not None
+                assert dict(batch.members[row]) == dict(expected.members[row])
         if cut:
             assert batch.errors
+    finally:
+        part.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["names", "member_offsets", "member_sizes", "extension_offsets", "extensions"])
+def test_any_damaged_column_of_a_part_is_an_error_of_its_samples(prepared: Path, name: str) -> None:
+    index = read_index(str(prepared / FOLDER))
+    place = int(index.places[0, PLACES.index(name)])
+    part = prepared / FOLDER / index.parts[index.part_of[0]]
+    whole = part.read_bytes()
+    count = int(index.numbers("samples")[0])
+    try:
+        for at in range(place, place + 16):
+            data = bytearray(whole)
+            data[at] ^= 64
+            part.write_bytes(data)
+            batch = cd.open_source(str(prepared)).read(np.arange(count), members=True)
+            assert 1 <= len(batch.errors) <= 2
+            assert all("`curator-dali prepare --anew`" in reason for reason in batch.errors.values())
     finally:
         part.write_bytes(whole)
 
@@ -394,6 +443,26 @@ def test_a_damaged_table_is_passed_over(
         assert "opened without it" in caplog.text
     assert cd.prepare(str(shards)).indexed == (0 if damage is bytes else 5)
     assert is_indexed(cd.open_source(str(shards)))
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_the_table_costs_the_index_and_nothing_else(
+    prepared: Path, caplog: pytest.LogCaptureFixture, place: float, bit: int
+) -> None:
+    path = prepared / FOLDER / "files.arrow"
+    whole = path.read_bytes()
+    data = bytearray(whole)
+    data[int(place * len(data))] ^= 1 << bit
+    try:
+        path.write_bytes(data)
+        caplog.clear()
+        source = cd.open_source(str(prepared))
+        assert not is_indexed(source)
+        assert "opened without it" in caplog.text
+        assert source.fingerprint == cd.open_source(str(prepared), index="none").fingerprint
+    finally:
+        path.write_bytes(whole)
 
 
 def test_others_read_the_index(shards: Path) -> None:
@@ -453,3 +522,41 @@ def test_loaders_of_a_remote_data_set_with_an_index(
         local = [item.image_id for batch in loader for item in batch.data]
     with cd.ImageLoader(f"{server.url}/s/", batch_size=7, shuffle=1, device="cpu") as loader:
         assert local == [item.image_id for batch in loader for item in batch.data]
+
+
+def test_a_pattern_is_its_own_files_and_none_that_the_index_has_besides(server: Server, shards: Path) -> None:
+    names = ["train-0.tar", "train-1.tar", "val-0.tar", "deep/a/train-2.tar", "deep/train-3.tar"]
+    folder = shards.parent / "mixed"
+    for path, name in zip(sorted(shards.glob("*.tar")), names, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / name)
+    for pattern in ("train-*.tar", "**/train-*.tar", ""):
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        cd.prepare(f"{folder}/{pattern}")
+        cd.prepare([str(folder / name) for name in names])  # all of them, each by its name
+        expected = cd.open_source(f"{folder}/{pattern}", index="none")
+        check_same(cd.open_source(f"{folder}/{pattern}"), expected)
+        server.files.clear()
+        put_on(server, folder, "/m")
+        server.requests.clear()
+        source = cd.open_source(f"{server.url}/m/{pattern}")
+        assert len(server.requests) == 1
+        assert source.locations == [path.replace(str(folder), f"{server.url}/m") for path in expected.locations]
+    cd.prepare(f"{folder}/**/train-*.tar")
+    assert cd.prepare([str(folder / name) for name in names]).indexed == 0  # val-0.tar was kept
+
+
+def test_which_names_a_pattern_selects() -> None:
+    names = ["a.tar", "train/b.tar", "train/deep/c.tar", "val/deep/d.tar"]
+    for pattern, expected in {
+        "": ["a.tar"],
+        "train": ["train/b.tar"],
+        "val": ["val/deep/d.tar"],
+        "*": ["a.tar", "train/b.tar", "val/deep/d.tar"],
+        "*.tar": ["a.tar"],
+        "t*/*.tar": ["train/b.tar"],
+        "**/*.tar": names,
+        "train/**/*.tar": ["train/b.tar", "train/deep/c.tar"],
+        "tr": [],
+    }.items():
+        assert select_names(pattern, names) == expected
