@@ -247,6 +247,7 @@ def cache(arguments: argparse.Namespace) -> None:
         common.print_json(about._asdict())
         return
     text = common.size_text
-    rows = [("files", f"{about.files:,}"), ("bytes", f"{text(about.bytes)} of at most {text(about.limit)}")]
+    limit = f" of at most {text(about.limit)}" if about.limit else ""
+    rows = [("files", f"{about.files:,}"), ("bytes", f"{text(about.bytes)}{limit}")]
     rows += [("read from it", text(about.hits)), ("downloaded", text(about.downloads))]
     common.print_rows([("removed", f"{about.files:,} files, {text(about.bytes)}")] if is_clear else rows)

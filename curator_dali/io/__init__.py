@@ -20,19 +20,18 @@ from curator_dali.io.files import (
 from curator_dali.io.links import SAMPLE, RemoteReader
 from curator_dali.io.lru import LRU
 from curator_dali.io.ranges import (
+    Outcome,
     Request,
-    Stat,
     Storage,
     ask,
     ask_listing,
     common_name,
-    content_hash,
     filesystem,
     fingerprint,
-    stat_of,
     strip_query,
 )
 from curator_dali.io.remote import LARGEST_FILE, PermanentError, is_http, is_remote, one_line, strip_signature
+from curator_dali.io.stats import Stat, content_hash, stat_of
 from curator_dali.io.store import differences, explained, join, prepare_folder, printable
 from curator_dali.io.tables import Table, open_table, parse_csv, read_names
 
@@ -44,6 +43,7 @@ __all__ = [
     "SAMPLE",
     "AtomicFile",
     "Cache",
+    "Outcome",
     "PermanentError",
     "RemoteReader",
     "Request",

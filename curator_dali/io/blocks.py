@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from curator_dali.io.cache import Cache, CacheFolder, is_full
+from curator_dali.io.cache import RECENT, Cache, CacheFolder, is_full, remove_entry
 from curator_dali.io.files import parse_json
 from curator_dali.io.lru import LRU
 from curator_dali.io.remote import one_line, strip_signature
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 # Bytes, the least that is downloaded and kept. Over 30 ms and 100 MB/s, blocks of 2 and 4 MiB fill a cache fastest:
 # 1 MiB took half as long again in random order, 16 MiB a fifth longer.
 BLOCK = 4 << 20
+SMALL_PART = 8  # a range of an eighth of its blocks is worth that these are kept
 _RUN = 4  # blocks that one request asks for, at the most
 _HEADER = 2048  # bytes of the line of JSON
 _PAGE = 4096
@@ -45,6 +46,7 @@ _TOUCH = 60.0  # seconds after which a file in use is marked as used again
 _REST = 60.0  # seconds that nothing is written after a failure
 _MOST_OPEN = 256
 _LOCK_PLACE = 1 << 62  # where the locks of blocks lie, behind all bytes of a file
+_CHANGED = "changed after"
 _FLOCK = struct.Struct("hhqqi4x")
 
 Fetch = Callable[[str, Any, int, int], bytes]
@@ -74,7 +76,8 @@ class CachedFiles:
         self._entries: LRU[tuple[str, Any], Entry] = LRU(_MOST_OPEN)
         self._folder: CacheFolder | None = None
         self._lock = threading.Lock()
-        self._idle_until = 0.0
+        self._idle_until = self._pressed_until = 0.0
+        self._told: set[str] = set()
         self._warned = False
         self._hits = 0
 
@@ -82,6 +85,12 @@ class CachedFiles:
         """Open the file of a URL; None where that fails, and the store has to be read without a cache."""
         if self._pid != os.getpid():
             self._start()
+        if stat.size > int(self.setting.limit):
+            self._warn_once(
+                "large",
+                f"is smaller than {strip_signature(url)} ({stat.size:,} bytes): such files are read from the store",
+            )
+            return None
         try:
             entry = self._entries.get((url, stat), lambda: Entry(self._open_folder(), url, stat))
         except OSError as error:
@@ -89,6 +98,17 @@ class CachedFiles:
             return None
         entry.touch()
         return entry
+
+    def discard(self, url: str, stat: Any) -> None:
+        """Remove what is kept of a file, which turned out to be another one."""
+        if (entry := self.open(url, stat)) is None:
+            return
+        self._entries.drop((url, stat))
+        try:
+            with self._open_folder().locked():
+                remove_entry(entry.path)
+        except OSError as error:
+            self._warn(error)
 
     def close(self) -> None:
         """Close files; they come back when they are needed."""
@@ -136,7 +156,7 @@ class CachedFiles:
                     if entry is None:
                         continue
                 left.append((number, entry))
-                if wanted := entry.look(blocks):
+                if (wanted := entry.look(blocks)) and self._is_kept(entry, offset, size):
                     missing.setdefault(entry, set()).update(wanted)
             used.setdefault(entry, []).append(number)
         held = self._load_all(missing, fetch, run_all) if keep else {}
@@ -145,9 +165,18 @@ class CachedFiles:
         for entry, numbers in used.items():
             if entry.is_removed():  # what was read of it a moment ago may be of no file any more
                 self._entries.drop((entry.url, entry.stat))
+                # nor is the store to be asked for what turned out to be another file
+                reasons = [found[1] for number in numbers if (found := outcomes[number]) and _CHANGED in found[1]]
                 for number in numbers:
-                    outcomes[number] = None
+                    outcomes[number] = (0, reasons[0]) if reasons else None
         return outcomes
+
+    def _is_kept(self, entry: Entry, offset: int, size: int) -> bool:
+        """Whether blocks of a range would be kept, so that whole blocks are to be downloaded."""
+        now = time.monotonic()
+        if not entry.writable or now < max(self._idle_until, entry.idle_until):
+            return False
+        return now >= self._pressed_until or SMALL_PART * size >= span_of(offset, size, entry.size)
 
     def _load_all(
         self, missing: dict[Entry, set[int]], fetch: Fetch, run_all: RunAll
@@ -238,10 +267,23 @@ class CachedFiles:
         try:
             hits, self._hits = self._hits, 0
             place = entry.place_of(first)
-            if entry.is_removed() or not self._open_folder().reserve(entry.fd, entry.path, place, len(data), hits):
+            if entry.is_removed():
                 return False
-            entry.write(first, data)
-            return True
+            folder = self._open_folder()
+            fits = folder.reserve(entry.fd, entry.path, place, len(data), hits)
+            if folder.pressed:
+                self._pressed_until = time.monotonic() + RECENT
+                self._warn_once(
+                    "pressed",
+                    f"is smaller than the files that were read in the last minutes ({folder.pressed:,} bytes and "
+                    "more): blocks go before they are used again, and short ranges are read from the store",
+                )
+                folder.pressed = 0
+            if fits:
+                entry.write(first, data)
+            else:
+                entry.idle_until = time.monotonic() + _REST
+            return fits
         except OSError as error:
             self._warn(error)
             return False
@@ -251,6 +293,14 @@ class CachedFiles:
             if self._folder is None:
                 self._folder = CacheFolder(str(self.setting.folder), int(self.setting.limit))
             return self._folder
+
+    def _warn_once(self, kind: str, reason: str) -> None:
+        """Say once why the limit is too small."""
+        if kind not in self._told:
+            self._told.add(kind)
+            logger.warning(
+                "the limit of the cache %s, %s bytes, %s", self.setting.folder, f"{self.setting.limit:,}", reason
+            )
 
     def _warn(self, error: OSError) -> None:
         """Say once why nothing is kept, and write nothing for a while."""
@@ -268,6 +318,7 @@ class Entry:
         have: A byte for each block, 1 where it is known to be there.
         size: Bytes in the remote file.
         writable: Whether blocks may be added.
+        idle_until: When blocks may be added again, by `time.monotonic`.
     """
 
     fd = -1
@@ -281,6 +332,7 @@ class Entry:
         self._data = -(-(_HEADER + 4 * self._count) // _PAGE) * _PAGE  # where the remote file begins
         self.have = bytearray(self._count)
         self.writable = True
+        self.idle_until = 0.0
         self._lock = threading.Lock()
         self._loading: set[int] = set()
         self._touched = time.monotonic()

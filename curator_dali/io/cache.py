@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ LEAST_LIMIT = 64_000_000  # bytes: some blocks of some files
 _LOCK = "lock"
 _ENTRY = re.compile(r"[0-9a-f]{32}\.blocks(\.new)?")
 _SHELF = re.compile(r"[0-9a-f]{2}")
+RECENT = 300  # seconds: a file that is removed so soon after its use has found no room
 _ROOM = 16  # so much of the limit is free once files were removed: a sixteenth
 _UNIT = 512  # bytes of `st_blocks`
 _COUNTS = struct.Struct("<4q")
@@ -135,15 +137,18 @@ class CacheFolder:
         folder: The folder.
         limit: Bytes that it may take.
 
+    Attributes:
+        pressed: Bytes of the remote files that were used in the last minutes, once such ones had to be removed.
+
     Raises:
         OSError: The folder cannot be made, or not be read.
     """
 
     def __init__(self, folder: str, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self.pressed = 0
         self._turn = threading.Lock()
-        os.makedirs(folder, exist_ok=True)
-        self._fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._fd = self._open_lock()
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
@@ -157,13 +162,32 @@ class CacheFolder:
     def locked(self) -> Iterator[None]:
         """Let no other thread or process of the node make, remove or count files meanwhile."""
         with self._turn:
-            with contextlib.suppress(OSError):  # a filesystem without locks
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._take_lock()
+            while not self._is_current():  # the folder was removed, and others may have made it anew
+                fd = self._open_lock()
+                os.close(self._fd)
+                self._fd = fd
+                self._take_lock()
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):
                     fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _open_lock(self) -> int:
+        os.makedirs(self.folder, exist_ok=True)
+        return os.open(os.path.join(self.folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _take_lock(self) -> None:
+        with contextlib.suppress(OSError):  # a filesystem without locks
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def _is_current(self) -> bool:
+        """Whether the file that is locked is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(os.path.join(self.folder, _LOCK)))
+        except FileNotFoundError:
+            return False
 
     def reserve(self, fd: int, path: str, place: int, size: int, hits: int = 0) -> bool:
         """Make room on the disk for bytes that are about to be written.
@@ -224,7 +248,9 @@ class CacheFolder:
         """
         entries = sorted(find_entries(self.folder))
         used = sum(size for _, size, _ in entries)
-        count = 0
+        count, recent = 0, time.time_ns() - RECENT * 10**9
+        if used > most and entries[0][0] > recent:
+            self.pressed = sum(map(_size_of, (path for _, _, path in entries)))
         for _, size, path in entries:
             if used <= most:
                 break
@@ -244,6 +270,14 @@ def find_entries(folder: str) -> Iterator[tuple[int, int, str]]:
                     with contextlib.suppress(FileNotFoundError):
                         about = entry.stat(follow_symlinks=False)
                         yield about.st_mtime_ns, about.st_blocks * _UNIT, entry.path
+
+
+def _size_of(path: str) -> int:
+    """Bytes of the remote file that a file of the cache stands for, and of its header."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _scan(folder: str) -> list[os.DirEntry[str]]:
@@ -317,6 +351,8 @@ def _counts_of(folder: str) -> Counts:
         with open(os.path.join(folder, _LOCK), "rb") as file:
             data = file.read(_COUNTS.size)
     except FileNotFoundError:
+        if next(find_entries(folder), None) is not None:  # the file was lost
+            return Counts()
         raise SourceError(f"{folder!r} is no folder of a cache: it has no file {_LOCK!r}") from None
     except OSError as error:
         raise SourceError(f"cannot read the cache {folder!r}: {one_line(error)}") from error

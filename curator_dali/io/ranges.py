@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
 import logging
+import math
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +15,23 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from curator_dali.errors import SourceError
 from curator_dali.io import files
-from curator_dali.io.blocks import BLOCK, CachedFiles, span_of
+from curator_dali.io.blocks import BLOCK, SMALL_PART, CachedFiles, span_of
 from curator_dali.io.cache import Cache, current_cache
 from curator_dali.io.links import Connections, RemoteReader
 from curator_dali.io.lru import LRU
 from curator_dali.io.pieces import Pieces
-from curator_dali.io.remote import PATIENCE, explain, find_deadline, find_wait, is_http, is_remote, one_line, retry
+from curator_dali.io.remote import (
+    PATIENCE,
+    PermanentError,
+    explain,
+    find_deadline,
+    find_wait,
+    is_http,
+    is_remote,
+    one_line,
+    retry,
+)
+from curator_dali.io.stats import Stat, stat_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +42,8 @@ _REMOTE_THREADS = 16
 _AT_ONCE = 128  # requests of one read, where fsspec's configuration does not say
 _KEEP_LIMIT = 512 << 20  # bytes of pieces that are kept in memory
 _STREAM_BUFFER = 256 << 10
-_SMALL_PART = 8  # a range of an eighth of its blocks is worth that these are kept
-
-_VERSION_FIELDS = (
-    *("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created"),
-    "Last-Modified",
-)
-_HASH_FIELDS = ("md5Hash", "crc32c", "Content-MD5", "blob_id", "ETag", "etag")
-_HASH_ETAG = re.compile(r'"?[0-9a-fA-F]{32,}(-\d+)?"?')  # S3's; those of web servers and Azure tell a time
+_CHECKED = 1.0  # seconds for which a comparison of a file with what it was counts
+_MOST_CHECKED = 1024
 
 
 class Storage:
@@ -62,6 +66,7 @@ class Storage:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._connections = Connections()
+        self._checked: LRU[str, float] = LRU(_MOST_CHECKED)  # URL -> when its file was last compared
 
     def __reduce__(self) -> tuple[type[Storage], tuple[int, int, Cache | None]]:
         return Storage, (self._max_open, self._pieces.limit, self.cache)
@@ -97,6 +102,30 @@ class Storage:
             raise SourceError(f"cannot read {url!r}: its server does not tell its size. Download it, and open the copy")
         return stat_of(info)
 
+    def check(self, url: str, stat: Stat, *, by_version: bool = True) -> None:
+        """Ask a store whether a file is what it was. Local files and those of web servers show it in each read.
+
+        Args:
+            url: The file.
+            stat: What it was.
+            by_version: Whether the version counts where there is neither content hash nor ETag.
+
+        Raises:
+            PermanentError: It is another one. What was kept of it is gone.
+            OSError, SourceError: It cannot be asked for.
+        """
+        if not is_remote(url):
+            return
+        fs, path = filesystem(url)
+        if getattr(fs, "takes_known", False):
+            return
+        fs.invalidate_cache(path)  # a listing may be old
+        if not (stat if by_version else stat._replace(version=0)).is_same(self.stat(url)):
+            self.forget(url)
+            if self._cached is not None:
+                self._cached.discard(url, stat)
+            raise PermanentError(f"{url} changed after it was opened: open the source again")
+
     def reader(self, url: str, *, keep: bool = False, stat: Stat | None = None) -> Callable[[int, int], bytes]:
         """A function `(offset, length) -> bytes`, for going through one file; it returns less at the file's end.
 
@@ -104,8 +133,8 @@ class Storage:
             url: The file.
             keep: Whether what is read of a remote file stays in memory, for `fill` and `cat`, until `forget`. What the
                 cache keeps does not.
-            stat: What the file is, which the cache has to know. Ranges that are a small part of their blocks are read
-                from the cache, but not added to it.
+            stat: What the file is. A web server's file has to be that still, and the cache has to know it. Ranges that
+                are a small part of their blocks are read from the cache, but not added to it.
 
         Returns:
             The function; of a remote file a `RemoteReader`, which the caller closes.
@@ -118,9 +147,10 @@ class Storage:
             file = _File(url)
             return lambda offset, length: os.pread(file.fd, length, offset)
         filesystem(url)  # a wrong URL is told at once
+        known = None if stat is None else {url: (stat.size, stat.etag)}
 
         def fetch(offset: int, length: int) -> bytes:
-            found = self._connections.ask(url, lambda: self._cat_once([(url, offset, offset + length)], None)[0])
+            found = self._connections.ask(url, lambda: self._cat_once([(url, offset, offset + length)], known)[0])
             if isinstance(found, BaseException):
                 raise found
             return found
@@ -232,10 +262,16 @@ class Storage:
         return self._pieces.find(request.url, request.offset, request.offset + len(request.view)) is not None
 
     def _fetch(self, url: str, stat: Stat, start: int, end: int) -> bytes:
-        """Download a range for the cache, once a connection is free."""
+        """Download a range for the cache, once a connection is free, of a file that is what it was before and after."""
+        # a file that is fetched by one request is compared after it
+        checked = self._checked.get(url, lambda: time.monotonic() if end - start == stat.size else -math.inf)
+        if time.monotonic() - checked > _CHECKED:
+            self.check(url, stat, by_version=False)
         found = self._connections.ask(url, lambda: self.cat([(url, start, end)], {url: (stat.size, stat.etag)})[0])
         if isinstance(found, BaseException):
             raise found
+        self.check(url, stat, by_version=False)
+        self._checked.put(url, time.monotonic())
         return found
 
     def _run_all(self, function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -244,7 +280,7 @@ class Storage:
             return [function(*job) for job in jobs]
         return [future.result() for future in [self._connections.submit(function, *job) for job in jobs]]
 
-    def _read_cached(self, url: str, stat: Stat, offset: int, length: int, part: int = _SMALL_PART) -> bytes | None:
+    def _read_cached(self, url: str, stat: Stat, offset: int, length: int, part: int = SMALL_PART) -> bytes | None:
         """Read a range through the cache; None where that is not possible.
 
         A range that is not there, and of which the blocks have more than `part` times its bytes, is left alone, too.
@@ -257,7 +293,7 @@ class Storage:
         request = Request(url, stat, offset, memoryview(data))
         outcome = self._cached.fill([request], self._fetch, _run_here, keep=keep)[0]
         if outcome is not None and outcome[1]:
-            raise SourceError(f"cannot read {url!r}: {outcome[1]}")
+            raise SourceError(outcome[1] if url in outcome[1] else f"cannot read {url!r}: {outcome[1]}")
         return None if outcome is None else bytes(data)
 
     def _cat_cached(
@@ -364,7 +400,7 @@ class _CachedStream(io.RawIOBase):
 
     def __init__(self, storage: Storage, url: str, stat: Stat) -> None:
         self._storage, self._url, self._stat = storage, url, stat
-        self._reader, self._at = storage.reader(url), 0
+        self._reader, self._at = storage.reader(url, stat=stat), 0
 
     def readable(self) -> bool:
         return True
@@ -437,6 +473,8 @@ async def _cat_within(
     fs: Any, paths: list[str], starts: list[int | None], ends: list[int | None]
 ) -> list[bytes | BaseException]:
     """Read ranges at the same time, each within a time: a store may send a byte now and then for ever."""
+    import asyncio  # a tenth of what importing the loader takes; local data need none of it
+
     turn = asyncio.Semaphore(fs.batch_size if fs.batch_size and fs.batch_size > 0 else _AT_ONCE)
 
     async def read(path: str, start: int | None, end: int | None) -> bytes:
@@ -473,44 +511,6 @@ def _accept(request: Request, data: bytes | BaseException) -> Outcome:
     if len(data) < wanted:  # and what is left may be another file's
         return Outcome(0, f"{request.url} was cut at byte {request.offset + len(data)} after it was indexed")
     return Outcome(wanted, "")
-
-
-class Stat(NamedTuple):
-    """A file as it was when it was looked at.
-
-    Attributes:
-        size: Size in bytes.
-        version: A number that changes with the content: mtime in ns, or a hash of a remote ETag.
-        content: The content hash of a remote file whose store tells one.
-        etag: The ETag of a file of a web server.
-    """
-
-    size: int
-    version: int
-    content: str = ""
-    etag: str = ""
-
-    @classmethod
-    def of_local(cls, status: os.stat_result) -> Stat:
-        """Make it of what the system tells of a local file."""
-        return cls(status.st_size, status.st_mtime_ns)
-
-
-def stat_of(info: Mapping[str, Any]) -> Stat:
-    """Make the `Stat` of a remote file of what fsspec's `info`, or a detailed listing, tells of it."""
-    version = repr([info.get(field) for field in _VERSION_FIELDS])
-    digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
-    number = int.from_bytes(digest, "little", signed=True)
-    return Stat(int(info["size"]), number, content_hash(info), str(info.get("ETag") or ""))
-
-
-def content_hash(info: Mapping[str, Any]) -> str:
-    """Return the content hash in what fsspec tells of a file; "" where the store tells none."""
-    for field in _HASH_FIELDS:
-        value = str(info.get(field) or "")
-        if value and (field.lower() != "etag" or _HASH_ETAG.fullmatch(value)):
-            return value.strip('"')
-    return ""
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -18,8 +18,9 @@ from curator_dali.arguments import list_paths
 from curator_dali.errors import SourceError
 from curator_dali.io.files import open_regular
 from curator_dali.io.lru import LRU
-from curator_dali.io.ranges import Stat, ask, filesystem, fingerprint, stat_of, strip_query
+from curator_dali.io.ranges import ask, filesystem, fingerprint, strip_query
 from curator_dali.io.remote import is_remote, one_line
+from curator_dali.io.stats import Stat, stat_of
 
 _LINE = "line"  # the only column of a file of plain text
 

@@ -94,8 +94,8 @@ def read_ahead(source: Source, numbers: Iterable[int]) -> ReadAhead | None:
     stream = None if source.streamed is None else source.streamed.read_ahead(numbers)
     if stream is not None:
         logger.warning(
-            "%d tars of %s have no index: they are read and indexed while the pass goes on, by every process anew. "
-            "`curator-dali prepare` makes an index once for all",
+            "%d tars of %s have no index: each process reads and indexes them while its pass goes on. Indexes are kept "
+            "here for later runs, unless index='none'. `curator-dali prepare` makes an index for all machines",
             stream.total,
             source.name,
         )

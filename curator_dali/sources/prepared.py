@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import SourceError
-from curator_dali.io import Storage, is_remote
+from curator_dali.io import Storage, is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE, group_rows, quote
 from curator_dali.sources.dataset_index import (
     PLACES,
@@ -39,7 +39,7 @@ from curator_dali.sources.tar_shards import Shard, Shards
 
 logger = logging.getLogger(__name__)
 
-_STAT_THREADS = 8
+_STAT_THREADS = 16
 _AT = {name: number for number, name in enumerate(PLACES)}
 _PREPARE_AGAIN = ". The index of the data set is older: `curator-dali prepare` brings it up to date"
 _DAMAGED = "the index is damaged here: `curator-dali prepare --anew` repairs it"
@@ -75,7 +75,8 @@ class IndexedShards(Shards):
     """Tars by number, of which the index of a data set knows all or some.
 
     A local tar of another size, or of another time and with other members, is indexed by itself, as are tars that the
-    index does not know. What remote tars are is believed, and shows when they are read.
+    index does not know. What remote tars are is believed, and compared when their first
+    bytes are read.
 
     Args:
         urls: The tars; local ones as absolute paths.
@@ -170,6 +171,26 @@ class IndexedShards(Shards):
                 self._learnt[number] = self._learnt[number].copy()
             self._learnt[number][samples[at]] = headers[at]
 
+    def check(self, numbers: Iterable[int]) -> dict[int, str]:
+        """Compare remote tars with the index, once a process; see `Shards.check`."""
+        new = [n for n in numbers if n not in self._same and self.prepared[n] and is_remote(self.urls[n])]
+        found: dict[int, str] = {}
+
+        def check_one(number: int) -> None:
+            try:
+                # an index that was made of local files has other versions
+                self._storage.check(self.urls[number], self.stats[number], by_version=False)
+                self._same.add(number)
+            except (OSError, SourceError) as error:
+                found[number] = one_line(error)
+
+        if len(new) == 1:
+            check_one(new[0])
+        elif new:
+            with ThreadPoolExecutor(min(len(new), _STAT_THREADS), thread_name_prefix="curator-dali-stat") as pool:
+                list(pool.map(check_one, new))
+        return found
+
     def advise(self, reason: str) -> str:
         """Say that an index is older than a tar."""
         return _PREPARE_AGAIN if "changed after" in reason else ""
@@ -201,6 +222,10 @@ class IndexedShards(Shards):
         self._log_warnings([number for number, summary in enumerate(self._summaries) if summary is not None])
         if None not in self._summaries:
             self._complete()
+
+    def _start(self) -> None:
+        super()._start()
+        self._same: set[int] = set()  # tars that are as in the index, or are compared with each read
 
     def _load(self, number: int) -> Shard:
         return self._load_prepared(number) if self.prepared[number] else super()._load(number)

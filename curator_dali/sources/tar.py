@@ -17,6 +17,7 @@ from curator_dali.arguments import checked, list_paths
 from curator_dali.batch import ImageObject
 from curator_dali.io import (
     LARGEST_FILE,
+    Outcome,
     Request,
     Stat,
     Storage,
@@ -337,13 +338,16 @@ class TarSource(Source):
         extent_of, shards, starts, ends, position = coalesce(shard, items.offset, items.size, gap)
         arena = self._arenas.allocate(int((ends - starts).sum()))
         view, begin = arena.data, 0
-        requests = []
+        requests, refused = [], self._shards.check(np.unique(shards).tolist())
         for s, start, end in zip(shards.tolist(), starts.tolist(), ends.tolist(), strict=True):
             target = view[begin : begin + end - start]
             requests.append(Request(self._shards.urls[s], self._shards.stats[s], start, target))
             begin += end - start
         lost: dict[int, str] = {}
-        for extent, outcome in enumerate(self._storage.fill(requests, keep=keep)):
+        same = [request for request, s in zip(requests, shards.tolist(), strict=True) if s not in refused]
+        outcomes = iter(self._storage.fill(same, keep=keep))
+        for extent, s in enumerate(shards.tolist()):
+            outcome = Outcome(0, refused[s]) if s in refused else next(outcomes)
             if outcome.reason:
                 outcome = outcome._replace(reason=f"{outcome.reason}{self._shards.advise(outcome.reason)}")
                 short = (extent_of == extent) & (items.offset + items.size > starts[extent] + outcome.done)

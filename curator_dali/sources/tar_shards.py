@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curator_dali.errors import PassEndedError, SourceError
-from curator_dali.io import LRU, RemoteReader, Stat, Storage, is_remote, one_line
+from curator_dali.io import LRU, PermanentError, RemoteReader, Stat, Storage, is_remote, one_line
 from curator_dali.sources.base import HEADER_DTYPE, group_rows, order_ids
 from curator_dali.sources.entries import Entries, gather_loaded
 from curator_dali.sources.foreign import ForeignIndexes
@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 _INDEX_MEMORY = 256 << 20  # bytes of indexes in memory: about two million samples with JSON
 _WORTH_WRITING = 8  # a shard dropped from memory writes its headers when one in so many was learnt anew
 _MOST_WARNED = 10  # shards whose warnings are logged; further ones are counted
-_NOT_PICKLED = {"_foreign", "_lock", "_indexing", "_streams", "_loaded", "_closing", "_process"}
+_NOT_PICKLED = {"_foreign", "_same", "_lock", "_indexing", "_streams", "_loaded", "_closing", "_process"}
 _NO_TAR = "not a tar (a compressed one must be unpacked first)"
-_REPAIR = "Shards must be uncompressed tars: repair these or leave them out"
+_REPAIR = ". Shards must be uncompressed tars: repair these or leave them out"
 
 
 class Shards:
@@ -138,8 +138,9 @@ class Shards:
 
     def explain(self, number: int, error: BaseException) -> SourceError:
         """Make the exception that names a shard, and why it cannot be indexed."""
-        reason = _NO_TAR if isinstance(error, NotATarError) else one_line(error)
-        return SourceError(f"{self.urls[number]} cannot be read: {reason}. {_REPAIR}")
+        url = self.urls[number]
+        reason = _explain(url, error)
+        return SourceError(f"{url} cannot be read: {reason}{_REPAIR * (reason == _NO_TAR)}")
 
     def index(self, number: int, scan: Callable[[str, Stat], TarIndex] | None = None) -> Summary:
         """Index a shard, unless that is done. One caller does it, however many ask.
@@ -160,6 +161,7 @@ class Shards:
                 return known
             url, stat = self.urls[number], self.stats[number]
             index = (scan or self.scan)(url, stat)
+            self._storage.check(url, stat)  # before anything of it is kept or used
             self._keep_index(number, index)
             self.adopt({number: index.summary})
         return index.summary
@@ -243,6 +245,13 @@ class Shards:
         for rows, loaded in self._load_each(shard, "keep headers"):
             self.learn(loaded, samples[rows], headers[rows])
 
+    def check(self, numbers: Iterable[int]) -> dict[int, str]:
+        """Compare tars with what they were, before bytes of these are read; number -> why one is not to be read.
+
+        A tar that was looked at when the source was opened is believed.
+        """
+        return {}
+
     def advise(self, reason: str) -> str:
         """Say what to do where a tar cannot be read for a reason; "" where the reason says it."""
         return ""
@@ -311,6 +320,7 @@ class Shards:
                 index = self.scan(url, stat)
             except NotATarError as error:
                 raise SourceError(f"{url} changed after it was indexed: it is no tar any more") from error
+            self._storage.check(url, stat)
             save_index(path, stat, index)
         if len(index) != self.count(number):
             raise SourceError(f"{url} changed after it was indexed: open the source again")
@@ -381,12 +391,10 @@ class Shards:
                 if silent.is_set() and is_remote(self.urls[number]):
                     raise TimeoutError("not asked for, as the store is silent")
                 work(number)
-            except NotATarError:
-                return _NO_TAR
             except Exception as error:  # whatever a hostile header or a store comes up with costs one shard
                 if isinstance(error, TimeoutError):
                     silent.set()
-                return one_line(error)
+                return _explain(self.urls[number], error)
             return ""
 
         with ThreadPoolExecutor(32 if self.remote else 8, thread_name_prefix="curator-dali-index") as pool:
@@ -400,8 +408,8 @@ class Shards:
         if bad:
             shown = "; ".join(f"{url}: {reason}" for url, reason in sorted(bad.items())[:10])
             raise SourceError(
-                f"{len(bad)} of {len(self.urls)} shards cannot be read: {shown}{'; ...' if len(bad) > 10 else ''}. "
-                f"{_REPAIR}"
+                f"{len(bad)} of {len(self.urls)} shards cannot be read: {shown}{'; ...' if len(bad) > 10 else ''}"
+                f"{_REPAIR * (_NO_TAR in bad.values())}"
             )
 
     def _complete(self) -> None:
@@ -425,6 +433,16 @@ class Shards:
                 level = logging.WARNING if self._warned < _MOST_WARNED else logging.DEBUG
                 logger.log(level, "%s: %s", self.urls[number], "; ".join(summary.warnings))
                 self._warned += 1
+
+
+def _explain(url: str, error: BaseException) -> str:
+    """Say why a tar cannot be read, in a message that names its URL."""
+    if isinstance(error, NotATarError):
+        return _NO_TAR
+    text = one_line(str(error) if isinstance(error, (PermanentError, SourceError)) else error)
+    for part in (f"cannot read {url!r}: ", f"{url} cannot be indexed: ", f"{url}: ", f"{url} "):
+        text = text.replace(part, "")
+    return text.removesuffix(f": {url}").removesuffix(f": {url!r}").replace(f"{PermanentError.__name__}: ", "")
 
 
 class Shard:

@@ -43,8 +43,8 @@ class Tars(Protocol):
 class ShardStream:
     """Reads remote tars for a pass in the order given, indexes these, and keeps their bytes until they are used up.
 
-    Two tars are read ahead, or as many as hold 256 MiB together. A tar that somebody waits for is read in any case. A
-    tar for which `Storage` has no room is indexed only, and its samples are read later.
+    Two tars at least are held, and further ones as long as all hold at most 256 MiB. A tar that somebody waits for is
+    read in any case. A tar for which `Storage` has no room is indexed only, and its samples are read later.
 
     Args:
         shards: The source's tars.
@@ -143,6 +143,7 @@ class ShardStream:
                 )
             self._shards.index(number, self._read_whole if keep else None)
         except BaseException as error:  # raised where somebody waits for the tar
+            self._storage.forget(self._shards.urls[number])
             self._errors[number] = self._shards.explain(number, error)
         with self._changed:
             self._done.add(number)
@@ -166,7 +167,10 @@ class ShardStream:
 
         pieces = [self._ranges.submit(fetch, offset) for offset in range(0, stat.size, step)]
         try:
-            return TarIndex.from_scan(scan_tar(_read_from(pieces, step), stat.size, least=_WINDOW), stat.size)
+            index = TarIndex.from_scan(scan_tar(_read_from(pieces, step), stat.size, least=_WINDOW), stat.size)
+            for piece in pieces:
+                piece.exception()  # waits: the caller asks whether the tar has changed once all bytes are there
+            return index
         finally:
             if isinstance(reader, RemoteReader):
                 reader.close()

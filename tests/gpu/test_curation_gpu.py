@@ -45,6 +45,22 @@ def test_scores_are_the_cpus_but_for_the_decoder(clip: str, shards: list[Path], 
         assert np.dot(a["embedding"], b["embedding"]) > 0.99
 
 
+def test_filters_that_come_first_decide_as_on_the_cpu(shards: list[Path], tmp_path: Path) -> None:
+    stages = [
+        cd.Filter("width", min=110),
+        cd.Filter("format", equals="jpeg"),
+        cd.Filter("pixels", max=40_000),
+        cd.Quality(),
+    ]
+    rows = {}
+    for device in ("cpu", "cuda:0"):
+        out = tmp_path / device.replace(":", "")
+        cd.curate(str(shards[0].parent), out, stages=stages, device=device, batch_size=16, part_size=32, html=False)
+        rows[device] = [(row["image_id"], row["status"], row["stage"], row["reason"]) for row in read_rows(out)]
+    assert rows["cpu"] == rows["cuda:0"]
+    assert {status for _, status, _, _ in rows["cpu"]} == {"kept", "dropped"}
+
+
 def test_written_images_are_the_cpus_but_for_the_decoder(shards: list[Path], tmp_path: Path) -> None:
     write = cd.Write(resize=100, format="png")
     found = {}

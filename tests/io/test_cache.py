@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import struct
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import curator_dali as cd
+from curator_dali.cli import main
 from curator_dali.errors import SourceError
 from curator_dali.io import Request, Storage, clear_cache, read_cache_info, use_cache
 from curator_dali.io import cache as caches
@@ -317,12 +319,43 @@ def test_the_oldest_files_go_first(store: SimulatedStore, tmp_path: Path) -> Non
     assert read_cache_info(str(cache.folder)).files <= 7
 
 
-def test_a_file_larger_than_the_limit_is_read_through(store: SimulatedStore, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_limit_is_read_through(
+    store: SimulatedStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     [content] = fill_store(tmp_path, 1, 80_000_000)
     storage = Storage(cache=cd.Cache(tmp_path / "cache", limit=64_000_000))
+    url = f"{store.url}/0.bin"
     for _ in range(2):
-        assert read(storage, f"{store.url}/0.bin", [(0, 80_000_000)]) == [content]
-    assert sum(size for _, size, _ in find_entries(str(tmp_path / "cache"))) <= 64_000_000
+        assert read(storage, url, [(0, 80_000_000), (7, 100)]) == [content, content[7:107]]
+    assert store.total().bytes == 2 * 80_000_100
+    assert not list(find_entries(str(tmp_path / "cache")))
+    [warned] = [record.message for record in caplog.records if "0.bin" in record.message]
+    assert "64,000,000 bytes, is smaller than" in warned
+    assert "80,000,000 bytes" in warned
+    reader = storage.reader(url, keep=True, stat=storage.stat(url))
+    store.reset()
+    assert reader(0, 8 << 20) == content[: 8 << 20]
+    assert read(storage, url, [(9, 100)]) == [content[9:109]]  # of the pieces in memory
+    assert store.total().bytes == 8 << 20
+
+
+def test_a_limit_smaller_than_the_data_is_told_and_short_ranges_pass_it_by(
+    store: SimulatedStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = cd.Cache(tmp_path / "cache", limit=64_000_000)
+    contents = fill_store(tmp_path, 24, BLOCK)
+    storage = Storage(cache=cache)
+    for n in range(24):
+        assert read(storage, f"{store.url}/{n}.bin", [(0, BLOCK)]) == [contents[n]]
+    messages = [record.message for record in caplog.records if "limit of the cache" in record.message]
+    assert len(messages) == 1
+    assert "64,000,000 bytes, is smaller than the files" in messages[0]
+    assert f"({16 * (BLOCK + 4096):,} bytes and more)" in messages[0]
+    store.reset()
+    places = [(BLOCK // 2, 1000)]
+    found = [read(storage, f"{store.url}/{n}.bin", places)[0] for n in range(24)]
+    assert found == [content[BLOCK // 2 :][:1000] for content in contents]
+    assert 0 < store.total().bytes <= 24_000
 
 
 def test_who_reads_a_file_that_is_removed_reads_no_wrong_byte(
@@ -361,6 +394,9 @@ def test_a_full_disk_is_read_through(
     storage, url = Storage(cache=cache), f"{store.url}/a.bin"
     for _ in range(3):
         assert read(storage, url, PLACES) == expected(data)
+    store.reset()
+    assert read(storage, url, PLACES) == expected(data)
+    assert store.total().bytes == sum(length for _, length in PLACES)  # and not whole blocks
     warned = [record.message for record in caplog.records if "keeps nothing now" in record.message]
     assert len(warned) == 1
     assert ("its disk is full" in warned[0]) == (error != "EIO")
@@ -424,6 +460,35 @@ def test_a_lost_lock_file_is_made_anew(store: SimulatedStore, cache: cd.Cache, d
     read(Storage(cache=cache), f"{store.url}/a.bin", [(0, SIZE)])
     counts = struct.unpack("<4q", (Path(cache.folder) / "lock").read_bytes())
     assert SIZE <= counts[0] <= SIZE + 2 * BLOCK
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_folder_that_is_removed_while_it_is_in_use_is_made_anew(
+    store: SimulatedStore, cache: cd.Cache, data: bytes, anew: bool
+) -> None:
+    storage, url, folder = Storage(cache=cache), f"{store.url}/a.bin", str(cache.folder)
+    read(storage, url, [(0, BLOCK)])
+    shutil.rmtree(folder)
+    if anew:  # another process has it already
+        read(Storage(cache=cache), url, [(0, BLOCK)])
+    for _ in range(2):
+        assert read(storage, url, PLACES) == expected(data)
+    about = read_cache_info(folder)  # of its own lock file: what this process downloaded is counted there
+    assert (about.files, about.downloads) == (1, SIZE)
+    assert SIZE <= about.bytes <= SIZE + 16_384
+    assert SIZE <= struct.unpack("<4q", (Path(folder) / "lock").read_bytes())[0] <= SIZE + 16_384
+
+
+def test_info_and_clear_need_no_lock_file(
+    store: SimulatedStore, cache: cd.Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read(Storage(cache=cache), f"{store.url}/a.bin", [(0, BLOCK)])
+    (Path(cache.folder) / "lock").unlink()
+    assert read_cache_info(str(cache.folder)).files == 1
+    assert main(["cache", "info", str(cache.folder)]) == 0
+    assert "at most" not in capsys.readouterr().out  # the limit went with the file
+    assert clear_cache(str(cache.folder)).files == 1
+    assert not list(find_entries(str(cache.folder)))
 
 
 def test_waiting_for_another_process_ends(

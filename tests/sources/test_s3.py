@@ -339,6 +339,98 @@ class SilentS3:
             one.close()
 
 
+def make_tar(tmp_path: Path, images: list[bytes]) -> bytes:
+    """A tar of images that do not differ in size; of other images, the tars do not either."""
+    size = max(map(len, images))
+    members = [(f"{n:03d}.jpg", image.ljust(size, b"\0")) for n, image in enumerate(images)]
+    return helpers.write_tar(tmp_path / "made.tar", members).read_bytes()
+
+
+def stream(source: Any) -> None:
+    """Begin a pass, which reads tars without an index whole."""
+    with cd.ImageLoader(source, device="cpu", batch_size=1) as loader:
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("way", ["scan", "stream"])
+def test_a_tar_that_was_replaced_before_it_was_indexed(
+    bucket: Any, images: list[bytes], tmp_path: Path, way: str, cached: bool
+) -> None:
+    url = f"s3://photos/replaced-{way}-{cached}.tar"
+    cache = cd.Cache(tmp_path / "cache", "1GB") if cached else None
+    one, other = make_tar(tmp_path, images), make_tar(tmp_path, images[::-1])
+    assert len(one) == len(other)
+    bucket.pipe(url, one)
+    source = cd.open_source(url, cache=cache)
+    bucket.pipe(url, other)
+    with pytest.raises(SourceError, match="changed after it was opened"):
+        (len if way == "scan" else stream)(source)
+    bucket.pipe(url, one)
+    assert len(source) == len(images)  # it is the same one again, and nothing of the other was kept
+    found = source.read(np.arange(len(images))).images
+    assert [bytes(image) for image in found] == [image.ljust(max(map(len, images)), b"\0") for image in images]
+
+
+@pytest.mark.parametrize("chain", ["simplecache", "filecache"])
+def test_a_chain_is_what_it_was(bucket: Any, images: list[bytes], tmp_path: Path, chain: str) -> None:
+    bucket.pipe(f"s3://photos/{chain}.tar", make_tar(tmp_path, images))
+    assert len(cd.open_source(f"{chain}::s3://photos/{chain}.tar", index="none")) == len(images)
+    fsspec.get_filesystem_class(chain).clear_instance_cache()
+
+
+def test_a_cache_keeps_nothing_of_an_object_that_was_replaced(bucket: Any, tmp_path: Path) -> None:
+    url, size = "s3://photos/swapped.bin", 6 << 20
+    one, other = bytes(size), b"\1" * size
+    bucket.pipe(url, one)
+    io_module.filesystem(url)[0].invalidate_cache()  # of a listing before
+    cache = cd.Cache(tmp_path / "cache", "1GB")
+    stat = io_module.Storage().stat(url)
+
+    def read(storage: io_module.Storage, at: int) -> tuple[str, set[int]]:
+        parts = [bytearray(10), bytearray(10)]
+        requests = [io_module.Request(url, stat, n, memoryview(p)) for n, p in zip((0, at), parts, strict=True)]
+        outcomes = storage.fill(requests)
+        assert len({outcome.reason for outcome in outcomes}) == 1
+        return outcomes[0].reason, {byte for part in parts for byte in part}
+
+    storage = io_module.Storage(cache=cache)
+    assert read(storage, 0) == ("", {0})  # one of two blocks is there
+    bucket.pipe(url, other)
+    for end in (0, size - 10):
+        reason, _ = read(io_module.Storage(cache=cache), end)
+        assert ("changed after it was opened" in reason) == (end > 0)
+    assert io_module.read_cache_info(str(cache.folder)).files == 0
+    bucket.pipe(url, one)
+    for _ in range(2):
+        assert read(io_module.Storage(cache=cache), size - 10) == ("", {0})
+    assert io_module.read_cache_info(str(cache.folder)).downloads >= size
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("made", ["there", "here"])
+def test_tars_of_an_index_are_compared_when_they_are_read(
+    bucket: Any, images: list[bytes], tmp_path: Path, made: str, replaced: bool
+) -> None:
+    folder = f"photos/indexed-{made}-{replaced}"
+    content = make_tar(tmp_path, images)
+    for number in range(2):
+        bucket.pipe(f"{folder}/{number}.tar", content)
+        (tmp_path / "here").mkdir(exist_ok=True)
+        (tmp_path / "here" / f"{number}.tar").write_bytes(content)
+    cd.prepare(f"s3://{folder}" if made == "there" else tmp_path / "here", tmp_path / "index")
+    if replaced:
+        bucket.pipe(f"{folder}/1.tar", make_tar(tmp_path, images[::-1]) + bytes(512 * (made == "here")))
+    source = cd.open_source(f"s3://{folder}/{{0..1}}.tar", index=str(tmp_path / "index"))
+    assert source.read_ids(np.arange(len(source))).to_pylist() == 2 * [f"{n:03d}" for n in range(len(images))]
+    batch = source.read(np.array([0, len(images)]))
+    assert batch.unread == set(batch.errors) == ({1} if replaced else set())
+    if replaced:
+        assert "changed after it was opened" in batch.errors[1]
+        assert "`curator-dali prepare` brings it up to date" in batch.errors[1]
+    assert bytes(batch.images[0]).rstrip(b"\0") == images[0].rstrip(b"\0")
+
+
 def test_the_index_of_a_folder_of_images(bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CURATOR_DALI_CACHE", str(tmp_path))
     bucket.copy("photos/odd/", "photos/indexed/", recursive=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from curator_dali.errors import SourceError
 from curator_dali.io.files import IMAGE_EXTENSIONS
-from curator_dali.io.ranges import Stat
+from curator_dali.io.stats import Stat
 from curator_dali.sources import HEADER_DTYPE, TarSource
 from curator_dali.sources.tar_headers import CUT, DAMAGED, NotATarError, Scan, scan_tar
 from curator_dali.sources.tar_index import (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curator_dali.io.ranges import Stat
+from curator_dali.io.stats import Stat
 from curator_dali.sources import TarSource
 from curator_dali.sources.tar_index import index_path, load_index, peek_index, save_index
 from tests.helpers import write_tar

@@ -496,3 +496,56 @@ def test_redirects_lead_to_signed_urls(
         source.close()
     if cached and kind == "tar":
         assert server.ranges_sent("/a.tar?X-Amz-Signature=two") == []
+
+
+def stream(source: Any) -> None:
+    """Begin a pass, which reads tars without an index whole."""
+    with ImageLoader(source, device="cpu", batch_size=1) as loader:
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("way", ["scan", "stream"])
+def test_a_tar_that_was_replaced_before_it_was_indexed(
+    server: Server, data: Callable[[str], Any], images: list[bytes], way: str
+) -> None:
+    url = data("tar")
+    path = url.removeprefix(server.url)
+    server.etag = f'"{"1" * 32}"'
+    source = open_source(url)
+    before, server.etag = server.etag, f'"{"2" * 32}"'
+    content = server.files[path]
+    server.files[path] = content.replace(images[0], images[0][::-1])
+    with pytest.raises(SourceError, match="changed after it was opened"):
+        (len if way == "scan" else stream)(source)
+    server.files[path], server.etag = content, before
+    check(open_source(url), images)  # nothing of the other file was kept
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        ("403", "PermissionError: 403 Forbidden: the URL's signature may have expired"),
+        ("500", "ServerError: 500 Internal Server Error"),
+        ("changed", "changed after it was opened: open the source again"),
+        ("no tar", "not a tar (a compressed one must be unpacked first). Shards must be uncompressed tars"),
+    ],
+)
+def test_a_failure_names_the_tar_once_and_says_what_to_do(
+    server: Server, data: Callable[[str], Any], tmp_path: Path, failure: str, reason: str, cached: bool
+) -> None:
+    url = data("tar")
+    server.etag = f'"{"1" * 32}"'
+    if failure == "no tar":
+        server.files = dict.fromkeys(server.files, b"no tar" * 1000)
+    source = open_source(url, cache=Cache(tmp_path / "cache", "1GB") if cached else None)
+    if failure == "changed":
+        server.etag = f'"{"2" * 32}"'
+    elif failure != "no tar":
+        server.status = int(failure)
+    for read in (len, stream):
+        with pytest.raises(SourceError) as caught:
+            read(source)
+        assert str(caught.value).count(url) == 1
+        assert reason in str(caught.value)
+        assert ("uncompressed tars" in str(caught.value)) == (failure == "no tar")
