@@ -88,6 +88,7 @@ def read(url: str) -> bytes | None:
     with _refused("read", url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if is_remote(url):
             fs, path = filesystem(url, only_read=True)
+            fs.invalidate_cache(path.rpartition("/")[0])  # s3fs asks a listing of before for the size
             return _ask(url, lambda: fs.cat_file(path))  # type: ignore[no-any-return]
         return read_regular(url, LARGEST_FILE)
     return None

@@ -279,6 +279,7 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
     url = join(folder, name)
     if is_remote(url):
         fs, path = filesystem(url)
+        fs.invalidate_cache(path.rpartition("/")[0])  # s3fs asks a listing of before for the size
         data = fs.cat_file(path)
     else:
         data = read_regular(url, _MOST_BYTES)
