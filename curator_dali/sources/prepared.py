@@ -75,8 +75,7 @@ class IndexedShards(Shards):
     """Tars by number, of which the index of a data set knows all or some.
 
     A local tar of another size, or of another time and with other members, is indexed by itself, as are tars that the
-    index does not know. What remote tars are is believed, and compared when their first
-    bytes are read.
+    index does not know. What remote tars are is believed, and compared when their first bytes are read.
 
     Args:
         urls: The tars; local ones as absolute paths.
