@@ -152,6 +152,7 @@ def prepare(
     indexed = _run(wanted, _find_done(plan.folder), threads, processes, executor, tell)
     try:
         with _locked(plan.folder):
+            store.listing(plan.folder)  # what the client of a store remembers of the folder is older
             made, parts = plan.finish()
             for name in (*[group.record for group in groups], *parts):
                 store.remove(join(plan.folder, name))

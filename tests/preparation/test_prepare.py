@@ -342,7 +342,7 @@ def test_row_groups_of_a_store_are_read_once(server: Server, tmp_path: Path) -> 
 
 
 def _prepare(pattern: str, barrier: Any, results: Any) -> None:
-    barrier.wait()
+    barrier.wait(60)
     results.put(cd.prepare(pattern, threads=2).indexed)
 
 
