@@ -241,9 +241,7 @@ def find_folder(root: str, index: str, known: Mapping[str, DatasetIndex | None])
         SourceError: See `open_index`.
     """
     reference = find_reference([f"{root.rstrip('/')}/"], index)
-    if reference is None:
-        return None
-    found = open_known(reference, known, FOLDER_KIND)
+    found = None if reference is None else open_known(reference, known, FOLDER_KIND)
     return None if found is None else found.table
 
 
@@ -279,7 +277,7 @@ def read_index(folder: str, name: str = FILES) -> DatasetIndex:
     url = join(folder, name)
     if is_remote(url):
         fs, path = filesystem(url)
-        fs.invalidate_cache(path.rpartition("/")[0])  # s3fs asks a listing of before for the size
+        fs.invalidate_cache(path.rpartition("/")[0])  # s3fs asks a listing for the size
         data = fs.cat_file(path)
     else:
         data = read_regular(url, _MOST_BYTES)
