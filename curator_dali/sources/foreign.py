@@ -115,6 +115,9 @@ class _Database:
             self._file.write(read(start, min(_PIECE, size - start)))
         self._file.flush()
 
+    def __del__(self) -> None:
+        self._file.close()
+
     def read(self, path: str) -> NDArray[np.int64]:
         """Read where the bodies of a tar's members, or its samples, end: (M,) int64."""
         import sqlite3

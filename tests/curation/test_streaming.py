@@ -234,7 +234,7 @@ def test_on_ray_the_driver_indexes_nothing(
     out, executor = tmp_path / "out", RayExecutor(num_workers=1)
     with monkeypatch.context() as patch:
         if not kind:  # whoever writes what was decided reads the samples, and for that their indexes
-            patch.setattr(Shards, "_scan", None)  # in this process
+            patch.setattr(Shards, "scan", None)  # in this process
         report = cd.curate(source, out, stages=make_stages(kind), executor=executor, **OPTIONS)
     assert report.samples == COUNT
     expect(out, kind)
