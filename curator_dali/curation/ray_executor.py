@@ -341,7 +341,7 @@ class _Indexing:
         self._found += found.items()
 
     def find_new(self, actor: Any) -> dict[int, Any]:
-        """What was found since an actor was asked the last time."""
+        """Return the summaries of tars that an actor has not been given yet."""
         given, self._given[actor] = self._given.get(actor, 0), len(self._found)
         return dict(self._found[given:])
 

@@ -148,7 +148,7 @@ class Worker:
         return self._loader
 
     def _screen(self) -> PlanScreen | None:
-        """What leaves images out before they are decoded; None where no stage can."""
+        """Make the screen that leaves images out before decoding; None where no stage can."""
         settings = self.output.settings
         if not self.plan.screening:
             return None

@@ -104,7 +104,7 @@ def current_cache() -> Cache | None:
 
 
 class CacheInfo(NamedTuple):
-    """What is in the folder of a cache.
+    """Files and bytes in the folder of a cache.
 
     Attributes:
         files: Remote files of which something is kept.

@@ -174,7 +174,7 @@ class RemoteReader:
 
     @property
     def room(self) -> int:
-        """How many pieces may be on their way: this reader's share of the connections."""
+        """Number of pieces that may be on their way: this reader's share of the connections."""
         return max(CONNECTIONS // max(self._connections.readers, 1), 1)
 
     def read_ahead(self, pieces: Sequence[tuple[int, int]]) -> None:

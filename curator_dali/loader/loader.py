@@ -286,7 +286,7 @@ class ImageLoader:
 
     @property
     def _places(self) -> Streamed | None:
-        """What knows the places of samples, where the order's steps are such; see `Streamed.by_place`."""
+        """The tars that know the places of samples, where the order's steps are places; see `Streamed.by_place`."""
         is_placed = isinstance(self._order, StreamedOrder) and self._order.has_places
         return self.source.streamed if is_placed else None
 
@@ -310,7 +310,7 @@ class ImageLoader:
 
     @property
     def _key(self) -> tuple[int, int]:
-        """What random transforms depend on, besides the sample's index (its place, with a window over tars)."""
+        """Seed and epoch. Random transforms follow from these and the sample, or its place with a window over tars."""
         return (self.shuffle.seed if self.shuffle else 0, self._epoch)
 
     def _make_decoder(self) -> Decoder:

@@ -52,7 +52,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the index of a data set has.
+    """Summary of the index of a data set.
 
     Attributes:
         folder: The index's folder.
@@ -201,7 +201,7 @@ def _locked(folder: str) -> Iterator[None]:
 
 
 class _Plan(NamedTuple):
-    """What is to be done to make an index.
+    """Plan of the work that makes an index.
 
     Attributes:
         folder: The index's folder.

@@ -152,7 +152,7 @@ class EpochShards:
 
     @property
     def reached(self) -> int:
-        """How many positions the counted shards hold."""
+        """Number of positions that the counted shards hold."""
         return int(self._ends[self._known])
 
     def reach(self, position: int) -> bool:
@@ -180,7 +180,7 @@ class EpochShards:
         return join_places(self.numbers[at], positions - ends[at])
 
     def find_used(self, position: int) -> int:
-        """How many of the first shards end at a position, or before it."""
+        """Count the first shards that end at a position, or before it."""
         return int(np.searchsorted(self._ends[1 : self._known + 1], position, "right"))
 
 

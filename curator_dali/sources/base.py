@@ -89,7 +89,7 @@ class ReadAhead(Protocol):
 
     @property
     def total(self) -> int:
-        """How many shards it reads in all."""
+        """Number of shards that are read in all."""
 
     def wait(self, number: int) -> bool:
         """Wait until a shard is indexed. False: it is none of those that are read.

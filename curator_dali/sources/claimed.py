@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curator_dali.sources.base import CLAIMED, KINDS, EncodedBatch, Source
+from curator_dali.sources.base import CLAIMED, KINDS, Source
 from curator_dali.sources.open import reopen
-from curator_dali.sources.subset import DerivedSource
+from curator_dali.sources.subset import SameSamples
 
 _LARGEST = 2**31 - 1  # pixels of a side, as a header's type has it
 
 
-class ClaimedSizes(DerivedSource):
+class ClaimedSizes(SameSamples):
     """The same samples in the same order; an unknown header has the size that the metadata tell, and codec `CLAIMED`.
 
     Args:
@@ -25,8 +25,8 @@ class ClaimedSizes(DerivedSource):
     """
 
     def __init__(self, source: Source, width: str, height: str) -> None:
-        self.source, self.width_field, self.height_field = source, width, height
-        self.name, self.read_ahead = source.name, source.read_ahead
+        super().__init__(source)
+        self.width_field, self.height_field = width, height
         if source.origin is not None:
             self.origin = {"claimed": [width, height], "of": source.origin}
 
@@ -34,39 +34,6 @@ class ClaimedSizes(DerivedSource):
     def reopen(cls, origin: Mapping[str, Any], data: Any) -> ClaimedSizes:
         """Open one again from its origin; `data` is where the whole is now, None for where it was."""
         return cls(reopen(origin["of"], data), *origin["claimed"])
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def fingerprint(self) -> str:
-        """The whole's: the data set is the same."""
-        return self.source.fingerprint
-
-    @property
-    def fields(self) -> Mapping[str, str] | None:
-        """The whole's."""
-        return self.source.fields
-
-    @property
-    def locations(self) -> Sequence[str]:
-        """The whole's."""
-        return self.source.locations
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """The whole's."""
-        return self.source.shard_sizes
-
-    def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
-        """Read samples of the whole."""
-        return self.source.read(indices, members=members)
-
-    def read_without(
-        self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
-    ) -> EncodedBatch:
-        """Read samples of the whole, some of them without their images."""
-        return self.source.read_without(indices, skipped, members=members)
 
     def headers(self, indices: NDArray[np.int64]) -> NDArray[np.void]:
         """Known headers of samples, and the claimed sizes of others. Reads the metadata of the others."""

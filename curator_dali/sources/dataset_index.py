@@ -45,7 +45,7 @@ FOLDER = ".curator_dali_index"
 """The folder of an index beside its data; hidden, so that folders and globs pass over it."""
 
 PLACES_OF_INDEX = ("cache", "beside", "none")
-"""What `index=` may be besides a folder."""
+"""Values of `index=` besides a folder."""
 
 FOLDER_KIND = "folder"
 """The kind of an index of a folder of images, whose `files.arrow` has a row a file of the folder, and no parts."""
@@ -159,12 +159,12 @@ class DatasetIndex:
         return found
 
     def stats(self, rows: NDArray[np.int64]) -> list[Stat]:
-        """What files were when they were indexed."""
+        """Sizes and versions of files when they were indexed."""
         columns = [self.table.column(name).take(rows).to_pylist() for name in ("size", "version", "content", "etag")]
         return [Stat(*values) for values in zip(*columns, strict=True)]
 
     def summaries(self, rows: NDArray[np.int64]) -> list[Summary]:
-        """What each opening needs of files."""
+        """Summaries of files, which each opening needs."""
         names = ("samples", "duplicates", "digest", "warnings", "note")
         columns = [self.table.column(name).take(rows).to_pylist() for name in names]
         return [
@@ -530,14 +530,19 @@ def make_row_batch(
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def locate_rows(path: str) -> NDArray[np.int64]:
-    """(B, len(PLACES)): as `locate_columns`, for a part of Parquet files, which have an `entry` and nothing else."""
+def _map_part(path: str) -> tuple[Any, int, int]:
+    """Map a part: its reader, its bytes, and the address that it begins at."""
     import pyarrow as pa
 
     mapped = pa.memory_map(path)
     size = mapped.size()
-    base = mapped.read_buffer(size).address
-    reader = pa.ipc.open_file(mapped)
+    base: int = mapped.read_buffer(size).address
+    return pa.ipc.open_file(mapped), size, base
+
+
+def locate_rows(path: str) -> NDArray[np.int64]:
+    """(B, len(PLACES)): as `locate_columns`, for a part of Parquet files, which have an `entry` and nothing else."""
+    reader, size, base = _map_part(path)
     places = np.zeros((reader.num_record_batches, len(PLACES)), np.int64)
     for number in range(len(places)):
         buffer = reader.get_batch(number).column("entry").values.buffers()[1]
@@ -547,12 +552,7 @@ def locate_rows(path: str) -> NDArray[np.int64]:
 
 def locate_columns(path: str) -> NDArray[np.int64]:
     """(B, len(PLACES)): where the columns of each record batch of a part lie in it."""
-    import pyarrow as pa
-
-    mapped = pa.memory_map(path)
-    size = mapped.size()
-    base = mapped.read_buffer(size).address
-    reader = pa.ipc.open_file(mapped)
+    reader, size, base = _map_part(path)
     places = np.zeros((reader.num_record_batches, len(PLACES)), np.int64)
 
     def begin(buffer: Any) -> int:

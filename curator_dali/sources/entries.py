@@ -1,4 +1,4 @@
-"""What reading samples of tars takes, gathered from indexes: places of members, names, headers."""
+"""Entries of samples in tars, gathered from indexes: places of members, names, headers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MemberRows(NamedTuple):
 
 @dataclass
 class Entries:
-    """What the indexes say of N samples, a row each.
+    """Entries of N samples in the indexes of their tars, a row each.
 
     Attributes:
         shard: (N,) int64, the number of the tar.
@@ -62,7 +62,7 @@ class ShardTable(Protocol):
 
     @property
     def stats(self) -> Sequence[Stat]:
-        """What each tar is."""
+        """Size and version of each tar."""
 
     def __getitem__(self, number: int) -> Any:
         """A loaded tar."""

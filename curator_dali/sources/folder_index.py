@@ -28,7 +28,7 @@ from curator_dali.threads import run_ahead
 logger = logging.getLogger(__name__)
 
 FILE_DTYPE = np.dtype([("size", "<i8"), ("version", "<i8"), ("readable", "?")])
-"""What `stat_files` tells of a local file: bytes, -1 where it is not there; mtime in ns; whether it may be read."""
+"""Fields of a local file: bytes, -1 where there is no file; mtime in ns; whether it may be read."""
 
 _STAT_THREADS, _STAT_FILES = 8, 1024  # files whose sizes each thread asks for at once
 _ROWS = 16_384  # of a record batch, and paths that are texts at once
@@ -261,7 +261,7 @@ def _to_texts(paths: Iterable[str]) -> list[str]:
 
 
 def stat_files(root: str, paths: Iterable[bytes]) -> Iterator[tuple[int, int, bool]]:
-    """What local files are, as `FILE_DTYPE` has it.
+    """Ask for bytes, mtime and access of local files, in the fields of `FILE_DTYPE`.
 
     From threads, as a network's disk takes a while for each.
     """

@@ -318,7 +318,7 @@ def find_files(texts: Sequence[str], spec: Any, index: str = "none", *, quiet: b
 
 
 class ShardList(NamedTuple):
-    """What an index can be made of: shards, or a folder of images.
+    """Files that an index can be made of: shards, or a folder of images.
 
     Attributes:
         kind: "tar", "parquet" or "folder".

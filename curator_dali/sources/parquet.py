@@ -578,7 +578,7 @@ class _Changed(PermanentError):
 
 
 def describe_parquet(source: ParquetSource) -> tuple[Stat, bytes, int]:
-    """What the only file of a source is, its footer as a Parquet file without rows, and a digest of its structure.
+    """Describe the only file of a source: size and version, its footer without rows, and a digest of its structure.
 
     Raises:
         OSError, SourceError: It cannot be read now.

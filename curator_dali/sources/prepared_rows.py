@@ -22,7 +22,7 @@ _ENTRIES = PLACES.index("entries")
 
 
 class IndexedRows:
-    """What the index of a data set has of Parquet files.
+    """Rows of Parquet files in the index of a data set.
 
     A local file of another size or time is not looked up: opening it reads its footer, which is as cheap.
 
@@ -66,7 +66,7 @@ class IndexedRows:
         return headers, sizes
 
     def known_stats(self, urls: Sequence[str], stats: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """What files have to be when they are read: of an index that was made of local copies, bytes alone."""
+        """Sizes and versions that files must have when they are read; sizes alone, if the index is of local copies."""
         return [
             stat[:1] if ok and is_remote(url) and not any(stat[2:]) else stat
             for url, stat, ok in zip(urls, stats, self.prepared.tolist(), strict=True)

@@ -165,17 +165,15 @@ def _number_rows(rows: Iterable[int] | NDArray[Any], n: int) -> NDArray[np.int64
     return found.astype(np.int64)
 
 
-class Without(DerivedSource):
-    """The same samples in the same order, some of which fail for a known reason before anybody decodes them.
+class SameSamples(DerivedSource):
+    """The same samples in the same order as a whole; closing this closes the whole.
 
     Args:
-        source: The whole; closing this closes it.
-        reasons: Sample index -> why it is left out.
+        source: The whole.
     """
 
-    def __init__(self, source: Source, reasons: Mapping[int, str]) -> None:
-        self.source, self.reasons = source, dict(reasons)
-        self.name, self.read_ahead = source.name, source.read_ahead
+    def __init__(self, source: Source) -> None:
+        self.source, self.name, self.read_ahead = source, source.name, source.read_ahead
 
     def __len__(self) -> int:
         return len(self.source)
@@ -186,9 +184,42 @@ class Without(DerivedSource):
         return self.source.fingerprint
 
     @property
+    def fields(self) -> Mapping[str, str] | None:
+        """The whole's."""
+        return self.source.fields
+
+    @property
+    def locations(self) -> Sequence[str]:
+        """The whole's."""
+        return self.source.locations
+
+    @property
     def shard_sizes(self) -> NDArray[np.int64]:
         """The whole's."""
         return self.source.shard_sizes
+
+    def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
+        """Read samples of the whole; see `Source.read`."""
+        return self.source.read(indices, members=members)
+
+    def read_without(
+        self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
+    ) -> EncodedBatch:
+        """Read samples of the whole, some of them without their images; see `Source.read_without`."""
+        return self.source.read_without(indices, skipped, members=members)
+
+
+class Without(SameSamples):
+    """The same samples in the same order, some of which fail for a known reason before anybody decodes them.
+
+    Args:
+        source: The whole; closing this closes it.
+        reasons: Sample index -> why it is left out.
+    """
+
+    def __init__(self, source: Source, reasons: Mapping[int, str]) -> None:
+        super().__init__(source)
+        self.reasons = dict(reasons)
 
     def read_heads(self, indices: NDArray[np.int64], length: int) -> list[Head | None]:
         """Read the beginnings of images; none of a sample that is left out, which `read` tells the reason of."""
@@ -200,13 +231,13 @@ class Without(DerivedSource):
 
     def read(self, indices: NDArray[np.int64], *, members: bool = False) -> EncodedBatch:
         """Read samples; those that are left out come as errors, with no bytes."""
-        return self._leave_out(self.source.read(indices, members=members))
+        return self._leave_out(super().read(indices, members=members))
 
     def read_without(
         self, indices: NDArray[np.int64], skipped: NDArray[np.bool_], *, members: bool = False
     ) -> EncodedBatch:
         """Read samples, some of them without their images; see `Source.read_without`."""
-        return self._leave_out(self.source.read_without(indices, skipped, members=members))
+        return self._leave_out(super().read_without(indices, skipped, members=members))
 
     def _leave_out(self, batch: EncodedBatch) -> EncodedBatch:
         for row, index in enumerate(batch.indices.tolist()):

@@ -408,13 +408,13 @@ class TarSource(Source):
 
 
 def _count_open_files() -> int:
-    """How many tars stay open: opening one costs as much as reading a sample. An eighth of what the system allows."""
+    """Number of tars that stay open, an eighth of the system's limit. To open one costs as much as to read a sample."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST_OPEN if allowed < 0 else max(_LEAST_OPEN, min(allowed // 8, _MOST_OPEN))
 
 
 def index_of(source: TarSource, number: int, *, keep: bool = False) -> tuple[Stat, TarIndex]:
-    """What a tar of a source was when it was opened, and its index.
+    """Return size and version of a tar at the opening of its source, and the tar's index.
 
     Args:
         source: The source.

@@ -478,7 +478,7 @@ def _save(path: Path | None, stat: Stat, summary: Summary, *arrays: NDArray[Any]
 
 
 def _load(path: Path | None, stat: Stat) -> tuple[Summary, list[NDArray[Any]]] | None:
-    """What `_save` kept of a tar, mapped; None where there is nothing, or what is old, damaged or outdated.
+    """Map the file that `_save` kept of a tar; None where there is none, or an old, damaged or outdated one.
 
     Its sum is compared once a process: a random order over many tars maps each of them again and again.
     """

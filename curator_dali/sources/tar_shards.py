@@ -182,7 +182,7 @@ class Shards:
                 self._log_warnings([number])
 
     def summaries(self, numbers: Iterable[int]) -> dict[int, Summary]:
-        """What is known of some shards, by their numbers."""
+        """Summaries of those shards that are indexed, by their numbers."""
         return {number: summary for number in numbers if (summary := self._summaries[number]) is not None}
 
     def stream(self, numbers: Iterable[int]) -> ShardStream | None:

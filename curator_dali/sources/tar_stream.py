@@ -69,7 +69,7 @@ class ShardStream:
 
     @property
     def total(self) -> int:
-        """How many tars it reads in all."""
+        """Number of tars that are read in all."""
         return len(self._numbers)
 
     def wait(self, number: int) -> bool:

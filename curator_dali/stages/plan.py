@@ -64,13 +64,13 @@ class Plan:
 
     @property
     def screening(self) -> int:
-        """How many of the first stages decide by header, id, path and metadata, before anything is decoded."""
+        """Number of first stages that decide by header, id, path and metadata, before anything is decoded."""
         known = {*LOADED, *self.metadata, *self.derived}
         return self._count_selectors(known)
 
     @property
     def screening_headers(self) -> int:
-        """How many of these decide by the header alone, before the image is read."""
+        """Number of first stages that decide by the header alone, before the image is read."""
         return self._count_selectors(HEADER_FIELDS.keys() - {*self.metadata})
 
     def _count_selectors(self, known: Collection[str]) -> int:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,27 +125,16 @@ def test_memory(images: list[bytes], tmp_path: Path) -> None:
     check_promise(source, tmp_path / "out", ["0", "1", "2", "3"], images, fields)
 
 
-@pytest.fixture
-def web() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.over.set()
-        server.shutdown()
-        thread.join()
-
-
-def test_a_url_of_a_tar(images: list[bytes], tmp_path: Path, web: Server) -> None:
+def test_a_url_of_a_tar(images: list[bytes], tmp_path: Path, server: Server) -> None:
     members, fields = write_tar_members(images)
-    web.files["/a.tar"] = helpers.write_tar(tmp_path / "a.tar", members).read_bytes()
-    check_promise(f"{web.url}/a.tar", tmp_path / "out", [f"a/{number}" for number in range(4)], images, fields)
+    server.files["/a.tar"] = helpers.write_tar(tmp_path / "a.tar", members).read_bytes()
+    check_promise(f"{server.url}/a.tar", tmp_path / "out", [f"a/{number}" for number in range(4)], images, fields)
 
 
-def test_a_url_of_parquet(images: list[bytes], tmp_path: Path, web: Server) -> None:
+def test_a_url_of_parquet(images: list[bytes], tmp_path: Path, server: Server) -> None:
     fields = write_parquet(tmp_path / "a.parquet", images)
-    web.files["/a.parquet"] = (tmp_path / "a.parquet").read_bytes()
-    check_promise(f"{web.url}/a.parquet", tmp_path / "out", ["k0", "k1", "k2", "k3"], images, fields)
+    server.files["/a.parquet"] = (tmp_path / "a.parquet").read_bytes()
+    check_promise(f"{server.url}/a.parquet", tmp_path / "out", ["k0", "k1", "k2", "k3"], images, fields)
 
 
 def test_a_url_of_a_folder(images: list[bytes], tmp_path: Path) -> None:
